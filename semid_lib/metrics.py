@@ -1,0 +1,123 @@
+"""Recall@K, NDCG@K, MRR and their intervals; pure NumPy, usable without the rest of the library.
+
+Everything starts from one array: the rank at which each user's held-out item was recommended. With a single
+relevant item per user the metrics are short functions of that rank (Järvelin & Kekäläinen 2002 for NDCG).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence interval; all three in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def ranks(recommended: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The 1-based position of each target in its list, `inf` where it was not recommended.
+
+    recommended: (n, k) integers, best first, -1 where a list is shorter than k. targets: (n,) integers >= 0.
+    Returns (n,) float64: `inf` makes every metric below zero without a special case.
+    Raises ValueError if the shapes do not match, a target is negative or a list names an item twice (which
+    would count as two chances).
+
+    >>> ranks(np.array([[7, 3, 5], [1, 2, -1]]), np.array([3, 9]))
+    array([ 2., inf])
+    """
+    recommended, targets = np.asarray(recommended), np.asarray(targets)
+    if recommended.ndim != 2 or targets.shape != recommended.shape[:1]:
+        raise ValueError(
+            f"expected recommended (n, k) and targets (n,), got {recommended.shape} and {targets.shape}"
+        )
+    if targets.size and targets.min() < 0:
+        raise ValueError(f"target {targets.min()} is negative: a target is an item row, and -1 means 'no item'")
+    _refuse_repeated(recommended)
+    hits = recommended == targets[:, None]
+    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
+
+
+def _refuse_repeated(recommended: np.ndarray) -> None:
+    ordered = np.sort(recommended, axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if repeated.any():
+        row, column = np.argwhere(repeated)[0]
+        raise ValueError(f"list {row} recommends item {ordered[row, column]} more than once")
+
+
+def recall_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """1 where the held-out item is among the first k, else 0: (n,) float64.
+
+    With one relevant item per user this is also the hit rate.
+
+    >>> recall_at_k(np.array([1, 4, np.inf]), k=3)
+    array([1., 0., 0.])
+    """
+    return (rank <= _checked(k)).astype(np.float64)
+
+
+def ndcg_at_k(rank: np.ndarray, k: int) -> np.ndarray:
+    """1 / log2(1 + rank) within the first k, else 0: (n,) float64 in [0, 1].
+
+    The ideal list has the one relevant item first, so the normalizer is 1.
+
+    >>> ndcg_at_k(np.array([1, 3, 11]), k=10)
+    array([1. , 0.5, 0. ])
+    """
+    return np.where(rank <= _checked(k), 1.0 / np.log2(1.0 + rank), 0.0)
+
+
+def reciprocal_rank(rank: np.ndarray) -> np.ndarray:
+    """1 / rank, and 0 for an item that was not recommended: (n,) float64. Its mean is the MRR.
+
+    >>> reciprocal_rank(np.array([1, 4, np.inf]))
+    array([1.  , 0.25, 0.  ])
+    """
+    return 1.0 / rank
+
+
+def validity_rate(recommended: np.ndarray, n_items: int) -> float:
+    """Share of the filled places that name an item of the catalogue; `nan` if no place is filled.
+
+    recommended: (n, k) integers, -1 where nothing was generated.
+
+    >>> validity_rate(np.array([[0, 5], [2, -1]]), n_items=3)
+    0.6666666666666666
+    """
+    filled = recommended[recommended != -1]
+    return float(((filled >= 0) & (filled < n_items)).mean()) if filled.size else float("nan")
+
+
+def bootstrap_intervals(
+    values: np.ndarray, n_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> list[Interval]:
+    """Mean and percentile bootstrap interval of every column, resampling users (Efron & Tibshirani 1993, ch. 13).
+
+    values: (n_users, n_columns) float. All columns share the resamples, so differences between columns may be
+    compared. Raises ValueError when there is no user.
+
+    >>> [interval] = bootstrap_intervals(np.repeat([0.0, 1.0], 50)[:, None])
+    >>> interval.mean, interval.low < 0.45, interval.high > 0.55
+    (0.5, True, True)
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n_users = len(values)
+    if n_users == 0:
+        raise ValueError("no users to average over")
+    rng = np.random.default_rng(seed)
+    means = np.empty((n_resamples, values.shape[1]))
+    for resample in range(n_resamples):
+        counts = np.bincount(rng.integers(n_users, size=n_users), minlength=n_users)
+        means[resample] = counts @ values / n_users
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
+    return [Interval(*map(float, column)) for column in zip(values.mean(axis=0), low, high, strict=True)]
+
+
+def _checked(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return k

@@ -1,0 +1,167 @@
+"""The trained whole: model, semantic IDs and item table in one folder, and item ids in and out."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from semid_lib.baselines import Ranked
+from semid_lib.decode import constrained_beam_search
+from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.timeline import Timeline, TimelineConfig, pad
+from semid_lib.trie import PrefixTrie
+
+_FORMAT = 1
+_FILES = ("model.safetensors", "semantic_ids.npz", "items.parquet")
+_SCORES_AT_ONCE = 2**24  # beams x codes x users in one step: 64 MiB of float32
+
+
+class Recommendations(NamedTuple):
+    """The best items for each history, best first."""
+
+    item_ids: np.ndarray  # (n, k) int64 external item ids, -1 where fewer exist
+    scores: np.ndarray  # (n, k) float32 log-probabilities, -inf there
+
+
+class Recommender:
+    """A timeline model with its semantic IDs and its item table.
+
+    items: a table with `item_id`, one row per semantic ID, in the same order.
+    """
+
+    def __init__(self, model: Timeline, ids: SemanticIDs, items: pd.DataFrame):
+        if len(items) != len(ids) or not np.array_equal(model.ids.cpu().numpy(), ids.unique):
+            raise ValueError(
+                f"{len(items)} items, {len(ids)} semantic IDs and a model with {len(model.ids)} do not belong together"
+            )
+        self.model, self.ids, self.items = model.eval(), ids, items.reset_index(drop=True)
+        self.trie = PrefixTrie.build(ids.unique).to(model.start.device)
+        self._row_of = pd.Index(self.items["item_id"])
+        if not self._row_of.is_unique:
+            raise ValueError(f"item_id {self._row_of[self._row_of.duplicated()][0]} stands in the item table twice")
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[int]],
+        k: int = 10,
+        exclude_seen: bool = True,
+        beam_width: int | None = None,
+        progress: bool = False,
+    ) -> Recommendations:
+        """The k most probable next items after each history of item ids, oldest first.
+
+        exclude_seen: leave out items of the history. beam_width: hypotheses kept, at least k; by default max(50, k).
+        An empty history gets what shoppers start with; of a history longer than the model's window the most recent
+        items count, and all are excluded. Raises ValueError for an unknown item id (naming the history) and for k < 1.
+        """
+        rows = [self._rows(history, at) for at, history in enumerate(histories)]
+        ranked = self.rank(rows, k, exclude_seen, beam_width, progress)
+        item_ids = self.items["item_id"].to_numpy(np.int64)
+        return Recommendations(np.where(ranked.items >= 0, item_ids[ranked.items], -1), ranked.scores)
+
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        exclude_seen: bool = True,
+        beam_width: int | None = None,
+        progress: bool = False,
+    ) -> Ranked:
+        """`recommend` in item rows: histories and answers hold positions in the item table."""
+        beam_width = max(50, k) if beam_width is None else beam_width
+        items = np.full((len(histories), k), -1, dtype=np.int64)
+        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        by_length = np.argsort([len(history) for history in histories], kind="stable")
+        size = max(1, _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)))
+        with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
+            for start in range(0, len(histories), size):
+                users = by_length[start : start + size]
+                beams = self._search([histories[user] for user in users], k, exclude_seen, beam_width)
+                items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
+                bar.update(len(users))
+        return Ranked(items, scores)
+
+    def _search(self, histories, k, exclude_seen, beam_width):
+        device = self.model.start.device
+        contexts = pad(histories, self.model.config.max_length).to(device)
+        seen = pad(histories, max(map(len, histories))).to(device) if exclude_seen else None
+        return constrained_beam_search(self.model, contexts, self.trie, beam_width, k, seen)
+
+    def _rows(self, history: Sequence[int], at: int) -> np.ndarray:
+        ids = np.asarray(history, dtype=np.int64)
+        rows = self._row_of.get_indexer(ids)
+        if (rows < 0).any():
+            raise ValueError(f"history {at} holds item id {ids[rows < 0][0]}, which is not in the catalogue")
+        return rows.astype(np.int64)
+
+    # to and from a folder
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors`, `semantic_ids.npz` and `items.parquet`; no pickle anywhere."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        np.savez(
+            folder / "semantic_ids.npz",
+            codes=self.ids.codes,
+            disambiguation_code=self.ids.disambiguation_code,
+            codebook_size=np.int64(self.ids.codebook_size),
+        )
+        self.items.to_parquet(folder / "items.parquet", index=False)
+        config = {
+            "format": _FORMAT,
+            "model": {"type": "timeline", **asdict(self.model.config)},
+            "sha256": {name: _sha256(folder / name) for name in _FILES},
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Recommender":
+        """Read what `save_pretrained` wrote.
+
+        Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
+        another format.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        for name in _FILES:
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder / name} is missing")
+            if _sha256(folder / name) != config["sha256"].get(name):
+                raise ValueError(f"{folder / name} is not the file that config.json describes: its checksum differs")
+        with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
+            ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], int(saved["codebook_size"]))
+        weights = load_file(folder / "model.safetensors", device=str(device))
+        shape = {name: value for name, value in config["model"].items() if name != "type"}
+        model = Timeline(
+            TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])}), ids.unique, weights["vectors"].cpu().numpy()
+        )
+        model.load_state_dict(weights)
+        return cls(model.to(device), ids, pd.read_parquet(folder / "items.parquet"))
+
+
+def _read_config(folder: Path) -> dict:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected a folder that save_pretrained wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if config.get("format") != _FORMAT or config.get("model", {}).get("type") != "timeline":
+        raise ValueError(f"{path} has format {config.get('format')!r}, this version reads {_FORMAT} (timeline)")
+    return config
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

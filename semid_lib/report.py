@@ -1,0 +1,123 @@
+"""Result rows to the tables of the README and the book, so that no published number is typed by hand.
+
+A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
+stands between them is written from `book/results/beauty-laptop.json`.
+
+    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write all tables anew
+    python -m semid_lib.report check                    fail if a published table differs from its rows
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from semid_lib import store
+from semid_lib.evaluate import shown
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_RESULTS = _REPOSITORY / "book" / "results"
+_PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
+_PLACE = re.compile(r"(<!-- rows: (\w+)/([\w.-]+)/(\w+) -->\n).*?(<!-- end rows -->)", re.DOTALL)
+_NAMES = {
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "timeline": "timeline model",
+    "timeline_seen_allowed": "timeline model, seen items allowed",
+    "item_knn_seen_allowed": "item-kNN, seen items allowed",
+    "popularity_seen_allowed": "popularity, seen items allowed",
+}
+
+
+def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
+    """The rows of a topic with keys topic/data/method/metric as a Markdown table, methods down, metrics across.
+
+    >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
+    >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "a laptop"}
+    >>> print(markdown_table([row | origin], "next_item").splitlines()[2])
+    | popularity | .5000 ± .1000 |
+    """
+    rows = [row for row in rows if row["key"].startswith(f"{topic}/") and "ci95" in row]
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        _, _, method, metric = row["key"].split("/")
+        cells.setdefault(method, {})[metric] = shown(row["value"], *row["ci95"])
+    metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
+    lines = [
+        "| method | " + " | ".join(_heading(metric) for metric in metrics) + " |",
+        "| --- |" + " ---: |" * len(metrics),
+    ]
+    for method, line in cells.items():
+        lines.append(f"| {_NAMES.get(method, method)} | " + " | ".join(line.get(m, "") for m in metrics) + " |")
+    return "\n".join(lines) + "\n\n" + _origin(rows) + "\n"
+
+
+def _heading(metric: str) -> str:
+    name, _, k = metric.partition("@")
+    return {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + (f"@{k}" if k else "")
+
+
+def _origin(rows: list[dict[str, Any]]) -> str:
+    """Where the numbers come from, as one small line; rows of one table come from one run."""
+    origin = {(r["data"], r["scale"], r["commit"][:10], r["dirty"], r["hardware"]) for r in rows}
+    if len(origin) != 1:
+        raise ValueError(f"the rows of one table come from {len(origin)} runs: {sorted(origin)}")
+    [(data, scale, commit, dirty, hardware)] = origin
+    n = max(row.get("n", 0) for row in rows)
+    changed = " with uncommitted changes" if dirty else ""
+    return (
+        f"*{n:,} users of {data}, `SCALE={scale}`, ± half of the 95% bootstrap interval over users; "
+        f"commit `{commit}`{changed}, {hardware}.*"
+    )
+
+
+def render(page: str, rows_of) -> str:
+    """A page with every table written anew; rows_of(data, scale) gives the rows."""
+
+    def table(place: re.Match) -> str:
+        start, topic, data, scale, end = place.groups()
+        return f"{start}{markdown_table(rows_of(data, scale), topic)}{end}"
+
+    return _PLACE.sub(table, page)
+
+
+def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
+    """The rows in `book/results/<data>-<scale>.json`."""
+    return json.loads((_RESULTS / f"{data}-{scale}.json").read_text(encoding="utf-8"))
+
+
+def publish(data: str, scale: str) -> None:
+    """Copy a run's rows into `book/results` and write all tables anew. Raises ValueError if there are no rows."""
+    rows = store.Store(data, scale, fingerprint="").rows()
+    if not rows:
+        raise ValueError(f"no rows for {data} at {scale}: run the chapters first")
+    _RESULTS.mkdir(parents=True, exist_ok=True)
+    (_RESULTS / f"{data}-{scale}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    for page in _PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8"), published_rows), encoding="utf-8")
+
+
+def stale_pages() -> list[str]:
+    """Pages whose tables differ from the published rows; none if all is well."""
+    texts = {page: page.read_text(encoding="utf-8") for page in _PAGES}
+    return [page.name for page, text in texts.items() if render(text, published_rows) != text]
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["publish", data, scale]:
+            publish(data, scale)
+        case ["check"]:
+            stale = stale_pages()
+            if stale:
+                print(f"tables differ from book/results: {', '.join(stale)}", file=sys.stderr)
+                return 1
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

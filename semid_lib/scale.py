@@ -1,0 +1,56 @@
+"""The one dial: how large everything is at smoke, laptop and full, side by side.
+
+`smoke` is for tests (seconds a chapter), `laptop` for two CPU cores (minutes), `full` for a GPU box.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+NAMES = ("smoke", "laptop", "full")
+
+# field: (smoke, laptop, full)
+_SIZES: dict[str, tuple[Any, Any, Any]] = {
+    "kmeans_iterations": (5, 25, 50),
+    "map_items": (500, 3000, 10_000),
+    "dim": (32, 128, 256),
+    "n_layers": (1, 2, 4),
+    "dropout": (0.1, 0.2, 0.3),
+    "n_epochs": (1, 30, 60),
+    "min_steps": (30, 1200, 5000),
+    "batch_size": (128, 128, 256),
+    "validation_users": (200, 2000, 5000),
+    "test_users": (300, None, None),
+    "beam_width": (100, 1000, 1000),
+    "list_length": (100, 1000, 1000),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """All sizes at one setting of the dial."""
+
+    name: str
+    kmeans_iterations: int  # Lloyd's iterations per level
+    map_items: int  # items drawn on a two-dimensional map
+    dim: int  # width of the timeline model
+    n_layers: int  # its transformer layers
+    dropout: float
+    n_epochs: int  # at most; early stopping may end sooner
+    min_steps: int  # more epochs on a small data set, to come to this many steps
+    batch_size: int  # histories a step
+    validation_users: int  # a fixed random sample, looked at during training
+    test_users: int | None  # None: everybody
+    beam_width: int  # beam of the published table
+    list_length: int  # K of the longest list that is evaluated
+
+
+def get(name: str) -> Scale:
+    """The sizes at "smoke", "laptop" or "full". Raises ValueError for any other name.
+
+    >>> get("smoke").n_layers, get("full").n_layers
+    (1, 4)
+    """
+    if name not in NAMES:
+        raise ValueError(f"SCALE is {name!r}, expected one of {', '.join(NAMES)}")
+    at = NAMES.index(name)
+    return Scale(name, **{field: sizes[at] for field, sizes in _SIZES.items()})

@@ -1,0 +1,212 @@
+"""Named artefacts with their provenance, and result rows: the only way chapters pass things on.
+
+One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything that a run wrote. An artefact is a
+`.npz` of arrays beside a `.json` that says where it came from; loading one made from other data is an error.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def default_root() -> Path:
+    """`SEMID_ARTEFACTS` if set; else `artefacts` in the repository, or in the working folder without one."""
+    if "SEMID_ARTEFACTS" in os.environ:
+        return Path(os.environ["SEMID_ARTEFACTS"])
+    return (_REPOSITORY if (_REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "artefacts"
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """Arrays, read as `artefact["name"]`, and the facts that were saved with them."""
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+
+class Store:
+    """The artefacts and rows of one data set at one scale.
+
+    data: the data set's name. fingerprint: of its content (`data.Dataset.fingerprint`); artefacts of another content
+    are refused. root: by default `default_root()`.
+    """
+
+    def __init__(self, data: str, scale: str, fingerprint: str, root: str | Path | None = None):
+        self.data, self.scale, self.fingerprint = data, scale, fingerprint
+        self.folder = Path(root or default_root()) / data / scale
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
+        """Write arrays (no object dtype) and facts (JSON) under a name; whole or not at all.
+
+        Raises ValueError for an array that only pickle could hold.
+        """
+        for key, array in arrays.items():
+            if np.asarray(array).dtype.hasobject:
+                raise ValueError(f"array {key!r} of artefact {name!r} holds Python objects, expected numbers or text")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"{name}.npz"
+        with open(target.with_suffix(".partial"), "wb") as stream:
+            np.savez(stream, **arrays)
+        _write_json(target.with_suffix(".json"), {**facts, "provenance": self.provenance()})
+        target.with_suffix(".partial").replace(target)
+        return target
+
+    def has(self, name: str) -> bool:
+        """Whether a chapter has written this artefact."""
+        return (self.folder / f"{name}.npz").is_file()
+
+    def load(self, name: str) -> Artefact:
+        """Read an artefact. Raises FileNotFoundError if no chapter has written it, ValueError if from other data."""
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there: run the chapter that writes '{name}' with the same DATA and SCALE first"
+            )
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        found = facts["provenance"]["fingerprint"]
+        if found != self.fingerprint:
+            raise ValueError(
+                f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
+                "run the chapters before this one again"
+            )
+        with np.load(path, allow_pickle=False) as saved:
+            return Artefact(dict(saved), facts)
+
+    def path(self, name: str) -> Path:
+        """A folder for what writes itself, such as a Recommender."""
+        return self.folder / name
+
+    def cache(self, name: str) -> Path:
+        """A folder shared by all data sets and scales, for what is keyed by its own content."""
+        return self.folder.parent.parent / "cache" / name
+
+    def origin(self) -> str:
+        """One line for the top of a page: data, scale, commit and machine of this run."""
+        facts = self.provenance()
+        changed = " with uncommitted changes" if facts["dirty"] else ""
+        return (
+            f"{self.data} at {self.scale}; commit {facts['commit'][:10] or 'unknown'}{changed}; "
+            f"{facts['hardware']}; {facts['written'][:10]}"
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Where something written now comes from."""
+        return {
+            "data": self.data,
+            "fingerprint": self.fingerprint,
+            "scale": self.scale,
+            **commit(),
+            "hardware": hardware(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def record(self, chapter: str, rows: list[dict[str, Any]]) -> Path:
+        """Keep the result rows of a chapter, replacing those of its last run.
+
+        Each row needs `key` (such as "next_item/item_knn/recall@10") and `value`; `ci95`, `n`, `seed` and `seconds`
+        are the usual others. Provenance is added here, and the data set's name goes into the key.
+        """
+        for row in rows:
+            if not {"key", "value"} <= row.keys():
+                raise ValueError(f"row {row} has no key or no value")
+        origin = self.provenance()
+        complete = [{**row, "key": _with_data(row["key"], self.data), **origin} for row in rows]
+        path = self.folder / "rows" / f"{chapter}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_json(path, complete)
+        return path
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All result rows, in the order of the chapters."""
+        files = sorted((self.folder / "rows").glob("*.json"))
+        return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:
+    """Rows from a table of `evaluate.figures` (columns mean, low, high): one per metric, with its interval.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"mean": [0.5], "low": [0.4], "high": [0.6]}, index=["mrr"])
+    >>> metric_rows("next_item/popularity", table, n=100)
+    [{'key': 'next_item/popularity/mrr', 'value': 0.5, 'ci95': [0.4, 0.6], 'n': 100}]
+    """
+    return [
+        {"key": f"{key}/{metric}", "value": round(mean, 6), "ci95": [round(low, 6), round(high, 6)], **facts}
+        for metric, (mean, low, high) in zip(measured.index, measured.to_numpy().tolist(), strict=True)
+    ]
+
+
+def _with_data(key: str, data: str) -> str:
+    topic, _, rest = key.partition("/")
+    return f"{topic}/{data}/{rest}"
+
+
+def _write_json(path: Path, content) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@cache
+def hardware() -> str:
+    """The machine in words: processors, memory, accelerator; no host name.
+
+    >>> "GiB" in hardware()
+    True
+    """
+    import torch  # noqa: PLC0415  (rows of pure NumPy work need not wait for it)
+
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{os.cpu_count()} x {_processor()}, {gib:.0f} GiB, {', '.join(gpus) or 'no GPU'}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> dict[str, Any]:
+    """The commit that this code runs at and whether tracked files differ from it; empty outside a git checkout."""
+
+    def git(*words):
+        return subprocess.run(["git", "-C", _REPOSITORY, *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no").strip())
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": dirty}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "", "dirty": True}
+
+
+class Clock:
+    """Seconds since it was made, for rows and status lines.
+
+    >>> Clock().seconds >= 0
+    True
+    """
+
+    def __init__(self):
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started

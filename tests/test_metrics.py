@@ -1,0 +1,103 @@
+"""Ranking metrics and their intervals, by hand and against what must always hold."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib import metrics
+
+RANK = np.array([1.0, 2.0, 7.0, 10.0, np.inf])
+some_ranks = st.lists(st.one_of(st.integers(1, 30).map(float), st.just(np.inf)), min_size=1, max_size=20).map(
+    np.array
+)
+
+
+def test_ranks_are_positions_from_one_and_inf_for_a_miss():
+    lists = np.array([[4, 2, 9], [4, 2, 9], [4, 2, 9], [-1, -1, -1]])
+    np.testing.assert_array_equal(metrics.ranks(lists, np.array([4, 9, 5, 0])), [1, 3, np.inf, np.inf])
+
+
+@given(st.lists(st.integers(0, 50), unique=True, min_size=1, max_size=12), st.data())
+def test_ranks_find_every_item_where_the_list_holds_it(items, data):
+    place = data.draw(st.integers(0, len(items) - 1))
+    assert metrics.ranks(np.array([items]), np.array([items[place]])) == [place + 1]
+
+
+def test_ranks_refuse_an_item_twice_and_name_list_and_item():
+    with pytest.raises(ValueError, match=r"list 1 .*item 8 "):
+        metrics.ranks(np.array([[1, 2, 3], [8, 5, 8]]), np.array([1, 5]))
+
+
+def test_empty_places_may_repeat():
+    assert metrics.ranks(np.array([[3, -1, -1, -1]]), np.array([3])) == [1]
+
+
+@pytest.mark.parametrize(
+    ("lists", "targets"), [([1, 2], [1]), ([[1, 2]], [1, 2]), ([[1, 2]], [-1]), ([[1, 2]], [[1]])]
+)
+def test_ranks_refuse_shapes_and_targets_that_mean_nothing(lists, targets):
+    with pytest.raises(ValueError, match=r"expected|negative"):
+        metrics.ranks(np.array(lists), np.array(targets))
+
+
+def test_metrics_by_hand():
+    np.testing.assert_array_equal(metrics.recall_at_k(RANK, 7), [1, 1, 1, 0, 0])
+    np.testing.assert_allclose(metrics.ndcg_at_k(RANK, 7), [1, 1 / np.log2(3), 1 / 3, 0, 0])
+    np.testing.assert_allclose(metrics.reciprocal_rank(RANK), [1, 0.5, 1 / 7, 0.1, 0])
+
+
+@given(some_ranks, st.integers(1, 29))
+def test_longer_lists_never_lose_and_ndcg_never_exceeds_recall(rank, k):
+    assert (metrics.recall_at_k(rank, k) <= metrics.recall_at_k(rank, k + 1)).all()
+    assert (metrics.ndcg_at_k(rank, k) <= metrics.ndcg_at_k(rank, k + 1)).all()
+    assert (metrics.ndcg_at_k(rank, k) <= metrics.recall_at_k(rank, k)).all()
+    assert ((metrics.ndcg_at_k(rank, k) > 0) == (metrics.recall_at_k(rank, k) > 0)).all()
+
+
+@pytest.mark.parametrize("k", [0, -3])
+@pytest.mark.parametrize("metric", [metrics.recall_at_k, metrics.ndcg_at_k])
+def test_k_below_one_is_refused(metric, k):
+    with pytest.raises(ValueError, match=str(k)):
+        metric(RANK, k)
+
+
+def test_validity_rate_counts_filled_places_only():
+    assert metrics.validity_rate(np.array([[0, 4], [5, -1]]), n_items=5) == pytest.approx(2 / 3)
+    assert metrics.validity_rate(np.array([[0, -7]]), n_items=5) == 0.5
+    assert np.isnan(metrics.validity_rate(np.array([[-1, -1]]), n_items=5))
+
+
+def test_bootstrap_covers_a_known_mean_as_often_as_it_says():
+    # every column is a sample of its own with mean 3
+    samples = np.random.default_rng(0).exponential(3.0, size=(80, 400))
+    for confidence, low, high in [(0.95, 0.90, 0.98), (0.5, 0.42, 0.58)]:
+        intervals = metrics.bootstrap_intervals(samples, n_resamples=400, confidence=confidence)
+        covered = np.mean([interval.low <= 3.0 <= interval.high for interval in intervals])
+        assert low < covered < high
+
+
+def test_bootstrap_width_is_that_of_the_normal_approximation():
+    values = np.random.default_rng(1).normal(size=(2000, 1))
+    [interval] = metrics.bootstrap_intervals(values, n_resamples=1000)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(2000), rel=0.1)
+
+
+def test_bootstrap_depends_on_its_seed_alone():
+    values = np.random.default_rng(2).random((50, 3))
+    first, again, other = (metrics.bootstrap_intervals(values, 100, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_bootstrap_columns_share_their_resamples():
+    column = np.random.default_rng(3).random(40)
+    low, high = metrics.bootstrap_intervals(np.column_stack([column, column + 1]), 100)
+    assert np.subtract(high, low) == pytest.approx([1, 1, 1])
+
+
+def test_bootstrap_of_nobody_and_of_one():
+    with pytest.raises(ValueError, match="no users"):
+        metrics.bootstrap_intervals(np.empty((0, 2)))
+    assert metrics.bootstrap_intervals(np.array([[0.25]])) == [(0.25, 0.25, 0.25)]

@@ -1,0 +1,174 @@
+"""What the files of the project say about each other, and which module may import which."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem != "__init__")
+
+# A module may import those before it: the order of DESIGN.md, section 2, with what stands beside the pipeline
+# where it is used (a model needs `training`, a recommender answers like a baseline).
+ORDER = [
+    *("scale", "store", "synthetic", "folder", "data", "importers", "embed"),
+    *("quantize", "rqvae", "codebooks", "semantic_ids", "trie", "queries"),
+    *("training", "sft", "tiger", "timeline", "decode", "baselines"),
+    *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
+]
+ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    assert len({canonicalize_name(each.name) for each in wanted}) == len(wanted), "a package is pinned twice"
+    return {canonicalize_name(each.name): each for each in wanted}
+
+
+def direct_dependencies() -> set[str]:
+    wanted = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
+    return {canonicalize_name(each.name) for each in wanted} - {PROJECT["name"]}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Names of the modules of ours that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "semid_lib." * bool(node.level) + (node.module or "")
+            found |= {f"{base}.{alias.name}".replace("..", ".") for alias in node.names} | {base}
+    return {name.split(".")[1] for name in found if name.startswith("semid_lib.") and name.split(".")[1]}
+
+
+# --- installation ---
+
+
+def test_every_direct_dependency_is_pinned():
+    assert direct_dependencies() <= pins().keys()
+
+
+def test_pins_are_exact_public_versions():
+    for name, requirement in pins().items():
+        assert requirement.url is None, name
+        assert re.fullmatch(r"==[0-9][\w.]*", str(requirement.specifier)), requirement
+        assert not requirement.extras, requirement
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert not re.search(r"://|^\s*-|@", text, re.MULTILINE), "a URL, an option or a host"
+
+
+def test_pins_fit_what_pyproject_asks():
+    pinned = pins()
+    for line in [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]:
+        asked = Requirement(line)
+        if asked.name != PROJECT["name"]:
+            [pin] = pinned[canonicalize_name(asked.name)].specifier
+            assert asked.specifier.contains(pin.version), f"{asked} against {pin}"
+
+
+def test_the_extra_all_names_all_the_others():
+    [line] = EXTRAS["all"]
+    requirement = Requirement(line)
+    assert (requirement.name, requirement.extras) == (PROJECT["name"], EXTRAS.keys() - {"all"})
+
+
+def test_conda_installs_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    from_conda = [line for line in environment["dependencies"] if isinstance(line, str)]
+    [from_pip] = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    assert sorted(re.split("[=<>]", line)[0] for line in from_conda) == ["pip", "python"]
+    [python] = [line.partition("=")[2].strip("=") for line in from_conda if line.startswith("python")]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    words = [word for line in from_pip for word in re.split(r"[\s=]+", line)]
+    short = {"-c": "--constraint", "-e": "--editable"}
+    assert sorted(short.get(word, word) for word in words) == [
+        "--constraint", "--editable", ".[all]", "constraints.txt",
+    ]  # fmt: skip
+
+
+# --- chapters ---
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_has_parameters_and_no_header(chapter):
+    cells = re.split(r"^# %%", chapter.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert cells[0].strip() == "", "something stands before the first cell, such as a YAML header"
+    [parameters] = [cell for cell in cells if re.match(r'.*tags=\[[^\]\n]*"parameters"', cell)]
+    values = {}
+    for node in ast.parse(parameters.partition("\n")[2]).body:
+        assert isinstance(node, ast.Assign), "the parameters are plain assignments"
+        values[node.targets[0].id] = ast.literal_eval(node.value)
+    assert all(name.isupper() for name in values)
+    assert (values["DATA"], values["SCALE"]) == ("demo", "laptop")  # what is published
+
+
+def test_every_chapter_stands_in_the_book_in_order():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    chapters = [Path(file).name for file in listed if file.startswith("chapters/")]
+    assert chapters == [chapter.stem for chapter in CHAPTERS]
+    for page in [toc["root"], *(file for file in listed if not file.startswith("chapters/"))]:
+        assert (ROOT / "book" / f"{page}.md").is_file(), page
+
+
+def test_make_help_lists_the_commands():
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    make = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True, env=clean)
+    listed = set(re.findall(r"^  ([a-z]+) +\S", make.stdout, flags=re.MULTILINE))
+    assert listed >= {"setup", "lint", "test", "run", "book", "lab", "bench", "clean"}
+
+
+# --- modules ---
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_a_module_imports_only_from_stages_to_its_left(path):
+    assert path.stem in ORDER, f"say in ORDER where {path.stem} stands"
+    wrong = imported(ast.parse(path.read_text(encoding="utf-8"))) - set(ORDER[: ORDER.index(path.stem)])
+    assert not wrong, f"{path.stem} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("name", ON_THEIR_OWN)
+def test_what_others_may_lift_out_needs_nothing_of_ours(name):
+    assert imported(ast.parse((ROOT / "semid_lib" / f"{name}.py").read_text(encoding="utf-8"))) == set()
+
+
+def test_the_reader_of_imports_reads_them_all():
+    source = "import semid_lib.a\nfrom semid_lib import b\nfrom . import c\nfrom .d import x\ndef f():\n"
+    source += "    from semid_lib.e import y\n    import numpy, semid_lib.f as g\nfrom numpy import z"
+    assert imported(ast.parse(source)) >= set("abcdef")
+    assert "z" not in imported(ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("semid_lib", "numpy pandas torch sklearn"),
+        ("semid_lib.metrics", "pandas torch sklearn scipy"),
+        ("semid_lib.codebooks", "pandas torch sklearn scipy"),
+        ("semid_lib.scale", "numpy pandas torch"),
+        ("semid_lib.store", "pandas torch sklearn"),
+        ("semid_lib.data", "torch sklearn"),
+        ("semid_lib.baselines", "torch sklearn"),
+        ("semid_lib.embed", "torch sentence_transformers transformers"),
+        ("semid_lib.trie", "pandas sklearn transformers"),
+    ],
+)
+def test_importing_a_module_loads_only_what_it_needs(module, unwanted):
+    code = f"import sys, {module}; print(*[name for name in '{unwanted}'.split() if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []

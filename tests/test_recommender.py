@@ -1,0 +1,217 @@
+"""The trained whole: ids in and out, the same answers from a folder, and clear words about a damaged one."""
+
+import json
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from semid_lib.recommender import Recommender
+from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.timeline import Timeline
+
+FILES = ["config.json", "items.parquet", "model.safetensors", "semantic_ids.npz"]
+
+
+@pytest.fixture
+def recommender(shop, new_timeline) -> Recommender:
+    return Recommender(new_timeline(), shop.ids, shop.items)
+
+
+@pytest.fixture
+def folder(recommender, tmp_path):
+    recommender.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def histories(shop):
+    """Histories of item ids."""
+    item_id = shop.items["item_id"].to_numpy()
+    return [item_id[history].tolist() for history in shop.histories[:8]]
+
+
+def test_item_ids_are_those_of_the_rows(shop, recommender, histories):
+    found = recommender.recommend(histories, k=10)
+    ranked = recommender.rank(shop.histories[:8], k=10)
+    assert (ranked.items != found.item_ids).all()  # the ids of this shop are no row numbers
+    np.testing.assert_array_equal(found.item_ids, shop.items["item_id"].to_numpy()[ranked.items])
+    np.testing.assert_array_equal(found.scores, ranked.scores)
+    assert (found.item_ids.shape, found.item_ids.dtype, found.scores.dtype) == ((8, 10), np.int64, np.float32)
+
+
+def test_scores_fall_and_items_do_not_repeat(recommender, histories):
+    found = recommender.recommend(histories, k=20)
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    assert all(len(set(row)) == 20 for row in found.item_ids.tolist())
+
+
+def test_each_history_gets_its_own_answer_in_its_own_place(recommender, histories, monkeypatch):
+    together = recommender.recommend(histories, k=5)
+    alone = [recommender.recommend([history], k=5) for history in histories]
+    np.testing.assert_array_equal(together.item_ids, np.vstack([answer.item_ids for answer in alone]))
+    np.testing.assert_allclose(together.scores, np.vstack([answer.scores for answer in alone]), atol=1e-5)
+    monkeypatch.setattr("semid_lib.recommender._SCORES_AT_ONCE", 1)  # one user at a time
+    np.testing.assert_array_equal(recommender.recommend(histories, k=5).item_ids, together.item_ids)
+
+
+def test_items_of_the_history_are_left_out_or_not(recommender, histories):
+    without = recommender.recommend(histories, k=28)
+    everything = recommender.recommend(histories, k=40, exclude_seen=False)
+    for history, kept, complete in zip(histories, without.item_ids, everything.item_ids, strict=True):
+        assert not set(history) & set(kept.tolist())
+        assert sorted(complete) == sorted(recommender.items["item_id"])
+        assert kept.tolist() == [item for item in complete if item not in history][:28]
+
+
+def test_an_item_bought_twice_takes_no_neighbour_with_it(shop, recommender):
+    item_id = shop.items["item_id"].to_numpy()
+    for item in item_id.tolist():
+        found = recommender.recommend([[item, item, item]], k=39)
+        assert set(found.item_ids[0].tolist()) == set(item_id.tolist()) - {item}
+
+
+def test_items_before_the_window_are_left_out_too(shop, recommender):
+    item_id = shop.items["item_id"].to_numpy()
+    history = item_id[np.arange(30)].tolist()  # the model sees the last 12
+    found = recommender.recommend([history], k=10)
+    assert set(found.item_ids[0]) == set(item_id[30:])
+    recent = recommender.recommend([history[-12:]], k=40, exclude_seen=False).item_ids[0]
+    assert found.item_ids[0].tolist() == [item for item in recent if item not in history]
+
+
+def test_an_empty_history_gets_an_answer(recommender, histories):
+    empty = recommender.recommend([[]], k=5)
+    assert (empty.item_ids >= 0).all()
+    beside = recommender.recommend([histories[0], [], histories[1]], k=5)
+    assert beside.item_ids[1].tolist() == empty.item_ids[0].tolist()
+
+
+def test_nobody_asks(recommender):
+    found = recommender.recommend([], k=5)
+    assert found.item_ids.shape == found.scores.shape == (0, 5)
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_more_places_than_items_are_padded(recommender, histories, exclude_seen):
+    found = recommender.recommend(histories, k=45, exclude_seen=exclude_seen)
+    for history, items, scores in zip(histories, found.item_ids, found.scores, strict=True):
+        left = 40 - exclude_seen * len(set(history))
+        assert len(set(items[:left])) == left
+        assert -1 not in items[:left]
+        assert (items[left:] == -1).all()
+        assert (scores[left:] == -np.inf).all()
+
+
+def test_a_single_item_left_fills_a_single_place(shop, recommender):
+    item_id = shop.items["item_id"].to_numpy()
+    found = recommender.recommend([item_id[:39].tolist()], k=3)
+    assert found.item_ids.tolist() == [[item_id[39], -1, -1]]
+
+
+def test_who_bought_everything_gets_nothing(shop, recommender):
+    found = recommender.recommend([shop.items["item_id"].tolist()], k=3)
+    assert found.item_ids.tolist() == [[-1, -1, -1]]
+
+
+def test_an_unknown_item_names_its_history_and_itself(recommender, histories):
+    with pytest.raises(ValueError, match=r"history 2 .*item id 999,"):
+        recommender.recommend([histories[0], [], [histories[1][0], 999]])
+
+
+@pytest.mark.parametrize("k", [0, -2])
+def test_k_below_one_is_refused(recommender, histories, k):
+    with pytest.raises(ValueError, match=f"k.*{k}"):
+        recommender.recommend(histories, k=k)
+
+
+def test_a_beam_narrower_than_k_is_refused(recommender, histories):
+    with pytest.raises(ValueError, match="beam_width=4"):
+        recommender.recommend(histories, k=5, beam_width=4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_that_training_moved_to_the_gpu_still_recommends(recommender, histories):
+    before = recommender.recommend(histories, k=5)
+    recommender.model.to("cuda")  # as `training.fit` does, after the recommender was made
+    after = recommender.recommend(histories, k=5)
+    np.testing.assert_array_equal(after.item_ids, before.item_ids)
+
+
+def test_parts_that_do_not_belong_together_are_refused(shop, new_timeline):
+    model = new_timeline()
+    others = SemanticIDs.from_codes(shop.ids.codes[::-1].copy(), 4)
+    for ids, items in [(shop.ids, shop.items[:-1]), (others, shop.items)]:
+        with pytest.raises(ValueError, match="do not belong together"):
+            Recommender(model, ids, items)
+    twice = shop.items.assign(item_id=[1003, *shop.items["item_id"][1:-1], 1003])
+    with pytest.raises(ValueError, match="1003 stands in the item table twice"):
+        Recommender(model, shop.ids, twice)
+
+
+def test_what_is_loaded_recommends_what_was_saved(recommender, folder, histories):
+    loaded = Recommender.from_pretrained(folder)
+    before, after = (who.recommend([*histories, []], k=10) for who in (recommender, loaded))
+    np.testing.assert_array_equal(before.item_ids, after.item_ids)
+    np.testing.assert_array_equal(before.scores, after.scores)
+    pd.testing.assert_frame_equal(loaded.items, recommender.items)
+    assert loaded.model.config == recommender.model.config
+
+
+def test_the_folder_holds_four_files_and_no_pickle(folder):
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    with zipfile.ZipFile(folder / "semantic_ids.npz") as archive:
+        assert sorted(archive.namelist()) == ["codebook_size.npy", "codes.npy", "disambiguation_code.npy"]
+    np.load(folder / "semantic_ids.npz", allow_pickle=False)["codes"]
+
+
+def test_saving_again_replaces_what_was_there(shop, new_timeline, folder, histories):
+    other = Recommender(new_timeline(seed=1), shop.ids, shop.items)
+    other.save_pretrained(folder)
+    loaded = Recommender.from_pretrained(folder)
+    np.testing.assert_array_equal(loaded.recommend(histories).item_ids, other.recommend(histories).item_ids)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        Recommender.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_named(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=name):
+        Recommender.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_file_of_another_recommender_is_named(shop, new_timeline, folder, tmp_path, name):
+    order = np.arange(40)[::-1]
+    ids = SemanticIDs(shop.ids.codes[order], shop.ids.disambiguation_code[order], 4)
+    model = Timeline(new_timeline().config, ids.unique, shop.vectors[order])
+    Recommender(model, ids, shop.items[::-1]).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / name).replace(folder / name)
+    with pytest.raises(ValueError, match=f"{name} .*checksum"):
+        Recommender.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"model": {"type": "tiger"}}, {"sha256": None}, {"model": None}]
+)
+def test_a_config_that_says_something_else_is_named(folder, change):
+    config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **change}
+    kept = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        Recommender.from_pretrained(folder)
+
+
+def test_a_config_that_is_no_object_is_named(folder):
+    (folder / "config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json"):
+        Recommender.from_pretrained(folder)

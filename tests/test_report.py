@@ -1,0 +1,144 @@
+"""Rows to tables between two marks, the same however often it is done."""
+
+import json
+
+import pytest
+
+from semid_lib import report, store
+
+RUN = {
+    "data": "shop",
+    "scale": "smoke",
+    "commit": "a" * 40,
+    "dirty": False,
+    "hardware": "a laptop",
+    "fingerprint": "f",
+}
+
+
+def row(method, metric, value, **origin):
+    key = f"next_item/shop/{method}/{metric}"
+    return {"key": key, "value": value, "ci95": [value - 0.1, value + 0.1], "n": 1234, **RUN, **origin}
+
+
+ROWS = [row("item_knn", "recall@10", 0.5), row("item_knn", "mrr", 0.25), row("mine", "recall@10", 0.75)]
+PAGE = """# Results
+<!-- rows: next_item/shop/smoke -->
+old
+<!-- end rows -->
+between
+<!-- rows: next_item/shop/smoke -->
+<!-- end rows -->
+after
+"""
+
+
+def test_a_table_by_hand():
+    lines = report.markdown_table(ROWS, "next_item").splitlines()
+    assert lines[:4] == [
+        "| method | Recall@10 | MRR |",
+        "| --- | ---: | ---: |",
+        "| item-kNN | .5000 ± .1000 | .2500 ± .1000 |",
+        "| mine | .7500 ± .1000 |  |",
+    ]
+    assert lines[4] == ""
+    for fact in ("1,234 users of shop", "`SCALE=smoke`", f"`{'a' * 10}`", "a laptop"):
+        assert fact in lines[5]
+    assert "uncommitted" not in lines[5]
+
+
+def test_uncommitted_changes_are_told():
+    assert "uncommitted" in report.markdown_table([row("mine", "mrr", 0.5, dirty=True)], "next_item")
+
+
+def test_other_topics_and_rows_without_interval_stay_out():
+    others = [
+        {**row("mine", "mrr", 0.5), "key": "beam/shop/mine/mrr"},
+        {"key": "next_item/shop/mine/seconds", "value": 3.0, **RUN},
+    ]
+    assert report.markdown_table(ROWS + others, "next_item") == report.markdown_table(ROWS, "next_item")
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [{"commit": "b" * 40}, {"scale": "full"}, {"hardware": "a GPU"}, {"data": "b"}, {"dirty": True}],
+)
+def test_rows_of_two_runs_are_refused(difference):
+    with pytest.raises(ValueError, match="2 runs"):
+        report.markdown_table([*ROWS, row("other", "mrr", 0.5, **difference)], "next_item")
+
+
+def test_rows_of_other_content_under_the_same_name_are_refused():
+    with pytest.raises(ValueError, match="2 runs"):
+        report.markdown_table([*ROWS, row("other", "mrr", 0.5, fingerprint="g")], "next_item")
+
+
+def test_a_topic_without_rows_is_refused_by_name():
+    with pytest.raises(ValueError, match="ids"):
+        report.markdown_table(ROWS, "ids")
+
+
+def test_rendering_replaces_what_stands_between_the_marks_and_nothing_else():
+    asked = []
+
+    def rows_of(data, scale):
+        asked.append((data, scale))
+        return ROWS
+
+    page = report.render(PAGE, rows_of)
+    table = report.markdown_table(ROWS, "next_item")
+    assert page.count(table) == 2
+    assert page.replace(table, "") == PAGE.replace("old\n", "")
+    assert asked == [("shop", "smoke")] * 2
+    assert report.render(page, rows_of) == page
+
+
+def test_a_page_without_marks_stays_as_it_is():
+    assert report.render("# A page\n", lambda *_: 1 / 0) == "# A page\n"
+
+
+def test_a_place_without_its_end_swallows_no_text():
+    page = "<!-- rows: next_item/shop/smoke -->\n## Prose\n" + PAGE
+    try:
+        rendered = report.render(page, lambda *_: ROWS)
+    except ValueError:
+        return  # better still
+    assert "## Prose" in rendered
+    assert "# Results" in rendered
+
+
+def test_publish_then_check(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    page.write_text(PAGE, encoding="utf-8")
+    monkeypatch.setattr(report, "_PAGES", (page,))
+    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    with pytest.raises(ValueError, match="no rows for shop at smoke"):
+        report.publish("shop", "smoke")
+    measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
+    store.Store("shop", "smoke", "f").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
+    assert report.main(["publish", "shop", "smoke"]) == 0
+    assert "| item-kNN | .5000 ± .1000 |" in page.read_text(encoding="utf-8")
+    assert report.stale_pages() == []
+    assert report.main(["check"]) == 0
+
+    published = tmp_path / "results" / "shop-smoke.json"
+    rows = json.loads(published.read_text(encoding="utf-8"))
+    published.write_text(json.dumps([{**rows[0], "value": 0.6}]), encoding="utf-8")
+    assert report.stale_pages() == ["README.md"]
+    assert report.main(["check"]) == 1
+    assert "README.md" in capsys.readouterr().err
+
+
+def test_anything_else_on_the_command_line_prints_the_manual(capsys):
+    assert report.main(["publish"]) == 2
+    assert "semid_lib.report publish" in capsys.readouterr().err
+
+
+def test_no_published_table_differs_from_its_rows():
+    marked = [
+        page for page in report._PAGES if page.is_file() and "<!-- rows:" in page.read_text(encoding="utf-8")
+    ]
+    if not marked:
+        pytest.skip("no page has a table yet")
+    assert report.stale_pages() == []

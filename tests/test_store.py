@@ -1,0 +1,212 @@
+"""Artefacts and rows: what is written comes back, whole or not at all, and says where it comes from."""
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semid_lib import store
+
+ORIGIN = {"data", "fingerprint", "scale", "commit", "dirty", "hardware", "written"}
+
+
+@pytest.fixture
+def shelf(tmp_path) -> store.Store:
+    return store.Store("shop", "smoke", "fingerprint of the shop", root=tmp_path)
+
+
+def test_what_is_saved_comes_back(shelf):
+    arrays = {"vectors": np.eye(3, dtype=np.float32), "names": np.array(["pen", "tent"]), "one": np.int64(7)}
+    shelf.save("things", arrays, n_levels=3, note="by hand")
+    loaded = shelf.load("things")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == np.asarray(array).dtype
+    assert (loaded.facts["n_levels"], loaded.facts["note"]) == (3, "by hand")
+    assert loaded.facts["provenance"].keys() == ORIGIN
+    assert loaded.facts["provenance"]["fingerprint"] == "fingerprint of the shop"
+
+
+def test_an_artefact_lies_in_the_folder_of_its_data_and_scale(shelf, tmp_path):
+    assert not shelf.has("things")
+    assert shelf.save("things", {"a": np.zeros(1)}) == tmp_path / "shop" / "smoke" / "things.npz"
+    assert shelf.has("things")
+    assert not store.Store("shop", "laptop", shelf.fingerprint, root=tmp_path).has("things")
+    assert shelf.path("model").parent == tmp_path / "shop" / "smoke"
+    assert shelf.cache("vectors") == store.Store("other", "full", "", root=tmp_path).cache("vectors")
+
+
+def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "elsewhere"))
+    assert store.Store("shop", "smoke", "f").folder == tmp_path / "elsewhere" / "shop" / "smoke"
+    monkeypatch.delenv("SEMID_ARTEFACTS")
+    assert store.default_root() == Path(__file__).resolve().parent.parent / "artefacts"
+
+
+def test_a_missing_artefact_says_what_to_do(shelf):
+    with pytest.raises(FileNotFoundError, match="run the chapter that writes 'things'"):
+        shelf.load("things")
+
+
+def test_an_artefact_of_other_data_is_refused(shelf, tmp_path):
+    shelf.save("things", {"a": np.zeros(1)})
+    changed = store.Store("shop", "smoke", "another fingerprint", root=tmp_path)
+    with pytest.raises(ValueError, match="other data"):
+        changed.load("things")
+    changed.save("things", {"a": np.ones(1)})
+    assert changed.load("things")["a"] == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [np.array([{}]), np.array(["a", None]), pd.Series(["a", "b"], dtype=object), np.zeros(1, "i4,O")]
+)
+def test_python_objects_are_refused_by_name_and_nothing_is_written(shelf, bad):
+    with pytest.raises(ValueError, match="'bad' of artefact 'things'"):
+        shelf.save("things", {"good": np.zeros(1), "bad": bad})
+    assert not shelf.has("things")
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "facts", "name", "self"])
+def test_an_array_may_have_any_name_or_is_refused(shelf, name):
+    try:
+        shelf.save("things", {name: np.arange(3)})
+    except ValueError as error:
+        assert name in str(error)
+        return
+    np.testing.assert_array_equal(shelf.load("things")[name], np.arange(3))
+
+
+def interrupted(save, stop) -> bool:
+    """Whether `save()` was broken off: at the first place where stop(function, event) says so."""
+
+    def trace(frame, event, _):
+        if stop(frame.f_code, event):
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        save()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of files that were left open
+def test_wherever_a_save_is_interrupted_the_old_or_the_new_artefact_is_whole(shelf):
+    seen, n_lines, broken = set(), 0, True
+    while broken:
+        shelf.save("things", {"a": np.zeros(3)}, made="first")
+        n_lines, left = n_lines + 1, iter(range(n_lines))
+
+        def stop(function, event, left=left):
+            """In the library, after one more line than the last time."""
+            return event == "line" and function.co_filename == store.__file__ and next(left, None) is None
+
+        broken = interrupted(lambda: shelf.save("things", {"a": np.ones(3)}, made="second"), stop)
+        loaded = shelf.load("things")
+        seen.add((loaded["a"].tolist()[0], loaded.facts["made"]))
+    gc.collect()
+    assert n_lines > 10  # it was interrupted in many places
+    assert seen == {(0.0, "first"), (1.0, "second")}
+
+
+def test_a_save_interrupted_while_writing_an_array(shelf):
+    def stop(function, event):
+        return event == "call" and function.co_name == "write_array"
+
+    def save():
+        shelf.save("things", {"a": np.ones(3)}, made="second")
+
+    assert interrupted(save, stop)
+    assert not shelf.has("things")
+    shelf.save("things", {"a": np.zeros(3)}, made="first")
+    assert interrupted(save, stop)
+    loaded = shelf.load("things")
+    assert (loaded["a"].tolist(), loaded.facts["made"]) == ([0, 0, 0], "first")
+
+
+def test_facts_that_json_cannot_hold_leave_the_old_artefact(shelf):
+    shelf.save("things", {"a": np.zeros(1)}, made="first")
+    with pytest.raises(TypeError):
+        shelf.save("things", {"a": np.ones(1)}, made=object())
+    assert shelf.load("things")["a"] == 0
+
+
+def test_rows_carry_their_origin_and_the_data_in_their_key(shelf):
+    shelf.record("07_next_item", [{"key": "next_item/knn/mrr", "value": 0.5, "n": 9}])
+    [row] = shelf.rows()
+    assert row.keys() == {"key", "value", "n"} | ORIGIN
+    assert (row["key"], row["value"], row["n"]) == ("next_item/shop/knn/mrr", 0.5, 9)
+    assert (row["data"], row["scale"], row["fingerprint"]) == ("shop", "smoke", shelf.fingerprint)
+    assert "GiB" in row["hardware"]
+
+
+def test_rows_of_a_chapter_are_replaced_and_those_of_others_kept(shelf):
+    shelf.record(
+        "07_next_item", [{"key": "next_item/a/mrr", "value": 1}, {"key": "next_item/b/mrr", "value": 2}]
+    )
+    shelf.record("02_semantic_ids", [{"key": "ids/c", "value": 3}])
+    shelf.record("07_next_item", [{"key": "next_item/a/mrr", "value": 4}])
+    assert [(row["key"], row["value"]) for row in shelf.rows()] == [
+        ("ids/shop/c", 3),
+        ("next_item/shop/a/mrr", 4),
+    ]
+
+
+@pytest.mark.parametrize("row", [{"key": "a/b"}, {"value": 1}])
+def test_a_row_without_key_or_value_is_refused(shelf, row):
+    with pytest.raises(ValueError, match="no key or no value"):
+        shelf.record("07_next_item", [row])
+    assert shelf.rows() == []
+
+
+def test_rows_are_strict_json(shelf):
+    # NaN is not JSON: other readers of book/results stop at it
+    with pytest.raises(ValueError, match=r"(?i)nan|not finite|json"):
+        shelf.record("07_next_item", [{"key": "a/b", "value": float("nan")}])
+
+
+def test_metric_rows_name_metric_and_interval():
+    table = pd.DataFrame({"mean": [0.5, 1], "low": [0.25, 1], "high": [0.75, 1]}, index=["mrr", "recall@5"])
+    rows = store.metric_rows("next_item/knn", table, n=4, seed=0)
+    assert rows[0] == {"key": "next_item/knn/mrr", "value": 0.5, "ci95": [0.25, 0.75], "n": 4, "seed": 0}
+    assert [row["key"] for row in rows] == ["next_item/knn/mrr", "next_item/knn/recall@5"]
+
+
+def test_the_commit_is_that_of_a_git_checkout(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        run = subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    monkeypatch.setattr(store, "_REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert store.commit() == {"commit": "", "dirty": True}
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    assert store.commit() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "code.py").write_text("2")
+    assert store.commit()["dirty"]
+
+
+def test_the_origin_is_one_line_for_a_page(shelf):
+    assert shelf.origin().startswith("shop at smoke; commit ")
+    assert "\n" not in shelf.origin()
+
+
+def test_files_are_plain_json(shelf):
+    shelf.save("things", {"a": np.zeros(1)}, names=["ü"])
+    assert json.loads((shelf.folder / "things.json").read_text(encoding="utf-8"))["names"] == ["ü"]
