@@ -104,7 +104,7 @@ results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results
 	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
 
 bench: $(INSTALLED) ## measure speed and memory of the stages, side by side in one run
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
 
 clean: ## remove what runs and builds have written
 	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb

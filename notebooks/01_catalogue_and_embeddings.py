@@ -50,7 +50,9 @@ print(shelf.origin())
 pd.Series(shop.counts, name="count").to_frame()
 
 # %%
-columns = [name for name in ("title", "brand", "categories", "description") if name in shop.items]
+columns = [
+    name for name in ("title", "brand", "categories", "description") if name in shop.items
+]
 some = shop.items[columns].sample(6, random_state=SEED)
 with pd.option_context("display.max_colwidth", 90):
     display(some)
@@ -87,18 +89,28 @@ plt.show()
 
 # %%
 if shop.histories is None:
-    print(f"{shop.name} has no histories: this is the cold-start case, and section 2 has nothing to show.")
+    print(
+        f"{shop.name} has no histories: this is the cold-start case, and section 2 has nothing to show."
+    )
 else:
     lengths = shop.histories.lengths
-    popularity = np.sort(np.bincount(shop.histories.items, minlength=len(shop.items)))[::-1]
+    popularity = np.sort(np.bincount(shop.histories.items, minlength=len(shop.items)))[
+        ::-1
+    ]
     share = np.cumsum(popularity) / popularity.sum()
-    print(f"half of the users have at most {np.median(lengths):.0f} interactions, the longest history {lengths.max()}")
-    print(f"the most popular 10% of the items take {share[len(share) // 10]:.0%} of the interactions")
+    print(
+        f"half of the users have at most {np.median(lengths):.0f} interactions, the longest history {lengths.max()}"
+    )
+    print(
+        f"the most popular 10% of the items take {share[len(share) // 10]:.0%} of the interactions"
+    )
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left: histogram of history lengths. Right: interactions per item by popularity rank, both axes logarithmic."}}
 if shop.histories is not None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.hist(lengths, bins=np.arange(0, np.quantile(lengths, 0.99) + 2) - 0.5, color="tab:blue")
+    left.hist(
+        lengths, bins=np.arange(0, np.quantile(lengths, 0.99) + 2) - 0.5, color="tab:blue"
+    )
     left.set(xlabel="interactions of a user (up to the 99th percentile)", ylabel="users")
     right.loglog(np.arange(1, len(popularity) + 1), popularity, color="tab:blue")
     right.set(xlabel="rank of the item by popularity", ylabel="interactions")
@@ -194,7 +206,9 @@ figure, axis = plt.subplots(figsize=(10, 5.5), layout="constrained")
 axis.scatter(*flat.T, s=4, color="lightgrey", label="other")
 for index, name in enumerate(largest):
     axis.scatter(*flat[group == name].T, s=6, color=plt.cm.tab10(index), label=name[:32])
-axis.set(xticks=[], yticks=[], title=kind, xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)")
+axis.set(
+    xticks=[], yticks=[], title=kind, xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)"
+)
 axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False)
 plt.show()
 
@@ -211,15 +225,25 @@ plt.show()
 # %%
 shelf.save("embeddings", {"vectors": vectors}, embedder=EMBEDDER, statistics=facts)
 rows = [
-    {"key": f"embeddings/{kind}/{pair}".replace(" ", "_"), "value": round(float(value), 6), "seed": SEED}
+    {
+        "key": f"embeddings/{kind}/{pair}".replace(" ", "_"),
+        "value": round(float(value), 6),
+        "seed": SEED,
+    }
     for kind, pairs in agreement.items()
     for pair, value in pairs.items()
 ]
-rows += [{"key": "embeddings/items", "value": len(unit), "seconds": round(clock.seconds, 1)}]
+rows += [
+    {"key": "embeddings/items", "value": len(unit), "seconds": round(clock.seconds, 1)}
+]
 shelf.record("01_catalogue_and_embeddings", rows)
-print(f"{len(unit):,} items as vectors of {vectors.shape[1]} dimensions, in {clock.seconds:.0f} s")
+print(
+    f"{len(unit):,} items as vectors of {vectors.shape[1]} dimensions, in {clock.seconds:.0f} s"
+)
 for kind, pairs in agreement.items():
-    print(f"{kind}: {pairs['neighbours']:.0%} of the ten nearest neighbours agree, {pairs['random pairs']:.0%} by chance")
+    print(
+        f"{kind}: {pairs['neighbours']:.0%} of the ten nearest neighbours agree, {pairs['random pairs']:.0%} by chance"
+    )
 
 # %% [markdown]
 # **What the embedding does not keep.** It was trained on general English, so it knows what a lipstick is and not who

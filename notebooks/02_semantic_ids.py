@@ -108,9 +108,12 @@ quality = pd.DataFrame(
 quality.assign(explained=1 - quality["distortion"] / spread).round(3)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Per level, the number of items carrying each code, codes sorted from most to least used, with a dashed line where all would be equal."}}
-figure, axes = plt.subplots(1, N_LEVELS, figsize=(10, 3), sharey=True, layout="constrained", squeeze=False)
+items_per_code = codebooks.code_counts(codes, codebook_size)
+figure, axes = plt.subplots(
+    1, N_LEVELS, figsize=(10, 3), sharey=True, layout="constrained", squeeze=False
+)
 for level, axis in enumerate(axes[0]):
-    axis.bar(np.arange(codebook_size), np.sort(codebooks.code_counts(codes, codebook_size)[level])[::-1], width=1)
+    axis.bar(np.arange(codebook_size), np.sort(items_per_code[level])[::-1], width=1)
     axis.axhline(len(codes) / codebook_size, color="black", linestyle="--", linewidth=1)
     axis.set(title=f"level {level}", xlabel="codes, most used first")
 axes[0, 0].set_ylabel("items")
@@ -127,12 +130,14 @@ plt.show()
 # Look first: some items under one code of level 0, in the order of their second code.
 
 # %%
-counts = codebooks.code_counts(codes, codebook_size)[0]
-prefix = int(np.argsort(counts)[len(counts) // 2])  # a prefix of middling size, not a chosen one
+prefix = np.argsort(items_per_code[0])[
+    codebook_size // 2
+]  # of middling size, not a chosen one
 under = np.flatnonzero(codes[:, 0] == prefix)
 under = under[np.lexsort(codes[under, 1:].T[::-1])][:10]
 for row in under:
-    print(semantic_ids.to_tokens(codes[row : row + 1])[0].ljust(44), shop.items["title"][row][:60])
+    print(str(tuple(codes[row].tolist())).ljust(16), shop.items["title"][row][:70])
+print("as tokens of a language model:", semantic_ids.to_tokens(codes[row : row + 1])[0])
 
 # %% [markdown]
 # Then a number. Take two items that share a prefix: how often do they share their leaf category (or their brand, where
@@ -146,7 +151,10 @@ if not labels.astype(bool).any() and "brand" in shop.items:
 shuffled = np.random.default_rng(SEED).permutation(labels)
 purity = pd.DataFrame(
     {
-        name: [codebooks.pair_agreement(codes[:, :depth], values) for depth in range(1, N_LEVELS + 1)]
+        name: [
+            codebooks.pair_agreement(codes[:, :depth], values)
+            for depth in range(1, N_LEVELS + 1)
+        ]
         for name, values in {"semantic IDs": labels, "shuffled labels": shuffled}.items()
     },
     index=[f"{depth} code{'s' if depth > 1 else ''}" for depth in range(1, N_LEVELS + 1)],
@@ -165,7 +173,9 @@ purity.map("{:.1%}".format)
 # %%
 ids = semantic_ids.SemanticIDs.from_codes(codes, codebook_size)
 _, group, group_sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-print(f"collision rate {codebooks.collision_rate(codes):.1%}, largest group {group_sizes.max()} items")
+print(
+    f"collision rate {codebooks.collision_rate(codes):.1%}, largest group {group_sizes.max()} items"
+)
 for row in np.flatnonzero(group == group_sizes.argmax())[:5]:
     print(tuple(ids.unique[row].tolist()), shop.items["title"][row][:80])
 
@@ -211,7 +221,9 @@ tree = trie.PrefixTrie.build(ids.unique)
 shape = pd.DataFrame(
     {
         "nodes": [len(starts) - 1 for starts in tree.child_start],
-        "children on average": [float(starts.diff().float().mean()) for starts in tree.child_start],
+        "children on average": [
+            float(starts.diff().float().mean()) for starts in tree.child_start
+        ],
         "children at most": [int(starts.diff().max()) for starts in tree.child_start],
         "codes of the level": ids.sizes,
     },
@@ -220,17 +232,29 @@ shape = pd.DataFrame(
 shape.round(1)
 
 # %%
-random_ids = np.column_stack([np.random.default_rng(SEED).integers(size, size=100_000) for size in ids.sizes])
-known = pd.MultiIndex.from_arrays(list(ids.unique.T))
-chance = float(np.mean(known.get_indexer(pd.MultiIndex.from_arrays(list(random_ids.T))) >= 0))
-print(f"codes drawn at random name an item in {chance:.4%} of the cases; under the trie, always")
+rng = np.random.default_rng(SEED)
+drawn = pd.DataFrame(
+    {level: rng.integers(size, size=100_000) for level, size in enumerate(ids.sizes)}
+)
+chance = len(drawn.merge(pd.DataFrame(ids.unique))) / len(drawn)
+print(f"codes drawn at random name an item in {chance:.4%} of the cases")
+print("codes drawn along the trie: always")
 
 # %% [markdown]
 # ## Summary
 
 # %%
-facts = {"n_levels": N_LEVELS, "codebook_size": codebook_size, "seed": SEED, "method": "residual k-means"}
-arrays = {"codes": ids.codes, "disambiguation_code": ids.disambiguation_code, "codebooks": levels}
+facts = {
+    "n_levels": N_LEVELS,
+    "codebook_size": codebook_size,
+    "seed": SEED,
+    "method": "residual k-means",
+}
+arrays = {
+    "codes": ids.codes,
+    "disambiguation_code": ids.disambiguation_code,
+    "codebooks": levels,
+}
 shelf.save("semantic_ids", arrays, **facts)
 figures = {
     "collision_rate": codebooks.collision_rate(codes),
@@ -239,9 +263,17 @@ figures = {
     "purity_first_code": purity.iloc[0, 0],
     "purity_first_code_by_chance": purity.iloc[0, 1],
 }
-rows = [{"key": f"semantic_ids/{k}", "value": round(float(v), 6), "seed": SEED} for k, v in figures.items()]
-shelf.record("02_semantic_ids", [*rows, {"key": "semantic_ids/seconds", "value": round(clock.seconds, 1)}])
-print(f"{len(ids):,} items as {N_LEVELS} codes of {codebook_size}, in {clock.seconds:.0f} s")
+rows = [
+    {"key": f"semantic_ids/{k}", "value": round(float(v), 6), "seed": SEED}
+    for k, v in figures.items()
+]
+shelf.record(
+    "02_semantic_ids",
+    [*rows, {"key": "semantic_ids/seconds", "value": round(clock.seconds, 1)}],
+)
+print(
+    f"{len(ids):,} items as {N_LEVELS} codes of {codebook_size}, in {clock.seconds:.0f} s"
+)
 pd.Series(figures, name="value").to_frame().round(3)
 
 # %% [markdown]

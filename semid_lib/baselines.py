@@ -31,7 +31,9 @@ class Popularity:
     def __init__(self, histories: Sequence[np.ndarray], n_items: int):
         self.counts = np.bincount(_flat(histories), minlength=n_items).astype(np.float32)
 
-    def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
+    def rank(
+        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
+    ) -> Ranked:
         """The k most popular items, the same for everybody but for what they have seen."""
         return _rank_blocks(histories, k, exclude_seen, progress, lambda block: np.tile(self.counts, (len(block), 1)))
 
@@ -80,7 +82,9 @@ class ItemKNN:
         counts = np.bincount(flat, minlength=n_items)
         self.fallback = (1e-9 * counts / max(counts.max(), 1)).astype(np.float32)
 
-    def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
+    def rank(
+        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
+    ) -> Ranked:
         """The k items with the most votes from each history; an empty history gets the popular items."""
         return _rank_blocks(histories, k, exclude_seen, progress, self._scores)
 

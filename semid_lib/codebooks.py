@@ -12,7 +12,7 @@ def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     array([[2, 0, 0],
            [0, 1, 1]])
     """
-    if codes.size and not (0 <= codes.min() and codes.max() < codebook_size):
+    if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
         raise ValueError(f"codes run from {codes.min()} to {codes.max()}, expected 0 to {codebook_size - 1}")
     return np.stack([np.bincount(level, minlength=codebook_size) for level in codes.T])
 

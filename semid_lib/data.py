@@ -49,11 +49,8 @@ class Histories:
             return
         if len(self.times) != n_items:
             raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one an interaction")
-        falls = np.flatnonzero(np.diff(self.times) < 0) + 1
-        falls = np.setdiff1d(falls, offsets)  # from one user to the next, time may go back
-        if len(falls):
-            user_id = self.user_ids[np.searchsorted(offsets, falls[0], side="right") - 1]
-            raise ValueError(f"times of user {user_id!r} go backwards, expected time order")
+        if (user := folder.first_fall(self.times, offsets)) >= 0:
+            raise ValueError(f"times of user {self.user_ids[user]!r} go backwards, expected time order")
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]], user_ids=None, times=None) -> "Histories":

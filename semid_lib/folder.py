@@ -302,7 +302,7 @@ def _histories(files: dict[str, _File], index: pd.Index) -> tuple:
         position = int((rows < 0).argmax())
         line = int(np.searchsorted(offsets, position, side="right"))
         file.fail(line, f"item {item_ids[position]} is unknown, expected an item_id of the items file")
-    times = None if timestamps is None else _end_to_end(_read_times(timestamps, sequences))
+    times = None if timestamps is None else _read_times(timestamps, sequences, offsets)
     return np.array(list(sequences), dtype=object), rows, offsets, times
 
 
@@ -329,7 +329,7 @@ def _is_int64(token: str) -> bool:
     return bool(re.fullmatch("-?[0-9]{1,30}", token)) and -(2**63) <= int(token) < 2**63
 
 
-def _read_times(file: _File, sequences: dict[str, array]) -> dict[str, array]:
+def _read_times(file: _File, sequences: dict[str, array], offsets: np.ndarray) -> np.ndarray:
     """Times of the same users and as many as in the sequences, in time order for each user."""
     found = _read_sequences(file)
     if len(found) != len(sequences):
@@ -337,12 +337,24 @@ def _read_times(file: _File, sequences: dict[str, array]) -> dict[str, array]:
     for line, (user_id, expected) in enumerate(zip(found, sequences, strict=True), 1):
         if user_id != expected:
             file.fail(line, f"user {shown(user_id)}, expected {shown(expected)} as in the sequences")
-        times, n_items = found[user_id].tolist(), len(sequences[user_id])
-        if len(times) != n_items:
-            file.fail(line, f"{len(times)} times, expected {n_items} as in the sequences")
-        if times != sorted(times):
-            file.fail(line, f"times {shown(times)} go backwards, expected time order")
-    return found
+        n_times, n_items = len(found[user_id]), len(sequences[user_id])
+        if n_times != n_items:
+            file.fail(line, f"{n_times} times, expected {n_items} as in the sequences")
+    times = _end_to_end(found)
+    if line := first_fall(times, offsets) + 1:
+        seconds = times[offsets[line - 1] : offsets[line]].tolist()
+        file.fail(line, f"times {shown(seconds)} go backwards, expected time order")
+    return times
+
+
+def first_fall(times: np.ndarray, offsets: np.ndarray) -> int:
+    """Position of the first user whose times fall, or -1; from one user to the next, time may go back.
+
+    >>> first_fall(np.array([5, 9, 1, 7, 6]), np.array([0, 2, 5]))
+    1
+    """
+    falls = np.setdiff1d(np.flatnonzero(np.diff(times) < 0) + 1, offsets)
+    return int(np.searchsorted(offsets, falls[0], side="right")) - 1 if len(falls) else -1
 
 
 def _end_to_end(sequences: dict[str, array]) -> np.ndarray:

@@ -307,13 +307,13 @@ def import_amazon(
 ) -> ImportReport:
     """Import a raw Amazon dump (2014, 2018 or 2023; plain or gzipped), read line by line.
 
-    A review is an interaction at its time, ties in file order; those below `min_rating` are left out. A user's second review of an item is left out,
-    and then all outside the k-core. Items are numbered from 1 in the order of the metadata, which keep the
-    first line of an asin; items of the k-core without metadata follow, in the order of the reviews, with an
-    empty title. `k_core=0` keeps the whole catalogue, otherwise it is that of the k-core. Users are numbered
-    from 1 in the order of the reviews, and reviewer ids are not written. HTML entities are decoded; titles
-    that are HTML or JavaScript, as in 2018, become empty. Only title, brand, description, categories and asin
-    are kept.
+    A review is an interaction at its time, ties in file order. Left out are reviews below `min_rating`, then
+    a user's second review of an item, then all outside the k-core. Items are numbered from 1 in the order of
+    the metadata, which keep the first line of an asin; items of the k-core without metadata follow, in the
+    order of the reviews, with an empty title. `k_core=0` keeps the whole catalogue, otherwise it is that of
+    the k-core. Users are numbered from 1 in the order of the reviews, and reviewer ids are not written. HTML
+    entities are decoded; titles that are HTML or JavaScript, as in 2018, become empty. Only title, brand,
+    description, categories and asin are kept.
 
     Raises ValueError naming file and line of what cannot be read, and if no interaction is left.
 

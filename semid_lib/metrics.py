@@ -30,9 +30,7 @@ def ranks(recommended: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     recommended, targets = np.asarray(recommended), np.asarray(targets)
     if recommended.ndim != 2 or targets.shape != recommended.shape[:1]:
-        raise ValueError(
-            f"expected recommended (n, k) and targets (n,), got {recommended.shape} and {targets.shape}"
-        )
+        raise ValueError(f"expected recommended (n, k) and targets (n,), got {recommended.shape} and {targets.shape}")
     if targets.size and targets.min() < 0:
         raise ValueError(f"target {targets.min()} is negative: a target is an item row, and -1 means 'no item'")
     _refuse_repeated(recommended)

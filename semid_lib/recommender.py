@@ -143,7 +143,9 @@ class Recommender:
         weights = load_file(folder / "model.safetensors", device=str(device))
         shape = {name: value for name, value in config["model"].items() if name != "type"}
         model = Timeline(
-            TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])}), ids.unique, weights["vectors"].cpu().numpy()
+            TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])}),
+            ids.unique,
+            weights["vectors"].cpu().numpy(),
         )
         model.load_state_dict(weights)
         return cls(model.to(device), ids, pd.read_parquet(folder / "items.parquet"))

@@ -35,7 +35,7 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
     >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "a laptop"}
-    >>> print(markdown_table([row | origin], "next_item").splitlines()[2])
+    >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
     | popularity | .5000 ± .1000 |
     """
     rows = [row for row in rows if row["key"].startswith(f"{topic}/") and "ci95" in row]

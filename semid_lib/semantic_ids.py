@@ -43,7 +43,7 @@ class SemanticIDs:
     def __post_init__(self):
         if self.codes.ndim != 2 or self.codes.dtype != np.int64:
             raise ValueError(f"codes must be (n_items, n_levels) int64, got {self.codes.shape} {self.codes.dtype}")
-        if self.codes.size and not (0 <= self.codes.min() and self.codes.max() < self.codebook_size):
+        if self.codes.size and not (self.codes.min() >= 0 and self.codes.max() < self.codebook_size):
             raise ValueError(
                 f"codes run from {self.codes.min()} to {self.codes.max()}, expected 0 to {self.codebook_size - 1}"
             )

@@ -169,7 +169,7 @@ def hardware() -> str:
     >>> "GiB" in hardware()
     True
     """
-    import torch  # noqa: PLC0415  (rows of pure NumPy work need not wait for it)
+    import torch  # rows of pure NumPy work need not wait for it
 
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -133,7 +133,11 @@ class _HeadLevel(nn.Module):
     def __init__(self, dim: int, size: int, dropout: float):
         super().__init__()
         self.mix = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 2 * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * dim, dim),
         )
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, size)

@@ -40,7 +40,6 @@ class TrainingConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
-
     @classmethod
     def sized(cls, n_epochs: int, min_steps: int, steps_per_epoch: int, n_looks: int = 15, **settings) -> Self:
         """`n_epochs`, or more on a small data set, where they would be fewer than `min_steps` steps.

@@ -58,9 +58,7 @@ class PrefixTrie:
         starts = [np.array([0])] + [np.flatnonzero(is_new[:, level]) for level in range(n_levels)]
         codes = [ordered[starts[level + 1], level] for level in range(n_levels)]
         # the children of a node begin where its own rows begin
-        children = [
-            np.append(np.searchsorted(starts[d + 1], starts[d]), len(starts[d + 1])) for d in range(n_levels)
-        ]
+        children = [np.append(np.searchsorted(starts[d + 1], starts[d]), len(starts[d + 1])) for d in range(n_levels)]
         return cls(
             code=_tensors(codes),
             child_start=_tensors(children),
