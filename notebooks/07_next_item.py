@@ -205,7 +205,7 @@ config = timeline.TimelineConfig(
 recommender = Recommender(timeline.Timeline(config, ids.unique, vectors), ids, shop.items)
 loader = timeline.training_batches(split.train, config.max_length, sizes.batch_size, SEED)
 settings = train.TrainingConfig.sized(
-    sizes.n_epochs, sizes.min_steps, len(loader), batch_size=sizes.batch_size, seed=SEED
+    sizes.n_epochs, sizes.min_steps, len(loader), seed=SEED
 )
 n_parameters = sum(p.numel() for p in recommender.model.parameters())
 print(

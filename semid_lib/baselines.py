@@ -46,8 +46,8 @@ class ItemKNN:
         s(i -> j) = sum over histories that hold both of w(i, j) / (n_i n_j) ** popularity_exponent,
 
     where w is 1 / sqrt(distance) if j comes after i, and `backward` times that if before; n counts interactions.
-    An item t places from the end of the user's history votes with `decay` ** t. With backward = 1, no distance,
-    decay = 1 and exponent .5 this is the plain cosine. The defaults were chosen on Beauty's validation items.
+    Items further apart than `window` are not counted. An item t places from the end of the user's history votes with
+    `decay` ** t; items without a vote follow, by popularity. The defaults were chosen on Beauty's validation items.
 
     >>> knn = ItemKNN([np.array([0, 1, 2]), np.array([0, 1]), np.array([3, 2])], n_items=4)
     >>> knn.rank([np.array([0])], k=2).items
@@ -78,9 +78,9 @@ class ItemKNN:
         both = followed + backward * followed.T
         both.setdiag(0)
         self.similarity = (damping @ both @ damping).tocsr().astype(np.float32)
-        # what no neighbour votes for comes last, by popularity
+        # what no neighbour votes for comes behind what one does, by popularity: between -1 and 0
         counts = np.bincount(flat, minlength=n_items)
-        self.fallback = (1e-9 * counts / max(counts.max(), 1)).astype(np.float32)
+        self.without_votes = (counts / max(counts.max(), 1) - 1).astype(np.float32)
 
     def rank(
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
@@ -96,12 +96,15 @@ class ItemKNN:
             ((self.decay**age).astype(np.float32), (row, _flat(histories))),
             shape=(len(histories), self.similarity.shape[0]),
         )
-        return (votes @ self.similarity).toarray() + self.fallback
+        total = (votes @ self.similarity).toarray()
+        return np.where(total > 0, total, self.without_votes)
 
 
 def _rank_blocks(histories, k, exclude_seen, progress, score) -> Ranked:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    if not len(histories):
+        return Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
     blocks = range(0, len(histories), _BLOCK)
     parts = []
     for start in tqdm(blocks, desc="ranking", unit="block", disable=not progress):

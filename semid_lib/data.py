@@ -275,6 +275,16 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
     )
 
 
+def leaf_categories(items: pd.DataFrame) -> pd.Series:
+    """The last name of each item's first category path, "" where there is none: (n_items,) of str.
+
+    >>> leaf_categories(pd.DataFrame({"categories": [[["Shop", "Camping"], ["Sale"]], []]})).tolist()
+    ['Camping', '']
+    """
+    paths = items["categories"] if "categories" in items else [[]] * len(items)
+    return pd.Series([item[0][-1] if item else "" for item in paths], index=items.index, dtype=str)
+
+
 def same_time_share(histories: Histories) -> float:
     """Share, in [0, 1], of the users with at least two interactions whose last two carry the same time.
 

@@ -8,6 +8,7 @@ once however wide the beam, the first step has one row per context, and the last
 from typing import NamedTuple, Protocol
 
 import torch
+from torch.nn import functional
 
 from semid_lib.trie import PrefixTrie
 
@@ -33,75 +34,72 @@ def constrained_beam_search(
     """The k most probable items for each context, by a beam search that only follows the trie.
 
     excluded: (B, m) item rows that must not come out, such as items already bought, -1 for unused places; a node is
-    followed only while some item under it is not excluded. A beam at least as wide as the number of prefixes is
-    exact; a narrower one may miss items whose first codes look poor. Returns min(k, items left) items whenever
-    beam_width >= k. Equal scores are ordered by semantic ID.
+    followed only while some item under it is not excluded. A beam at least as wide as the number of prefixes is exact;
+    a narrower one may miss items whose first codes look poor, but it returns min(k, items left) items all the same,
+    unless the model gives items the probability 0: those never come out. Equal scores are ordered by semantic ID.
     Raises ValueError if k < 1, beam_width < k, or the model's scores hold NaN.
     """
     if k < 1 or beam_width < k:
         raise ValueError(f"expected 1 <= k <= beam_width, got k={k} and beam_width={beam_width}")
     state, log_probabilities = model.begin(contexts)
-    batch = len(log_probabilities)
-    node = torch.zeros((batch, 1), dtype=torch.long, device=log_probabilities.device)
-    score = torch.zeros((batch, 1), device=log_probabilities.device)
+    node = torch.zeros((len(log_probabilities), 1), dtype=torch.long, device=log_probabilities.device)
+    score = torch.zeros(node.shape, device=node.device)
     seen = None if excluded is None else _seen_leaves(trie, excluded)
     for level in range(trie.n_levels):
-        last = level == trie.n_levels - 1
-        beams = _select(trie, level, node, score, log_probabilities, seen, k if last else beam_width)
-        node, score = beams.node, beams.score
-        if not last:
-            state, log_probabilities = model.advance(state, level, beams.parent, beams.code)
-    alive = score > -torch.inf
-    return Beams(torch.where(alive, trie.item[node], -1), score)
+        if (torch.isnan(log_probabilities.sum(dim=-1)) & (score > -torch.inf)).any():
+            raise ValueError(f"the model scored codes of level {level} with NaN")
+        beam, child, real = _children(trie, level, node, score)
+        code = trie.code[level][child]
+        value = score.gather(1, beam) + log_probabilities[_rows(beam), beam, code]
+        possible = real if seen is None else real & ~_all_seen(trie, level + 1, child, seen)
+        value = value.masked_fill(~possible, -torch.inf)
+        best = value.argsort(dim=1, descending=True, stable=True)
+        if level == trie.n_levels - 1:
+            return _answer(trie, child, value, best[:, :k], k)
+        # in the order of their nodes, not of their scores: children then come in the order of their IDs
+        kept = best[:, :beam_width].sort(dim=1).values
+        node, score = child.gather(1, kept), value.gather(1, kept)
+        state, log_probabilities = model.advance(state, level, beam.gather(1, kept), code.gather(1, kept))
+    raise AssertionError("a trie has at least one level")
 
 
-class _Selected(NamedTuple):
-    node: torch.Tensor  # (B, W) nodes of the next depth
-    score: torch.Tensor  # (B, W) float32, -inf for a place that nothing filled
-    parent: torch.Tensor  # (B, W) which old beam each comes from
-    code: torch.Tensor  # (B, W) the code that it added
+def _children(trie: PrefixTrie, level: int, node: torch.Tensor, score: torch.Tensor):
+    """The children of all live beams side by side, beam after beam; a row per context, padded to the longest.
 
-
-def _select(trie, level, node, score, log_probabilities, seen, width) -> _Selected:
-    """Gather the children of all live beams, score them, keep the best `width` per context."""
-    if torch.isnan(log_probabilities).any():
-        raise ValueError(f"the model scored codes of level {level} with NaN")
-    batch, n_beams = node.shape
+    node, score: (B, W). Returns for each of C columns its beam (B, C), its node one level deeper (B, C) and whether
+    it is a child at all (B, C).
+    """
     first = trie.child_start[level][node]
-    n_children = (trie.child_start[level][node + 1] - first) * (score > -torch.inf)
-    # one flat list of all candidates, context after context, beam after beam, child after child
-    beam = torch.repeat_interleave(n_children.flatten())
-    context = beam // n_beams
-    total = n_children.sum(dim=1)
-    offset = torch.cumsum(n_children.flatten(), 0) - n_children.flatten()
-    candidate = first.flatten()[beam] + torch.arange(len(beam), device=beam.device) - offset[beam]
-    code = trie.code[level][candidate]
-    value = score.flatten()[beam] + log_probabilities.flatten(0, 1)[beam, code]
-    # ... laid out as one padded row per context
-    column = torch.arange(len(beam), device=beam.device) - (torch.cumsum(total, 0) - total)[context]
-    longest = max(int(total.max()), 1) if batch else 1
-    padded = value.new_full((batch, longest), -torch.inf)
-    padded[context, column] = value
-    index = torch.zeros((batch, longest), dtype=torch.long, device=node.device)
-    index[context, column] = torch.arange(len(beam), device=beam.device)
-    if seen is not None:
-        padded = _without_seen(trie, level, candidate, context, column, padded, seen)
-    best, where = torch.sort(padded, dim=1, descending=True, stable=True)
-    best, where = best[:, :width], where[:, :width]
-    chosen = index.gather(1, where)
-    return _Selected(candidate[chosen], best, beam[chosen] % n_beams, code[chosen])
+    count = torch.where(score > -torch.inf, trie.child_start[level][node + 1] - first, 0)
+    end = count.cumsum(dim=1)
+    longest = max(int(end[:, -1].max()), 1) if len(node) else 1
+    column = torch.arange(longest, device=node.device).repeat(len(node), 1)
+    beam = torch.searchsorted(end, column, right=True).clamp(max=node.shape[1] - 1)
+    child = first.gather(1, beam) + column - (end - count).gather(1, beam)
+    real = column < end[:, -1:]
+    return beam, torch.where(real, child, 0), real
+
+
+def _answer(trie: PrefixTrie, leaf: torch.Tensor, value: torch.Tensor, best: torch.Tensor, k: int) -> Beams:
+    """The items of the best leaves, padded to k places."""
+    score = value.gather(1, best)
+    item = torch.where(score > -torch.inf, trie.item[leaf.gather(1, best)], -1)
+    missing = (0, k - best.shape[1])
+    return Beams(functional.pad(item, missing, value=-1), functional.pad(score, missing, value=-torch.inf))
 
 
 def _seen_leaves(trie: PrefixTrie, excluded: torch.Tensor) -> torch.Tensor:
-    """Excluded items as sorted leaves, unused places past the last leaf: (B, m) int64."""
-    leaf = trie.leaf_of_item()[excluded.clamp(min=0)]
-    return torch.where(excluded >= 0, leaf, trie.n_items).sort(dim=1).values
+    """Excluded items as leaves in ascending order, each once; unused places past the last leaf: (B, m) int64."""
+    leaf = torch.where(excluded >= 0, trie.leaf_of_item()[excluded.clamp(min=0)], trie.n_items).sort(dim=1).values
+    repeated = functional.pad(leaf[:, 1:] == leaf[:, :-1], (1, 0))
+    return leaf.masked_fill(repeated, trie.n_items).sort(dim=1).values
 
 
-def _without_seen(trie, level, candidate, context, column, padded, seen):
-    """-inf for every candidate under which all items are excluded: its interval of leaves holds none but those."""
-    low, high = trie.leaf_start[level + 1][candidate], trie.leaf_start[level + 1][candidate + 1]
-    interval = torch.zeros((*padded.shape, 2), dtype=torch.long, device=padded.device)
-    interval[context, column] = torch.stack([low, high], dim=-1)
-    n_seen = torch.searchsorted(seen, interval.flatten(1)).view(interval.shape).diff(dim=-1).squeeze(-1)
-    return padded.masked_fill(n_seen >= interval[..., 1] - interval[..., 0], -torch.inf)
+def _all_seen(trie: PrefixTrie, depth: int, node: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Whether every item under a node is excluded: its interval of leaves holds as many seen leaves as leaves."""
+    low, high = trie.leaf_start[depth][node], trie.leaf_start[depth][node + 1]
+    return torch.searchsorted(seen, high) - torch.searchsorted(seen, low) == high - low
+
+
+def _rows(index: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(index), device=index.device)[:, None]

@@ -67,10 +67,15 @@ class _TextOfHTML(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.hidden += tag in ("script", "style")
-        self.pieces.append("" if tag in ("b", "i", "em", "strong", "span", "a") else " ")
+        self._separate(tag)
 
     def handle_endtag(self, tag):
         self.hidden = max(0, self.hidden - (tag in ("script", "style")))
+        self._separate(tag)
+
+    def _separate(self, tag):
+        """A paragraph or a table cell parts words, bold print within a word does not."""
+        self.pieces.append("" if tag in ("a", "b", "em", "i", "span", "strong", "sub", "sup", "u") else " ")
 
     def handle_data(self, data):
         if not self.hidden:
@@ -136,6 +141,7 @@ def normalize(vectors: np.ndarray) -> np.ndarray:
     array([[0.6, 0.8],
            [0. , 0. ]])
     """
+    vectors = vectors if np.issubdtype(vectors.dtype, np.floating) else vectors.astype(np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
@@ -191,10 +197,14 @@ def _sha256(file: Path) -> str:
 
 
 def _read_shards(shelf: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    shards = [np.load(file, allow_pickle=False) for file in sorted(shelf.glob("*.npz"))] if shelf else []
-    if not shards:
+    keys, vectors = [], []
+    for file in sorted(shelf.glob("*.npz")) if shelf else []:
+        with np.load(file, allow_pickle=False) as shard:
+            keys.append(shard["keys"])
+            vectors.append(shard["vectors"])
+    if not keys:
         return np.empty(0, dtype="<U32"), np.empty((0, 0), dtype=np.float32)
-    return np.concatenate([s["keys"] for s in shards]), np.concatenate([s["vectors"] for s in shards])
+    return np.concatenate(keys), np.concatenate(vectors)
 
 
 def _write_shard(shelf: Path | None, keys: np.ndarray, vectors: np.ndarray) -> None:

@@ -26,9 +26,7 @@ import numpy as np
 import pandas as pd
 
 ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet"
-DATA_FILE = re.compile(
-    r"items\.parquet|(items\.(csv|jsonl)|queries.*\.jsonl|(sequences|timestamps)\.tsv)(\.gz)?"
-)
+DATA_FILE = re.compile(r"items\.parquet|(items\.(csv|jsonl)|queries.*\.jsonl|(sequences|timestamps)\.tsv)(\.gz)?")
 
 
 class Contents(NamedTuple):

@@ -491,9 +491,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run in (("table", import_table), ("amazon", import_amazon)):
         about = inspect.getdoc(run).split("\n\n>>>")[0]
         style = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(
-            name, help=about.split("\n")[0], description=about, formatter_class=style
-        )
+        command = commands.add_parser(name, help=about.split("\n")[0], description=about, formatter_class=style)
         command.set_defaults(run=run)
         for parameter in inspect.signature(run).parameters.values():
             _add_option(command, parameter)

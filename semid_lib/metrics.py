@@ -103,8 +103,8 @@ def bootstrap_intervals(
     """
     values = np.asarray(values, dtype=np.float64)
     n_users = len(values)
-    if n_users == 0:
-        raise ValueError("no users to average over")
+    if values.ndim != 2 or n_users == 0:
+        raise ValueError(f"no users to average over: values are {values.shape}, expected (n_users, n_columns)")
     rng = np.random.default_rng(seed)
     means = np.empty((n_resamples, values.shape[1]))
     for resample in range(n_resamples):

@@ -107,10 +107,12 @@ def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = 8192) -> np.
     >>> nearest(np.array([[0.4], [2.0]]), np.array([[0.0], [1.0]]))
     array([0, 1])
     """
+    origin = codebook.mean(axis=0)  # distances do not change, and far from the origin float32 keeps its digits
+    codebook = codebook - origin
     half_norms = 0.5 * np.sum(codebook**2, axis=1)  # |v - c|^2 / 2 = |v|^2 / 2 - v.c + |c|^2 / 2; the first is constant
     starts = range(0, len(vectors), block)
     return np.concatenate(
-        [np.argmin(half_norms - vectors[start : start + block] @ codebook.T, axis=1) for start in starts]
+        [np.argmin(half_norms - (vectors[start : start + block] - origin) @ codebook.T, axis=1) for start in starts]
         or [np.empty(0, dtype=np.int64)]
     )
 

@@ -43,7 +43,7 @@ class Recommender:
                 f"{len(items)} items, {len(ids)} semantic IDs and a model with {len(model.ids)} do not belong together"
             )
         self.model, self.ids, self.items = model.eval(), ids, items.reset_index(drop=True)
-        self.trie = PrefixTrie.build(ids.unique).to(model.start.device)
+        self.trie = PrefixTrie.build(ids.unique)
         self._row_of = pd.Index(self.items["item_id"])
         if not self._row_of.is_unique:
             raise ValueError(f"item_id {self._row_of[self._row_of.duplicated()][0]} stands in the item table twice")
@@ -76,6 +76,8 @@ class Recommender:
         progress: bool = False,
     ) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
         beam_width = max(50, k) if beam_width is None else beam_width
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
@@ -90,13 +92,17 @@ class Recommender:
         return Ranked(items, scores)
 
     def _search(self, histories, k, exclude_seen, beam_width):
-        device = self.model.start.device
+        device = self.model.start.device  # training may have moved the model
+        if self.trie.item.device != device:
+            self.trie = self.trie.to(device)
         contexts = pad(histories, self.model.config.max_length).to(device)
         seen = pad(histories, max(map(len, histories))).to(device) if exclude_seen else None
         return constrained_beam_search(self.model, contexts, self.trie, beam_width, k, seen)
 
     def _rows(self, history: Sequence[int], at: int) -> np.ndarray:
-        ids = np.asarray(history, dtype=np.int64)
+        ids = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"history {at} holds {ids.dtype} values, expected integer item ids")
         rows = self._row_of.get_indexer(ids)
         if (rows < 0).any():
             raise ValueError(f"history {at} holds item id {ids[rows < 0][0]}, which is not in the catalogue")
@@ -159,9 +165,13 @@ def _read_config(folder: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if config.get("format") != _FORMAT or config.get("model", {}).get("type") != "timeline":
-        raise ValueError(f"{path} has format {config.get('format')!r}, this version reads {_FORMAT} (timeline)")
-    return config
+    found = config if isinstance(config, dict) else {}
+    model, sums = found.get("model"), found.get("sha256")
+    if found.get("format") != _FORMAT or not isinstance(sums, dict) or not isinstance(model, dict):
+        raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {_FORMAT}")
+    if model.get("type") != "timeline":
+        raise ValueError(f"{path} describes a model of type {model.get('type')!r}, expected 'timeline'")
+    return found
 
 
 def _sha256(file: Path) -> str:

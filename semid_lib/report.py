@@ -19,7 +19,7 @@ from semid_lib.evaluate import shown
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
 _PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
-_PLACE = re.compile(r"(<!-- rows: (\w+)/([\w.-]+)/(\w+) -->\n).*?(<!-- end rows -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- rows: (\w+)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL)
 _NAMES = {
     "popularity": "popularity",
     "item_knn": "item-kNN",
@@ -34,11 +34,13 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     """The rows of a topic with keys topic/data/method/metric as a Markdown table, methods down, metrics across.
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
-    >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "a laptop"}
+    >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "", "fingerprint": ""}
     >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
     | popularity | .5000 ± .1000 |
     """
     rows = [row for row in rows if row["key"].startswith(f"{topic}/") and "ci95" in row]
+    if not rows:
+        raise ValueError(f"no row with an interval has a key that starts with {topic!r}")
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
@@ -60,10 +62,10 @@ def _heading(metric: str) -> str:
 
 def _origin(rows: list[dict[str, Any]]) -> str:
     """Where the numbers come from, as one small line; rows of one table come from one run."""
-    origin = {(r["data"], r["scale"], r["commit"][:10], r["dirty"], r["hardware"]) for r in rows}
+    origin = {(r["data"], r["scale"], r["commit"][:10], r["dirty"], r["hardware"], r["fingerprint"]) for r in rows}
     if len(origin) != 1:
         raise ValueError(f"the rows of one table come from {len(origin)} runs: {sorted(origin)}")
-    [(data, scale, commit, dirty, hardware)] = origin
+    [(data, scale, commit, dirty, hardware, _)] = origin
     n = max(row.get("n", 0) for row in rows)
     changed = " with uncommitted changes" if dirty else ""
     return (
@@ -83,7 +85,7 @@ def render(page: str, rows_of) -> str:
 
 
 def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
-    """The rows in `book/results/<data>-<scale>.json`."""
+    """The rows in `book/results/<data>-<scale>.json`. Raises FileNotFoundError if that run was never published."""
     return json.loads((_RESULTS / f"{data}-{scale}.json").read_text(encoding="utf-8"))
 
 

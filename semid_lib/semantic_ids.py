@@ -47,6 +47,11 @@ class SemanticIDs:
             raise ValueError(
                 f"codes run from {self.codes.min()} to {self.codes.max()}, expected 0 to {self.codebook_size - 1}"
             )
+        extra = self.disambiguation_code
+        if extra.shape != (len(self.codes),) or (extra.size and extra.min() < 0):
+            raise ValueError(
+                f"disambiguation_code must be ({len(self.codes)},) integers >= 0, got {extra.shape} {extra}"
+            )
         n_distinct = len(np.unique(self.unique, axis=0))
         if n_distinct < len(self.codes):
             raise ValueError(f"{len(self.codes)} items share {n_distinct} semantic IDs: each item needs its own")

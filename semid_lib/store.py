@@ -1,7 +1,7 @@
 """Named artefacts with their provenance, and result rows: the only way chapters pass things on.
 
-One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything that a run wrote. An artefact is a
-`.npz` of arrays beside a `.json` that says where it came from; loading one made from other data is an error.
+One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything that a run wrote. An artefact is one
+safetensors file with arrays and, in its header, where they came from; loading one made from other data is an error.
 """
 
 import json
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -51,41 +53,46 @@ class Store:
         self.folder = Path(root or default_root()) / data / scale
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
-        """Write arrays (no object dtype) and facts (JSON) under a name; whole or not at all.
+        """Write arrays of numbers, and facts (JSON) about them, under a name; whole or not at all.
 
-        Raises ValueError for an array that only pickle could hold.
+        Raises ValueError for an array that holds something else than numbers.
         """
         for key, array in arrays.items():
-            if np.asarray(array).dtype.hasobject:
-                raise ValueError(f"array {key!r} of artefact {name!r} holds Python objects, expected numbers or text")
+            if np.asarray(array).dtype.kind not in "biuf":
+                raise ValueError(f"array {key!r} of artefact {name!r} is {np.asarray(array).dtype}, expected numbers")
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / f"{name}.npz"
-        with open(target.with_suffix(".partial"), "wb") as stream:
-            np.savez(stream, **arrays)
-        _write_json(target.with_suffix(".json"), {**facts, "provenance": self.provenance()})
-        target.with_suffix(".partial").replace(target)
+        target = self._file(name)
+        partial = target.with_suffix(".partial")
+        content = {"facts": json.dumps({**facts, "provenance": self.provenance()}, allow_nan=False)}
+        # safetensors writes the memory of an array as it lies, so it must lie in order
+        save_file({key: np.array(array, order="C") for key, array in arrays.items()}, partial, metadata=content)
+        partial.replace(target)
         return target
 
     def has(self, name: str) -> bool:
         """Whether a chapter has written this artefact."""
-        return (self.folder / f"{name}.npz").is_file()
+        return self._file(name).is_file()
 
     def load(self, name: str) -> Artefact:
         """Read an artefact. Raises FileNotFoundError if no chapter has written it, ValueError if from other data."""
-        path = self.folder / f"{name}.npz"
+        path = self._file(name)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is not there: run the chapter that writes '{name}' with the same DATA and SCALE first"
+                f"{path} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        with safe_open(path, framework="numpy") as saved:
+            facts = json.loads(saved.metadata()["facts"])
+            arrays = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118  (it is no dict)
         found = facts["provenance"]["fingerprint"]
         if found != self.fingerprint:
             raise ValueError(
                 f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
                 "run the chapters before this one again"
             )
-        with np.load(path, allow_pickle=False) as saved:
-            return Artefact(dict(saved), facts)
+        return Artefact(arrays, facts)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def path(self, name: str) -> Path:
         """A folder for what writes itself, such as a Recommender."""
@@ -158,7 +165,7 @@ def _with_data(key: str, data: str) -> str:
 
 def _write_json(path: Path, content) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
@@ -185,13 +192,13 @@ def _processor() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit that this code runs at and whether tracked files differ from it; empty outside a git checkout."""
+    """The commit that this code runs at and whether the working tree differs from it; empty outside a git checkout."""
 
     def git(*words):
         return subprocess.run(["git", "-C", _REPOSITORY, *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no").strip())
+        dirty = bool(git("status", "--porcelain").strip())
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": dirty}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "", "dirty": True}

@@ -53,8 +53,8 @@ class Timeline(nn.Module):
                 f"ids {ids.shape} and vectors {vectors.shape} do not fit sizes {config.sizes} "
                 f"and text_dim {config.text_dim}"
             )
-        self.register_buffer("ids", torch.as_tensor(ids, dtype=torch.long))
-        self.register_buffer("vectors", torch.as_tensor(vectors, dtype=torch.float32))
+        self.register_buffer("ids", torch.tensor(ids, dtype=torch.long))
+        self.register_buffer("vectors", torch.tensor(vectors, dtype=torch.float32))
         self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes)
         # embeddings come at any scale; without bringing them to one, training took twice as many epochs (see the log)
         self.text = nn.Sequential(
@@ -91,6 +91,8 @@ class Timeline(nn.Module):
 
     def encode(self, histories: torch.Tensor) -> torch.Tensor:
         """What the model knows after 0, 1, ... T items: (B, T) item rows -> (B, T + 1, dim)."""
+        if histories.shape[1] > self.config.max_length:
+            raise ValueError(f"histories hold {histories.shape[1]} items, expected at most {self.config.max_length}")
         items = self.item_vectors(histories.clamp(min=0))
         start = self.start.expand(len(histories), 1, -1)
         x = torch.cat([start, items], dim=1)

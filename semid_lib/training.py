@@ -24,8 +24,7 @@ class TrainingConfig:
     """How a small model is trained; the defaults are the recipe of chapter 07."""
 
     n_epochs: int = 30
-    batch_size: int = 128  # sequences a step
-    learning_rate: float = 1e-3  # the peak of one cycle (Smith & Topin 2018)
+    learning_rate: float = 1e-3  # at its peak: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)
     warmup_share: float = 0.1  # of all steps
     weight_decay: float = 0.05
     max_gradient_norm: float = 1.0
@@ -34,7 +33,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("n_epochs", "batch_size", "validate_every", "patience"):
+        for name in ("n_epochs", "validate_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -50,7 +49,7 @@ class TrainingConfig:
         50
         """
         n_epochs = max(n_epochs, math.ceil(min_steps / steps_per_epoch))
-        return cls(n_epochs=n_epochs, validate_every=max(1, n_epochs // n_looks), **settings)
+        return cls(n_epochs=n_epochs, validate_every=max(1, round(n_epochs / n_looks)), **settings)
 
 
 class Epoch(NamedTuple):
@@ -102,16 +101,14 @@ def fit(
 
     loader: batches for `model(batch) -> loss`. validate: the figure to maximize, called on the model in evaluation
     mode every `validate_every` epochs; training stops after `patience` looks without a better one. Without it the last
-    weights are kept. AdamW without weight decay on vectors (biases, norms), one-cycle learning rate, clipped gradients.
+    weights are kept. AdamW without weight decay on vectors (biases, norms), clipped gradients.
     Raises ValueError when the loss stops being finite.
     """
     set_seed(config.seed)
     accelerator = Accelerator()
     optimizer = _adamw(model, config)
     n_steps = config.n_epochs * len(loader)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=n_steps + 1, pct_start=config.warmup_share
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_cosine(n_steps, config.warmup_share))
     wrapped, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     best, best_weights, looks_since, epochs, seconds = -math.inf, None, 0, [], 0.0
     with tqdm(total=n_steps, desc="training", unit="step", disable=not progress) as bar:
@@ -133,6 +130,18 @@ def fit(
         model.load_state_dict(best_weights)
     model.eval()
     return epochs
+
+
+def _warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], float]:
+    """The learning rate of a step as a share of its peak: up in a line, down to 0 along half a cosine."""
+    n_warmup = max(1, round(warmup_share * n_steps))
+
+    def share(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+    return share
 
 
 def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, bar) -> float:

@@ -42,6 +42,8 @@ class PrefixTrie:
         ids = np.asarray(ids)
         if ids.ndim != 2 or not ids.size:
             raise ValueError(f"semantic IDs must be (n_items, n_levels) with at least one item, got {ids.shape}")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"semantic IDs must be integers, got {ids.dtype}")
         if ids.min() < 0:
             raise ValueError(f"code {ids.min()} is negative")
         order = np.lexsort(ids.T[::-1])

@@ -71,9 +71,7 @@ def new_timeline(shop):
         settings = {"dim": 16, "n_layers": 1, "n_heads": 2, "max_length": 12} | settings
         config = TimelineConfig(shop.ids.sizes, text_dim=8, **settings)
         model = Timeline(config, shop.ids.unique, shop.vectors)
-        with (
-            torch.no_grad()
-        ):  # as initialized all items are about equally probable, which would hide mistakes
+        with torch.no_grad():  # as initialized all items are about equally probable, which would hide mistakes
             for table in [*model.code, model.position]:
                 table.weight.normal_(std=spread)
         return model.eval()

@@ -12,9 +12,7 @@ from semid_lib import codebooks
 
 # four items; level 0 uses codes 0 (three times) and 2 (once), level 1 uses all four
 CODES = np.array([[0, 0], [0, 1], [0, 2], [2, 3]])
-some_codes = hnp.arrays(
-    np.int64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 4)
-)
+some_codes = hnp.arrays(np.int64, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.integers(0, 4))
 
 
 def test_by_hand():

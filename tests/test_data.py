@@ -107,9 +107,7 @@ def test_csv_and_parquet(tmp_path):
     assert shop.items["categories"].tolist() == [[], [["Bath"]]]
     assert shop.items["code"].tolist() == ["007", ""]
     (tmp_path / "parquet").mkdir()
-    frame = pd.DataFrame(
-        {"item_id": [3, 4], "title": ["Soap", None], "categories": [[["Bath", "Soap"]], None]}
-    )
+    frame = pd.DataFrame({"item_id": [3, 4], "title": ["Soap", None], "categories": [[["Bath", "Soap"]], None]})
     frame.assign(brand=np.nan).to_parquet(tmp_path / "parquet/items.parquet")
     items = data.load(tmp_path / "parquet").items
     assert items["title"].tolist() == ["Soap", ""]
@@ -224,9 +222,7 @@ def test_bad_folders(tmp_path):
         data.load(twice)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-12], lambda b: b[:15] + b"\xff\xff" + b[17:], lambda b: b"no gzip"]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b[:15] + b"\xff\xff" + b[17:], lambda b: b"no gzip"])
 def test_corrupt_gzip(tmp_path, damage):
     content = damage(gzip.compress(jsonl(*ITEMS).encode()))
     with pytest.raises(ValueError, match=r"items\.jsonl\.gz: truncated or corrupt gzip"):
@@ -428,9 +424,7 @@ def test_write_folder_refuses_bad_input_and_keeps_the_old_files(tmp_path, user_i
     before = data.load(tmp_path).fingerprint
     with pytest.raises(ValueError, match=r"sequences.tsv.gz, line 2 .*expected text without tab"):
         write_folder(tmp_path, ITEMS, [("ann", [7]), (user_id, [7])], overwrite=True)
-    with pytest.raises(
-        ValueError, match=r"items.jsonl.gz, line 1 cannot be written: .*not JSON serializable"
-    ):
+    with pytest.raises(ValueError, match=r"items.jsonl.gz, line 1 cannot be written: .*not JSON serializable"):
         write_folder(tmp_path, [{"item_id": np.int64(1)}], overwrite=True)
     with pytest.raises(ValueError, match=r"no records for items.jsonl.gz"):
         write_folder(tmp_path, [], overwrite=True)
@@ -450,9 +444,7 @@ USER_ID = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\
 @settings(max_examples=60, deadline=None)
 @given(
     catalogue=st.dictionaries(st.integers(-(2**63), 2**63 - 1), RECORD, min_size=1, max_size=5),
-    users=st.lists(
-        USER_ID.filter(lambda text: text.strip("\ufeff") == text), min_size=1, max_size=4, unique=True
-    ),
+    users=st.lists(USER_ID.filter(lambda text: text.strip("\ufeff") == text), min_size=1, max_size=4, unique=True),
     drawn=st.data(),
 )
 def test_write_then_load_keeps_everything(tmp_path_factory, catalogue, users, drawn):
@@ -475,24 +467,16 @@ def test_write_then_load_keeps_everything(tmp_path_factory, catalogue, users, dr
 
 
 def test_fingerprint_sees_content_and_names(tmp_path):
-    one = data.load(
-        write(tmp_path / "1", items__jsonl=GOOD, queries__jsonl=jsonl({"query": "a", "item_ids": [1]}))
-    )
-    two = data.load(
-        write(tmp_path / "2", items__jsonl=GOOD, queries__jsonl=jsonl({"query": "b", "item_ids": [1]}))
-    )
-    three = data.load(
-        write(tmp_path / "3", items__jsonl=GOOD, queries2__jsonl=jsonl({"query": "a", "item_ids": [1]}))
-    )
+    one = data.load(write(tmp_path / "1", items__jsonl=GOOD, queries__jsonl=jsonl({"query": "a", "item_ids": [1]})))
+    two = data.load(write(tmp_path / "2", items__jsonl=GOOD, queries__jsonl=jsonl({"query": "b", "item_ids": [1]})))
+    three = data.load(write(tmp_path / "3", items__jsonl=GOOD, queries2__jsonl=jsonl({"query": "a", "item_ids": [1]})))
     assert len({one.fingerprint, two.fingerprint, three.fingerprint}) == 3
 
 
 # --- the real folders ---
 
 
-@pytest.mark.skipif(
-    "SEMID_DATA" not in os.environ, reason="SEMID_DATA does not name the folder of the real data"
-)
+@pytest.mark.skipif("SEMID_DATA" not in os.environ, reason="SEMID_DATA does not name the folder of the real data")
 def test_real_data():
     root = Path(__file__).parent.parent / os.environ["SEMID_DATA"]
     beauty = data.load(root / "beauty")

@@ -34,16 +34,11 @@ class TableScorer:
     def advance(self, state, level, parents, codes):
         rows = zip(state, parents.tolist(), codes.tolist(), strict=True)
         return self._scored(
-            [
-                (context, [(*beams[p], c) for p, c in zip(ps, cs, strict=True)])
-                for (context, beams), ps, cs in rows
-            ]
+            [(context, [(*beams[p], c) for p, c in zip(ps, cs, strict=True)]) for (context, beams), ps, cs in rows]
         )
 
     def _scored(self, state):
-        return state, torch.tensor(
-            np.array([[self.row(c, prefix) for prefix in beams] for c, beams in state])
-        )
+        return state, torch.tensor(np.array([[self.row(c, prefix) for prefix in beams] for c, beams in state]))
 
     def item_score(self, context, semantic_id):
         prefixes = [tuple(semantic_id[:level]) for level in range(len(semantic_id))]
@@ -69,9 +64,7 @@ def as_tensor(excluded):
 def shops(draw):
     """Distinct IDs, and for each of three contexts a list of excluded items, perhaps with repetitions."""
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    rows = draw(
-        st.lists(st.tuples(*[st.integers(0, n - 1) for n in sizes]), unique=True, min_size=1, max_size=20)
-    )
+    rows = draw(st.lists(st.tuples(*[st.integers(0, n - 1) for n in sizes]), unique=True, min_size=1, max_size=20))
     items = st.integers(0, len(rows) - 1)
     excluded = draw(st.lists(st.lists(items, max_size=2 * len(rows)), min_size=3, max_size=3))
     return sizes, np.array(rows), excluded
@@ -80,9 +73,7 @@ def shops(draw):
 def check(sizes, ids, excluded, k, impossible=0.0):
     """A beam as wide as the catalogue gives exactly the exhaustive ranking."""
     model, contexts = TableScorer(sizes, impossible), [0, 1, 2]
-    found = constrained_beam_search(
-        model, contexts, PrefixTrie.build(ids), max(len(ids), k), k, as_tensor(excluded)
-    )
+    found = constrained_beam_search(model, contexts, PrefixTrie.build(ids), max(len(ids), k), k, as_tensor(excluded))
     for context in contexts:
         score_of = lambda row, context=context: model.item_score(context, row)  # noqa: E731
         items, scores = exhaustive(score_of, ids, excluded[context], k)
@@ -129,9 +120,7 @@ def test_places_that_no_item_fills_are_padded(shop, k):
 def test_with_everything_excluded_nothing_comes_out(n_levels):
     ids = np.stack(np.unravel_index(np.arange(2**n_levels), (2,) * n_levels), axis=1)
     everything = torch.arange(len(ids)).expand(2, -1)
-    found = constrained_beam_search(
-        TableScorer([2] * n_levels), [0, 1], PrefixTrie.build(ids), 4, 2, everything
-    )
+    found = constrained_beam_search(TableScorer([2] * n_levels), [0, 1], PrefixTrie.build(ids), 4, 2, everything)
     assert found.items.tolist() == [[-1, -1], [-1, -1]]
     assert (found.scores == -torch.inf).all()
 
@@ -157,18 +146,14 @@ def test_a_narrow_beam_fills_as_many_places_as_items_are_left(shop, k, spare):
     if any(len(row) == len(ids) for row in excluded):
         return  # tested above
     model = TableScorer(sizes)
-    found = constrained_beam_search(
-        model, [0, 1, 2], PrefixTrie.build(ids), k + spare, k, as_tensor(excluded)
-    )
+    found = constrained_beam_search(model, [0, 1, 2], PrefixTrie.build(ids), k + spare, k, as_tensor(excluded))
     for context in range(3):
         items = [item for item in found.items[context].tolist() if item >= 0]
         assert len(items) == len(set(items)) == min(k, len(ids) - len(excluded[context]))
         assert not set(items) & set(excluded[context])
         scores = found.scores[context, : len(items)].tolist()
         assert scores == sorted(scores, reverse=True)
-        np.testing.assert_allclose(
-            scores, [model.item_score(context, ids[item].tolist()) for item in items], atol=1e-5
-        )
+        np.testing.assert_allclose(scores, [model.item_score(context, ids[item].tolist()) for item in items], atol=1e-5)
 
 
 def test_a_narrow_beam_passes_a_subtree_without_items_left():
@@ -218,9 +203,7 @@ def test_nan_is_refused_and_its_level_named(level):
     table = {(): [-1.0, -1.0], (0,): [-1.0, -1.0], (1,): [-1.0, -1.0]}
     table[(0,) * level] = [-1.0, np.nan]
     with pytest.raises(ValueError, match=f"level {level} .*NaN"):
-        constrained_beam_search(
-            TableScorer([2, 2], table=table), [0], PrefixTrie.build(np.array([[0, 0]])), 2, 1
-        )
+        constrained_beam_search(TableScorer([2, 2], table=table), [0], PrefixTrie.build(np.array([[0, 0]])), 2, 1)
 
 
 @pytest.mark.parametrize(("beam_width", "k"), [(5, 0), (5, -1), (4, 5), (0, 0)])

@@ -133,9 +133,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypa
     before, encoder.fail_after = list(encoder.encoded), None
     assert len(before) == 6
     encoder.encoded.clear()
-    np.testing.assert_array_equal(
-        embed.embed(texts, model="any", cache=tmp_path, batch_size=2), expected(texts)
-    )
+    np.testing.assert_array_equal(embed.embed(texts, model="any", cache=tmp_path, batch_size=2), expected(texts))
     assert len(encoder.encoded) == 6  # four were safe; the two of the half shard were lost
     assert sorted(set(before) | set(encoder.encoded), key=len) == texts
     assert not list(tmp_path.rglob("*.partial"))
@@ -209,7 +207,5 @@ def test_the_real_model():
     unrelated = max(cosine[0, 2], cosine[0, 4], cosine[1, 3], cosine[2, 4])
     assert paraphrases > unrelated + 0.2
 
-    theirs = SentenceTransformer(embed._model_path(embed.DEFAULT_MODEL)).encode(
-        SENTENCES, normalize_embeddings=True
-    )
+    theirs = SentenceTransformer(embed._model_path(embed.DEFAULT_MODEL)).encode(SENTENCES, normalize_embeddings=True)
     np.testing.assert_allclose(embed.normalize(vectors), theirs, atol=1e-5)

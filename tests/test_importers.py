@@ -22,9 +22,7 @@ def jsonl(*records: dict) -> str:
 def histories(dataset: data.Dataset) -> dict[str, list[int]]:
     """User id -> item ids."""
     ids = dataset.items["item_id"].to_numpy()
-    return {
-        u: ids[rows].tolist() for u, rows in zip(dataset.histories.user_ids, dataset.histories, strict=True)
-    }
+    return {u: ids[rows].tolist() for u, rows in zip(dataset.histories.user_ids, dataset.histories, strict=True)}
 
 
 # --- k-core ---
@@ -47,8 +45,7 @@ def test_k_core_is_the_largest_part_with_enough(pairs, k):
     while poor := [
         p
         for p in one_by_one
-        if sum(users[q] == users[p] for q in one_by_one) < k
-        or sum(items[q] == items[p] for q in one_by_one) < k
+        if sum(users[q] == users[p] for q in one_by_one) < k or sum(items[q] == items[p] for q in one_by_one) < k
     ]:
         one_by_one.remove(poor[0])
     assert kept == one_by_one
@@ -153,9 +150,7 @@ def test_import_table_from_parquet(tmp_path):
 def test_import_table_reads_times(tmp_path, times, seconds):
     (tmp_path / "items.csv").write_text("item_id,title\n1,a\n")
     (tmp_path / "orders.csv").write_text("user_id,item_id,t\n" + "".join(f"u,1,{time}\n" for time in times))
-    import_table(
-        tmp_path / "items.csv", tmp_path / "out", interactions=tmp_path / "orders.csv", timestamp="t"
-    )
+    import_table(tmp_path / "items.csv", tmp_path / "out", interactions=tmp_path / "orders.csv", timestamp="t")
     assert data.load(tmp_path / "out").histories.times.tolist() == seconds
 
 
@@ -198,9 +193,7 @@ def test_import_table_refuses_bad_input(shop):
 
     with pytest.raises(ValueError, match=r"i\.csv has no column 'Name', expected one of \['sku', 'name'"):
         run(title="Name")
-    with pytest.raises(
-        ValueError, match=r"o\.csv has no column 'sku', expected one of \['user_id', 'item'\]"
-    ):
+    with pytest.raises(ValueError, match=r"o\.csv has no column 'sku', expected one of \['user_id', 'item'\]"):
         run(orders="user_id,item\n1,2\n")
     with pytest.raises(ValueError, match=r"i\.csv, row 3: sku 'A' occurs before"):
         run(items="sku,name\nA,a\nB,b\nA,c\n")
@@ -222,9 +215,7 @@ def test_import_table_refuses_bad_input(shop):
         run(orders="user_id,sku,t\n", timestamp="t")
     with pytest.raises(ValueError, match="no interaction is left"):
         run(orders="user_id,sku,t\nu,,5\n", timestamp="t")
-    with pytest.raises(
-        ValueError, match="column 'brand' would be kept as 'source_brand', expected that name to be"
-    ):
+    with pytest.raises(ValueError, match="column 'brand' would be kept as 'source_brand', expected that name to be"):
         run(items="sku,name,brand,source_brand\nA,a,b,c\n")
     with pytest.raises(ValueError, match="unknown_items is 'keep'"):
         run(unknown_items="keep")
@@ -366,13 +357,9 @@ def test_import_amazon_2023(dump):
 
 
 def test_import_amazon_refuses_bad_input(dump, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"reviews\.json, line 2: '\{broken', expected a JSON object or a Python dict"
-    ):
+    with pytest.raises(ValueError, match=r"reviews\.json, line 2: '\{broken', expected a JSON object or a Python dict"):
         dump(META_2014, '{"asin": "P1"}\n{broken')
-    with pytest.raises(
-        ValueError, match=r"meta\.json\.gz, line 1: .*expected a JSON object or a Python dict"
-    ):
+    with pytest.raises(ValueError, match=r"meta\.json\.gz, line 1: .*expected a JSON object or a Python dict"):
         dump("__import__('os').getcwd()", REVIEWS_2014, k_core=0)
     with pytest.raises(ValueError, match=r"reviews\.json, line 1: '\[1\]"):
         dump(META_2014, "[1]")
@@ -382,9 +369,7 @@ def test_import_amazon_refuses_bad_input(dump, tmp_path):
         dump('{"asin": "P1", "category": "Office"}', REVIEWS_2014, k_core=0)
     with pytest.raises(ValueError, match=r"meta\.json\.gz, line 1: .*expected string"):
         dump('{"asin": "P1", "title": 5}', REVIEWS_2014, k_core=0)
-    with pytest.raises(
-        ValueError, match=r"reviews\.json, line 2: .*'soon'.*expected numbers as time and rating"
-    ):
+    with pytest.raises(ValueError, match=r"reviews\.json, line 2: .*'soon'.*expected numbers as time and rating"):
         dump(META_2014, jsonl(review("R1", "P1", 5), review("R1", "P1", "soon")), k_core=0)
     with pytest.raises(ValueError, match="no interaction is left"):
         dump(META_2014, REVIEWS_2014, k_core=5)

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from semid_lib import metrics
 
 RANK = np.array([1.0, 2.0, 7.0, 10.0, np.inf])
-some_ranks = st.lists(st.one_of(st.integers(1, 30).map(float), st.just(np.inf)), min_size=1, max_size=20).map(
-    np.array
-)
+some_ranks = st.lists(st.one_of(st.integers(1, 30).map(float), st.just(np.inf)), min_size=1, max_size=20).map(np.array)
 
 
 def test_ranks_are_positions_from_one_and_inf_for_a_miss():
@@ -33,9 +31,7 @@ def test_empty_places_may_repeat():
     assert metrics.ranks(np.array([[3, -1, -1, -1]]), np.array([3])) == [1]
 
 
-@pytest.mark.parametrize(
-    ("lists", "targets"), [([1, 2], [1]), ([[1, 2]], [1, 2]), ([[1, 2]], [-1]), ([[1, 2]], [[1]])]
-)
+@pytest.mark.parametrize(("lists", "targets"), [([1, 2], [1]), ([[1, 2]], [1, 2]), ([[1, 2]], [-1]), ([[1, 2]], [[1]])])
 def test_ranks_refuse_shapes_and_targets_that_mean_nothing(lists, targets):
     with pytest.raises(ValueError, match=r"expected|negative"):
         metrics.ranks(np.array(lists), np.array(targets))

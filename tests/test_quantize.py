@@ -16,9 +16,7 @@ SQUARE = np.array([[0.0, 0.0], [0.0, 1.0], [10.0, 0.0], [10.0, 1.0]])
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
     rng = np.random.default_rng(0)
-    return (rng.normal(size=(12, 6))[rng.integers(12, size=300)] + 0.3 * rng.normal(size=(300, 6))).astype(
-        np.float32
-    )
+    return (rng.normal(size=(12, 6))[rng.integers(12, size=300)] + 0.3 * rng.normal(size=(300, 6))).astype(np.float32)
 
 
 def brute_force(vectors, levels):
@@ -65,10 +63,7 @@ def test_codes_equal_brute_force(vectors):
 @pytest.mark.parametrize("n_iterations", [1, 25])
 def test_every_level_lowers_the_distortion(vectors, n_iterations):
     result = quantize.fit_residual_kmeans(vectors, n_levels=4, codebook_size=8, n_iterations=n_iterations)
-    left = [
-        codebooks.distortion(vectors, quantize.decode(result.codes[:, :m], result.codebooks))
-        for m in range(1, 5)
-    ]
+    left = [codebooks.distortion(vectors, quantize.decode(result.codes[:, :m], result.codebooks)) for m in range(1, 5)]
     assert left == sorted(left, reverse=True)
     assert left[0] < codebooks.distortion(vectors, np.zeros_like(vectors))
     assert left[-1] < left[0] / 2
@@ -111,9 +106,7 @@ def test_as_many_codewords_as_vectors_is_exact(vectors):
 
 def test_a_tie_goes_to_the_lower_index():
     codebook = np.array([[5.0], [1.0], [-1.0], [1.0]])
-    np.testing.assert_array_equal(
-        quantize.nearest(np.array([[0.0], [1.0], [-2.0], [3.0]]), codebook), [1, 1, 2, 0]
-    )
+    np.testing.assert_array_equal(quantize.nearest(np.array([[0.0], [1.0], [-2.0], [3.0]]), codebook), [1, 1, 2, 0])
 
 
 @given(

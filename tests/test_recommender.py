@@ -200,9 +200,7 @@ def test_a_file_of_another_recommender_is_named(shop, new_timeline, folder, tmp_
         Recommender.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    "change", [{"format": 2}, {"model": {"type": "tiger"}}, {"sha256": None}, {"model": None}]
-)
+@pytest.mark.parametrize("change", [{"format": 2}, {"model": {"type": "tiger"}}, {"sha256": None}, {"model": None}])
 def test_a_config_that_says_something_else_is_named(folder, change):
     config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **change}
     kept = {key: value for key, value in config.items() if value is not None}

@@ -34,7 +34,7 @@ after
 
 
 def test_a_table_by_hand():
-    lines = report.markdown_table(ROWS, "next_item").splitlines()
+    lines = report.markdown_table(ROWS, "next_item").replace("\xa0", " ").splitlines()
     assert lines[:4] == [
         "| method | Recall@10 | MRR |",
         "| --- | ---: | ---: |",
@@ -118,7 +118,7 @@ def test_publish_then_check(tmp_path, monkeypatch, capsys):
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
     store.Store("shop", "smoke", "f").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
     assert report.main(["publish", "shop", "smoke"]) == 0
-    assert "| item-kNN | .5000 ± .1000 |" in page.read_text(encoding="utf-8")
+    assert "| item-kNN | .5000 ± .1000 |" in page.read_text(encoding="utf-8").replace("\xa0", " ")
     assert report.stale_pages() == []
     assert report.main(["check"]) == 0
 
@@ -136,9 +136,7 @@ def test_anything_else_on_the_command_line_prints_the_manual(capsys):
 
 
 def test_no_published_table_differs_from_its_rows():
-    marked = [
-        page for page in report._PAGES if page.is_file() and "<!-- rows:" in page.read_text(encoding="utf-8")
-    ]
+    marked = [page for page in report._PAGES if page.is_file() and "<!-- rows:" in page.read_text(encoding="utf-8")]
     if not marked:
         pytest.skip("no page has a table yet")
     assert report.stale_pages() == []

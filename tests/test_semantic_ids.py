@@ -10,9 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from semid_lib.semantic_ids import SemanticIDs, disambiguation_codes, from_tokens, to_tokens
 
-some_codes = hnp.arrays(
-    np.int64, st.tuples(st.integers(1, 25), st.integers(1, 3)), elements=st.integers(0, 2)
-)
+some_codes = hnp.arrays(np.int64, st.tuples(st.integers(1, 25), st.integers(1, 3)), elements=st.integers(0, 2))
 
 
 def test_numbering_by_hand():

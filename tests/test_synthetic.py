@@ -1,6 +1,7 @@
 """The demo shop: its files, and whether what was planted is there and as hard to find as it should be."""
 
 import gzip
+import itertools
 import json
 from collections import Counter
 
@@ -44,9 +45,7 @@ def test_files_are_the_same_twice_and_differ_by_seed(tmp_path):
 def test_files_hold_the_records(tmp_path):
     synthetic.write_demo_shop(tmp_path, **SMALL)
     shop = synthetic.demo_shop(**SMALL)
-    items, sequences, timestamps, queries = (
-        gzip.decompress(data).decode().splitlines() for data in _bytes(tmp_path)
-    )
+    items, sequences, timestamps, queries = (gzip.decompress(data).decode().splitlines() for data in _bytes(tmp_path))
     assert [json.loads(line) for line in items] == shop.items
     assert [json.loads(line) for line in queries] == shop.queries
     for lines, records in ((sequences, shop.sequences), (timestamps, shop.timestamps)):
@@ -93,8 +92,8 @@ def test_text_reads_well(shop):
         assert not set("{}|") & set(text + item["title"]), text
         assert text == "" or 2 <= sum(text.count(mark) for mark in ".?") <= 5, text
         words = f"{item['title']} . {text}".lower().replace(",", " ,").split()
-        assert all(first != second for first, second in zip(words, words[1:], strict=False)), words
-        for article, word in zip(words, words[1:], strict=False):
+        assert all(first != second for first, second in itertools.pairwise(words)), words
+        for article, word in itertools.pairwise(words):
             assert not (article == "a" and word[0] in "aei"), (article, word)
             assert not (article == "an" and word[0] not in "aeiou18"), (article, word)
 
@@ -120,9 +119,7 @@ def test_product_lines_are_near_duplicates(shop):
     assert 0.1 < np.mean([sizes[line] > 1 for line in shop.truth.item_line.tolist()]) < 0.4
     line = next(line for line, size in sizes.items() if size > 1)
     members = [shop.items[row] for row in np.flatnonzero(shop.truth.item_line == line)]
-    assert (
-        len({item["brand"] for item in members}) == len({item["categories"][0][2] for item in members}) == 1
-    )
+    assert len({item["brand"] for item in members}) == len({item["categories"][0][2] for item in members}) == 1
 
 
 def test_histories_are_valid(shop):
@@ -137,7 +134,7 @@ def test_histories_are_valid(shop):
 
 
 def _neighbours(shop):
-    pairs = [pair for _, items in shop.sequences for pair in zip(items, items[1:], strict=False)]
+    pairs = [pair for _, items in shop.sequences for pair in itertools.pairwise(items)]
     return np.array(pairs).T - 1
 
 

@@ -14,18 +14,14 @@ def log_probability(model, history, item):
     state, scores = model.begin(pad([history], model.config.max_length))
     total = float(scores[0, 0, codes[0]])
     for level in range(len(codes) - 1):
-        state, scores = model.advance(
-            state, level, torch.zeros((1, 1), dtype=torch.long), codes[level].view(1, 1)
-        )
+        state, scores = model.advance(state, level, torch.zeros((1, 1), dtype=torch.long), codes[level].view(1, 1))
         total += float(scores[0, 0, codes[level + 1]])
     return total
 
 
 def test_training_and_decoding_agree_on_every_probability(shop, new_timeline):
     model, histories = new_timeline(), shop.histories[:5]
-    one_by_one = [
-        log_probability(model, history[:t], item) for history in histories for t, item in enumerate(history)
-    ]
+    one_by_one = [log_probability(model, history[:t], item) for history in histories for t, item in enumerate(history)]
     with torch.no_grad():
         loss = float(model(pad(histories, 12)))
     assert loss == pytest.approx(-np.mean(one_by_one), abs=1e-4)

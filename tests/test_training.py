@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from semid_lib.timeline import training_batches
@@ -146,15 +147,13 @@ def test_any_number_of_steps_can_be_trained(n_steps):
 
 
 def test_gradients_are_clipped():
-    def steepest(weight, step):
-        return 1e6 * weight
-
-    model = Toy(steepest)
-    norms = []
-    model.weight.register_post_accumulate_grad_hook(lambda weight: norms.append(float(weight.grad)))
-    fit(model, numbers(2), TrainingConfig(n_epochs=1, learning_rate=0.1))
-    assert norms == [1e6, 1e6]
-    assert -0.3 < float(model.weight.detach()) < 0
+    model, norms = Toy(lambda weight, step: 10.0**step * weight), []
+    hook = register_optimizer_step_pre_hook(lambda *_: norms.append(float(model.weight.grad)))
+    try:
+        fit(model, numbers(3), TrainingConfig(n_epochs=1, max_gradient_norm=0.5))
+    finally:
+        hook.remove()
+    assert norms == pytest.approx([0.5] * 3, rel=1e-3)
 
 
 def test_weight_decay_is_for_matrices_alone():
@@ -173,17 +172,16 @@ def test_weight_decay_is_for_matrices_alone():
 
 
 @pytest.mark.parametrize(
-    ("n_steps", "steps_per_epoch", "n_epochs", "validate_every"),
-    [(2700, 88, 31, 2), (30, 88, 1, 1), (300, 10, 30, 2)],
+    ("n_epochs", "min_steps", "steps_per_epoch", "expected"), [(30, 1200, 24, 50), (30, 1200, 88, 30), (1, 10, 3, 4)]
 )
-def test_for_steps_by_hand(n_steps, steps_per_epoch, n_epochs, validate_every):
-    config = TrainingConfig.for_steps(n_steps, steps_per_epoch, patience=7)
-    assert (config.n_epochs, config.validate_every, config.patience) == (n_epochs, validate_every, 7)
+def test_sized_adds_epochs_on_small_data_only(n_epochs, min_steps, steps_per_epoch, expected):
+    config = TrainingConfig.sized(n_epochs, min_steps, steps_per_epoch, patience=7)
+    assert (config.n_epochs, config.patience) == (expected, 7)
 
 
-def test_for_steps_looks_about_as_often_as_asked():
+def test_sized_looks_about_as_often_as_asked():
     for n_epochs in range(15, 200):
-        config = TrainingConfig.for_steps(10 * n_epochs, 10, n_looks=15)
+        config = TrainingConfig.sized(n_epochs, 1, 1, n_looks=15)
         assert 10 <= math.ceil(n_epochs / config.validate_every) <= 22, n_epochs
 
 
@@ -191,7 +189,6 @@ def test_for_steps_looks_about_as_often_as_asked():
     "setting",
     [
         {"n_epochs": 0},
-        {"batch_size": 0},
         {"validate_every": 0},
         {"patience": 0},
         {"learning_rate": 0.0},

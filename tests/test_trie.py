@@ -31,11 +31,7 @@ def naive(ids):
 
 def items_below(tree):
     """Items in the order of their IDs."""
-    return (
-        [tree]
-        if isinstance(tree, int)
-        else [item for code in sorted(tree) for item in items_below(tree[code])]
-    )
+    return [tree] if isinstance(tree, int) else [item for code in sorted(tree) for item in items_below(tree[code])]
 
 
 @given(distinct_ids())
