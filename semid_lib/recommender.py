@@ -21,7 +21,7 @@ from semid_lib.trie import PrefixTrie
 
 _FORMAT = 1
 _FILES = ("model.safetensors", "semantic_ids.npz", "items.parquet")
-_SCORES_AT_ONCE = 2**24  # beams x codes x users in one step: 64 MiB of float32
+_SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
 class Recommendations(NamedTuple):
