@@ -69,8 +69,8 @@ else:  # only on a catalogue without histories, where the chapters before this o
     texts = embed.item_texts(shop.items)
     vectors = embed.normalize(embed.embed(texts, cache=shelf.cache("embeddings")))
     size = quantize.suggest_codebook_size(len(vectors))
-    codes, _ = quantize.fit_residual_kmeans(vectors, 3, size)
-    ids = semantic_ids.SemanticIDs.from_codes(codes, size)
+    kmeans = quantize.fit_residual_kmeans(vectors, 3, size)
+    ids, _ = semantic_ids.resolve_collisions(kmeans.codes, vectors, kmeans)
 print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 
 # %% [markdown]

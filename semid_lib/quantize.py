@@ -1,24 +1,81 @@
-"""Residual k-means as plain functions: vectors in, short tuples of codes out.
+"""Quantizers: vectors in, short tuples of codes out, by one small interface.
 
-Level 0 clusters the vectors; each further level clusters what the levels before it left over (Juang & Gray 1982;
-the residual quantizer of Zeghidour et al. 2021, eq. 1, without a learned encoder). Codes therefore run from coarse
-to fine, which is what makes a shared prefix mean similarity.
+| made by | codes | what it is for |
+|---|---|---|
+| `fit_residual_kmeans` | coarse to fine, shared codebooks | semantic IDs; the default |
+| `fit_product_quantization` | one per subspace, all equally coarse | models that predict all codes at once (RPG) |
+| `fit_category_tree` | first the category, then clusters inside each parent | a control: are learned codes better? |
+| `random_codes` | drawn | a control: does meaning matter at all? |
+
+Each gives an object with `codes` (n, n_levels) int64 of the fitted vectors, `sizes` (codes per level),
+`encode(vectors)` for vectors that arrive later and `decode(codes)` for the vectors that codes stand for. Equal vectors
+get equal codes, however many there are (but for random codes, and items of two categories): to tell such items apart
+is the work of `semantic_ids`.
+
+k-means runs in faiss, loaded when first needed. One seed gives one result on one machine and number of threads. On
+Linux faiss and torch each bring their own OpenMP and live together in either order of import.
 """
 
-import warnings
-from typing import NamedTuple
+import hashlib
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
+_BLOCK = 8192  # vectors worked on at a time
+_START_DIMENSIONS = 128  # principal components in which k-means chooses where to start
+_SETTLED = 3e-4  # k-means stops when an iteration lowers its objective by less than this share
 
-class Quantization(NamedTuple):
-    """Codes of the fitted vectors and the codebooks that encode further ones."""
 
-    codes: np.ndarray  # (n, n_levels) int64 in 0 .. codebook_size - 1
-    codebooks: np.ndarray  # (n_levels, codebook_size, dim) float32
+@dataclass(frozen=True, eq=False)
+class ResidualQuantizer:
+    """A codebook per level; a vector is about the sum of one codeword of each.
+
+    `codes` (n, n_levels) int64 in 0 .. codebook_size - 1; `codebooks` (n_levels, codebook_size, dim) float32.
+    """
+
+    codes: np.ndarray
+    codebooks: np.ndarray
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return (self.codebooks.shape[1],) * len(self.codebooks)
+
+    def encode(self, vectors: np.ndarray, beam_width: int = 1) -> np.ndarray:
+        """The function `encode` with these codebooks."""
+        return encode(vectors, self.codebooks, beam_width)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The function `decode` with these codebooks."""
+        return decode(codes, self.codebooks)
+
+    def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
+        """What each codeword of the last level would cost: (m, dim) -> (m, codebook_size) float32, >= 0.
+
+        The squared distance from what the levels before the last leave over of a vector to each last codeword, which
+        is the distortion of the vector with that last code. codes: (m, n_levels - 1 or more), whose prefixes count;
+        by default `encode(vectors)`.
+
+        >>> quantizer = ResidualQuantizer(np.zeros((0, 2), np.int64), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
+        >>> quantizer.last_level_costs(np.array([[9.5]]))  # -0.5 is left: .25 to -1, 2.25 to 1
+        array([[0.25, 2.25]], dtype=float32)
+        """
+        vectors = _finite(vectors)
+        codes = self.encode(vectors) if codes is None else np.asarray(codes)
+        if codes.ndim != 2 or len(codes) != len(vectors) or codes.shape[1] < len(self.codebooks) - 1:
+            raise ValueError(f"codes must be ({len(vectors)}, {len(self.codebooks) - 1} or more), got {codes.shape}")
+        last = self.codebooks[-1].astype(np.float32)
+        origin = last.mean(axis=0)
+        costs = np.empty((len(vectors), len(last)), dtype=np.float32)
+        for rows in _blocks(len(vectors)):
+            left = vectors[rows] - self.decode(codes[rows, : len(self.codebooks) - 1]) - origin
+            costs[rows] = np.sum(left**2, axis=1, keepdims=True) - 2 * left @ (last - origin).T
+            costs[rows] += np.sum((last - origin) ** 2, axis=1)
+        return np.maximum(costs, 0, out=costs)
 
 
 def fit_residual_kmeans(
@@ -28,63 +85,103 @@ def fit_residual_kmeans(
     n_iterations: int = 25,
     seed: int = 0,
     progress: bool = False,
-) -> Quantization:
-    """Cluster the vectors, then the residuals, level by level (k-means++ start, Lloyd's iterations).
+    max_training_vectors: int = 200_000,
+) -> ResidualQuantizer:
+    """Cluster the vectors, then what is left over, level by level (Juang & Gray 1982; SoundStream, Zeghidour 2021).
 
-    vectors: (n, dim) float, finite, n >= codebook_size. Greedy: no level looks ahead to the next, which costs a few
-    per cent of distortion against a joint search and keeps prefixes meaningful.
-    Raises ValueError for vectors that are not finite or not 2-D, n_levels < 1, codebook_size < 2, or fewer vectors
-    than codewords.
+    vectors: (n, dim) float, as they come or of length 1; at least codebook_size distinct ones. n_iterations: at most,
+    per level. The codebooks are fitted to a random sample of max_training_vectors where there are more. Greedy: no
+    level looks ahead to the next, which keeps prefixes meaningful; `encode` with a beam looks ahead.
+    A deeper level may have fewer distinct residuals than codewords; its last codewords then repeat its first, no
+    vector gets them, and `codebooks.utilization` shows it.
+    Raises ValueError for vectors that are not finite or not 2-D, n_levels < 1, codebook_size < 2, n_iterations < 1, or
+    fewer distinct vectors than codewords.
 
     >>> vectors = np.array([[0.0], [1.0], [10.0], [11.0]])
-    >>> result = fit_residual_kmeans(vectors, n_levels=2, codebook_size=2)
-    >>> decode(result.codes, result.codebooks).ravel()  # two centres, then their two offsets: exact
+    >>> quantizer = fit_residual_kmeans(vectors, n_levels=2, codebook_size=2)
+    >>> quantizer.decode(quantizer.codes).ravel()  # two centres, then their two offsets: exact
     array([ 0.,  1., 10., 11.], dtype=float32)
     """
-    vectors = _checked(vectors, n_levels, codebook_size)
-    residual = vectors.copy()
+    rng = np.random.default_rng(seed)
+    vectors, sample = _checked(vectors, n_levels, codebook_size, n_iterations, max_training_vectors, rng)
+    left = sample.copy()
     codebooks = np.empty((n_levels, codebook_size, vectors.shape[1]), dtype=np.float32)
     for level in tqdm(range(n_levels), desc="residual k-means", unit="level", disable=not progress):
-        kmeans = KMeans(codebook_size, n_init=1, max_iter=n_iterations, random_state=seed + level)
-        with warnings.catch_warnings():
-            # a residual may hold fewer distinct vectors than codewords; the spare ones then stay unused, and
-            # `codebooks.utilization` shows it
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            codebooks[level] = kmeans.fit(residual).cluster_centers_
-        residual -= codebooks[level][nearest(residual, codebooks[level])]
-    return Quantization(encode(vectors, codebooks), codebooks)
+        codebooks[level] = _kmeans(left, codebook_size, n_iterations, rng)
+        for rows in _blocks(len(left)):
+            left[rows] -= codebooks[level][nearest(left[rows], codebooks[level])]
+    return ResidualQuantizer(encode(vectors, codebooks), codebooks)
 
 
-def encode(vectors: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
-    """Codes of any vectors under fixed codebooks, greedily level by level: (n, dim) -> (n, n_levels) int64.
+def encode(vectors: np.ndarray, codebooks: np.ndarray, beam_width: int = 1) -> np.ndarray:
+    """Codes of any vectors under fixed codebooks: (n, dim) -> (n, n_levels) int64.
 
-    codebooks: (n_levels, codebook_size, dim). This is how an item that arrives later gets its codes.
-    Raises ValueError if the dimensions differ or a vector is not finite.
+    codebooks: (n_levels, codebook_size, dim). beam_width 1 is greedy, level by level, and what the fitted codes are.
+    More keeps so many partial sums of codewords per vector (as faiss's additive quantizers do): at width 8 the
+    distortion on Amazon's Beauty falls by .7%, in five times the time. Codes then fit together rather than prefixes, so
+    use one width for a whole catalogue.
+    Raises ValueError if the dimensions differ, a vector is not finite, or beam_width < 1.
 
     >>> encode(np.array([[9.0]]), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
     array([[1, 0]])
     """
-    vectors = _finite(vectors)
+    vectors, codebooks = _finite(vectors), np.asarray(codebooks, dtype=np.float32)
     if vectors.shape[1] != codebooks.shape[2]:
         raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the codebooks {codebooks.shape[2]}")
-    residual = vectors.copy()
+    if beam_width < 1:
+        raise ValueError(f"expected beam_width >= 1, got {beam_width}")
     codes = np.empty((len(vectors), len(codebooks)), dtype=np.int64)
-    for level, codebook in enumerate(codebooks):
-        codes[:, level] = nearest(residual, codebook)
-        residual -= codebook[codes[:, level]]
+    search = _greedy if beam_width == 1 else _beam_search
+    for rows in _blocks(len(vectors), _BLOCK // min(beam_width, 16)):
+        codes[rows] = search(vectors[rows], codebooks, beam_width)
     return codes
 
 
-def decode(codes: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
-    """The vectors that codes stand for, the sum of their codewords: (n, m <= n_levels) -> (n, dim).
+def _greedy(vectors: np.ndarray, codebooks: np.ndarray, _) -> np.ndarray:
+    left = vectors.copy()
+    codes = np.empty((len(vectors), len(codebooks)), dtype=np.int64)
+    for level, codebook in enumerate(codebooks):
+        codes[:, level] = nearest(left, codebook)
+        left -= codebook[codes[:, level]]
+    return codes
 
-    Fewer columns than levels give the coarser vector of a prefix.
+
+def _beam_search(vectors: np.ndarray, codebooks: np.ndarray, beam_width: int) -> np.ndarray:
+    """|v - sum of c|^2 without |v|^2, from inner products alone: a beam never needs its residual."""
+    codebooks = codebooks.copy()
+    origin = codebooks[0].mean(axis=0)  # see `nearest`
+    vectors, codebooks[0] = vectors - origin, codebooks[0] - origin
+    codes = np.zeros((len(vectors), 1, 0), dtype=np.int64)  # (B, beams, levels so far)
+    costs = np.zeros((len(vectors), 1), dtype=np.float32)
+    for level, codebook in enumerate(codebooks):
+        alone = np.sum(codebook**2, axis=1) - 2 * vectors @ codebook.T  # (B, K)
+        longer = costs[:, :, None] + alone[:, None]  # (B, beams, K)
+        for earlier in range(level):
+            longer += (2 * codebooks[earlier] @ codebook.T)[codes[:, :, earlier]]
+        longer = longer.reshape(len(vectors), -1)
+        width = min(beam_width, longer.shape[1])
+        kept = np.sort(np.argpartition(longer, width - 1, axis=1)[:, :width], axis=1)
+        costs = np.take_along_axis(longer, kept, axis=1)
+        beam, code = np.divmod(kept, len(codebook))
+        codes = np.dstack([np.take_along_axis(codes, beam[:, :, None], axis=1), code])
+    codes = codes[np.arange(len(codes)), costs.argmin(axis=1)]
+    return np.column_stack([_first_equal(codebook)[codes[:, level]] for level, codebook in enumerate(codebooks)])
+
+
+def decode(codes: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """The vectors that codes stand for, the sum of their codewords: (n, m <= n_levels) -> (n, dim) float32.
+
+    Fewer columns than levels give the coarser vector of a prefix. Raises ValueError for codes outside the codebooks.
 
     >>> decode(np.array([[1, 0]]), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
-    array([[9.]])
+    array([[9.]], dtype=float32)
     """
-    levels = range(codes.shape[1])
-    return np.sum([codebooks[level][codes[:, level]] for level in levels], axis=0)
+    codebooks = np.asarray(codebooks, dtype=np.float32)
+    codes = _checked_codes(codes, codebooks.shape[:1] + codebooks.shape[1:2] * len(codebooks))
+    vectors = np.zeros((len(codes), codebooks.shape[2]), dtype=np.float32)
+    for level in range(codes.shape[1]):
+        vectors += codebooks[level][codes[:, level]]
+    return vectors
 
 
 def suggest_codebook_size(n_items: int) -> int:
@@ -99,7 +196,7 @@ def suggest_codebook_size(n_items: int) -> int:
     return min(1024, max(4, 2 ** int(np.ceil(np.log2(2 * max(n_items, 1)) / 2))))
 
 
-def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = 8192) -> np.ndarray:
+def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = _BLOCK) -> np.ndarray:
     """Index of the closest codeword by Euclidean distance, the lowest index on a tie: (n, dim) -> (n,) int64.
 
     Works through `block` vectors at a time, so memory stays at block x codebook_size floats.
@@ -107,34 +204,472 @@ def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = 8192) -> np.
     >>> nearest(np.array([[0.4], [2.0]]), np.array([[0.0], [1.0]]))
     array([0, 1])
     """
-    origin = codebook.mean(axis=0)  # distances do not change, and far from the origin float32 keeps its digits
-    codebook = codebook - origin
-    half_norms = 0.5 * np.sum(codebook**2, axis=1)  # |v - c|^2 / 2 = |v|^2 / 2 - v.c + |c|^2 / 2; the first is constant
-    starts = range(0, len(vectors), block)
-    return np.concatenate(
-        [np.argmin(half_norms - (vectors[start : start + block] - origin) @ codebook.T, axis=1) for start in starts]
-        or [np.empty(0, dtype=np.int64)]
+    origin = _round_origin(codebook)
+    centred = codebook - origin
+    half_norms = 0.5 * np.sum(centred**2, axis=1)  # |v - c|^2 / 2 = |v|^2 / 2 - v.c + |c|^2 / 2; the first is constant
+    found = np.empty(len(vectors), dtype=np.int64)
+    for rows in _blocks(len(vectors), block):
+        found[rows] = np.argmin(half_norms - (vectors[rows] - origin) @ centred.T, axis=1)
+    return _first_equal(codebook)[found]
+
+
+def _round_origin(codebook: np.ndarray) -> np.ndarray:
+    """About the mean; taken off, distances do not change, and far from zero float32 keeps its digits.
+
+    Rounded to a power of two of the codebook's spread, so that the subtraction is exact where it can be and a tie in
+    round numbers remains a tie.
+    """
+    mean = codebook.mean(axis=0)
+    spread = float(np.abs(codebook - mean).max())
+    step = codebook.dtype.type(2.0 ** np.floor(np.log2(spread))) if spread > 1e-30 else 0
+    return np.round(mean / step) * step if step else mean
+
+
+# --- product quantization ---
+
+
+@dataclass(frozen=True, eq=False)
+class ProductQuantizer:
+    """A codebook per slice of the (rotated) vector; no position is coarser than another.
+
+    `codes` (n, n_positions) int64; `codebooks` (n_positions, codebook_size, dim / n_positions) float32; `rotation`
+    (dim, dim) float32, orthogonal: a vector is multiplied by it before it is cut into slices; None leaves it as it is.
+    """
+
+    codes: np.ndarray
+    codebooks: np.ndarray
+    rotation: np.ndarray | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of codes of each position."""
+        return (self.codebooks.shape[1],) * len(self.codebooks)
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, dim) -> (n, n_positions) int64. Raises ValueError if dim differs or a vector is not finite."""
+        vectors = _finite(vectors)
+        n_positions, _, width = self.codebooks.shape
+        if vectors.shape[1] != n_positions * width:
+            raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the codebooks {n_positions * width}")
+        codes = np.empty((len(vectors), n_positions), dtype=np.int64)
+        for rows in _blocks(len(vectors)):
+            turned = vectors[rows] if self.rotation is None else vectors[rows] @ self.rotation
+            for position, codebook in enumerate(self.codebooks):
+                codes[rows, position] = nearest(turned[:, position * width : (position + 1) * width], codebook)
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """(n, n_positions) -> (n, dim) float32; all positions are needed, since a prefix is a slice, not a sketch."""
+        codes = _checked_codes(codes, (len(self.codebooks), *self.sizes))
+        if codes.shape[1] != len(self.codebooks):
+            raise ValueError(f"codes have {codes.shape[1]} positions, expected {len(self.codebooks)}")
+        vectors = self.codebooks[np.arange(len(self.codebooks)), codes].reshape(len(codes), -1)
+        return vectors if self.rotation is None else vectors @ self.rotation.T
+
+
+def fit_product_quantization(
+    vectors: np.ndarray,
+    n_positions: int = 32,
+    codebook_size: int = 256,
+    rotate: bool = True,
+    n_iterations: int = 25,
+    n_rotations: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+    max_training_vectors: int = 200_000,
+) -> ProductQuantizer:
+    """Cut vectors into slices and cluster each on its own (Jegou et al. 2011), as RPG does (Hou et al. 2025).
+
+    rotate: first turn the space so that the slices share the variance (OPQ, Ge et al. 2013), in n_rotations rounds of
+    faiss, which works with the largest power of two up to codebook_size. A slice with fewer distinct parts than
+    codewords leaves codewords unused. For the rest see `fit_residual_kmeans`; also raises ValueError if n_positions
+    does not divide dim.
+
+    >>> vectors = np.array([[0.0, 5.0], [1.0, 5.0], [0.0, 7.0]])
+    >>> quantizer = fit_product_quantization(vectors, n_positions=2, codebook_size=2, rotate=False)
+    >>> quantizer.decode(quantizer.codes).tolist()
+    [[0.0, 5.0], [1.0, 5.0], [0.0, 7.0]]
+    """
+    rng = np.random.default_rng(seed)
+    vectors, sample = _checked(vectors, n_positions, codebook_size, n_iterations, max_training_vectors, rng)
+    if vectors.shape[1] % n_positions:
+        raise ValueError(f"n_positions must divide the {vectors.shape[1]} dimensions, got {n_positions}")
+    rotation = _rotation(sample, n_positions, codebook_size, n_rotations, rng) if rotate else None
+    sample = sample if rotation is None else sample @ rotation
+    slices = tqdm(np.split(sample, n_positions, axis=1), "product quantization", unit="slice", disable=not progress)
+    codebooks = np.stack([_kmeans(np.ascontiguousarray(part), codebook_size, n_iterations, rng) for part in slices])
+    unfitted = ProductQuantizer(np.empty((0, n_positions), dtype=np.int64), codebooks, rotation)
+    return ProductQuantizer(unfitted.encode(vectors), codebooks, rotation)
+
+
+def _rotation(sample, n_positions, codebook_size, n_rotations, rng) -> np.ndarray:
+    import faiss
+
+    dim = sample.shape[1]
+    pq = faiss.ProductQuantizer(dim, n_positions, int(np.log2(codebook_size)))
+    pq.cp.seed, pq.cp.min_points_per_centroid = int(rng.integers(2**31)), 1
+    opq = faiss.OPQMatrix(dim, n_positions, dim)
+    opq.niter, opq.pq = n_rotations, pq
+    opq.train(np.ascontiguousarray(sample))
+    return np.ascontiguousarray(faiss.vector_to_array(opq.A).reshape(dim, dim).T)
+
+
+# --- controls ---
+
+
+@dataclass(frozen=True, eq=False)
+class RandomCodes:
+    """Codes without meaning. `codes` (n, n_levels) int64; `codebooks` as of `ResidualQuantizer`, or None."""
+
+    codes: np.ndarray
+    codebook_size: int
+    seed: int
+    codebooks: np.ndarray | None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level."""
+        return (self.codebook_size,) * self.codes.shape[1]
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """Fresh codes, drawn anew per vector but fixed by its bytes: (m, dim) -> (m, n_levels) int64.
+
+        A fitted vector does not get its row of `codes` back: that depends on the row alone.
+        """
+        n_levels, seed = self.codes.shape[1], str(self.seed).encode()
+        digests = [hashlib.shake_128(seed + row.tobytes()).digest(8 * n_levels) for row in _finite(vectors) + 0.0]
+        drawn = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, n_levels)
+        return (drawn % np.uint64(self.codebook_size)).astype(np.int64)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The mean vector, moved per level by how the items of a code differ from it: (m, <= n_levels) -> (m, dim).
+
+        What such codes can tell of a vector, which is next to nothing. Raises ValueError if no vectors were given.
+        """
+        if self.codebooks is None:
+            raise ValueError("random codes stand for no vectors: give random_codes the vectors to average")
+        return decode(codes, self.codebooks)
+
+
+def random_codes(
+    n: int, n_levels: int = 3, codebook_size: int = 256, seed: int = 0, vectors: np.ndarray | None = None
+) -> RandomCodes:
+    """Codes drawn independently and uniformly for n items (the random IDs of TIGER, section 4.2).
+
+    vectors: (n, dim), only for `decode`. Some items collide by chance, about n^2 / (2 codebook_size^n_levels) pairs.
+    Raises ValueError for n < 1, n_levels < 1, codebook_size < 2, or vectors of another number.
+
+    >>> control = random_codes(4, n_levels=2, codebook_size=8)
+    >>> control.codes.shape, control.sizes
+    ((4, 2), (8, 8))
+    """
+    if n < 1 or n_levels < 1 or codebook_size < 2:
+        raise ValueError(f"expected n >= 1, n_levels >= 1, codebook_size >= 2, got {n}, {n_levels}, {codebook_size}")
+    codes = np.random.default_rng(seed).integers(codebook_size, size=(n, n_levels))
+    if vectors is None:
+        return RandomCodes(codes, codebook_size, seed, None)
+    vectors = _finite(vectors)
+    if len(vectors) != n:
+        raise ValueError(f"{len(vectors)} vectors for {n} items")
+    mean = vectors.mean(axis=0)
+    codebooks = np.stack([_means(vectors - mean, level, codebook_size) for level in codes.T])
+    codebooks[0] += mean
+    return RandomCodes(codes, codebook_size, seed, codebooks)
+
+
+@dataclass(frozen=True, eq=False)
+class CategoryTree:
+    """Nodes under nodes: the first code names a category, each further one a child of the node before it.
+
+    `codes` (n, n_levels) int64; `centroids` per level (n_nodes, dim) float32, children of a node side by side;
+    `starts` per deeper level (n_parents + 1,) int64, where the children of each parent begin; `label_codes` the codes
+    of level 0 that the items of a label may have.
+    """
+
+    codes: np.ndarray
+    centroids: tuple[np.ndarray, ...]
+    starts: tuple[np.ndarray, ...]
+    label_codes: dict[str, np.ndarray]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of codes of each level: of the node with most children."""
+        return (len(self.centroids[0]), *(int(np.diff(starts).max()) for starts in self.starts))
+
+    def encode(self, vectors: np.ndarray, labels: Sequence[str] | None = None) -> np.ndarray:
+        """(m, dim) -> (m, n_levels) int64: the closest centroid among the children of the node so far.
+
+        labels: (m,) strings, which limit level 0 to the codes of the label; without one, or with one that was not in
+        the fitted catalogue, every code of level 0 is open. Raises ValueError as `fit_category_tree`.
+        """
+        vectors = _finite(vectors)
+        if vectors.shape[1] != self.centroids[0].shape[1]:
+            raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the tree {self.centroids[0].shape[1]}")
+        every = np.arange(len(self.centroids[0]))
+        node = np.empty(len(vectors), dtype=np.int64)
+        for label, rows in _groups(np.full(len(vectors), "") if labels is None else _checked_labels(labels, vectors)):
+            open_codes = every if labels is None else self.label_codes.get(str(label), every)
+            node[rows] = open_codes[nearest(vectors[rows], self.centroids[0][open_codes])]
+        codes = [node]
+        for centroids, starts in zip(self.centroids[1:], self.starts, strict=True):
+            codes.append(_child(vectors, node, centroids, starts))
+            node = starts[node] + codes[-1]
+        return np.column_stack(codes)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The centroid of the node that codes lead to: (m, 1 .. n_levels) -> (m, dim) float32.
+
+        Raises ValueError if there is no such node.
+        """
+        codes = _checked_codes(codes, (len(self.centroids), *self.sizes))
+        if not codes.shape[1]:
+            raise ValueError("expected codes of at least one level")
+        node = codes[:, 0]
+        for level, starts in enumerate(self.starts[: codes.shape[1] - 1], start=1):
+            child = starts[node] + codes[:, level]
+            if (missing := np.flatnonzero(child >= starts[node + 1])).size:
+                raise ValueError(f"no node of the tree has the codes {codes[missing[0], : level + 1].tolist()}")
+            node = child
+        return self.centroids[codes.shape[1] - 1][node]
+
+
+def fit_category_tree(
+    vectors: np.ndarray,
+    labels: Sequence[str],
+    n_levels: int = 3,
+    codebook_size: int = 256,
+    n_iterations: int = 25,
+    seed: int = 0,
+    progress: bool = False,
+) -> CategoryTree:
+    """A code per category, then k-means inside each parent (after the hierarchical k-means of DSI, Tay et al. 2022).
+
+    labels: (n,) strings; "" is a label like others. Of more labels than codes the most frequent keep a code and the
+    rest join the one of nearest centroid; of fewer, the largest are split by k-means until all codes are given. A node
+    of m items with r levels to go gets m^(1/r) children, at most codebook_size, so that the codes of a level are spent
+    evenly and only equal vectors share all codes (while there is room). One code means different things under
+    different parents: that is what this is a control for.
+    Raises ValueError as `fit_residual_kmeans`, but takes any number of distinct vectors; or for labels that are not
+    one string per vector.
+
+    >>> vectors = np.array([[0.0], [1.0], [5.0], [7.0]])
+    >>> tree = fit_category_tree(vectors, ["pen", "pen", "ink", "ink"], n_levels=2, codebook_size=2)
+    >>> tree.codes[:, 0]
+    array([1, 1, 0, 0])
+    """
+    rng = np.random.default_rng(seed)
+    vectors = _finite(vectors)
+    _check_settings(n_levels, codebook_size, n_iterations)
+    labels = _checked_labels(labels, vectors)
+    if not len(vectors):
+        raise ValueError("no vectors to cluster")
+    roots, label_codes = _label_centroids(vectors, labels, codebook_size, n_iterations, rng)
+    tree = CategoryTree(np.empty((0, 1), dtype=np.int64), (roots,), (), label_codes)
+    node = tree.encode(vectors, labels)[:, 0]
+    for to_go in tqdm(range(n_levels - 1, 0, -1), desc="category tree", unit="level", disable=not progress):
+        children = list(tree.centroids[-1][:, None])  # a node that lost its items to rounding is its own child
+        for parent, rows in _groups(node):
+            wanted = min(codebook_size, int(np.ceil(round(len(rows) ** (1 / to_go), 9))))
+            children[parent] = _children(vectors[rows], wanted, n_iterations, rng)
+        starts = (*tree.starts, np.concatenate([[0], np.cumsum([len(each) for each in children])]))
+        tree = CategoryTree(tree.codes, (*tree.centroids, np.concatenate(children)), starts, label_codes)
+        node = starts[-1][node] + _child(vectors, node, tree.centroids[-1], starts[-1])
+    return CategoryTree(tree.encode(vectors, labels), tree.centroids, tree.starts, label_codes)
+
+
+def _label_centroids(vectors, labels, codebook_size, n_iterations, rng) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    groups = {str(label): rows for label, rows in _groups(labels)}
+    home = {label: label for label in groups}
+    if len(groups) > codebook_size:
+        ranked = sorted(groups, key=lambda label: (-len(groups[label]), label))
+        means = np.stack([vectors[groups[label]].mean(axis=0) for label in ranked])
+        joins = nearest(means[codebook_size:], means[:codebook_size])
+        home |= {label: ranked[kept] for label, kept in zip(ranked[codebook_size:], joins, strict=True)}
+        for label in ranked[codebook_size:]:
+            groups[home[label]] = np.union1d(groups[home[label]], groups.pop(label))
+    pieces = _share_out(codebook_size, [len(rows) for rows in groups.values()])
+    centroids, codes, n_codes = [], {}, 0
+    for (label, rows), wanted in zip(groups.items(), pieces, strict=True):
+        centroids.append(_children(vectors[rows], wanted, n_iterations, rng))
+        codes[label] = np.arange(n_codes, n_codes + len(centroids[-1]))
+        n_codes += len(centroids[-1])
+    return np.concatenate(centroids), {label: codes[kept] for label, kept in home.items()}
+
+
+def _share_out(n_codes: int, sizes: Sequence[int]) -> list[int]:
+    """One code each, then one by one to whoever has most items per code: numbers of codes, no more than items."""
+    given = [1] * len(sizes)
+    waiting = [(-size, i) for i, size in enumerate(sizes) if size > 1]
+    heapq.heapify(waiting)
+    for _ in range(n_codes - len(sizes)):
+        if not waiting:
+            break
+        _, i = heapq.heappop(waiting)
+        given[i] += 1
+        if given[i] < sizes[i]:
+            heapq.heappush(waiting, (-sizes[i] / given[i], i))
+    return given
+
+
+def _children(members: np.ndarray, wanted: int, n_iterations: int, rng: np.random.Generator) -> np.ndarray:
+    """Centroids of at most `wanted` clusters of the members, none without members."""
+    if wanted == 1:
+        return members.mean(axis=0, keepdims=True)
+    centroids = _kmeans(members, wanted, n_iterations, rng)
+    return centroids[np.unique(nearest(members, centroids))]
+
+
+def _child(vectors: np.ndarray, node: np.ndarray, centroids: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    codes = np.empty(len(vectors), dtype=np.int64)
+    for parent, rows in _groups(node):
+        codes[rows] = nearest(vectors[rows], centroids[starts[parent] : starts[parent + 1]])
+    return codes
+
+
+# --- k-means, and what they all need ---
+
+
+def _kmeans(points: np.ndarray, n_clusters: int, n_iterations: int, rng: np.random.Generator) -> np.ndarray:
+    """(n, dim) float32 -> (n_clusters, dim) float32, each centre used while there are distinct points enough.
+
+    Starts by greedy k-means++, in few dimensions: on text embeddings that is worth 3 to 7% of distortion over random
+    points, faiss's own start, because rare clusters are found. Of no more distinct points than clusters each is a
+    centre, repeated in turn to fill up.
+    """
+    first, _, counts = _distinct(points)
+    if len(first) <= n_clusters:
+        return points[np.resize(first, n_clusters)]
+    origin = points.mean(axis=0)
+    points = points[first] - origin
+    weights = None if len(first) == counts.sum() else counts.astype(np.float32)
+    centres = points[_start(points, weights, n_clusters, rng)]
+    for _ in range(5):
+        centres = _lloyd(points, weights, centres, n_iterations, rng)
+        codes = nearest(points, centres)
+        unused = np.setdiff1d(np.arange(n_clusters), codes)
+        if not len(unused):
+            break
+        far = np.einsum("nd,nd->n", points - centres[codes], points - centres[codes]) * counts
+        centres[unused], n_iterations = points[np.argsort(-far, kind="stable")[: len(unused)]], 2
+    return centres + origin
+
+
+def _start(points: np.ndarray, weights: np.ndarray | None, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows to start from. points: centred, so that the leading eigenvectors are the principal axes."""
+    from sklearn.cluster import kmeans_plusplus
+
+    if points.shape[1] > _START_DIMENSIONS:
+        points = points @ np.linalg.eigh(points.T @ points)[1][:, -_START_DIMENSIONS:]
+    seed = int(rng.integers(2**31))
+    return kmeans_plusplus(points, n_clusters, sample_weight=weights, random_state=seed)[1]
+
+
+def _lloyd(points, weights, centres, n_iterations, rng) -> np.ndarray:
+    import faiss
+
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        len(centres),
+        niter=n_iterations,
+        seed=int(rng.integers(2**31)),
+        early_stop_threshold=_SETTLED,
+        min_points_per_centroid=1,  # few points are no reason for a warning on stderr
+        max_points_per_centroid=len(points),  # nor many for a sample: ours was taken before
     )
+    kmeans.train(np.ascontiguousarray(points), weights=weights, init_centroids=np.ascontiguousarray(centres))
+    return kmeans.centroids
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first of each set of equal rows, in order; for each row, the first that equals it; how often each occurs."""
+    rows = np.ascontiguousarray(rows) + 0.0  # -0.0 equals 0.0, its bytes do not
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+    _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)
+    return first[order], first[inverse], counts[order]
+
+
+def _first_equal(codebook: np.ndarray) -> np.ndarray:
+    """Maps each codeword to the first that equals it; equal codewords may differ in the last digit of a product."""
+    return _distinct(codebook)[1]
+
+
+def _groups(keys: np.ndarray):
+    """Each distinct key, in order, with the rows that have it."""
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    ends = np.cumsum(np.bincount(inverse, minlength=len(distinct)))
+    return zip(distinct, np.split(order, ends[:-1]) if len(distinct) else [], strict=True)
+
+
+def _means(vectors: np.ndarray, codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """The mean vector of each code, zero for a code without vectors: (codebook_size, dim) float32."""
+    means = np.zeros((codebook_size, vectors.shape[1]), dtype=np.float32)
+    for code, rows in _groups(codes):
+        means[code] = vectors[rows].mean(axis=0)
+    return means
+
+
+def _blocks(n: int, size: int = _BLOCK) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def _finite(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2:
-        raise ValueError(f"vectors must be (n, dim), got shape {vectors.shape}")
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{np.sum(~finite)} of {len(vectors)} vectors hold NaN or infinity, the first is row {row}")
-    return vectors
-
-
-def _checked(vectors: np.ndarray, n_levels: int, codebook_size: int) -> np.ndarray:
-    vectors = _finite(vectors)
-    if n_levels < 1 or codebook_size < 2:
-        raise ValueError(f"expected n_levels >= 1 and codebook_size >= 2, got {n_levels} and {codebook_size}")
-    if len(vectors) < codebook_size:
+    with np.errstate(over="ignore"):
+        vectors = np.asarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or not vectors.shape[1]:
+        raise ValueError(f"vectors must be (n, dim >= 1), got shape {vectors.shape}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = [np.einsum("nd,nd->n", vectors[rows], vectors[rows]) for rows in _blocks(len(vectors))]
+    bad = np.flatnonzero(~(np.concatenate([*squares, np.empty(0)]) < 1e30))  # NaN compares as false
+    if len(bad):
         raise ValueError(
-            f"{len(vectors)} vectors cannot fill {codebook_size} codewords: "
-            f"choose a codebook_size of at most {len(vectors)}"
+            f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity or are longer than 1e15, "
+            f"the first is row {bad[0]}"
         )
     return vectors
+
+
+def _check_settings(n_levels: int, codebook_size: int, n_iterations: int) -> None:
+    if n_levels < 1 or codebook_size < 2 or n_iterations < 1:
+        raise ValueError(
+            f"expected at least 1 level or position, codebook_size >= 2 and n_iterations >= 1, "
+            f"got {n_levels}, {codebook_size} and {n_iterations}"
+        )
+
+
+def _checked(vectors, n_levels, codebook_size, n_iterations, max_training_vectors, rng):
+    """The vectors, and the sample to fit to."""
+    _check_settings(n_levels, codebook_size, n_iterations)
+    vectors = sample = _finite(vectors)
+    if len(vectors) > max_training_vectors:
+        sample = vectors[np.sort(rng.choice(len(vectors), max_training_vectors, replace=False))]
+    n_distinct = len(_distinct(sample)[0])
+    if n_distinct < codebook_size:
+        raise ValueError(
+            f"{len(sample)} vectors to fit to, {n_distinct} of them distinct, cannot fill {codebook_size} codewords: "
+            f"choose a codebook_size of at most {n_distinct}, or other vectors"
+        )
+    return vectors, sample
+
+
+def _checked_codes(codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """shape: the number of levels, then the codes of each."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[1] > shape[0] or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be (n, at most {shape[0]}) integers, got {codes.shape} {codes.dtype}")
+    for level, (column, size) in enumerate(zip(codes.T, shape[1:], strict=False)):
+        if column.size and not (column.min() >= 0 and column.max() < size):
+            raise ValueError(
+                f"codes of level {level} run from {column.min()} to {column.max()}, expected 0 to {size - 1}"
+            )
+    return codes
+
+
+def _checked_labels(labels: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    if len(labels) != len(vectors):
+        raise ValueError(f"{len(labels)} labels for {len(vectors)} vectors")
+    for row, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise ValueError(f"labels must be strings, got {label!r} in row {row}")
+    return np.asarray(labels, dtype=str)

@@ -121,6 +121,7 @@ class Recommender:
             codes=self.ids.codes,
             disambiguation_code=self.ids.disambiguation_code,
             codebook_size=np.int64(self.ids.codebook_size),
+            disambiguation_size=np.int64(self.ids.disambiguation_size),
         )
         self.items.to_parquet(folder / "items.parquet", index=False)
         config = {
@@ -145,7 +146,8 @@ class Recommender:
             if _sha256(folder / name) != config["sha256"].get(name):
                 raise ValueError(f"{folder / name} is not the file that config.json describes: its checksum differs")
         with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
-            ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], int(saved["codebook_size"]))
+            widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
+            ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], *widths)
         weights = load_file(folder / "model.safetensors", device=str(device))
         shape = {name: value for name, value in config["model"].items() if name != "type"}
         model = Timeline(

@@ -11,6 +11,7 @@ NAMES = ("smoke", "laptop", "full")
 # field: (smoke, laptop, full)
 _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "kmeans_iterations": (5, 25, 50),
+    "rqvae_epochs": (2, 20, 20),
     "map_items": (500, 3000, 10_000),
     "dim": (32, 128, 256),
     "n_layers": (1, 2, 4),
@@ -31,6 +32,7 @@ class Scale:
 
     name: str
     kmeans_iterations: int  # Lloyd's iterations per level
+    rqvae_epochs: int
     map_items: int  # items drawn on a two-dimensional map
     dim: int  # width of the timeline model
     n_layers: int  # its transformer layers

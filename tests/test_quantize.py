@@ -1,4 +1,8 @@
-"""Residual k-means: by hand, against brute force and scikit-learn, and what it must refuse."""
+"""Quantizers: by hand, against brute force, scikit-learn and faiss, and what they must refuse."""
+
+import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,23 +39,21 @@ def test_a_case_in_the_plane():
     assert {tuple(offset) for offset in result.codebooks[1].tolist()} == {(0.0, -0.5), (0.0, 0.5)}
     assert result.codes[0, 0] == result.codes[1, 0] != result.codes[2, 0] == result.codes[3, 0]
     assert result.codes[0, 1] == result.codes[2, 1] != result.codes[1, 1] == result.codes[3, 1]
-    np.testing.assert_array_equal(quantize.decode(result.codes, result.codebooks), SQUARE)
+    np.testing.assert_array_equal(result.decode(result.codes), SQUARE)
 
 
 def test_shapes_and_types(vectors):
     result = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=8)
     assert (result.codes.shape, result.codes.dtype) == ((300, 3), np.int64)
     assert (result.codebooks.shape, result.codebooks.dtype) == ((3, 8, 6), np.float32)
+    assert result.sizes == (8, 8, 8)
 
 
 def test_encoding_the_fitted_vectors_gives_their_codes_again(vectors):
     result = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=8)
     np.testing.assert_array_equal(quantize.encode(vectors, result.codebooks), result.codes)
-    for row in (
-        0,
-        17,
-        299,
-    ):  # one at a time as well: nothing about a vector's codes depends on its neighbours
+    # one at a time as well: nothing about a vector's codes depends on its neighbours
+    for row in (0, 17, 299):
         np.testing.assert_array_equal(quantize.encode(vectors[[row]], result.codebooks)[0], result.codes[row])
 
 
@@ -71,7 +73,7 @@ def test_every_level_lowers_the_distortion(vectors, n_iterations):
 
 def test_one_level_is_as_good_as_k_means_of_scikit_learn(vectors):
     result = quantize.fit_residual_kmeans(vectors, n_levels=1, codebook_size=8, n_iterations=100)
-    ours = 300 * codebooks.distortion(vectors, quantize.decode(result.codes, result.codebooks))
+    ours = 300 * codebooks.distortion(vectors, result.decode(result.codes))
     theirs = [KMeans(8, n_init=1, random_state=seed).fit(vectors).inertia_ for seed in range(10)]
     assert min(theirs) * 0.999 <= ours <= max(theirs) * 1.001
 
@@ -91,17 +93,30 @@ def test_the_vectors_are_left_as_they_were(vectors):
 
 
 @pytest.mark.parametrize("n_distinct", [1, 3])
-def test_fewer_distinct_vectors_than_codewords(n_distinct):
+def test_fewer_distinct_vectors_than_codewords_are_refused(n_distinct):
     vectors = np.repeat(np.eye(3)[:n_distinct], 8, axis=0)
-    result = quantize.fit_residual_kmeans(vectors, n_levels=2, codebook_size=6)
-    assert np.isfinite(result.codebooks).all()
-    np.testing.assert_allclose(quantize.decode(result.codes, result.codebooks), vectors, atol=1e-6)
-    assert len(np.unique(result.codes, axis=0)) == n_distinct
+    with pytest.raises(ValueError, match=f"{8 * n_distinct} vectors to fit to, {n_distinct} of them distinct"):
+        quantize.fit_residual_kmeans(vectors, n_levels=2, codebook_size=6)
+
+
+def test_fewer_distinct_residuals_than_codewords_leave_codes_unused():
+    vectors = np.repeat(np.random.default_rng(0).normal(size=(6, 3)), 8, axis=0).astype(np.float32)
+    result = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=6)
+    np.testing.assert_array_equal(result.decode(result.codes), vectors)
+    assert codebooks.utilization(result.codes, 6).tolist() == [1, 1 / 6, 1 / 6]
+    assert not result.codes[:, 1:].any()
+
+
+def test_many_copies_of_one_vector_take_one_code_and_leave_the_rest_to_others(vectors):
+    crowd = np.concatenate([np.repeat(vectors[:1], 5000, axis=0), vectors])
+    result = quantize.fit_residual_kmeans(crowd, n_levels=2, codebook_size=32)
+    assert codebooks.utilization(result.codes, 32)[0] == 1
+    assert len(np.unique(result.codes[:5001], axis=0)) == 1
 
 
 def test_as_many_codewords_as_vectors_is_exact(vectors):
     result = quantize.fit_residual_kmeans(vectors[:20], n_levels=1, codebook_size=20)
-    np.testing.assert_allclose(quantize.decode(result.codes, result.codebooks), vectors[:20], atol=1e-6)
+    np.testing.assert_allclose(result.decode(result.codes), vectors[:20], atol=1e-6)
 
 
 def test_a_tie_goes_to_the_lower_index():
@@ -140,9 +155,14 @@ def test_decode_sums_codewords_and_takes_prefixes():
         ({"vectors": np.zeros(4)}, r"\(4,\)"),
         ({"vectors": np.array([[0.0], [np.nan], [1.0]])}, "row 1"),
         ({"vectors": np.array([[0.0], [1.0], [-np.inf]])}, "row 2"),
-        ({"codebook_size": 5}, "4 vectors cannot fill 5"),
-        ({"codebook_size": 1}, "codebook_size >= 2, got 2 and 1"),
-        ({"n_levels": 0}, "n_levels >= 1.* got 0"),
+        ({"vectors": np.array([[0.0], [1.0], [1e30]])}, "row 2"),
+        ({"vectors": np.zeros((4, 0))}, r"\(4, 0\)"),
+        ({"vectors": np.zeros((0, 2))}, "0 vectors"),
+        ({"vectors": np.ones((9, 2))}, "1 of them distinct, cannot fill 2"),
+        ({"codebook_size": 5}, "4 of them distinct, cannot fill 5"),
+        ({"codebook_size": 1}, "codebook_size >= 2 .* got 2, 1 and 25"),
+        ({"n_levels": 0}, "at least 1 level.* got 0"),
+        ({"n_iterations": 0}, "n_iterations >= 1, got 2, 2 and 0"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(change, message):
@@ -169,3 +189,281 @@ def test_suggested_size_is_the_smallest_power_of_two_that_is_roomy(n_items):
     assert size in {4, 8, 16, 32, 64, 128, 256, 512, 1024}
     assert size**2 >= 2 * n_items
     assert size == 4 or (size // 2) ** 2 < 2 * n_items
+
+
+# --- beams, costs, other implementations ---
+
+
+def test_a_wide_beam_finds_the_best_codes_of_all(vectors):
+    result = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=4)
+    every = np.array(list(itertools.product(range(4), repeat=3)))
+    squared = np.sum((vectors[:, None].astype(np.float64) - result.decode(every)) ** 2, axis=2)
+    best = squared.min(axis=1)
+    codes = result.encode(vectors, beam_width=64)
+    np.testing.assert_allclose(np.sum((vectors - result.decode(codes)) ** 2, axis=1), best, rtol=1e-3, atol=1e-4)
+    by_width = [codebooks.distortion(vectors, result.decode(result.encode(vectors, width))) for width in (1, 3, 64)]
+    assert by_width == sorted(by_width, reverse=True)
+    assert by_width[0] > by_width[2]
+
+
+def test_a_beam_does_not_mind_the_origin(vectors):
+    moved = quantize.fit_residual_kmeans(vectors + 1000, n_levels=2, codebook_size=8)
+    greedy, beam = (codebooks.distortion(vectors + 1000, moved.decode(moved.encode(vectors + 1000, w))) for w in (1, 8))
+    assert beam <= greedy
+
+
+def test_codes_are_those_of_faiss_with_our_codebooks(vectors):
+    import faiss
+
+    result = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=8)
+    theirs = faiss.ResidualQuantizer(6, 3, 3)
+    faiss.copy_array_to_vector(result.codebooks.ravel(), theirs.codebooks)
+    theirs.is_trained = True
+    theirs.compute_codebook_tables()
+    for width in (1, 5):
+        theirs.max_beam_size = width
+        packed = np.unpackbits(theirs.compute_codes(vectors), axis=1, bitorder="little")[:, :9]
+        codes = packed.reshape(-1, 3, 3) @ [1, 2, 4]
+        np.testing.assert_array_equal(result.encode(vectors, width), codes)
+
+
+def test_distortion_is_no_worse_than_that_of_faiss(vectors):
+    import faiss
+
+    ours = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=8)
+    theirs = faiss.ResidualQuantizer(6, 3, 3)
+    theirs.max_beam_size = 1
+    theirs.train(vectors)
+    theirs_left = codebooks.distortion(vectors, theirs.decode(theirs.compute_codes(vectors)))
+    assert codebooks.distortion(vectors, ours.decode(ours.codes)) < 1.05 * theirs_left
+
+
+def test_last_level_costs_are_distances(vectors):
+    result = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=8)
+    costs = result.last_level_costs(vectors)
+    assert (costs.shape, costs.dtype) == ((300, 8), np.float32)
+    for code in range(8):
+        whole = np.column_stack([result.codes[:, :2], np.full(300, code)])
+        squared = np.sum((vectors - result.decode(whole)) ** 2, axis=1)
+        np.testing.assert_allclose(costs[:, code], squared, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(costs.argmin(axis=1), result.codes[:, 2])
+    np.testing.assert_array_equal(result.last_level_costs(vectors, result.codes), costs)
+    with pytest.raises(ValueError, match=r"\(300, 2 or more\), got \(300, 1\)"):
+        result.last_level_costs(vectors, result.codes[:, :1])
+
+
+def test_a_sample_is_enough_for_the_codebooks(vectors):
+    many = np.repeat(vectors, 40, axis=0) + 0.01 * np.random.default_rng(1).normal(size=(12000, 6))
+    result, sampled = (quantize.fit_residual_kmeans(many, 2, 8, max_training_vectors=most) for most in (20_000, 2000))
+    assert sampled.codes.shape == (12000, 2)  # more than one block
+    np.testing.assert_array_equal(sampled.encode(many), sampled.codes)
+    left = [codebooks.distortion(many, each.decode(each.codes)) for each in (result, sampled)]
+    assert left[1] < 1.15 * left[0]
+
+
+@given(
+    hnp.arrays(np.int64, st.tuples(st.integers(2, 30), st.just(2)), elements=st.integers(-5, 5)),
+    st.integers(2, 4),
+    st.integers(1, 3),
+    st.integers(0, 5),
+)
+def test_any_vectors_are_encoded_alike_or_refused(vectors, codebook_size, n_levels, seed):
+    if len(np.unique(vectors, axis=0)) < codebook_size:
+        with pytest.raises(ValueError, match="distinct"):
+            quantize.fit_residual_kmeans(vectors, n_levels, codebook_size, seed=seed)
+        return
+    result = quantize.fit_residual_kmeans(vectors, n_levels, codebook_size, seed=seed)
+    np.testing.assert_array_equal(result.encode(vectors), result.codes)
+    left = [codebooks.distortion(vectors, result.decode(result.codes[:, :m])) for m in range(n_levels + 1)]
+    assert np.all(np.diff(left[1:]) <= 1e-6)
+    equal = np.unique(vectors, axis=0, return_inverse=True)[1]
+    for group in range(equal.max() + 1):
+        assert len(np.unique(result.codes[equal == group], axis=0)) == 1
+    assert codebooks.utilization(result.codes, codebook_size)[0] == 1
+
+
+def test_torch_and_faiss_live_together():
+    code = """import {order}, hashlib, numpy as np
+from semid_lib import quantize
+vectors = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
+before = float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())
+result = quantize.fit_residual_kmeans(vectors, 2, 16)
+layer = torch.nn.Linear(32, 4)
+layer(torch.from_numpy(vectors)).sum().backward()
+print(before, hashlib.sha256(result.codes.tobytes() + result.codebooks.tobytes()).hexdigest())"""
+    commands = [[sys.executable, "-c", code.replace("{order}", order)] for order in ("torch, faiss", "faiss, torch")]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands
+    ]
+    (one, one_error), (other, other_error) = [run.communicate() for run in runs]
+    assert (one_error, other_error, [run.returncode for run in runs]) == ("", "", [0, 0])
+    assert one == other and one.startswith("27000000.0 ")
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.array([[0, 4]]), "level 1 run from 4 to 4, expected 0 to 3"),
+        (np.array([[-1, 0]]), "level 0 run from -1"),
+        (np.array([[0, 0, 0]]), r"at most 2\) integers, got \(1, 3\)"),
+        (np.array([[0.0, 1.0]]), "float64"),
+    ],
+)
+def test_codes_outside_the_codebooks_are_refused(codes, message):
+    with pytest.raises(ValueError, match=message):
+        quantize.decode(codes, np.zeros((2, 4, 3)))
+
+
+# --- product quantization ---
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_product_codes_equal_brute_force(vectors, rotate):
+    result = quantize.fit_product_quantization(vectors, n_positions=3, codebook_size=8, rotate=rotate)
+    turned = vectors @ result.rotation if rotate else vectors
+    for position, codebook in enumerate(result.codebooks):
+        part = turned[:, 2 * position : 2 * position + 2]
+        distance = np.linalg.norm(part[:, None].astype(np.float64) - codebook, axis=2)
+        np.testing.assert_array_equal(result.codes[:, position], distance.argmin(axis=1))
+    assert (result.sizes, result.codebooks.shape) == ((8, 8, 8), (3, 8, 2))
+    np.testing.assert_array_equal(result.encode(vectors), result.codes)
+    picked = np.hstack([codebook[result.codes[:, i]] for i, codebook in enumerate(result.codebooks)])
+    expected = picked @ result.rotation.T if rotate else picked
+    np.testing.assert_allclose(result.decode(result.codes), expected, atol=1e-5)
+    assert codebooks.utilization(result.codes, 8).tolist() == [1, 1, 1]
+
+
+def test_the_rotation_turns_and_helps():
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(500, 4)).astype(np.float32) * [5, 5, 0.1, 0.1]  # all variance in the first slice
+    plain, turned = (quantize.fit_product_quantization(vectors, 2, 8, rotate=rotate) for rotate in (False, True))
+    np.testing.assert_allclose(turned.rotation @ turned.rotation.T, np.eye(4), atol=1e-5)
+    again = quantize.fit_product_quantization(vectors, 2, 8)
+    np.testing.assert_array_equal(turned.codes, again.codes)
+    left = [codebooks.distortion(vectors, each.decode(each.codes)) for each in (turned, plain)]
+    assert left[0] < 0.8 * left[1]
+
+
+def test_product_codes_are_those_of_faiss_with_our_codebooks(vectors):
+    import faiss
+
+    result = quantize.fit_product_quantization(vectors, n_positions=3, codebook_size=256, rotate=False)
+    theirs = faiss.ProductQuantizer(6, 3, 8)
+    faiss.copy_array_to_vector(result.codebooks.ravel(), theirs.centroids)
+    np.testing.assert_array_equal(result.codes, theirs.compute_codes(vectors))
+
+
+def test_a_constant_slice_uses_one_code():
+    vectors = np.column_stack([np.arange(9.0), np.arange(9.0), np.ones(9), np.ones(9)])
+    result = quantize.fit_product_quantization(vectors, n_positions=2, codebook_size=3, rotate=False)
+    np.testing.assert_allclose(codebooks.utilization(result.codes, 3), [1, 1 / 3])
+
+
+def test_what_product_quantization_refuses(vectors):
+    with pytest.raises(ValueError, match="n_positions must divide the 6 dimensions, got 4"):
+        quantize.fit_product_quantization(vectors, n_positions=4, codebook_size=8)
+    with pytest.raises(ValueError, match="1 of them distinct"):
+        quantize.fit_product_quantization(np.ones((9, 6)), n_positions=3, codebook_size=2)
+    result = quantize.fit_product_quantization(vectors, n_positions=3, codebook_size=8, rotate=False)
+    with pytest.raises(ValueError, match="2 positions, expected 3"):
+        result.decode(result.codes[:, :2])
+    with pytest.raises(ValueError, match="5 dimensions, the codebooks 6"):
+        result.encode(vectors[:, :5])
+
+
+# --- controls ---
+
+
+def test_random_codes_are_even_and_know_nothing(vectors):
+    control = quantize.random_codes(300, n_levels=2, codebook_size=4, seed=1, vectors=vectors)
+    assert (control.codes.shape, control.codes.dtype, control.sizes) == ((300, 2), np.int64, (4, 4))
+    counts = codebooks.code_counts(control.codes, 4)
+    assert (counts > 50).all()
+    spread = codebooks.distortion(vectors, vectors.mean(axis=0))
+    assert 0.9 * spread < codebooks.distortion(vectors, control.decode(control.codes)) <= spread
+    by_hand = vectors[control.codes[:, 0] == 2].mean(axis=0)
+    np.testing.assert_allclose(control.decode(np.array([[2]]))[0], by_hand, atol=1e-5)
+
+
+def test_random_codes_of_new_vectors_hang_on_their_bytes(vectors):
+    control, other = (quantize.random_codes(5, n_levels=3, codebook_size=5, seed=seed) for seed in (0, 1))
+    codes = control.encode(vectors)
+    assert (codes.shape, codes.dtype, codes.min(), codes.max()) == ((300, 3), np.int64, 0, 4)
+    np.testing.assert_array_equal(control.encode(vectors[::-1])[::-1], codes)
+    assert not np.array_equal(other.encode(vectors), codes)
+    np.testing.assert_array_equal(control.encode(np.array([[0.0]])), control.encode(np.array([[-0.0]])))
+    assert control.encode(np.empty((0, 6))).shape == (0, 3)
+    with pytest.raises(ValueError, match="stand for no vectors"):
+        control.decode(control.codes)
+    with pytest.raises(ValueError, match="300 vectors for 5 items"):
+        quantize.random_codes(5, vectors=vectors)
+    with pytest.raises(ValueError, match="got 0, 3, 256"):
+        quantize.random_codes(0)
+
+
+@pytest.fixture(scope="module")
+def labels(vectors) -> list[str]:
+    return [f"shelf {i % 5}" if i < 200 else "floor" for i in range(len(vectors))]
+
+
+def test_a_tree_keeps_categories_apart_and_separates_all_items(vectors, labels):
+    tree = quantize.fit_category_tree(vectors, labels, n_levels=3, codebook_size=16)
+    assert tree.sizes[0] == 16 and max(tree.sizes) <= 16
+    assert all(len({labels[i] for i in np.flatnonzero(tree.codes[:, 0] == code)}) == 1 for code in range(16))
+    assert len(tree.label_codes["floor"]) > len(tree.label_codes["shelf 0"])
+    assert codebooks.collision_rate(tree.codes) == 0
+    np.testing.assert_allclose(tree.decode(tree.codes), vectors, atol=1e-5)
+    np.testing.assert_array_equal(tree.encode(vectors, labels), tree.codes)
+    left = [codebooks.distortion(vectors, tree.decode(tree.codes[:, :m])) for m in (1, 2, 3)]
+    assert left == sorted(left, reverse=True)
+
+
+def test_more_labels_than_codes_join_the_nearest_frequent_one():
+    vectors = np.array([[0.0], [0.2], [10.0], [10.2], [1.0], [9.0]])
+    tree = quantize.fit_category_tree(vectors, ["a", "a", "b", "b", "c", "d"], n_levels=2, codebook_size=2)
+    code = tree.codes[:, 0]
+    assert code[0] == code[1] == code[4] != code[2] == code[3] == code[5]
+    np.testing.assert_allclose(tree.decode(code[:1, None]), [[0.4]], atol=1e-6)
+
+
+def test_new_items_of_a_tree(vectors, labels):
+    tree = quantize.fit_category_tree(vectors, labels, n_levels=3, codebook_size=16)
+    free = tree.encode(vectors)
+    distance = np.linalg.norm(vectors[:, None].astype(np.float64) - tree.centroids[0], axis=2)
+    np.testing.assert_array_equal(free[:, 0], distance.argmin(axis=1))
+    np.testing.assert_array_equal(tree.encode(vectors, ["a label never seen"] * 300), free)
+    bound = tree.encode(vectors, ["shelf 1"] * 300)
+    assert np.isin(bound[:, 0], tree.label_codes["shelf 1"]).all()
+    assert tree.encode(vectors[:0]).shape == (0, 3)
+    tree.decode(bound)  # every code leads to a node
+
+
+@given(
+    hnp.arrays(np.int64, st.tuples(st.integers(1, 30), st.just(2)), elements=st.integers(-3, 3)),
+    st.integers(2, 5),
+    st.integers(1, 3),
+    st.data(),
+)
+def test_any_tree_gives_the_fitted_codes_again(vectors, codebook_size, n_levels, data):
+    labels = data.draw(st.lists(st.sampled_from("abcdefg"), min_size=len(vectors), max_size=len(vectors)))
+    tree = quantize.fit_category_tree(vectors, labels, n_levels, codebook_size)
+    np.testing.assert_array_equal(tree.encode(vectors, labels), tree.codes)
+    assert all(0 < size <= codebook_size for size in tree.sizes)
+    assert np.isfinite(tree.decode(tree.codes)).all()
+    assert tree.encode(vectors + 0.4).shape == tree.codes.shape
+
+
+def test_what_a_tree_refuses(vectors, labels):
+    with pytest.raises(ValueError, match="299 labels for 300 vectors"):
+        quantize.fit_category_tree(vectors, labels[1:])
+    with pytest.raises(ValueError, match="strings, got None in row 299"):
+        quantize.fit_category_tree(vectors, [*labels[:-1], None])
+    with pytest.raises(ValueError, match="no vectors"):
+        quantize.fit_category_tree(vectors[:0], [])
+    with pytest.raises(ValueError, match="row 3"):
+        quantize.fit_category_tree(np.where(np.arange(300)[:, None] == 3, np.nan, vectors), labels)
+    tree = quantize.fit_category_tree(np.arange(4.0)[:, None], list("aaab"), n_levels=2, codebook_size=2)
+    with pytest.raises(ValueError, match="no node of the tree"):
+        tree.decode(np.array([[tree.codes[3, 0], 1]]))
+    with pytest.raises(ValueError, match="2 dimensions, the tree 1"):
+        tree.encode(np.zeros((1, 2)))
