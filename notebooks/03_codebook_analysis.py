@@ -110,6 +110,7 @@ for level, axis in enumerate(axes[0]):
         axis.plot(np.arange(1, len(counts) + 1), counts, color=COLOURS[name], label=name)
     axis.axhline(len(vectors) / K, color="black", linestyle="--", linewidth=1)
     axis.set(title=f"level {level}", xlabel="codes, most used first", yscale="symlog")
+    axis.set_ylim(bottom=0)
 axes[0, 0].set_ylabel("items")
 axes[0, -1].legend(frameon=False, fontsize=8)
 plt.show()

@@ -105,9 +105,9 @@ class Store:
     def origin(self) -> str:
         """One line for the top of a page: data, scale, commit and machine of this run."""
         facts = self.provenance()
-        changed = " with uncommitted changes" if facts["dirty"] else ""
+        changed = ", changed" if facts["dirty"] else ""
         return (
-            f"{self.data} at {self.scale}; commit {facts['commit'][:10] or 'unknown'}{changed}; "
+            f"{self.data}, {self.scale}; {facts['commit'][:8] or 'no commit'}{changed}; "
             f"{facts['hardware']}; {facts['written'][:10]}"
         )
 
@@ -186,7 +186,8 @@ def hardware() -> str:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return name.replace("(R)", "").replace("(TM)", "")
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

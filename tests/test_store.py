@@ -200,7 +200,7 @@ def test_the_commit_is_that_of_a_git_checkout(tmp_path, monkeypatch):
 
 
 def test_the_origin_is_one_line_for_a_page(shelf):
-    assert shelf.origin().startswith("shop at smoke; commit ")
+    assert shelf.origin().startswith("shop, smoke; ")
     assert "\n" not in shelf.origin()
 
 
