@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -467,3 +468,17 @@ def test_what_a_tree_refuses(vectors, labels):
         tree.decode(np.array([[tree.codes[3, 0], 1]]))
     with pytest.raises(ValueError, match="2 dimensions, the tree 1"):
         tree.encode(np.zeros((1, 2)))
+
+
+def test_the_library_of_lucidrains_finds_the_same_codes():
+    from vector_quantize_pytorch import ResidualVQ
+
+    vectors = np.random.default_rng(3).standard_normal((500, 12)).astype(np.float32)
+    fitted = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=16)
+    peer = ResidualVQ(dim=12, num_quantizers=3, codebook_size=16, rotation_trick=False).eval()
+    for layer, codebook in zip(peer.layers, fitted.codebooks, strict=True):
+        layer._codebook.embed.data.copy_(torch.from_numpy(codebook)[None])
+    with torch.no_grad():
+        decoded, codes, _ = peer(torch.from_numpy(vectors)[None])
+    np.testing.assert_array_equal(codes[0].numpy(), fitted.codes)
+    np.testing.assert_allclose(decoded[0].numpy(), fitted.decode(fitted.codes), atol=1e-5)
