@@ -32,6 +32,7 @@ from umap import UMAP
 
 from semid_lib import (
     codebooks,
+    controls,
     data,
     embed,
     new_items,
@@ -68,10 +69,10 @@ known = label != ""
 methods = {
     "residual k-means": saved["kmeans_codes"],
     "RQ-VAE": saved["rqvae_codes"],
-    "random codes": quantize.random_codes(len(vectors), n_levels, K, SEED).codes,
+    "random codes": controls.random_codes(len(vectors), n_levels, K, SEED).codes,
 }
 if known.mean() > 0.5:
-    tree = quantize.fit_category_tree(vectors, label.tolist(), n_levels, K, seed=SEED)
+    tree = controls.fit_category_tree(vectors, label.tolist(), n_levels, K, seed=SEED)
     methods["category tree"] = tree.codes
 COLOURS = {
     "residual k-means": "tab:blue",

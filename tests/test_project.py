@@ -24,7 +24,7 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
-    *("quantize", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
+    *("quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
     *("training", "sft", "tiger", "timeline", "decode", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]

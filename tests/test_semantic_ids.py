@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from semid_lib import codebooks, quantize, semantic_ids
+from semid_lib import codebooks, controls, quantize, semantic_ids
 from semid_lib.semantic_ids import (
     SemanticIDs,
     disambiguation_codes,
@@ -270,7 +270,7 @@ def test_costs_are_those_of_the_given_prefixes():
 
 
 def test_a_quantizer_without_costs_can_only_disambiguate():
-    random = quantize.random_codes(9, n_levels=1, codebook_size=2, vectors=np.zeros((9, 2)))
+    random = controls.random_codes(9, n_levels=1, codebook_size=2, vectors=np.zeros((9, 2)))
     assert resolve_collisions(random.codes, np.zeros((9, 2)), random, "disambiguate")[1].left_over == 7
     with pytest.raises(ValueError, match="RandomCodes has no last_level_costs"):
         resolve_collisions(random.codes, np.zeros((9, 2)), random)
