@@ -295,8 +295,8 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* Recall@K over the whole range, with 95% bands from resampling users. Methods cross: one that puts the right
-# item first more often may still find fewer items further down.
+# *Figure 2.* Recall@K over the whole range, with 95% bands from resampling users. Where curves cross, the method
+# that puts the right item first more often finds fewer items further down.
 #
 # Two doubts belong to every reading of this table. The intervals come from resampling *users* with one trained model:
 # another seed moves the numbers too, and differences smaller than that are not differences. And a comparison with a

@@ -53,12 +53,12 @@ def figures(evaluation: Evaluation, ks: Sequence[int] = (5, 10, 100, 1000)) -> p
 
 
 def table(evaluations: dict[str, Evaluation], ks: Sequence[int] = (5, 10, 100, 1000)) -> pd.DataFrame:
-    """One row per method, one column per metric, "mean ± half the interval's width" in each cell."""
-    rows = {}
+    """One column per method, one row per metric, "mean ± half the interval's width" in each cell."""
+    columns = {}
     for name, evaluation in evaluations.items():
         measured = figures(evaluation, ks)
-        rows[name] = {metric: shown(*line) for metric, line in zip(measured.index, measured.to_numpy(), strict=True)}
-    return pd.DataFrame(rows).T
+        columns[name] = {metric: shown(*line) for metric, line in zip(measured.index, measured.to_numpy(), strict=True)}
+    return pd.DataFrame(columns)
 
 
 def shown(mean: float, low: float, high: float) -> str:

@@ -20,23 +20,17 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
 _PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
 _PLACE = re.compile(r"(<!-- rows: (\w+)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL)
-_NAMES = {
-    "popularity": "popularity",
-    "item_knn": "item-kNN",
-    "timeline": "timeline model",
-    "timeline_seen_allowed": "timeline model, seen items allowed",
-    "item_knn_seen_allowed": "item-kNN, seen items allowed",
-    "popularity_seen_allowed": "popularity, seen items allowed",
-}
+_NAMES = {"item_knn": "item-kNN", "timeline": "timeline model"}
+_SEEN = "_seen_allowed"  # ends the name of a method whose lists may hold what the user has had
 
 
 def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
-    """The rows of a topic with keys topic/data/method/metric as a Markdown table, methods down, metrics across.
+    """The rows of a topic with keys topic/data/method/metric as a Markdown table, metrics down, methods across.
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
     >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "", "fingerprint": ""}
     >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
-    | popularity | .5000 ± .1000 |
+    | MRR | .5000 ± .1000 |
     """
     rows = [row for row in rows if row["key"].startswith(f"{topic}/") and "ci95" in row]
     if not rows:
@@ -44,20 +38,21 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
-        cells.setdefault(method, {})[metric] = shown(row["value"], *row["ci95"])
-    metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
+        cells.setdefault(_heading(metric, method), {})[method.removesuffix(_SEEN)] = shown(row["value"], *row["ci95"])
+    methods = list(dict.fromkeys(method for line in cells.values() for method in line))
     lines = [
-        "| method | " + " | ".join(_heading(metric) for metric in metrics) + " |",
-        "| --- |" + " ---: |" * len(metrics),
+        "| | " + " | ".join(_NAMES.get(method, method) for method in methods) + " |",
+        "| --- |" + " ---: |" * len(methods),
     ]
-    for method, line in cells.items():
-        lines.append(f"| {_NAMES.get(method, method)} | " + " | ".join(line.get(m, "") for m in metrics) + " |")
+    for metric, line in cells.items():
+        lines.append(f"| {metric} | " + " | ".join(line.get(method, "") for method in methods) + " |")
     return "\n".join(lines) + "\n\n" + _origin(rows) + "\n"
 
 
-def _heading(metric: str) -> str:
+def _heading(metric: str, method: str) -> str:
     name, _, k = metric.partition("@")
-    return {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + (f"@{k}" if k else "")
+    label = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + (f"@{k}" if k else "")
+    return label + (", seen items allowed" if method.endswith(_SEEN) else "")
 
 
 def _origin(rows: list[dict[str, Any]]) -> str:

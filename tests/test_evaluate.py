@@ -53,13 +53,13 @@ def test_lists_too_short_for_a_metric_do_not_report_it(length, reported):
     assert list(evaluate.figures(of_ranks([1, np.inf], length)).index) == reported
 
 
-def test_table_has_a_row_a_method_and_a_column_a_metric():
+def test_table_has_a_column_a_method_and_a_row_a_metric():
     always, never = of_ranks([1] * 4, length=100), of_ranks([np.inf] * 4, length=100)
     shown = evaluate.table({"oracle": always, "nothing": never}, ks=[10])
-    assert shown.index.tolist() == ["oracle", "nothing"]
-    assert shown.columns.tolist() == ["recall@10", "ndcg@10", "mrr"]
-    assert (shown.loc["oracle"] == "1.0000\xa0±\xa0.0000").all()
-    assert (shown.loc["nothing"] == ".0000\xa0±\xa0.0000").all()
+    assert shown.columns.tolist() == ["oracle", "nothing"]
+    assert shown.index.tolist() == ["recall@10", "ndcg@10", "mrr"]
+    assert (shown["oracle"] == "1.0000\xa0±\xa0.0000").all()
+    assert (shown["nothing"] == ".0000\xa0±\xa0.0000").all()
 
 
 def test_shown_gives_half_of_the_interval():
