@@ -320,7 +320,7 @@ for row in results["timeline"].recommended[user, :5]:
     print("*" if row == test.targets[user] else " ", title[row][:90])
 
 # %% [markdown]
-# This user was chosen because the answer is among the five; by the table that is rare.
+# This user was chosen because the answer is among the five; the table says how rare that is.
 
 # %% [markdown]
 # ## 6. How wide a beam?
