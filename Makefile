@@ -106,7 +106,7 @@ results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results
 
 bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb ## measure stages and quantizers beside their peers
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
-	$(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
 
 clean: ## remove what runs and builds have written
 	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb
