@@ -101,7 +101,7 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 	$(BIN)/jupytext --sync notebooks/*.py
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write the tables anew
+results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
 
 bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb ## measure stages and quantizers beside their peers

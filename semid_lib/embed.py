@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from semid_lib.store import sha256
+
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -178,7 +180,7 @@ def _model_path(model: str) -> str:
     except ImportError as error:
         raise ImportError("embedding needs the extra 'embed': pip install 'semid-lib[embed]'") from error
     path = Path(get_model_path())
-    found = _sha256(path / "model.safetensors")
+    found = sha256(path / "model.safetensors")
     if found != _DEFAULT_SHA256:
         raise ValueError(f"the weights of {DEFAULT_MODEL} in {path} have sha256 {found}, expected {_DEFAULT_SHA256}")
     return str(path)
@@ -187,13 +189,8 @@ def _model_path(model: str) -> str:
 def _fingerprint(path: str) -> str:
     """Names the cache folder of a model: the hash of its weights if it is a folder, else of its name."""
     weights = sorted(Path(path).rglob("*.safetensors")) if Path(path).is_dir() else []
-    parts = [_sha256(file) for file in weights] or [path]
+    parts = [sha256(file) for file in weights] or [path]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_shards(shelf: Path | None) -> tuple[np.ndarray, np.ndarray]:

@@ -384,6 +384,7 @@ def _blocks(n: int, size: int = _BLOCK) -> list[slice]:
 
 
 def finite_vectors(vectors: np.ndarray) -> np.ndarray:
+    """The vectors as (n, dim) float32. Raises ValueError for another shape, NaN, infinity, or a length over 1e15."""
     with np.errstate(over="ignore"):
         vectors = np.asarray(vectors, dtype=np.float32)
     if vectors.ndim != 2 or not vectors.shape[1]:

@@ -1,6 +1,5 @@
 """The trained whole: model, semantic IDs and item table in one folder, and item ids in and out."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search
 from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.store import sha256
 from semid_lib.timeline import Timeline, TimelineConfig, pad
 from semid_lib.trie import PrefixTrie
 
@@ -127,7 +127,7 @@ class Recommender:
         config = {
             "format": _FORMAT,
             "model": {"type": "timeline", **asdict(self.model.config)},
-            "sha256": {name: _sha256(folder / name) for name in _FILES},
+            "sha256": {name: sha256(folder / name) for name in _FILES},
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -143,7 +143,7 @@ class Recommender:
         for name in _FILES:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder / name} is missing")
-            if _sha256(folder / name) != config["sha256"].get(name):
+            if sha256(folder / name) != config["sha256"].get(name):
                 raise ValueError(f"{folder / name} is not the file that config.json describes: its checksum differs")
         with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
             widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
@@ -174,8 +174,3 @@ def _read_config(folder: Path) -> dict:
     if model.get("type") != "timeline":
         raise ValueError(f"{path} describes a model of type {model.get('type')!r}, expected 'timeline'")
     return found
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

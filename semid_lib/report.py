@@ -3,7 +3,7 @@
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
 stands between them is written from `book/results/beauty-laptop.json`.
 
-    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write all tables anew
+    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
     python -m semid_lib.report check                    fail if a published table differs from its rows
 """
 
@@ -70,11 +70,12 @@ def _origin(rows: list[dict[str, Any]]) -> str:
 
 
 def render(page: str, rows_of) -> str:
-    """A page with every table written anew; rows_of(data, scale) gives the rows."""
+    """A page with its tables written anew; rows_of(data, scale) gives the rows, or None to leave a table as it is."""
 
     def table(place: re.Match) -> str:
         start, topic, data, scale, end = place.groups()
-        return f"{start}{markdown_table(rows_of(data, scale), topic)}{end}"
+        rows = rows_of(data, scale)
+        return place.group() if rows is None else f"{start}{markdown_table(rows, topic)}{end}"
 
     return _PLACE.sub(table, page)
 
@@ -85,14 +86,15 @@ def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
 
 
 def publish(data: str, scale: str) -> None:
-    """Copy a run's rows into `book/results` and write all tables anew. Raises ValueError if there are no rows."""
+    """Copy a run's rows into `book/results` and write its tables anew. Raises ValueError if there are no rows."""
     rows = store.Store(data, scale, fingerprint="").rows()
     if not rows:
         raise ValueError(f"no rows for {data} at {scale}: run the chapters first")
     _RESULTS.mkdir(parents=True, exist_ok=True)
     (_RESULTS / f"{data}-{scale}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for page in _PAGES:
-        page.write_text(render(page.read_text(encoding="utf-8"), published_rows), encoding="utf-8")
+        text = render(page.read_text(encoding="utf-8"), lambda *run: rows if run == (data, scale) else None)
+        page.write_text(text, encoding="utf-8")
 
 
 def stale_pages() -> list[str]:

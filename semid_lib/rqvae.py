@@ -24,6 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 from semid_lib import quantize
+from semid_lib.training import warmup_then_cosine
+
+_WARMUP_SHARE = 0.1  # of all steps
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class RQVAE:
 
         Raises ValueError if the dimensions differ or a vector is not finite.
         """
-        vectors = _finite(vectors)
+        vectors = quantize.finite_vectors(vectors)
         if vectors.shape[1] != len(self.mean):
             raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the RQ-VAE was fitted on {len(self.mean)}")
         return _apply(self.network.encoder, (vectors - self.mean) / np.float32(self.scale))
@@ -194,7 +197,7 @@ def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int 
     ((200, 2), (2, 8, 6), (200, 6))
     """
     config = config or RQVAEConfig()
-    vectors = _finite(vectors)
+    vectors = quantize.finite_vectors(vectors)
     if len(vectors) < config.codebook_size:
         raise ValueError(
             f"{len(vectors)} vectors cannot fill {config.codebook_size} codewords: "
@@ -225,7 +228,7 @@ class _Trainer:
         self.quantizer = self._started_quantizer(seed)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, _warmup_then_cosine(config.n_epochs * self.n_batches)
+            self.optimizer, warmup_then_cosine(config.n_epochs * self.n_batches, _WARMUP_SHARE)
         )
 
     def _started_quantizer(self, seed: int) -> nn.Module:
@@ -311,28 +314,6 @@ class _Trainer:
 def _stalled(history: list[RQVAEEpoch], patience: int) -> bool:
     distortions = [epoch.distortion for epoch in history]
     return len(distortions) > patience and min(distortions[-patience:]) > 0.999 * min(distortions[:-patience])
-
-
-def _warmup_then_cosine(n_steps: int) -> Callable[[int], float]:
-    """Share of the peak learning rate at a step: a tenth of the steps up in a line, then down along half a cosine."""
-    n_warmup = max(1, n_steps // 10)
-
-    def share(step: int) -> float:
-        if step < n_warmup:
-            return (step + 1) / n_warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
-
-    return share
-
-
-def _finite(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or not vectors.shape[1]:
-        raise ValueError(f"vectors must be (n, dim >= 1), got shape {vectors.shape}")
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ValueError(f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity, the first is row {bad[0]}")
-    return vectors
 
 
 @torch.no_grad()

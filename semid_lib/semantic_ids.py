@@ -10,7 +10,6 @@ A *quantizer* here is any object of `quantize` or `rqvae` with `sizes`, `encode(
 to the codewords of the last. If that takes `codes` as well, the prefixes are those of the codes, not of `encode`.
 """
 
-import hashlib
 import inspect
 import json
 import re
@@ -23,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from semid_lib import codebooks as statistics
+from semid_lib.store import sha256
 
 _FORMAT = 1
 _FILES = ("semantic_ids.npz", "codes.npy", "codes_with_suffix.npy", "item_ids.json")
@@ -360,7 +360,7 @@ def save_ids(
         "utilization": statistics.utilization(ids.codes, ids.codebook_size).tolist(),
         "config": dict(config or {}),
         "provenance": dict(provenance or {}),
-        "sha256": {name: _sha256(folder / name) for name in _FILES},
+        "sha256": {name: sha256(folder / name) for name in _FILES},
     }
     _write(folder / "summary.json", lambda file: file.write(_json(summary)))
     return folder
@@ -376,7 +376,7 @@ def load_ids(folder: str | Path) -> SavedIDs:
     for name in _FILES:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing")
-        if _sha256(folder / name) != summary["sha256"].get(name):
+        if sha256(folder / name) != summary["sha256"].get(name):
             raise ValueError(f"{folder / name} is not the file that summary.json describes: its checksum differs")
     item_ids = json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
     with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
@@ -422,8 +422,3 @@ def _read_summary(path: Path) -> dict[str, Any]:
     if found.get("format") != _FORMAT or not isinstance(found.get("sha256"), dict):
         raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {_FORMAT}")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything
 safetensors file with arrays and, in its header, where they came from; loading one made from other data is an error.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -156,6 +157,12 @@ def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:
         {"key": f"{key}/{metric}", "value": round(mean, 6), "ci95": [round(low, 6), round(high, 6)], **facts}
         for metric, (mean, low, high) in zip(measured.index, measured.to_numpy().tolist(), strict=True)
     ]
+
+
+def sha256(file: str | Path) -> str:
+    """The checksum of a file, in hexadecimal. Raises OSError if it cannot be read."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _with_data(key: str, data: str) -> str:

@@ -108,7 +108,7 @@ def fit(
     accelerator = Accelerator()
     optimizer = _adamw(model, config)
     n_steps = config.n_epochs * len(loader)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_cosine(n_steps, config.warmup_share))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(n_steps, config.warmup_share))
     wrapped, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     best, best_weights, looks_since, epochs, seconds = -math.inf, None, 0, [], 0.0
     with tqdm(total=n_steps, desc="training", unit="step", disable=not progress) as bar:
@@ -132,7 +132,7 @@ def fit(
     return epochs
 
 
-def _warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], float]:
+def warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], float]:
     """The learning rate of a step as a share of its peak: up in a line, down to 0 along half a cosine."""
     n_warmup = max(1, round(warmup_share * n_steps))
 

@@ -24,8 +24,8 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
-    *("quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
-    *("training", "sft", "tiger", "timeline", "decode", "baselines"),
+    *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
+    *("sft", "tiger", "timeline", "decode", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")

@@ -144,3 +144,28 @@ def test_no_published_table_differs_from_its_rows():
     if not marked:
         pytest.skip("no page has a table yet")
     assert report.stale_pages() == []
+
+
+def test_publishing_one_run_leaves_the_tables_of_others(tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text(PAGE.replace("next_item/shop/smoke", "next_item/other/full", 1), encoding="utf-8")
+    monkeypatch.setattr(report, "_PAGES", (page,))
+    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
+    store.Store("shop", "smoke", "f").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
+    report.publish("shop", "smoke")
+    text = page.read_text(encoding="utf-8")
+    assert "old\n<!-- end rows -->" in text  # the other run was never published
+    assert text.count("| MRR |") == 1
+
+
+def test_the_lead_of_the_rqvae_in_chapter_02_is_in_the_rows():
+    value = {
+        row["key"].removeprefix("semantic_ids/beauty/"): row["value"]
+        for row in report.published_rows("beauty", "laptop")
+    }
+    fitted = 1 - value["rqvae_distortion"] / value["distortion"]
+    unseen = 1 - value["rqvae_held_out_distortion"] / value["held_out_distortion"]
+    chapter = (report._REPOSITORY / "notebooks" / "02_semantic_ids.py").read_text(encoding="utf-8")
+    assert f"a lead of {fitted:.0%} on fitted items became {unseen:.0%} on unseen ones" in chapter
