@@ -1,15 +1,24 @@
 """The prefix trie: which codes may follow a prefix, so that only real items come out.
 
 The semantic IDs are sorted once. A node at depth d is then a run of rows that share d codes, its number is its rank
-among the runs of that depth, and its children are a consecutive range of the next depth. Two integer arrays per
-depth hold everything, there is no pointer to chase, and every node covers an interval of items (the layout that won
-in our measurements; compare STATIC, arXiv 2602.22647).
+among the runs of that depth, and its children are a consecutive range of the next depth. Two small integer arrays per
+depth hold everything, there is no pointer to chase, and every node covers an interval of items, so that a subset of
+the catalogue needs no trie of its own (the layout that won in our measurements; compare STATIC, arXiv 2602.22647).
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+_FORMAT = "semid prefix trie 1"
+DENSE = 2**18  # a depth gets a table of (nodes x codes) children while it has no more entries than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,20 +27,23 @@ class PrefixTrie:
 
     Depth 0 holds the root alone, depth `n_levels` one leaf per item. For each depth d < n_levels, node i has the
     children `child_start[d][i] .. child_start[d][i + 1] - 1` of depth d + 1; `code[d]` is the code that leads to each
-    node of depth d + 1. `leaf_start[d][i]` is the first leaf under node i of depth d, and `item[leaf]` the row of the
-    item in the catalogue.
+    node of depth d + 1. `leaf_start[d][i]` is the first leaf under node i of depth d (the leaves themselves need no
+    entry), and `item[leaf]` the row of the item in the catalogue. Integers are as small as they can be: a million
+    items with four codes below 256 take 10 MiB.
     """
 
-    code: tuple[torch.Tensor, ...]  # per level: (n_nodes[d + 1],) int64
-    child_start: tuple[torch.Tensor, ...]  # per level: (n_nodes[d] + 1,) int64
-    leaf_start: tuple[torch.Tensor, ...]  # per depth: (n_nodes[d] + 1,) int64
-    item: torch.Tensor  # (n_items,) int64
+    code: tuple[torch.Tensor, ...]  # per level: (n_nodes[d + 1],) uint8, int16 or int32
+    child_start: tuple[torch.Tensor, ...]  # per level: (n_nodes[d] + 1,) int32
+    leaf_start: tuple[torch.Tensor, ...]  # per depth < n_levels: (n_nodes[d] + 1,) int32; the last is child_start's
+    item: torch.Tensor  # (n_leaves,) int32 rows of the catalogue
+    n_rows: int  # rows of the catalogue, those without a leaf included
+    _tables: dict = field(default_factory=dict, repr=False)  # level -> dense children, made when first needed
 
     @classmethod
     def build(cls, ids: np.ndarray) -> "PrefixTrie":
         """Build the trie of (n_items, n_levels) integer semantic IDs, one distinct row per item.
 
-        Raises ValueError when there is no item, a code is negative or two items share an ID.
+        Raises ValueError when there is no item, a code is negative or above 2^31 - 1, or two items share an ID.
 
         >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 2], [1, 3]]))
         >>> trie.children(1, 1)  # below the second node of depth 1, which is code 1
@@ -39,34 +51,32 @@ class PrefixTrie:
         >>> trie.item.tolist()  # leaves in the order of their IDs: (0, 2), (1, 0), (1, 3)
         [1, 0, 2]
         """
-        ids = np.asarray(ids)
-        if ids.ndim != 2 or not ids.size:
-            raise ValueError(f"semantic IDs must be (n_items, n_levels) with at least one item, got {ids.shape}")
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"semantic IDs must be integers, got {ids.dtype}")
-        if ids.min() < 0:
-            raise ValueError(f"code {ids.min()} is negative")
-        order = np.lexsort(ids.T[::-1])
-        ordered = ids[order]
-        # is_new[r, l]: row r differs from the row above in one of the first l + 1 codes, so a node begins there
-        is_new = np.ones(ids.shape, dtype=bool)
-        is_new[1:] = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)
-        if not is_new[:, -1].all():
-            row = int(np.flatnonzero(~is_new[:, -1])[0])
-            raise ValueError(
-                f"items {order[row - 1]} and {order[row]} share the semantic ID {tuple(ordered[row].tolist())}"
-            )
-        n_items, n_levels = ids.shape
-        starts = [np.array([0])] + [np.flatnonzero(is_new[:, level]) for level in range(n_levels)]
-        codes = [ordered[starts[level + 1], level] for level in range(n_levels)]
-        # the children of a node begin where its own rows begin
-        children = [np.append(np.searchsorted(starts[d + 1], starts[d]), len(starts[d + 1])) for d in range(n_levels)]
-        return cls(
-            code=_tensors(codes),
-            child_start=_tensors(children),
-            leaf_start=_tensors([np.append(start, n_items) for start in starts]),
-            item=torch.from_numpy(order.astype(np.int64)),
+        ids = _checked(ids)
+        order = _order(ids)
+        return cls._from_sorted(ids[order], order, len(ids))
+
+    @classmethod
+    def _from_sorted(cls, ids: np.ndarray, item: np.ndarray, n_rows: int) -> "PrefixTrie":
+        """The trie of IDs in ascending order, of which row r belongs to row item[r] of the catalogue."""
+        n_leaves, n_levels = ids.shape
+        is_new = np.zeros(n_leaves, dtype=bool)  # row r begins a node of the depth at hand
+        is_new[0] = True
+        starts = [np.zeros(1, dtype=np.int64)]
+        for level in range(n_levels):
+            is_new[1:] |= ids[1:, level] != ids[:-1, level]
+            starts.append(np.flatnonzero(is_new))
+        if len(starts[-1]) != n_leaves:
+            row = int(np.flatnonzero(~is_new)[0])
+            raise ValueError(f"items {item[row - 1]} and {item[row]} share the semantic ID {tuple(ids[row].tolist())}")
+        code = tuple(_smallest(ids[starts[level + 1], level]) for level in range(n_levels))
+        # the children of a node begin where its own leaves begin
+        children = tuple(
+            _int32(np.append(np.searchsorted(below, above), len(below))) for above, below in pairwise(starts)
         )
+        leaves = tuple(_int32(np.append(start, n_leaves)) for start in starts[:-2]) + children[-1:]
+        return cls(code, children, leaves, _int32(item), n_rows)
+
+    # what it holds
 
     @property
     def n_levels(self) -> int:
@@ -74,22 +84,402 @@ class PrefixTrie:
 
     @property
     def n_items(self) -> int:
+        """Items that have a leaf."""
         return len(self.item)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Per level, one more than the greatest code."""
+        return tuple(int(code.max()) + 1 for code in self.code)
+
+    @cached_property
+    def branching(self) -> tuple[int, ...]:
+        """Per level, the greatest number of children of one node."""
+        return tuple(int(start.diff().max()) for start in self.child_start)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all arrays, without the tables that `table` makes."""
+        return sum(tensor.nbytes for tensor in self._arrays().values())
+
+    def n_nodes(self, depth: int) -> int:
+        """Nodes at a depth from 0 (the root) to n_levels (the items)."""
+        return 1 if depth == 0 else len(self.code[depth - 1])
+
+    def ids(self) -> np.ndarray:
+        """The semantic IDs in ascending order, (n_items, n_levels) int64; row r belongs to item `item[r]`."""
+        columns = []
+        for depth, code in enumerate(self.code, start=1):
+            low, high = self.leaves(depth, torch.arange(len(code), device=code.device))
+            columns.append(code.long().repeat_interleave(high - low).cpu().numpy())
+        return np.column_stack(columns)
+
+    # walking
 
     def children(self, depth: int, node: int) -> dict[int, int]:
         """The children of one node as {code: node of the next depth}; for reading, not for speed."""
         start, stop = self.child_start[depth][node : node + 2].tolist()
         return dict(zip(self.code[depth][start:stop].tolist(), range(start, stop), strict=True))
 
+    def step(self, depth: int, node: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """The child that a code leads to: (...) int64 nodes of a depth, (...) codes -> (...) nodes below, -1 for none.
+
+        A node of -1 has no children, so that a wrong turn stays wrong. Each of the few steps halves all ranges at once.
+
+        >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 2], [1, 3]]))
+        >>> trie.step(1, torch.tensor([1, 1, 0, -1]), torch.tensor([3, 2, 2, 0]))
+        tensor([ 2, -1,  0, -1])
+        """
+        start, codes = self.child_start[depth], self.code[depth]
+        known = node.clamp(min=0)
+        low = start[known].long()
+        end = torch.where(node >= 0, start[known + 1].long(), low)
+        high = end
+        for _ in range(self.branching[depth].bit_length()):
+            middle = (low + high) // 2
+            below = (middle < high) & (codes[middle.clamp(max=len(codes) - 1)] < code)
+            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+        found = (low < end) & (codes[low.clamp(max=len(codes) - 1)] == code)
+        return torch.where(found, low, -1)
+
+    def allowed_mask(self, depth: int, node: torch.Tensor, subset: "Subset | None" = None) -> torch.Tensor:
+        """Which codes may follow: (B,) int64 nodes of a depth -> (B, sizes[depth]) bool; a node of -1 allows none.
+
+        >>> PrefixTrie.build(np.array([[1, 0], [0, 2], [1, 3]])).allowed_mask(1, torch.tensor([0, 1])).int()
+        tensor([[0, 0, 1, 0],
+                [1, 0, 0, 1]], dtype=torch.int32)
+        """
+        mask = torch.zeros((len(node), self.sizes[depth] + 1), dtype=torch.bool, device=node.device)
+        row, child = self._listed(depth, node)
+        code = self.code[depth][child].long()
+        mask[row, code] = True if subset is None else subset.has(depth + 1, child, row)
+        return mask[:, :-1]
+
+    def _listed(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All children of all nodes in one list: the place of the parent in `node`, and the child."""
+        known = node.clamp(min=0)
+        first = self.child_start[depth][known].long()
+        count = torch.where(node >= 0, self.child_start[depth][known + 1] - first, 0)
+        row = torch.arange(len(node), device=node.device).repeat_interleave(count)
+        skipped = count.cumsum(0) - count
+        return row, first[row] + torch.arange(len(row), device=node.device) - skipped[row]
+
+    def item_at(self, leaf: torch.Tensor) -> torch.Tensor:
+        """The catalogue rows of leaves: (...) int64 -> (...) int64, -1 for a leaf of -1."""
+        return torch.where(leaf >= 0, self.item[leaf.clamp(min=0)].long(), -1)
+
+    def leaves(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The interval of leaves under nodes: (...) -> first leaf and the one past the last, (...) integers."""
+        if depth == self.n_levels:
+            return node, node + 1
+        return self.leaf_start[depth][node], self.leaf_start[depth][node + 1]
+
+    def ancestor(self, depth: int, leaf: torch.Tensor) -> torch.Tensor:
+        """The node of a depth above each leaf: (...) int64 -> (...) int64."""
+        if depth == self.n_levels:
+            return leaf
+        return torch.searchsorted(self.leaf_start[depth], leaf.to(torch.int32), right=True) - 1
+
     def leaf_of_item(self) -> torch.Tensor:
-        """The leaf of each item row: (n_items,) int64, the inverse of `item`."""
-        return torch.argsort(self.item)
+        """The leaf of each catalogue row: (n_rows,) int64, the inverse of `item`; -1 for a row without one."""
+        leaf = torch.full((self.n_rows,), -1, dtype=torch.long, device=self.item.device)
+        leaf[self.item.long()] = torch.arange(self.n_items, device=self.item.device)
+        return leaf
+
+    def table(self, level: int) -> torch.Tensor | None:
+        """The children of a whole depth as a table, (n_nodes + 1, sizes[level]) int32 with -1 for none, or None.
+
+        Only the first depths have one, where nodes are few and nearly all codes occur; there a row of the table is
+        faster to take than a range of children. The last row has no children.
+        """
+        if (self.n_nodes(level) + 1) * self.sizes[level] > DENSE:
+            return None
+        if level not in self._tables:
+            start, code = self.child_start[level], self.code[level].long()
+            table = torch.full((len(start), self.sizes[level]), -1, dtype=torch.int32, device=code.device)
+            parent = torch.arange(len(start) - 1, device=code.device).repeat_interleave(start.diff())
+            table[parent, code] = torch.arange(len(code), dtype=torch.int32, device=code.device)
+            self._tables[level] = table
+        return self._tables[level]
+
+    # items that come and go
+
+    def add(self, ids: np.ndarray) -> "PrefixTrie":
+        """The trie with more items, (n_new, n_levels) IDs; they become the catalogue rows n_rows, n_rows + 1, ...
+
+        All other rows stay, and whoever still searches the old trie is not disturbed. The arrays are made anew, which
+        takes a quarter of a second at a million items, so there is no overlay that every search would have to look
+        at. Raises ValueError as `build` does.
+
+        >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 2]])).add(np.array([[0, 1]]))
+        >>> trie.item.tolist()
+        [2, 1, 0]
+        """
+        ids = _checked(ids)
+        if ids.shape[1] != self.n_levels:
+            raise ValueError(f"new semantic IDs have {ids.shape[1]} levels, the trie has {self.n_levels}")
+        together = np.concatenate([self.ids(), ids])
+        item = np.append(self.item.cpu().numpy(), np.arange(self.n_rows, self.n_rows + len(ids)))
+        order = _order(together)
+        return self._from_sorted(together[order], item[order], self.n_rows + len(ids)).to(self.item.device)
+
+    def remove(self, rows: np.ndarray) -> "PrefixTrie":
+        """The trie without the items at these catalogue rows; all others keep their rows.
+
+        To hide items for one request, a `Subset` is cheaper. Raises ValueError for a row that has no leaf, and if no
+        item would be left.
+        """
+        rows, leaf = np.unique(rows), self.leaf_of_item().cpu().numpy()
+        wrong = (rows < 0) | (rows >= self.n_rows)
+        wrong[~wrong] = leaf[rows[~wrong]] < 0
+        if wrong.any():
+            raise ValueError(f"row {rows[wrong][0]} is not in the trie")
+        if len(rows) == self.n_items:
+            raise ValueError("a trie cannot be empty: all of its items would be removed")
+        kept = np.ones(self.n_items, dtype=bool)
+        kept[leaf[rows]] = False
+        trie = self._from_sorted(self.ids()[kept], self.item.cpu().numpy()[kept], self.n_rows)
+        return trie.to(self.item.device)
+
+    # devices and files
 
     def to(self, device: torch.device | str) -> "PrefixTrie":
         """The same trie on another device."""
-        move = lambda tensors: tuple(tensor.to(device) for tensor in tensors)  # noqa: E731
-        return PrefixTrie(move(self.code), move(self.child_start), move(self.leaf_start), self.item.to(device))
+        if self.item.device == torch.device(device):
+            return self
+        return self._from_arrays({name: tensor.to(device) for name, tensor in self._arrays().items()}, self.n_rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, which `load` maps into memory instead of reading it."""
+        facts = {"format": _FORMAT, "facts": json.dumps({"n_levels": self.n_levels, "n_rows": self.n_rows})}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in self._arrays().items()}, path, metadata=facts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PrefixTrie":
+        """Map a file that `save` wrote. Raises ValueError naming the file if it is not one, or not consistent."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise ValueError(f"{path} has format {header.get('format')!r}, expected {_FORMAT!r}")
+                facts = json.loads(header["facts"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            trie = cls._from_arrays(arrays, facts["n_rows"], facts["n_levels"])
+        except (SafetensorError, OSError, KeyError) as error:
+            raise ValueError(f"{path} is not the file of a prefix trie: {error}") from error
+        trie._check(path)
+        return trie
+
+    def _arrays(self) -> dict[str, torch.Tensor]:
+        arrays = {"item": self.item}
+        for level in range(self.n_levels):
+            arrays |= {f"code.{level}": self.code[level], f"child_start.{level}": self.child_start[level]}
+        return arrays | {f"leaf_start.{depth}": self.leaf_start[depth] for depth in range(self.n_levels - 1)}
+
+    @classmethod
+    def _from_arrays(cls, arrays: dict, n_rows: int, n_levels: int | None = None) -> "PrefixTrie":
+        n_levels = sum(name.startswith("code.") for name in arrays) if n_levels is None else n_levels
+        code, children = (
+            tuple(arrays[f"{name}.{level}"] for level in range(n_levels)) for name in ("code", "child_start")
+        )
+        leaves = tuple(arrays[f"leaf_start.{depth}"] for depth in range(n_levels - 1)) + children[-1:]
+        return cls(code, children, leaves, arrays["item"], n_rows)
+
+    def _check(self, path: str | Path) -> None:
+        """Raise ValueError unless every index points where it must: a damaged file must not lead to a wrong item."""
+        for depth in range(self.n_levels):
+            start, n_below = self.child_start[depth], len(self.code[depth])
+            shape_fits = len(start) == self.n_nodes(depth) + 1 and len(self.leaf_start[depth]) == len(start)
+            if not shape_fits or int(start[0]) != 0 or int(start[-1]) != n_below or bool((start.diff() <= 0).any()):
+                raise ValueError(f"{path}: the children of depth {depth} do not fit the nodes of depth {depth + 1}")
+            low = self.leaves(depth + 1, start[:-1])[0]
+            if not torch.equal(low, self.leaf_start[depth][:-1]) or int(self.leaf_start[depth][-1]) != self.n_items:
+                raise ValueError(f"{path}: the leaves of depth {depth} are not those of its children")
+            if int(self.code[depth].min()) < 0:
+                raise ValueError(f"{path}: a code of level {depth} is negative")
+        ordered = self.item.sort().values
+        inside = int(ordered[0]) >= 0 and int(ordered[-1]) < self.n_rows and bool((ordered.diff() > 0).all())
+        if not inside or len(self.item) != len(self.code[-1]):
+            raise ValueError(f"{path}: the leaves do not hold distinct rows of a catalogue of {self.n_rows}")
+
+    # subsets
+
+    def subset(self, allowed=None, excluded: torch.Tensor | None = None) -> "Subset":
+        """The items that may come out, for `decode.constrained_beam_search`.
+
+        allowed: (n_rows,) bool for all contexts, or (B, n_rows) for each its own; None allows all. excluded: (B, m)
+        int64 catalogue rows to leave out, -1 for unused places. Raises ValueError for another shape, dtype or row.
+
+        >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 2], [1, 3]]))
+        >>> trie.subset(np.array([True, False, True]), excluded=torch.tensor([[2], [-1]])).n_left()
+        tensor([1, 2])
+        """
+        return Subset(self, _as_mask(allowed, self), _as_leaves(excluded, self))
 
 
-def _tensors(arrays: list[np.ndarray]) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.from_numpy(array.astype(np.int64)) for array in arrays)
+class Subset:
+    """Some of a trie's items, with no trie of its own; made by `PrefixTrie.subset`.
+
+    A running sum of allowed leaves answers in two look-ups whether an interval of leaves, and so a node, holds one.
+    Items taken out of single contexts are few: they are kept as sorted lists.
+    """
+
+    def __init__(self, trie: PrefixTrie, mask: torch.Tensor | None, excluded: torch.Tensor | None):
+        self.trie, self.mask = trie, mask  # (G, n_items) bool in the order of the leaves, G = 1 or B
+        if mask is not None:
+            self.count = torch.zeros((len(mask), trie.n_items + 1), dtype=torch.int32, device=mask.device)
+            torch.cumsum(mask, dim=1, dtype=torch.int32, out=self.count[:, 1:])
+        self.excluded = excluded  # (B, m) int64 leaves, ascending, n_items in unused places
+        if excluded is not None and mask is not None:  # what is not allowed anyway need not be taken out
+            group = _group(mask, excluded)
+            outside = ~mask[group, excluded.clamp(max=trie.n_items - 1)]
+            self.excluded = excluded.masked_fill(outside, trie.n_items).sort(dim=1).values
+        self._tables: dict[int, torch.Tensor] = {}
+
+    def __and__(self, other: "Subset") -> "Subset":
+        """What both allow."""
+        if self.trie is not other.trie:
+            raise ValueError("two subsets of different tries")
+        masks = [subset.mask for subset in (self, other) if subset.mask is not None]
+        mask = masks[0] & masks[1] if len(masks) == 2 else (masks or [None])[0]
+        lists = [subset.excluded for subset in (self, other) if subset.excluded is not None]
+        excluded = _unique(torch.cat(lists, dim=1), self.trie.n_items) if lists else None
+        return Subset(self.trie, mask, excluded)
+
+    @property
+    def n_contexts(self) -> int:
+        """The number of contexts it is for, 1 if it fits any number."""
+        return max(1 if part is None else len(part) for part in (self.mask, self.excluded))
+
+    def n_left(self) -> torch.Tensor:
+        """How many items each context may get: (n_contexts,) int64."""
+        left = torch.full((self.n_contexts,), self.trie.n_items, device=self.trie.item.device)
+        if self.mask is not None:
+            left = self.count[:, -1].long().expand(self.n_contexts)
+        return left if self.excluded is None else left - (self.excluded < self.trie.n_items).sum(dim=1)
+
+    def has(self, depth: int, node: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        """Whether any item is left under nodes of a depth, (...) bool.
+
+        context: to which context each node belongs, (...) int64; None if the first dimension of `node` is the context.
+        """
+        if context is None:
+            context = _rows(node)
+        low, high = self.trie.leaves(depth, node)
+        left = high - low
+        if self.mask is not None:
+            group = context if len(self.mask) > 1 else torch.zeros_like(context)
+            left = self.count[group, high] - self.count[group, low]
+        if self.excluded is not None:
+            taken = self.excluded.new_tensor(0)
+            for leaf in self.excluded.T:  # few columns
+                taken = taken + ((leaf[context] >= low) & (leaf[context] < high))
+            left = left - taken
+        return left > 0
+
+    def allowed(self, depth: int, node: torch.Tensor) -> torch.Tensor | None:
+        """`has` by the mask alone, for (B, ...) nodes; None if there is no mask."""
+        if self.mask is None:
+            return None
+        group = _group(self.mask, node)
+        if depth == self.trie.n_levels:
+            return self.mask[group, node]
+        low, high = self.trie.leaves(depth, node)
+        return self.count[group, high] != self.count[group, low]
+
+    def table(self, level: int) -> torch.Tensor:
+        """`PrefixTrie.table` as booleans, only children with an allowed item: (G, n_nodes + 1, sizes[level])."""
+        if level not in self._tables:
+            children = self.trie.table(level)
+            low, high = self.trie.leaves(level + 1, children.clamp(min=0))
+            self._tables[level] = (children >= 0) & (self.count[:, high] != self.count[:, low])
+        return self._tables[level]
+
+    def emptied(self, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nodes of a depth that hold allowed items, all of them excluded: which context, which node, (n,) int64 each."""
+        node = self.trie.ancestor(depth, self.excluded)  # a place that is not used gives a node past the last
+        used = self.excluded < self.trie.n_items
+        node = torch.where(used, node, self.trie.n_nodes(depth)).contiguous()
+        taken = torch.searchsorted(node, node, right=True) - torch.searchsorted(node, node)
+        low, high = self.trie.leaves(depth, torch.where(used, node, 0))
+        left = high - low
+        if self.mask is not None:
+            group = _group(self.mask, node)
+            left = self.count[group, high] - self.count[group, low]
+        context, place = torch.nonzero(used & (taken == left), as_tuple=True)
+        return context, node[context, place]
+
+
+def _checked(ids: np.ndarray) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or not ids.size:
+        raise ValueError(f"semantic IDs must be (n_items, n_levels) with at least one item, got {ids.shape}")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"semantic IDs must be integers, got {ids.dtype}")
+    if ids.min() < 0 or ids.max() >= 2**31:
+        raise ValueError(f"code {ids.min()} is negative" if ids.min() < 0 else f"code {ids.max()} is above 2^31 - 1")
+    return ids.astype(np.int64, copy=False)
+
+
+def _order(ids: np.ndarray) -> np.ndarray:
+    """The order of the rows, equal ones by their number: (n,) int64.
+
+    Codes and the row's number usually fit one 64-bit integer; sorting those is ten times faster than `np.lexsort`.
+    """
+    bits = [int(code).bit_length() for code in [*ids.max(axis=0), len(ids) - 1]]
+    if sum(bits) > 63:
+        return np.lexsort(ids.T[::-1])
+    key = np.zeros(len(ids), dtype=np.int64)
+    for column, width in zip([*ids.T, np.arange(len(ids))], bits, strict=True):
+        key = (key << width) | column
+    return np.sort(key) & ((1 << bits[-1]) - 1)
+
+
+def _smallest(code: np.ndarray) -> torch.Tensor:
+    """Codes in the smallest integer type that torch can index with."""
+    largest = int(code.max())
+    dtype = np.uint8 if largest < 2**8 else np.int16 if largest < 2**15 else np.int32
+    return torch.from_numpy(code.astype(dtype))
+
+
+def _int32(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int32))
+
+
+def _rows(index: torch.Tensor) -> torch.Tensor:
+    """The number of the first dimension everywhere, in a shape that broadcasts: (B, 1, ...) int64."""
+    return torch.arange(len(index), device=index.device).reshape(-1, *[1] * (index.ndim - 1))
+
+
+def _group(mask: torch.Tensor, index: torch.Tensor) -> torch.Tensor | int:
+    """The row of a mask for each context: its own, or the only one."""
+    return _rows(index) if len(mask) > 1 else 0
+
+
+def _as_mask(allowed, trie: PrefixTrie) -> torch.Tensor | None:
+    if allowed is None:
+        return None
+    mask = torch.as_tensor(allowed, device=trie.item.device)
+    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or mask.shape[-1] != trie.n_rows:
+        raise ValueError(
+            f"allowed is {mask.dtype} {tuple(mask.shape)}, expected bool ({trie.n_rows},) or (contexts, {trie.n_rows})"
+        )
+    return torch.atleast_2d(mask)[:, trie.item]
+
+
+def _as_leaves(excluded: torch.Tensor | None, trie: PrefixTrie) -> torch.Tensor | None:
+    """Catalogue rows as leaves in ascending order, each once; unused places past the last leaf: (B, m) int64."""
+    if excluded is None:
+        return None
+    if excluded.ndim != 2 or (excluded.numel() and int(excluded.max()) >= trie.n_rows):
+        raise ValueError(f"excluded must be (contexts, m) rows below {trie.n_rows}, got {tuple(excluded.shape)}")
+    leaf = trie.leaf_of_item()[excluded.clamp(min=0)]
+    return _unique(torch.where((excluded >= 0) & (leaf >= 0), leaf, trie.n_items), trie.n_items)
+
+
+def _unique(leaf: torch.Tensor, unused: int) -> torch.Tensor:
+    """Each row sorted, repetitions replaced by `unused`, which is greater than all others."""
+    leaf = leaf.sort(dim=1).values
+    repeated = torch.zeros_like(leaf, dtype=torch.bool)
+    repeated[:, 1:] = leaf[:, 1:] == leaf[:, :-1]
+    return leaf.masked_fill(repeated, unused).sort(dim=1).values

@@ -42,7 +42,7 @@ def test_every_node_equals_the_dictionary(ids):
     def check(depth, node, tree):
         assert node == nodes_seen[depth]  # nodes are numbered in the order of their prefixes
         nodes_seen[depth] += 1
-        start, stop = trie.leaf_start[depth][node : node + 2].tolist()
+        start, stop = (int(bound) for bound in trie.leaves(depth, torch.tensor(node)))
         assert trie.item[start:stop].tolist() == items_below(tree)
         if depth < trie.n_levels:
             children = trie.children(depth, node)
@@ -51,7 +51,8 @@ def test_every_node_equals_the_dictionary(ids):
                 check(depth + 1, child, tree[code])
 
     check(0, 0, naive(ids))
-    assert [len(start) - 1 for start in trie.leaf_start] == nodes_seen
+    assert [len(start) - 1 for start in trie.leaf_start] == nodes_seen[:-1]
+    assert [trie.n_nodes(depth) for depth in range(trie.n_levels + 1)] == nodes_seen
     assert [len(start) - 1 for start in trie.child_start] == nodes_seen[:-1]
     assert [len(code) for code in trie.code] == nodes_seen[1:]
 
