@@ -1,23 +1,41 @@
 """Constrained beam search: the best items under a model, and nothing that is not an item.
 
-A model takes part through two methods. `begin(contexts)` reads a batch of contexts and scores the first code;
-`advance(state, level, parents, codes)` extends the surviving beams by one code and scores the next. Contexts are read
-once however wide the beam, the first step has one row per context, and the last step writes no state.
+A model takes part through two methods (`Scorer`). `begin(contexts)` reads a batch of contexts and scores the first
+code; `advance(state, level, parents, codes)` extends the surviving beams by one code and scores the next. Contexts are
+read once however wide the beam, the first step has one row per context, the candidates are gathered from the trie
+instead of masking a vocabulary, and beams that lead nowhere are dropped.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
+from tqdm import tqdm
 
-from semid_lib.trie import PrefixTrie
+from semid_lib.trie import PrefixTrie, Subset
+
+try:
+    from semid_lib import kernel
+except ImportError:  # numba is optional: torch gives the same answers
+    kernel = None
+
+Normalization = Literal["vocabulary", "level"]
 
 
 class Scorer(Protocol):
-    """What a model must offer; `timeline.Timeline` is one."""
+    """What a model must offer; `timeline.Timeline` is one, `scorers` has those for transformers models.
 
-    def begin(self, contexts): ...
-    def advance(self, state, level, parents, codes): ...
+    Both methods return a state, which the search hands on without looking at it, and log-probabilities (B, W, K) of
+    the next code for each beam, not above 0. `normalization` says what they are to be normalized over: everything the
+    model could write, or the codes of the level alone; for "level" unnormalized scores will do as well. `advance` gets
+    the place of each surviving beam among the old ones, parents (B, W'), and the codes (B, W') of `level` that extend
+    them; it must leave the old state as it was.
+    """
+
+    def begin(self, contexts, normalization: Normalization = "vocabulary"): ...
+    def advance(self, state, level: int, parents: torch.Tensor, codes: torch.Tensor): ...
 
 
 class Beams(NamedTuple):
@@ -27,79 +45,289 @@ class Beams(NamedTuple):
     scores: torch.Tensor  # (B, k) float32: log-probability of the whole semantic ID
 
 
+class Diversity(NamedTuple):
+    """At most `n_items` of a list share their first `prefix_length` codes."""
+
+    n_items: int
+    prefix_length: int
+
+
+class _Beam(NamedTuple):
+    """The surviving prefixes of one depth, (B, W) each and in ascending order of their nodes; dead ones at the end."""
+
+    node: torch.Tensor  # int64; a dead beam has the number of nodes of the depth, whose children are none
+    score: torch.Tensor  # float32; -inf
+    parent: torch.Tensor  # int64 place among the beams before
+    code: torch.Tensor  # int64 code that was added last
+
+
 @torch.inference_mode()
 def constrained_beam_search(
-    model: Scorer, contexts, trie: PrefixTrie, beam_width: int, k: int, excluded: torch.Tensor | None = None
+    scorer: Scorer,
+    contexts,
+    trie: PrefixTrie,
+    beam_width: int,
+    k: int,
+    allowed: Subset | np.ndarray | torch.Tensor | None = None,
+    normalization: Normalization = "vocabulary",
+    diversity: Diversity | tuple[int, int] | None = None,
+    compiled: bool = True,
 ) -> Beams:
     """The k most probable items for each context, by a beam search that only follows the trie.
 
-    excluded: (B, m) item rows that must not come out, such as items already bought, -1 for unused places; a node is
-    followed only while some item under it is not excluded. A beam at least as wide as the number of prefixes is exact;
-    a narrower one may miss items whose first codes look poor, but it returns min(k, items left) items all the same,
-    unless the model gives items the probability 0: those never come out. Equal scores are ordered by semantic ID.
-    Raises ValueError if k < 1, beam_width < k, or the model's scores hold NaN.
+    allowed: the items that may come out, a bool mask over catalogue rows, (n_rows,) or (B, n_rows), or a
+    `trie.subset(...)`; None for all. normalization: see `Scorer`; the two rank differently. diversity: (m, p) for at
+    most m items under one prefix of p codes, the best lists that the beam's candidates allow. compiled: use the
+    compiled loop for CPU tensors of float32 if numba is installed; the answer is the same.
+
+    A beam at least as wide as the number of prefixes is exact; a narrower one may miss items whose first codes look
+    poor, but without `diversity` it returns min(k, items allowed) items all the same, unless the model gives items
+    the probability 0: those never come out. Equal scores are ordered by semantic ID.
+    Raises ValueError if k < 1, beam_width < k, the mask does not fit, or the model's scores hold NaN or do not fit.
     """
     if k < 1 or beam_width < k:
         raise ValueError(f"expected 1 <= k <= beam_width, got k={k} and beam_width={beam_width}")
-    state, log_probabilities = model.begin(contexts)
-    node = torch.zeros((len(log_probabilities), 1), dtype=torch.long, device=log_probabilities.device)
-    score = torch.zeros(node.shape, device=node.device)
-    seen = None if excluded is None else _seen_leaves(trie, excluded)
+    subset, diversity = _checked(trie, allowed, normalization, diversity)
+    state, scores = scorer.begin(contexts, normalization)
+    zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
+    beam = _Beam(zeros, torch.zeros(zeros.shape, dtype=scores.dtype, device=zeros.device), zeros, zeros)
+    subset = None if subset is None else subset.for_contexts(len(scores))
+    prefix = zeros  # the node at depth `diversity.prefix_length` above each beam
     for level in range(trie.n_levels):
-        if (torch.isnan(log_probabilities.sum(dim=-1)) & (score > -torch.inf)).any():
-            raise ValueError(f"the model scored codes of level {level} with NaN")
-        beam, child, real = _children(trie, level, node, score)
-        code = trie.code[level][child]
-        value = score.gather(1, beam) + log_probabilities[_rows(beam), beam, code]
-        possible = real if seen is None else real & ~_all_seen(trie, level + 1, child, seen)
-        value = value.masked_fill(~possible, -torch.inf)
-        best = value.argsort(dim=1, descending=True, stable=True)
-        if level == trie.n_levels - 1:
-            return _answer(trie, child, value, best[:, :k], k)
-        # in the order of their nodes, not of their scores: children then come in the order of their IDs
-        kept = best[:, :beam_width].sort(dim=1).values
-        node, score = child.gather(1, kept), value.gather(1, kept)
-        state, log_probabilities = model.advance(state, level, beam.gather(1, kept), code.gather(1, kept))
-    raise AssertionError("a trie has at least one level")
+        is_last = level == trie.n_levels - 1
+        width = k if is_last and diversity is None else beam.node.shape[1] * trie.branching[level]
+        beam = select(
+            trie, level, beam, _normalized(scores, normalization), width if is_last else beam_width, subset, compiled
+        )
+        if diversity is not None:
+            prefix = beam.node if level < diversity.prefix_length else prefix.gather(1, beam.parent)
+        if not beam.node.shape[1] or is_last:
+            break
+        state, scores = scorer.advance(state, level, beam.parent, beam.code)
+    if not beam.node.shape[1]:  # no item is left for any context
+        return Beams(zeros.expand(-1, k) - 1, beam.score.new_full((len(zeros), k), -torch.inf))
+    score = beam.score if diversity is None else _thinned(beam.score, prefix, diversity.n_items)
+    return _answer(trie, beam.node, score, k)
 
 
-def _children(trie: PrefixTrie, level: int, node: torch.Tensor, score: torch.Tensor):
-    """The children of all live beams side by side, beam after beam; a row per context, padded to the longest.
+@torch.inference_mode()
+def exact_ranking(
+    scorer: Scorer,
+    contexts,
+    trie: PrefixTrie,
+    k: int,
+    allowed: Subset | np.ndarray | torch.Tensor | None = None,
+    normalization: Normalization = "vocabulary",
+    block: int = 1024,
+    progress: bool = False,
+) -> Beams:
+    """The k most probable items for each context by scoring every item: the truth that a beam approaches.
 
-    node, score: (B, W). Returns for each of C columns its beam (B, C), its node one level deeper (B, C) and whether
-    it is a child at all (B, C).
+    The trie is expanded level by level, depth first in blocks of so many prefixes, so that memory grows with
+    block x n_levels and not with the catalogue. Arguments and answer as for `constrained_beam_search`.
+
+    >>> class Coin:  # a model for which every code has the probability 1/2
+    ...     def begin(self, contexts, normalization="vocabulary"):
+    ...         return None, torch.full((len(contexts), 1, 2), 0.5).log()
+    ...     def advance(self, state, level, parents, codes):
+    ...         return None, torch.full((*codes.shape, 2), 0.5).log()
+    >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 1], [1, 1]]))
+    >>> exact_ranking(Coin(), ["anyone"], trie, k=4).items
+    tensor([[ 1,  0,  2, -1]])
     """
-    first = trie.child_start[level][node]
-    count = torch.where(score > -torch.inf, trie.child_start[level][node + 1] - first, 0)
-    end = count.cumsum(dim=1)
-    longest = max(int(end[:, -1].max()), 1) if len(node) else 1
-    column = torch.arange(longest, device=node.device).repeat(len(node), 1)
-    beam = torch.searchsorted(end, column, right=True).clamp(max=node.shape[1] - 1)
-    child = first.gather(1, beam) + column - (end - count).gather(1, beam)
-    real = column < end[:, -1:]
-    return beam, torch.where(real, child, 0), real
+    if k < 1 or block < 1:
+        raise ValueError(f"expected k and block of at least 1, got k={k} and block={block}")
+    subset, _ = _checked(trie, allowed, normalization, None)
+    state, scores = scorer.begin(contexts, normalization)
+    everything = scores.new_full((len(scores), trie.n_items), -torch.inf)
+    with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
+
+        def expand(level: int, first: int, score: torch.Tensor, state, scores: torch.Tensor) -> None:
+            """Score all items under the nodes first, first + 1, ... of a depth; score is (B, n) for n nodes."""
+            scores = _normalized(scores, normalization)
+            start = trie.child_start[level][first : first + score.shape[1] + 1].long()
+            low, high = int(start[0]), int(start[-1])
+            parent = torch.arange(score.shape[1], device=score.device).repeat_interleave(start.diff())
+            code = trie.code[level][low:high].long()
+            _check_scores(scores, score, trie, level)
+            value = score[:, parent] + scores[:, parent, code]
+            if level == trie.n_levels - 1:
+                everything[:, low:high] = value
+                bar.update(high - low)
+                return
+            for at in range(0, high - low, block):
+                part = slice(at, at + block)
+                parents, codes = (index[part].expand(len(score), -1) for index in (parent, code))
+                expand(level + 1, low + at, value[:, part], *scorer.advance(state, level, parents, codes))
+
+        expand(0, 0, scores.new_zeros((len(scores), 1)), state, scores)
+    leaf = torch.arange(trie.n_items, device=scores.device).expand(len(scores), -1)
+    if subset is not None:
+        everything.masked_fill_(~subset.for_contexts(len(scores)).has(trie.n_levels, leaf), -torch.inf)
+    return _answer(trie, leaf, everything, k)
 
 
-def _answer(trie: PrefixTrie, leaf: torch.Tensor, value: torch.Tensor, best: torch.Tensor, k: int) -> Beams:
-    """The items of the best leaves, padded to k places."""
-    score = value.gather(1, best)
-    item = torch.where(score > -torch.inf, trie.item[leaf.gather(1, best)], -1)
-    missing = (0, k - best.shape[1])
+def select(
+    trie: PrefixTrie,
+    level: int,
+    beam: _Beam,
+    scores: torch.Tensor,
+    width: int,
+    subset: Subset | None = None,
+    compiled: bool = True,
+) -> _Beam:
+    """One step of the search: the best `width` children of all beams of each context, in the order of their nodes.
+
+    scores: (B, W, K) log-probabilities of the codes of `level`. Raises ValueError if one of them is NaN.
+    """
+    _check_scores(scores, beam.score, trie, level)
+    suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
+    choose = _select_compiled if compiled and suits and kernel is not None else _select
+    return choose(trie, level, beam, scores, width, subset)
+
+
+def _select(trie, level, beam, scores, width, subset) -> _Beam:
+    value, child_at = _candidates(trie, level, beam, scores, subset)
+    n_columns = value.shape[2]
+    value = value.flatten(1)
+    width = min(width, value.shape[1])
+    best, at = value.topk(min(width + 1, value.shape[1]), dim=1)
+    if best.shape[1] > width and ((best[:, -2] == best[:, -1]) & (best[:, -1] > -torch.inf)).any():
+        at = value.argsort(dim=1, descending=True, stable=True)  # a tie at the edge: the first IDs get in
+        best = value.gather(1, at[:, :width])
+    best, at = best[:, :width], at[:, :width]
+    at = at.masked_fill(best == -torch.inf, value.shape[1])  # the dead go to the end
+    at, order = at.sort(dim=1)
+    alive = at < value.shape[1]
+    n_alive = int(alive.sum(dim=1).max()) if alive.numel() else 0
+    at, alive, score = at[:, :n_alive], alive[:, :n_alive], best.gather(1, order)[:, :n_alive]
+    at = at.clamp(max=max(value.shape[1] - 1, 0))
+    parent, column = at // n_columns, at % n_columns
+    child = torch.where(alive, child_at(parent, column), trie.n_nodes(level + 1))
+    return _Beam(child, score, parent, _code(trie, level, child))
+
+
+def _code(trie, level, child) -> torch.Tensor:
+    return trie.code[level][child.clamp(max=trie.n_nodes(level + 1) - 1)].long()
+
+
+def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callable]:
+    """Scores of all children, (B, W, C) with -inf where there is none, and a function from beam and column to child.
+
+    The columns are codes where the trie has a table, and the first, second, ... child elsewhere; in both cases
+    children ascend with beam and column.
+    """
+    table, total = trie.table(level), beam.score[..., None]
+    if table is not None:
+        value = scores[..., : table.shape[1]] + total
+        if subset is None or subset.mask is None:
+            possible = (table >= 0)[beam.node]
+        else:
+            allowed = subset.table(level)
+            possible = allowed[torch.arange(len(value))[:, None] if len(allowed) > 1 else 0, beam.node]
+        child_at = lambda parent, column: table[beam.node.gather(1, parent), column].long()  # noqa: E731
+        column_of = lambda child, first: trie.code[level][child].long()  # noqa: E731
+    else:
+        n_nodes = trie.n_nodes(level)
+        first = trie.child_start[level][beam.node].long()
+        n_children = trie.child_start[level][(beam.node + 1).clamp(max=n_nodes)] - first
+        column = torch.arange(trie.branching[level], device=beam.node.device)
+        child = (first[..., None] + column).clamp(max=trie.n_nodes(level + 1) - 1)
+        possible = column < n_children[..., None]
+        value = scores.gather(2, trie.code[level][child].long()) + total
+        if subset is not None and subset.mask is not None:
+            possible &= subset.allowed(level + 1, child)
+        child_at = lambda parent, column: first.gather(1, parent) + column  # noqa: E731
+        column_of = lambda child, first: child - first  # noqa: E731
+    value = value.masked_fill(~possible, -torch.inf)
+    if subset is not None and subset.excluded is not None:
+        context, child = subset.emptied(level + 1)
+        parent = torch.searchsorted(trie.child_start[level], child.to(torch.int32), right=True) - 1
+        place = torch.searchsorted(beam.node[context], parent[:, None]).squeeze(1).clamp(max=beam.node.shape[1] - 1)
+        met = beam.node[context, place] == parent
+        context, place, child, parent = context[met], place[met], child[met], parent[met]
+        value[context, place, column_of(child, trie.child_start[level][parent].long())] = -torch.inf
+    return value, child_at
+
+
+def _select_compiled(trie, level, beam, scores, width, subset) -> _Beam:
+    n = len(beam.node)
+    width = min(width, beam.node.shape[1] * trie.branching[level])
+    child = torch.full((n, width), trie.n_nodes(level + 1))
+    score, parent = torch.full((n, width), -torch.inf), torch.zeros((n, width), dtype=torch.long)
+    count = _NO_COUNT if subset is None or subset.mask is None else subset.count.numpy()
+    empty, empty_start = _NOTHING, np.zeros(n + 1, dtype=np.int64)
+    if subset is not None and subset.excluded is not None:
+        context, node = subset.emptied(level + 1)
+        empty = node.numpy()
+        np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
+    is_last = level == trie.n_levels - 1
+    n_alive = kernel.select(
+        beam.node.numpy(),
+        beam.score.numpy(),
+        scores.contiguous().numpy(),
+        trie.code[level].numpy(),
+        trie.child_start[level].numpy(),
+        _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
+        count,
+        empty,
+        empty_start,
+        True,
+        child.numpy(),
+        score.numpy(),
+        parent.numpy(),
+    )
+    child, score, parent = child[:, :n_alive], score[:, :n_alive], parent[:, :n_alive]
+    return _Beam(child, score, parent, _code(trie, level, child))
+
+
+_NO_COUNT = np.zeros((0, 1), dtype=np.int32)
+_NO_START = np.zeros(0, dtype=np.int32)
+_NOTHING = np.zeros(0, dtype=np.int64)
+
+
+def _answer(trie: PrefixTrie, leaf: torch.Tensor, score: torch.Tensor, k: int) -> Beams:
+    """The items of the best leaves, padded to k places; leaves ascend, so equal scores stay in the order of the IDs."""
+    score, order = score.sort(dim=1, descending=True, stable=True)
+    score, leaf = score[:, :k], leaf.gather(1, order[:, :k])
+    item = trie.item_at(torch.where(score > -torch.inf, leaf, -1))
+    missing = (0, k - score.shape[1])
     return Beams(functional.pad(item, missing, value=-1), functional.pad(score, missing, value=-torch.inf))
 
 
-def _seen_leaves(trie: PrefixTrie, excluded: torch.Tensor) -> torch.Tensor:
-    """Excluded items as leaves in ascending order, each once; unused places past the last leaf: (B, m) int64."""
-    leaf = torch.where(excluded >= 0, trie.leaf_of_item()[excluded.clamp(min=0)], trie.n_items).sort(dim=1).values
-    repeated = functional.pad(leaf[:, 1:] == leaf[:, :-1], (1, 0))
-    return leaf.masked_fill(repeated, trie.n_items).sort(dim=1).values
+def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.Tensor:
+    """Scores (B, C) with -inf for all but the best n_items of each prefix; prefixes (B, C) stand in ascending order.
+
+    Taking the best first and skipping full prefixes is optimal: the limits of different prefixes do not touch.
+    """
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, prefix.gather(1, order).argsort(dim=1, stable=True))  # by prefix, the best of each first
+    ordered = prefix.gather(1, order).contiguous()
+    rank = torch.arange(score.shape[1], device=score.device) - torch.searchsorted(ordered, ordered)
+    return score.masked_fill(torch.zeros_like(rank).scatter(1, order, rank) >= n_items, -torch.inf)
 
 
-def _all_seen(trie: PrefixTrie, depth: int, node: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Whether every item under a node is excluded: its interval of leaves holds as many seen leaves as leaves."""
-    low, high = trie.leaf_start[depth][node], trie.leaf_start[depth][node + 1]
-    return torch.searchsorted(seen, high) - torch.searchsorted(seen, low) == high - low
+def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    return scores.log_softmax(dim=-1) if normalization == "level" else scores
 
 
-def _rows(index: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(index), device=index.device)[:, None]
+def _check_scores(scores: torch.Tensor, score: torch.Tensor, trie: PrefixTrie, level: int) -> None:
+    """Raise ValueError for a code that the model does not score, and for NaN in the row of a beam that is alive."""
+    if scores.shape[-1] < trie.sizes[level]:
+        raise ValueError(
+            f"the model scores {scores.shape[-1]} codes at level {level}, the trie holds code {trie.sizes[level] - 1}"
+        )
+    if torch.isnan(scores.sum()) and (torch.isnan(scores).any(dim=-1) & (score > -torch.inf)).any():
+        raise ValueError(f"the model scored codes of level {level} with NaN")
+
+
+def _checked(trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:
+    if normalization not in ("vocabulary", "level"):
+        raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
+    if diversity is not None:
+        diversity = Diversity(*diversity)
+        if diversity.n_items < 1 or not 1 <= diversity.prefix_length <= trie.n_levels:
+            raise ValueError(f"diversity must be (at least 1, a prefix length from 1 to {trie.n_levels}), got {diversity}")
+    if isinstance(allowed, Subset) and allowed.trie is not trie:
+        raise ValueError("allowed is a subset of another trie")
+    return (allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)), diversity

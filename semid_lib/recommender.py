@@ -97,7 +97,8 @@ class Recommender:
             self.trie = self.trie.to(device)
         contexts = pad(histories, self.model.config.max_length).to(device)
         seen = pad(histories, max(map(len, histories))).to(device) if exclude_seen else None
-        return constrained_beam_search(self.model, contexts, self.trie, beam_width, k, seen)
+        allowed = None if seen is None else self.trie.subset(excluded=seen)
+        return constrained_beam_search(self.model, contexts, self.trie, beam_width, k, allowed)
 
     def _rows(self, history: Sequence[int], at: int) -> np.ndarray:
         ids = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)

@@ -107,8 +107,11 @@ class Timeline(nn.Module):
 
     # what `decode.constrained_beam_search` asks of a model
 
-    def begin(self, histories: torch.Tensor) -> tuple[State, torch.Tensor]:
-        """Read a batch of histories and score the first code: -> state, log-probabilities (B, 1, sizes[0])."""
+    def begin(self, histories: torch.Tensor, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
+        """Read a batch of histories and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
+
+        A level has a vocabulary of its own here, so both normalizations are one.
+        """
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
         state = State(hidden[:, None])

@@ -351,6 +351,14 @@ class Subset:
         """The number of contexts it is for, 1 if it fits any number."""
         return max(1 if part is None else len(part) for part in (self.mask, self.excluded))
 
+    def for_contexts(self, n: int) -> "Subset":
+        """The same for n contexts. Raises ValueError if it is for another number of them."""
+        if self.n_contexts not in (1, n):
+            raise ValueError(f"the subset is for {self.n_contexts} contexts, there are {n}")
+        if self.excluded is None or len(self.excluded) == n:
+            return self
+        return Subset(self.trie, self.mask, self.excluded.expand(n, -1))
+
     def n_left(self) -> torch.Tensor:
         """How many items each context may get: (n_contexts,) int64."""
         left = torch.full((self.n_contexts,), self.trie.n_items, device=self.trie.item.device)

@@ -28,7 +28,7 @@ class TableScorer:
         row[rng.random(len(row)) < self.impossible] = -np.inf
         return row
 
-    def begin(self, contexts):
+    def begin(self, contexts, normalization="vocabulary"):
         return self._scored([(context, [()]) for context in contexts])
 
     def advance(self, state, level, parents, codes):
@@ -44,6 +44,16 @@ class TableScorer:
         prefixes = [tuple(semantic_id[:level]) for level in range(len(semantic_id))]
         rows = [self.row(context, prefix) for prefix in prefixes]
         return float(sum(row[code] for row, code in zip(rows, semantic_id, strict=True)))
+
+
+def search(model, contexts, trie, beam_width, k, excluded=None, allowed=None, **options):
+    """Both ways of choosing candidates, which must agree to the bit."""
+    subset = None if excluded is None and allowed is None else trie.subset(allowed, excluded)
+    torch_only = constrained_beam_search(model, contexts, trie, beam_width, k, subset, compiled=False, **options)
+    found = constrained_beam_search(model, contexts, trie, beam_width, k, subset, compiled=True, **options)
+    assert found.items.tolist() == torch_only.items.tolist()
+    assert found.scores.tolist() == torch_only.scores.tolist()
+    return found
 
 
 def exhaustive(score_of, ids, excluded, k):
@@ -73,7 +83,7 @@ def shops(draw):
 def check(sizes, ids, excluded, k, impossible=0.0):
     """A beam as wide as the catalogue gives exactly the exhaustive ranking."""
     model, contexts = TableScorer(sizes, impossible), [0, 1, 2]
-    found = constrained_beam_search(model, contexts, PrefixTrie.build(ids), max(len(ids), k), k, as_tensor(excluded))
+    found = search(model, contexts, PrefixTrie.build(ids), max(len(ids), k), k, as_tensor(excluded))
     for context in contexts:
         score_of = lambda row, context=context: model.item_score(context, row)  # noqa: E731
         items, scores = exhaustive(score_of, ids, excluded[context], k)
@@ -120,7 +130,7 @@ def test_places_that_no_item_fills_are_padded(shop, k):
 def test_with_everything_excluded_nothing_comes_out(n_levels):
     ids = np.stack(np.unravel_index(np.arange(2**n_levels), (2,) * n_levels), axis=1)
     everything = torch.arange(len(ids)).expand(2, -1)
-    found = constrained_beam_search(TableScorer([2] * n_levels), [0, 1], PrefixTrie.build(ids), 4, 2, everything)
+    found = search(TableScorer([2] * n_levels), [0, 1], PrefixTrie.build(ids), 4, 2, everything)
     assert found.items.tolist() == [[-1, -1], [-1, -1]]
     assert (found.scores == -torch.inf).all()
 
@@ -133,9 +143,9 @@ def test_everything_excluded_for_one_context_leaves_the_other_alone():
 def test_no_excluded_item_at_all_may_be_an_empty_tensor():
     ids, model = np.array([[0, 0], [0, 1], [1, 0]]), TableScorer([2, 2])
     trie = PrefixTrie.build(ids)
-    without = constrained_beam_search(model, [0], trie, 3, 3)
+    without = search(model, [0], trie, 3, 3)
     for nothing in (torch.empty((1, 0), dtype=torch.long), torch.full((1, 4), -1)):
-        found = constrained_beam_search(model, [0], trie, 3, 3, nothing)
+        found = search(model, [0], trie, 3, 3, nothing)
         assert found.items.tolist() == without.items.tolist()
 
 
@@ -146,7 +156,7 @@ def test_a_narrow_beam_fills_as_many_places_as_items_are_left(shop, k, spare):
     if any(len(row) == len(ids) for row in excluded):
         return  # tested above
     model = TableScorer(sizes)
-    found = constrained_beam_search(model, [0, 1, 2], PrefixTrie.build(ids), k + spare, k, as_tensor(excluded))
+    found = search(model, [0, 1, 2], PrefixTrie.build(ids), k + spare, k, as_tensor(excluded))
     for context in range(3):
         items = [item for item in found.items[context].tolist() if item >= 0]
         assert len(items) == len(set(items)) == min(k, len(ids) - len(excluded[context]))
@@ -160,7 +170,7 @@ def test_a_narrow_beam_passes_a_subtree_without_items_left():
     # the best first code leads to excluded items only; a beam of one must not follow it
     ids = np.array([[0, 0], [0, 1], [1, 0]])
     table = {(): np.log([0.9, 0.1]), (0,): np.log([0.5, 0.5]), (1,): np.log([0.5, 0.5])}
-    found = constrained_beam_search(
+    found = search(
         TableScorer([2, 2], table=table), [0], PrefixTrie.build(ids), 1, 1, torch.tensor([[0, 1]])
     )
     assert found.items.tolist() == [[2]]
@@ -171,8 +181,8 @@ def test_a_narrow_beam_is_greedy():
     ids = np.array([[0, 0], [1, 0], [0, 1]])
     table = {(): np.log([0.6, 0.4]), (0,): np.log([0.5, 0.5]), (1,): np.array([0.0, -np.inf])}
     trie, model = PrefixTrie.build(ids), TableScorer([2, 2], table=table)
-    assert constrained_beam_search(model, [0], trie, beam_width=1, k=1).items.tolist() == [[0]]
-    assert constrained_beam_search(model, [0], trie, beam_width=2, k=1).items.tolist() == [[1]]
+    assert search(model, [0], trie, beam_width=1, k=1).items.tolist() == [[0]]
+    assert search(model, [0], trie, beam_width=2, k=1).items.tolist() == [[1]]
 
 
 @given(shops(), st.floats(0.1, 0.6))
@@ -185,7 +195,7 @@ def test_a_model_that_gives_up_half_way():
     table = {(): [0.0, 0.0], (0,): [-np.inf, -np.inf], (1,): [-np.inf, -np.inf]}
     table |= {(first, second): [0.0, 0.0] for first in (0, 1) for second in (0, 1)}
     ids = np.array([[0, 0, 0], [1, 1, 1]])
-    found = constrained_beam_search(TableScorer([2, 2, 2], table=table), [0], PrefixTrie.build(ids), 2, 2)
+    found = search(TableScorer([2, 2, 2], table=table), [0], PrefixTrie.build(ids), 2, 2)
     assert found.items.tolist() == [[-1, -1]]
 
 
@@ -193,7 +203,7 @@ def test_equal_scores_come_in_the_order_of_the_ids():
     # both IDs have log-probability -3, but the beam meets the second one first
     table = {(): [-2.0, -1.0], (0,): [-1.0], (1,): [-2.0]}
     trie = PrefixTrie.build(np.array([[1, 0], [0, 0]]))
-    found = constrained_beam_search(TableScorer([2, 1], table=table), [0], trie, beam_width=2, k=2)
+    found = search(TableScorer([2, 1], table=table), [0], trie, beam_width=2, k=2)
     assert found.scores.tolist() == [[-3.0, -3.0]]
     assert found.items.tolist() == [[1, 0]]
 
@@ -203,13 +213,13 @@ def test_nan_is_refused_and_its_level_named(level):
     table = {(): [-1.0, -1.0], (0,): [-1.0, -1.0], (1,): [-1.0, -1.0]}
     table[(0,) * level] = [-1.0, np.nan]
     with pytest.raises(ValueError, match=f"level {level} .*NaN"):
-        constrained_beam_search(TableScorer([2, 2], table=table), [0], PrefixTrie.build(np.array([[0, 0]])), 2, 1)
+        search(TableScorer([2, 2], table=table), [0], PrefixTrie.build(np.array([[0, 0]])), 2, 1)
 
 
 @pytest.mark.parametrize(("beam_width", "k"), [(5, 0), (5, -1), (4, 5), (0, 0)])
 def test_bad_widths_are_refused(beam_width, k):
     with pytest.raises(ValueError, match=f"k={k} and beam_width={beam_width}"):
-        constrained_beam_search(TableScorer([1]), [0], PrefixTrie.build(np.array([[0]])), beam_width, k)
+        search(TableScorer([1]), [0], PrefixTrie.build(np.array([[0]])), beam_width, k)
 
 
 @given(shops(), st.integers(1, 6))
@@ -217,9 +227,9 @@ def test_one_context_gets_what_it_gets_in_a_batch(shop, k):
     sizes, ids, excluded = shop
     excluded = [sorted(set(row))[: len(ids) - 1] for row in excluded]
     trie, model = PrefixTrie.build(ids), TableScorer(sizes)
-    together = constrained_beam_search(model, [0, 1, 2], trie, k + 1, k, as_tensor(excluded))
+    together = search(model, [0, 1, 2], trie, k + 1, k, as_tensor(excluded))
     for context in range(3):
-        alone = constrained_beam_search(model, [context], trie, k + 1, k, as_tensor([excluded[context]]))
+        alone = search(model, [context], trie, k + 1, k, as_tensor([excluded[context]]))
         assert alone.items.tolist() == together.items[[context]].tolist()
         np.testing.assert_allclose(alone.scores, together.scores[[context]], atol=1e-6)
 
@@ -230,7 +240,7 @@ def test_the_timeline_model_is_ranked_like_every_other(shop, new_timeline):
     model, trie = new_timeline(), PrefixTrie.build(shop.ids.unique)
     histories = [shop.histories[0], shop.histories[1], np.array([], dtype=np.int64)]
     contexts = pad(histories, model.config.max_length)
-    found = constrained_beam_search(model, contexts, trie, beam_width=40, k=40)
+    found = search(model, contexts, trie, beam_width=40, k=40)
     for row in range(len(histories)):
         # every item is scored by itself, along the one path of its ID
         expected = torch.stack([item_log_probability(model, contexts[[row]], ids) for ids in model.ids])
