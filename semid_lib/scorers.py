@@ -74,6 +74,7 @@ class CausalScorer:
         seen = torch.cat([prompt, _own(path, n_fed)], dim=2)[:, None]  # (B, 1, W, n_keys)
         positions = (state.prompt_mask.sum(dim=1, keepdim=True) + level).expand(-1, codes.shape[1])
         cache = _branch(state.cache)
+        seen = torch.where(seen, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
         mask = {kind: seen for kind in self.layer_types} if self.window is not None else seen
         hidden = self._body(self.tokens[level][codes], mask, positions, cache)
         depth = state.depth + (level,) * codes.shape[1]
@@ -135,11 +136,12 @@ class EncoderDecoderScorer:
         hidden = decoder.embed_tokens(ids)
         attention = decoder.block[0].layer[0].SelfAttention
         bias = attention.compute_bias(1, level + 1, hidden.device, past_seen_tokens=level)  # (1, heads, 1, level + 1)
-        bias = bias[..., torch.tensor(state.depth, device=hidden.device) + 1].expand(-1, -1, ids.shape[1], -1)
-        own = _own(state.path, len(state.depth))[:, None]
-        cross = state.prompt_mask[:, None, None].expand(-1, 1, ids.shape[1], -1)
+        bias = bias[..., torch.tensor(state.depth, device=hidden.device) + 1]
+        hidden_from = torch.finfo(hidden.dtype).min
+        bias = torch.where(_own(state.path, len(state.depth))[:, None], bias, hidden_from)  # (B, heads, W, n_fed)
+        cross = torch.where(state.prompt_mask[:, None, None], 0.0, hidden_from).to(hidden.dtype)  # (B, 1, 1, T)
         for block in decoder.block:
-            hidden = block(hidden, own, bias, encoded, cross, None, past_key_values=state.cache)[0]
+            hidden = block(hidden, None, bias, encoded, None, cross, past_key_values=state.cache, is_causal=False)[0]
         hidden = decoder.final_layer_norm(hidden)
         if self.model.config.scale_decoder_outputs:
             hidden = hidden * self.model.model_dim**-0.5
