@@ -6,22 +6,19 @@ read once however wide the beam, the first step has one row per context, the can
 instead of masking a vocabulary, and beams that lead nowhere are dropped.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional
+from torch.nn.functional import embedding, pad
 from tqdm import tqdm
 
 from semid_lib.trie import PrefixTrie, Subset
 
-try:
-    from semid_lib import kernel
-except ImportError:  # numba is optional: torch gives the same answers
-    kernel = None
-
 Normalization = Literal["vocabulary", "level"]
+_BLOCK = 32  # candidates looked at together when most are to be set aside
 
 
 class Scorer(Protocol):
@@ -182,7 +179,7 @@ def select(
     """
     _check_scores(scores, beam.score, trie, level)
     suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
-    choose = _select_compiled if compiled and suits and kernel is not None else _select
+    choose = _select_compiled if compiled and suits and _kernel() is not None else _select
     return choose(trie, level, beam, scores, width, subset)
 
 
@@ -190,12 +187,7 @@ def _select(trie, level, beam, scores, width, subset) -> _Beam:
     value, child_at = _candidates(trie, level, beam, scores, subset)
     n_columns = value.shape[2]
     value = value.flatten(1)
-    width = min(width, value.shape[1])
-    best, at = value.topk(min(width + 1, value.shape[1]), dim=1)
-    if best.shape[1] > width and ((best[:, -2] == best[:, -1]) & (best[:, -1] > -torch.inf)).any():
-        at = value.argsort(dim=1, descending=True, stable=True)  # a tie at the edge: the first IDs get in
-        best = value.gather(1, at[:, :width])
-    best, at = best[:, :width], at[:, :width]
+    best, at = _top(value, min(width, value.shape[1]))
     at = at.masked_fill(best == -torch.inf, value.shape[1])  # the dead go to the end
     at, order = at.sort(dim=1)
     alive = at < value.shape[1]
@@ -204,11 +196,33 @@ def _select(trie, level, beam, scores, width, subset) -> _Beam:
     at = at.clamp(max=max(value.shape[1] - 1, 0))
     parent, column = at // n_columns, at % n_columns
     child = torch.where(alive, child_at(parent, column), trie.n_nodes(level + 1))
-    return _Beam(child, score, parent, _code(trie, level, child))
+    code = trie.code[level][child.clamp(max=trie.n_nodes(level + 1) - 1)].long()
+    return _Beam(child, score, parent, code)
 
 
-def _code(trie, level, child) -> torch.Tensor:
-    return trie.code[level][child.clamp(max=trie.n_nodes(level + 1) - 1)].long()
+def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `width` greatest of each row and their columns, the first columns where equal values meet the edge.
+
+    Rows are long and `width` is small, so most of a row is set aside first: a block whose maximum is not among the
+    `width` greatest maxima cannot hold any of them.
+    """
+    n_rows, n_columns = value.shape
+    if 0 < 2 * width * _BLOCK < n_columns and n_columns % _BLOCK == 0:
+        blocks = value.view(n_rows, -1, _BLOCK)
+        highest, block = blocks.amax(dim=2).topk(width + 1, dim=1)
+        block = block[:, :width]
+        row = block + blocks.shape[1] * torch.arange(n_rows, device=value.device)[:, None]
+        best, at = embedding(row, value.view(-1, _BLOCK)).flatten(1).topk(width + 1, dim=1)
+        at = block.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK
+        rest = torch.maximum(best[:, -1], highest[:, -1])
+    else:
+        best, at = value.topk(min(width + 1, n_columns), dim=1)
+        rest = best[:, -1] if n_columns > width else best.new_full((n_rows,), -torch.inf)
+    best, at = best[:, :width], at[:, :width]
+    if width and ((best[:, -1] == rest) & (rest > -torch.inf)).any():
+        at = value.argsort(dim=1, descending=True, stable=True)[:, :width]
+        best = value.gather(1, at)
+    return best, at
 
 
 def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callable]:
@@ -217,14 +231,14 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
     The columns are codes where the trie has a table, and the first, second, ... child elsewhere; in both cases
     children ascend with beam and column.
     """
-    table, total = trie.table(level), beam.score[..., None]
+    table, total, mask = trie.table(level), beam.score[..., None], None if subset is None else subset.mask
     if table is not None:
-        value = scores[..., : table.shape[1]] + total
-        if subset is None or subset.mask is None:
-            possible = (table >= 0)[beam.node]
-        else:
-            allowed = subset.table(level)
-            possible = allowed[torch.arange(len(value))[:, None] if len(allowed) > 1 else 0, beam.node]
+        n_codes, row = table.shape[1], beam.node
+        penalty = trie.penalty(level) if mask is None else subset.penalty(level)
+        if mask is not None and len(mask) > 1:  # each context has a table of its own
+            row = row + len(table) * torch.arange(len(row), device=row.device)[:, None]
+        value = scores[..., :n_codes] + total
+        value += embedding(row, penalty.view(-1, n_codes))  # the fastest way to take rows
         child_at = lambda parent, column: table[beam.node.gather(1, parent), column].long()  # noqa: E731
         column_of = lambda child, first: trie.code[level][child].long()  # noqa: E731
     else:
@@ -235,11 +249,11 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
         child = (first[..., None] + column).clamp(max=trie.n_nodes(level + 1) - 1)
         possible = column < n_children[..., None]
         value = scores.gather(2, trie.code[level][child].long()) + total
-        if subset is not None and subset.mask is not None:
+        if mask is not None:
             possible &= subset.allowed(level + 1, child)
+        value.masked_fill_(possible.logical_not_(), -torch.inf)
         child_at = lambda parent, column: first.gather(1, parent) + column  # noqa: E731
         column_of = lambda child, first: child - first  # noqa: E731
-    value = value.masked_fill(~possible, -torch.inf)
     if subset is not None and subset.excluded is not None:
         context, child = subset.emptied(level + 1)
         parent = torch.searchsorted(trie.child_start[level], child.to(torch.int32), right=True) - 1
@@ -250,19 +264,32 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
     return value, child_at
 
 
+@functools.cache
+def _kernel() -> Callable | None:
+    """The compiled loop, or None without numba."""
+    try:
+        from semid_lib import kernel
+    except ImportError:
+        return None
+    return kernel.select
+
+
 def _select_compiled(trie, level, beam, scores, width, subset) -> _Beam:
     n = len(beam.node)
     width = min(width, beam.node.shape[1] * trie.branching[level])
     child = torch.full((n, width), trie.n_nodes(level + 1))
-    score, parent = torch.full((n, width), -torch.inf), torch.zeros((n, width), dtype=torch.long)
-    count = _NO_COUNT if subset is None or subset.mask is None else subset.count.numpy()
+    score, parent, code = torch.full((n, width), -torch.inf), torch.zeros_like(child), torch.zeros_like(child)
+    count, allowed = _NO_COUNT, _ALL
+    if subset is not None and subset.mask is not None:
+        nodes = subset.nodes(level + 1)
+        count, allowed = (subset.count.numpy(), _ALL) if nodes is None else (_NO_COUNT, nodes.numpy())
     empty, empty_start = _NOTHING, np.zeros(n + 1, dtype=np.int64)
     if subset is not None and subset.excluded is not None:
         context, node = subset.emptied(level + 1)
         empty = node.numpy()
         np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
     is_last = level == trie.n_levels - 1
-    n_alive = kernel.select(
+    n_alive = _kernel()(
         beam.node.numpy(),
         beam.score.numpy(),
         scores.contiguous().numpy(),
@@ -270,18 +297,20 @@ def _select_compiled(trie, level, beam, scores, width, subset) -> _Beam:
         trie.child_start[level].numpy(),
         _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
         count,
+        allowed,
         empty,
         empty_start,
         True,
         child.numpy(),
         score.numpy(),
         parent.numpy(),
+        code.numpy(),
     )
-    child, score, parent = child[:, :n_alive], score[:, :n_alive], parent[:, :n_alive]
-    return _Beam(child, score, parent, _code(trie, level, child))
+    return _Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
 
 
 _NO_COUNT = np.zeros((0, 1), dtype=np.int32)
+_ALL = np.zeros((0, 1), dtype=bool)
 _NO_START = np.zeros(0, dtype=np.int32)
 _NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -292,7 +321,7 @@ def _answer(trie: PrefixTrie, leaf: torch.Tensor, score: torch.Tensor, k: int) -
     score, leaf = score[:, :k], leaf.gather(1, order[:, :k])
     item = trie.item_at(torch.where(score > -torch.inf, leaf, -1))
     missing = (0, k - score.shape[1])
-    return Beams(functional.pad(item, missing, value=-1), functional.pad(score, missing, value=-torch.inf))
+    return Beams(pad(item, missing, value=-1), pad(score, missing, value=-torch.inf))
 
 
 def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.Tensor:
@@ -327,7 +356,9 @@ def _checked(trie, allowed, normalization, diversity) -> tuple[Subset | None, Di
     if diversity is not None:
         diversity = Diversity(*diversity)
         if diversity.n_items < 1 or not 1 <= diversity.prefix_length <= trie.n_levels:
-            raise ValueError(f"diversity must be (at least 1, a prefix length from 1 to {trie.n_levels}), got {diversity}")
+            raise ValueError(
+                f"diversity must be (at least 1, a prefix length from 1 to {trie.n_levels}), got {diversity}"
+            )
     if isinstance(allowed, Subset) and allowed.trie is not trie:
         raise ValueError("allowed is a subset of another trie")
     return (allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)), diversity

@@ -52,36 +52,53 @@ def _contains(ordered, wanted):
 
 
 @njit(cache=True, nogil=True)
-def select(
-    node, score, scores, code, child_start, leaf_start, count, empty, empty_start, stop_early, child, value, beam
+def select(  # noqa: PLR0912 one loop over candidates, each test sets most of them aside
+    node,
+    score,
+    scores,
+    code,
+    child_start,
+    leaf_start,
+    count,
+    allowed,
+    empty,
+    empty_start,
+    stop_early,
+    child,
+    value,
+    beam,
+    last,
 ):
     """Fill child, value and beam with the best candidates of each context; returns the most any context has.
 
     node (B, W) int64, score (B, W) float32: the beams, -inf for dead ones. scores (B, W, K) float32: log-probabilities
     of codes. code, child_start: the trie's arrays of this level; leaf_start: of the depth below, empty where children
-    are leaves. count: (G, n_leaves + 1) int32 running sums of allowed leaves, G 0 for no mask. empty: (n,) int64
-    children that are not to be followed, those of context b from empty_start[b] on in ascending order.
-    child, value, beam: (B, width), written in the order of the children, the rest of each row left as it is.
+    are leaves. Which children are allowed: (G, n_children) bool `allowed`, or `count`, (G, n_leaves + 1) int32 running
+    sums of allowed leaves, both with G 0 for all. empty: (n,) int64 children that are not to be followed either, those
+    of context b from empty_start[b] on in ascending order.
+    child, value, beam, last: (B, width), written in the order of the children, the rest of each row left as it is;
+    `last` is the code of the child.
     """
     width, most = child.shape[1], 0
     for b in range(node.shape[0]):
         values, children, beams, n = value[b], child[b], beam[b], 0
-        group = b if count.shape[0] > 1 else 0
+        group = b if max(len(count), len(allowed)) > 1 else 0
         taken = empty[empty_start[b] : empty_start[b + 1]]
+        edge = np.float32(-np.inf)  # what a candidate must reach to be kept
         for w in np.argsort(-score[b]):
-            above = score[b, w]
-            if above == -np.inf or (stop_early and n == width and above < values[0]):
+            above, row = score[b, w], scores[b, w]
+            if above == -np.inf or (stop_early and above < edge):
                 break
             for c in range(child_start[node[b, w]], child_start[node[b, w] + 1]):
-                total = above + scores[b, w, code[c]]
-                if n == width and (total < values[0] or (total == values[0] and c > children[0])):
+                total = above + row[code[c]]
+                if total < edge or total == -np.inf:
                     continue
-                if total == -np.inf:
+                if n == width and total == edge and c > children[0]:
                     continue
-                if count.shape[0]:
-                    low, high = (leaf_start[c], leaf_start[c + 1]) if len(leaf_start) else (c, c + 1)
-                    if count[group, high] == count[group, low]:
-                        continue
+                if allowed.shape[0] and not allowed[group, c]:
+                    continue
+                if count.shape[0] and count[group, leaf_start[c + 1]] == count[group, leaf_start[c]]:
+                    continue
                 if len(taken) and _contains(taken, c):
                     continue
                 at = 0 if n == width else n
@@ -91,7 +108,11 @@ def select(
                 else:
                     n += 1
                     _sift_up(values, children, beams, at)
+                if n == width:
+                    edge = values[0]
         order = np.argsort(children[:n])
         values[:n], children[:n], beams[:n] = values[:n][order], children[:n][order], beams[:n][order]
+        for at in range(n):
+            last[b, at] = code[children[at]]
         most = max(most, n)
     return most

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from semid_lib.baselines import Ranked
-from semid_lib.decode import constrained_beam_search
+from semid_lib.decode import Diversity, constrained_beam_search
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import sha256
 from semid_lib.timeline import Timeline, TimelineConfig, pad
-from semid_lib.trie import PrefixTrie
+from semid_lib.trie import PrefixTrie, Subset
 
 _FORMAT = 1
 _FILES = ("model.safetensors", "semantic_ids.npz", "items.parquet")
@@ -43,7 +43,7 @@ class Recommender:
                 f"{len(items)} items, {len(ids)} semantic IDs and a model with {len(model.ids)} do not belong together"
             )
         self.model, self.ids, self.items = model.eval(), ids, items.reset_index(drop=True)
-        self.trie = PrefixTrie.build(ids.unique)
+        self._trie = PrefixTrie.build(ids.unique)
         self._row_of = pd.Index(self.items["item_id"])
         if not self._row_of.is_unique:
             raise ValueError(f"item_id {self._row_of[self._row_of.duplicated()][0]} stands in the item table twice")
@@ -55,15 +55,20 @@ class Recommender:
         exclude_seen: bool = True,
         beam_width: int | None = None,
         progress: bool = False,
+        allowed: np.ndarray | None = None,
+        diversity: Diversity | tuple[int, int] | None = None,
     ) -> Recommendations:
         """The k most probable next items after each history of item ids, oldest first.
 
         exclude_seen: leave out items of the history. beam_width: hypotheses kept, at least k; by default max(50, k).
+        allowed: which items may come out, bool, (n_items,) in the order of `items` or (n_histories, n_items), as
+        `rules` makes them.
+        diversity: (m, p) for at most m items that share their first p codes.
         An empty history gets what shoppers start with; of a history longer than the model's window the most recent
         items count, and all are excluded. Raises ValueError for an unknown item id (naming the history) and for k < 1.
         """
         rows = [self._rows(history, at) for at, history in enumerate(histories)]
-        ranked = self.rank(rows, k, exclude_seen, beam_width, progress)
+        ranked = self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity)
         item_ids = self.items["item_id"].to_numpy(np.int64)
         return Recommendations(np.where(ranked.items >= 0, item_ids[ranked.items], -1), ranked.scores)
 
@@ -74,6 +79,8 @@ class Recommender:
         exclude_seen: bool = True,
         beam_width: int | None = None,
         progress: bool = False,
+        allowed: np.ndarray | None = None,
+        diversity: Diversity | tuple[int, int] | None = None,
     ) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table."""
         if k < 1:
@@ -83,22 +90,37 @@ class Recommender:
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         by_length = np.argsort([len(history) for history in histories], kind="stable")
         size = max(1, _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)))
+        rules = self._rules(allowed, len(histories))
         with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
             for start in range(0, len(histories), size):
                 users = by_length[start : start + size]
-                beams = self._search([histories[user] for user in users], k, exclude_seen, beam_width)
+                batch = [histories[user] for user in users]
+                contexts = pad(batch, self.model.config.max_length).to(self.model.start.device)
+                subset = rules if isinstance(rules, Subset) or rules is None else self.trie.subset(rules[users])
+                if exclude_seen:
+                    seen = self.trie.subset(excluded=pad(batch, max(map(len, batch))).to(contexts.device))
+                    subset = seen if subset is None else subset & seen
+                beams = constrained_beam_search(
+                    self.model, contexts, self.trie, beam_width, k, subset, diversity=diversity
+                )
                 items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
                 bar.update(len(users))
         return Ranked(items, scores)
 
-    def _search(self, histories, k, exclude_seen, beam_width):
-        device = self.model.start.device  # training may have moved the model
-        if self.trie.item.device != device:
-            self.trie = self.trie.to(device)
-        contexts = pad(histories, self.model.config.max_length).to(device)
-        seen = pad(histories, max(map(len, histories))).to(device) if exclude_seen else None
-        allowed = None if seen is None else self.trie.subset(excluded=seen)
-        return constrained_beam_search(self.model, contexts, self.trie, beam_width, k, allowed)
+    @property
+    def trie(self) -> PrefixTrie:
+        """The prefix trie, where the model is: training may have moved it."""
+        self._trie = self._trie.to(self.model.start.device)
+        return self._trie
+
+    def _rules(self, allowed: np.ndarray | None, n_users: int) -> Subset | np.ndarray | None:
+        """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
+        if allowed is None:
+            return None
+        allowed = np.asarray(allowed)
+        if allowed.ndim == 2 and len(allowed) not in (1, n_users):
+            raise ValueError(f"allowed is for {len(allowed)} histories, there are {n_users}")
+        return allowed if allowed.ndim == 2 and len(allowed) > 1 else self.trie.subset(allowed)
 
     def _rows(self, history: Sequence[int], at: int) -> np.ndarray:
         ids = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)

@@ -155,7 +155,9 @@ def _token_tensors(model, tokens: Sequence[np.ndarray]) -> tuple[torch.Tensor, .
     found = tuple(torch.as_tensor(np.asarray(level), dtype=torch.long, device=model.device) for level in tokens)
     for level, ids in enumerate(found):
         if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= n_tokens or len(ids.unique()) != len(ids):
-            raise ValueError(f"the tokens of level {level} must be distinct ids below {n_tokens}, the model's vocabulary")
+            raise ValueError(
+                f"the tokens of level {level} must be distinct ids below {n_tokens}, the model's vocabulary"
+            )
     return found
 
 

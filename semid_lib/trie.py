@@ -6,6 +6,7 @@ depth hold everything, there is no pointer to chase, and every node covers an in
 the catalogue needs no trie of its own (the layout that won in our measurements; compare STATIC, arXiv 2602.22647).
 """
 
+import copy
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +38,7 @@ class PrefixTrie:
     leaf_start: tuple[torch.Tensor, ...]  # per depth < n_levels: (n_nodes[d] + 1,) int32; the last is child_start's
     item: torch.Tensor  # (n_leaves,) int32 rows of the catalogue
     n_rows: int  # rows of the catalogue, those without a leaf included
-    _tables: dict = field(default_factory=dict, repr=False)  # level -> dense children, made when first needed
+    _tables: dict = field(default_factory=dict, repr=False)  # what `table` and `penalty` made, by level
 
     @classmethod
     def build(cls, ids: np.ndarray) -> "PrefixTrie":
@@ -202,6 +203,12 @@ class PrefixTrie:
             self._tables[level] = table
         return self._tables[level]
 
+    def penalty(self, level: int) -> torch.Tensor:
+        """`table` as what to add to scores: (n_nodes + 1, sizes[level]) float32, 0 for a child and -inf for none."""
+        if ("penalty", level) not in self._tables:
+            self._tables["penalty", level] = _penalty(self.table(level) >= 0)
+        return self._tables["penalty", level]
+
     # items that come and go
 
     def add(self, ids: np.ndarray) -> "PrefixTrie":
@@ -329,22 +336,33 @@ class Subset:
         if mask is not None:
             self.count = torch.zeros((len(mask), trie.n_items + 1), dtype=torch.int32, device=mask.device)
             torch.cumsum(mask, dim=1, dtype=torch.int32, out=self.count[:, 1:])
-        self.excluded = excluded  # (B, m) int64 leaves, ascending, n_items in unused places
-        if excluded is not None and mask is not None:  # what is not allowed anyway need not be taken out
-            group = _group(mask, excluded)
-            outside = ~mask[group, excluded.clamp(max=trie.n_items - 1)]
-            self.excluded = excluded.masked_fill(outside, trie.n_items).sort(dim=1).values
-        self._tables: dict[int, torch.Tensor] = {}
+        self._tables: dict = {}  # what `nodes` and `penalty` made
+        self.excluded = self._inside(excluded)  # (B, m) int64 leaves, ascending, n_items in unused places
+
+    def _inside(self, excluded: torch.Tensor | None) -> torch.Tensor | None:
+        """Excluded leaves without those that the mask does not allow anyway."""
+        if excluded is None or self.mask is None:
+            return excluded
+        n_items = self.trie.n_items
+        outside = ~self.mask[_group(self.mask, excluded), excluded.clamp(max=n_items - 1)]
+        return excluded.masked_fill(outside, n_items).sort(dim=1).values
 
     def __and__(self, other: "Subset") -> "Subset":
-        """What both allow."""
+        """What both allow. Raises ValueError if they are of different tries or for different numbers of contexts."""
         if self.trie is not other.trie:
             raise ValueError("two subsets of different tries")
-        masks = [subset.mask for subset in (self, other) if subset.mask is not None]
-        mask = masks[0] & masks[1] if len(masks) == 2 else (masks or [None])[0]
+        if 1 not in (self.n_contexts, other.n_contexts) and self.n_contexts != other.n_contexts:
+            raise ValueError(f"one subset is for {self.n_contexts} contexts, the other for {other.n_contexts}")
+        masked = other if self.mask is None else self
+        both = copy.copy(masked)  # one mask and what was made of it can be shared
+        if self.mask is not None and other.mask is not None:
+            both = Subset(self.trie, self.mask & other.mask, None)
         lists = [subset.excluded for subset in (self, other) if subset.excluded is not None]
-        excluded = _unique(torch.cat(lists, dim=1), self.trie.n_items) if lists else None
-        return Subset(self.trie, mask, excluded)
+        if lists:
+            n = max(map(len, lists))
+            together = torch.cat([leaves.expand(n, -1) for leaves in lists], dim=1)
+            both.excluded = both._inside(_unique(together, self.trie.n_items))
+        return both
 
     @property
     def n_contexts(self) -> int:
@@ -357,7 +375,9 @@ class Subset:
             raise ValueError(f"the subset is for {self.n_contexts} contexts, there are {n}")
         if self.excluded is None or len(self.excluded) == n:
             return self
-        return Subset(self.trie, self.mask, self.excluded.expand(n, -1))
+        wider = copy.copy(self)
+        wider.excluded = self.excluded.expand(n, -1)
+        return wider
 
     def n_left(self) -> torch.Tensor:
         """How many items each context may get: (n_contexts,) int64."""
@@ -385,26 +405,35 @@ class Subset:
             left = left - taken
         return left > 0
 
-    def allowed(self, depth: int, node: torch.Tensor) -> torch.Tensor | None:
-        """`has` by the mask alone, for (B, ...) nodes; None if there is no mask."""
-        if self.mask is None:
-            return None
-        group = _group(self.mask, node)
-        if depth == self.trie.n_levels:
-            return self.mask[group, node]
+    def allowed(self, depth: int, node: torch.Tensor) -> torch.Tensor:
+        """`has` by the mask alone, for (B, ...) nodes."""
+        nodes, group = self.nodes(depth), _group(self.mask, node)
+        if nodes is not None:
+            return nodes[group, node]
         low, high = self.trie.leaves(depth, node)
         return self.count[group, high] != self.count[group, low]
 
-    def table(self, level: int) -> torch.Tensor:
-        """`PrefixTrie.table` as booleans, only children with an allowed item: (G, n_nodes + 1, sizes[level])."""
-        if level not in self._tables:
+    def nodes(self, depth: int) -> torch.Tensor | None:
+        """`allowed` for a whole depth, (G, n_nodes) bool; None where that would be more work than asking."""
+        if depth == self.trie.n_levels:
+            return self.mask
+        if self.trie.n_nodes(depth) > DENSE:
+            return None
+        if depth not in self._tables:
+            at_start = self.count[:, self.trie.leaf_start[depth]]
+            self._tables[depth] = at_start[:, 1:] != at_start[:, :-1]
+        return self._tables[depth]
+
+    def penalty(self, level: int) -> torch.Tensor:
+        """`PrefixTrie.penalty` for the allowed items: (G, n_nodes + 1, sizes[level]) float32."""
+        if ("penalty", level) not in self._tables:
             children = self.trie.table(level)
-            low, high = self.trie.leaves(level + 1, children.clamp(min=0))
-            self._tables[level] = (children >= 0) & (self.count[:, high] != self.count[:, low])
-        return self._tables[level]
+            allowed = self.nodes(level + 1)[:, children.clamp(min=0)] & (children >= 0)
+            self._tables["penalty", level] = _penalty(allowed)
+        return self._tables["penalty", level]
 
     def emptied(self, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes of a depth that hold allowed items, all of them excluded: which context, which node, (n,) int64 each."""
+        """Nodes of a depth that hold allowed items, all of them excluded: context and node, (n,) int64 each."""
         node = self.trie.ancestor(depth, self.excluded)  # a place that is not used gives a node past the last
         used = self.excluded < self.trie.n_items
         node = torch.where(used, node, self.trie.n_nodes(depth)).contiguous()
@@ -452,6 +481,10 @@ def _smallest(code: np.ndarray) -> torch.Tensor:
 
 def _int32(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.int32))
+
+
+def _penalty(possible: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(possible.shape, device=possible.device).masked_fill_(~possible, -torch.inf)
 
 
 def _rows(index: torch.Tensor) -> torch.Tensor:

@@ -170,9 +170,7 @@ def test_a_narrow_beam_passes_a_subtree_without_items_left():
     # the best first code leads to excluded items only; a beam of one must not follow it
     ids = np.array([[0, 0], [0, 1], [1, 0]])
     table = {(): np.log([0.9, 0.1]), (0,): np.log([0.5, 0.5]), (1,): np.log([0.5, 0.5])}
-    found = search(
-        TableScorer([2, 2], table=table), [0], PrefixTrie.build(ids), 1, 1, torch.tensor([[0, 1]])
-    )
+    found = search(TableScorer([2, 2], table=table), [0], PrefixTrie.build(ids), 1, 1, torch.tensor([[0, 1]]))
     assert found.items.tolist() == [[2]]
 
 
