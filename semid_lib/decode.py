@@ -28,7 +28,7 @@ class Scorer(Protocol):
     the next code for each beam, not above 0. `normalization` says what they are to be normalized over: everything the
     model could write, or the codes of the level alone; for "level" unnormalized scores will do as well. `advance` gets
     the place of each surviving beam among the old ones, parents (B, W'), and the codes (B, W') of `level` that extend
-    them; it must leave the old state as it was.
+    them; it must leave the old state as it was. A scorer that has `n_levels` is held against the trie.
     """
 
     def begin(self, contexts, normalization: Normalization = "vocabulary"): ...
@@ -84,7 +84,7 @@ def constrained_beam_search(
     """
     if k < 1 or beam_width < k:
         raise ValueError(f"expected 1 <= k <= beam_width, got k={k} and beam_width={beam_width}")
-    subset, diversity = _checked(trie, allowed, normalization, diversity)
+    subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
     state, scores = scorer.begin(contexts, normalization)
     zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
     beam = _Beam(zeros, torch.zeros(zeros.shape, dtype=scores.dtype, device=zeros.device), zeros, zeros)
@@ -134,7 +134,7 @@ def exact_ranking(
     """
     if k < 1 or block < 1:
         raise ValueError(f"expected k and block of at least 1, got k={k} and block={block}")
-    subset, _ = _checked(trie, allowed, normalization, None)
+    subset, _ = _checked(scorer, trie, allowed, normalization, None)
     state, scores = scorer.begin(contexts, normalization)
     everything = scores.new_full((len(scores), trie.n_items), -torch.inf)
     with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
@@ -350,7 +350,9 @@ def _check_scores(scores: torch.Tensor, score: torch.Tensor, trie: PrefixTrie, l
         raise ValueError(f"the model scored codes of level {level} with NaN")
 
 
-def _checked(trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:
+def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:
+    if getattr(scorer, "n_levels", trie.n_levels) != trie.n_levels:
+        raise ValueError(f"the model writes {scorer.n_levels} levels, the trie has {trie.n_levels}")
     if normalization not in ("vocabulary", "level"):
         raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
     if diversity is not None:

@@ -23,6 +23,9 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "test_users": (300, None, None),
     "beam_width": (100, 1000, 1000),
     "list_length": (100, 1000, 1000),
+    "similar_epochs": (2, 6, 12),
+    "prompts": (20, 300, 1000),
+    "peer_seconds": (0.2, 3.0, 10.0),
 }
 
 
@@ -44,6 +47,9 @@ class Scale:
     test_users: int | None  # None: everybody
     beam_width: int  # beam of the published table
     list_length: int  # K of the longest list that is evaluated
+    similar_epochs: int  # epochs of the small language model of chapter 06
+    prompts: int  # that it is asked
+    peer_seconds: float  # how long each step of each method is timed there
 
 
 def get(name: str) -> Scale:

@@ -40,6 +40,7 @@ class CausalScorer:
     def __init__(self, model, tokens: Sequence[np.ndarray]):
         self.model = model.eval()
         self.tokens = _token_tensors(model, tokens)
+        self.n_levels = len(self.tokens)
         config = model.config.get_text_config()
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(config, name, None) not in (None, 1, 1.0):
@@ -103,6 +104,7 @@ class EncoderDecoderScorer:
             raise ValueError(f"expected a T5, got model type {model.config.model_type!r}")
         self.model = model.eval()
         self.tokens = _token_tensors(model, tokens)
+        self.n_levels = len(self.tokens)
 
     def begin(self, contexts: Mapping[str, torch.Tensor], normalization: str = "vocabulary"):
         """Read the histories and score the first code: -> state, scores (B, 1, n_codes)."""

@@ -107,6 +107,10 @@ class Timeline(nn.Module):
 
     # what `decode.constrained_beam_search` asks of a model
 
+    @property
+    def n_levels(self) -> int:
+        return len(self.config.sizes)
+
     def begin(self, histories: torch.Tensor, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
         """Read a batch of histories and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
 

@@ -1,12 +1,16 @@
 """Constrained beam search against an exhaustive ranking of all items."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.decode import constrained_beam_search
+from semid_lib import decode
+from semid_lib.decode import Beams, constrained_beam_search, exact_ranking
 from semid_lib.trie import PrefixTrie
 
 
@@ -255,3 +259,212 @@ def item_log_probability(model, context, codes):
         state, log_probabilities = model.advance(state, level, parent, codes[level].view(1, 1))
         total = total + log_probabilities[0, 0, codes[level + 1]]
     return total
+
+
+# --- subsets ---
+
+
+@st.composite
+def shops_with_rules(draw):
+    """A shop, a mask for all or for each of three contexts, and excluded items."""
+    sizes, ids, excluded = draw(shops())
+    rows = draw(st.sampled_from([(), (3,)]))
+    n = int(np.prod(rows, dtype=int)) * len(ids)
+    mask = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))).reshape(*rows, len(ids))
+    return sizes, ids, excluded, mask
+
+
+def forbidden(mask, excluded, context):
+    row = mask if mask.ndim == 1 else mask[context]
+    return set(np.flatnonzero(~row).tolist()) | set(excluded[context])
+
+
+@given(shops_with_rules(), st.integers(1, 8), st.integers(0, 8))
+def test_rules_and_excluded_items_together(shop, k, spare):
+    sizes, ids, excluded, mask = shop
+    model, trie = TableScorer(sizes), PrefixTrie.build(ids)
+    narrow = search(model, [0, 1, 2], trie, k + spare, k, as_tensor(excluded), mask)
+    wide = search(model, [0, 1, 2], trie, max(k, len(ids)), k, as_tensor(excluded), mask)
+    for context in range(3):
+        out = forbidden(mask, excluded, context)
+        items, scores = exhaustive(lambda row, c=context: model.item_score(c, row), ids, out, k)
+        assert wide.items[context].tolist() == items
+        np.testing.assert_allclose(wide.scores[context], scores, atol=1e-5)
+        found = [item for item in narrow.items[context].tolist() if item >= 0]
+        assert len(set(found)) == min(k, len(ids) - len(out))
+        assert not set(found) & out
+
+
+@given(shops_with_rules(), st.integers(1, 25), st.integers(1, 30))
+def test_the_exact_ranking_scores_every_item(shop, k, block):
+    sizes, ids, excluded, mask = shop
+    model, trie = TableScorer(sizes), PrefixTrie.build(ids)
+    subset = trie.subset(mask, as_tensor(excluded))
+    found = exact_ranking(model, [0, 1, 2], trie, k, subset, block=block)
+    for context in range(3):
+        out = forbidden(mask, excluded, context)
+        items, scores = exhaustive(lambda row, c=context: model.item_score(c, row), ids, out, k)
+        assert found.items[context].tolist() == items
+        np.testing.assert_allclose(found.scores[context], scores, atol=1e-5)
+
+
+def test_a_mask_may_be_given_as_it_is():
+    trie = PrefixTrie.build(np.array([[0, 0], [0, 1], [1, 0]]))
+    model = TableScorer([2, 2])
+    for mask in (np.array([True, False, False]), torch.tensor([[True, False, False], [False, False, True]])):
+        found = constrained_beam_search(model, [0, 1], trie, 3, 2, allowed=mask)
+        assert found.items[:, 0].tolist() == ([0, 0] if mask.ndim == 1 else [0, 2])
+        assert found.items[:, 1].tolist() == [-1, -1]
+
+
+def test_an_empty_subset_gives_an_empty_answer():
+    trie = PrefixTrie.build(np.array([[0, 0], [0, 1]]))
+    for way in (constrained_beam_search, lambda *a, **options: exact_ranking(*a[:3], a[4], **options)):
+        found = way(TableScorer([1, 2]), [0], trie, 2, 2, allowed=np.array([False, False]))
+        assert found.items.tolist() == [[-1, -1]]
+        assert (found.scores == -torch.inf).all()
+
+
+def test_no_contexts_no_answers():
+    trie = PrefixTrie.build(np.array([[0], [1]]))
+    scorer = Ones([2])
+    assert constrained_beam_search(scorer, [], trie, 2, 2).items.shape == (0, 2)
+    assert constrained_beam_search(scorer, [], trie, 2, 2, compiled=False).items.shape == (0, 2)
+
+
+class Ones:
+    """A model that scores every code of every beam with 0, whatever the beams are."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def begin(self, contexts, normalization="vocabulary"):
+        return None, torch.zeros((len(contexts), 1, self.sizes[0]))
+
+    def advance(self, state, level, parents, codes):
+        return None, torch.zeros((*codes.shape, self.sizes[level + 1]))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        (np.ones(3, dtype=bool), r"allowed is torch.bool \(3,\), expected bool \(2,\) or \(contexts, 2\)"),
+        (np.ones(2), "expected bool"),
+        (np.ones((2, 2), dtype=bool), "for 2 contexts, there are 1"),
+        (PrefixTrie.build(np.array([[0], [1]])).subset(), "another trie"),
+    ],
+)
+def test_subsets_that_do_not_fit_are_refused(allowed, message):
+    trie = PrefixTrie.build(np.array([[0], [1]]))
+    for way in (constrained_beam_search, lambda *a: exact_ranking(*a[:3], *a[4:])):
+        with pytest.raises(ValueError, match=message):
+            way(Ones([2]), [0], trie, 1, 1, allowed)
+
+
+# --- diversity, normalization, bad models ---
+
+
+@given(shops(), st.integers(1, 3), st.integers(1, 10), st.data())
+def test_diversity_takes_the_best_that_fit(shop, n_items, k, data):
+    sizes, ids, _ = shop
+    prefix_length = data.draw(st.integers(1, len(sizes)))
+    model, trie = TableScorer(sizes), PrefixTrie.build(ids)
+    found = search(model, [0, 1], trie, max(k, len(ids)), k, diversity=(n_items, prefix_length))
+    for context in range(2):
+        ranking, _ = exhaustive(lambda row, c=context: model.item_score(c, row), ids, set(), len(ids))
+        taken, expected = {}, []
+        for item in ranking:
+            prefix = tuple(ids[item, :prefix_length].tolist())
+            taken[prefix] = taken.get(prefix, 0) + 1
+            if taken[prefix] <= n_items:
+                expected.append(item)
+        expected = expected[:k] + [-1] * (k - len(expected[:k]))
+        assert found.items[context].tolist() == expected
+
+
+def test_level_normalization_divides_by_the_mass_of_the_level():
+    # of the first level only half of the probability is on codes, and of the level below code 1 only a tenth
+    table = {(): np.log([0.3, 0.2]), (0,): np.log([0.5, 0.5]), (1,): np.log([0.09, 0.01])}
+    trie = PrefixTrie.build(np.array([[0, 0], [1, 0]]))
+    model = TableScorer([2, 2], table=table)
+    by_vocabulary = search(model, [0], trie, 2, 2)
+    by_level = search(model, [0], trie, 2, 2, normalization="level")
+    np.testing.assert_allclose(by_vocabulary.scores.exp(), [[0.15, 0.018]], rtol=1e-5)
+    np.testing.assert_allclose(by_level.scores.exp(), [[0.4 * 0.9, 0.6 * 0.5]], rtol=1e-5)
+    assert (by_vocabulary.items.tolist(), by_level.items.tolist()) == ([[0, 1]], [[1, 0]])
+    np.testing.assert_allclose(exact_ranking(model, [0], trie, 2, normalization="level").scores, by_level.scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normalization": "softmax"}, "'softmax', expected 'vocabulary' or 'level'"),
+        ({"diversity": (0, 1)}, "diversity"),
+        ({"diversity": (1, 0)}, "diversity"),
+        ({"diversity": (1, 2)}, "prefix length from 1 to 1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        constrained_beam_search(Ones([2]), [0], PrefixTrie.build(np.array([[0], [1]])), 1, 1, **options)
+
+
+def test_a_model_with_too_few_codes_is_refused():
+    trie = PrefixTrie.build(np.array([[0, 0], [0, 5]]))
+    for way in (constrained_beam_search, lambda *a: exact_ranking(*a[:3], a[4])):
+        with pytest.raises(ValueError, match="scores 2 codes at level 1, the trie holds code 5"):
+            way(Ones([1, 2]), [0], trie, 1, 1)
+
+
+def test_exact_ranking_names_nan_and_bad_sizes():
+    trie = PrefixTrie.build(np.array([[0, 0], [0, 1]]))
+    with pytest.raises(ValueError, match="level 1 with NaN"):
+        exact_ranking(TableScorer([1, 2], table={(): [0.0], (0,): [np.nan, 0.0]}), [0], trie, 1)
+    for k, block in ((0, 1), (1, 0)):
+        with pytest.raises(ValueError, match=f"k={k} and block={block}"):
+            exact_ranking(Ones([1, 2]), [0], trie, k, block=block)
+
+
+# --- the two ways to choose candidates ---
+
+
+@given(st.integers(0, 2**31), st.integers(1, 5), st.sampled_from([1, 3, 40]), st.booleans())
+def test_both_ways_choose_the_same_among_many_candidates(seed, n_values, width, rules):
+    """Scores of few different values, so that ties stand at every edge; long rows, so that blocks are set aside."""
+    rng = np.random.default_rng(seed)
+    sizes = (64, 64, 300)
+    trie = PrefixTrie.build(np.unique(rng.integers(0, sizes, (3000, 3)), axis=0))
+    mask = rng.random((3, trie.n_rows)) < 0.3
+    subset = trie.subset(mask, torch.from_numpy(rng.integers(-1, trie.n_rows, (3, 20)))) if rules else None
+    zeros = torch.zeros((3, 1), dtype=torch.long)
+    beam = decode._Beam(zeros, torch.zeros(3, 1), zeros, zeros)
+    for level, size in enumerate(sizes):
+        scores = -torch.from_numpy(rng.integers(0, n_values, (3, beam.node.shape[1], size))).float()
+        one = decode.select(trie, level, beam, scores, width, subset, compiled=True)
+        two = decode.select(trie, level, beam, scores, width, subset, compiled=False)
+        alive = one.score > -torch.inf
+        assert torch.equal(one.score, two.score)
+        for first, second in zip(one, two, strict=True):
+            assert torch.equal(first[alive], second[alive])
+        beam = two
+
+
+def test_without_numba_torch_does_the_work():
+    program = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import numpy as np, torch\n"
+        "from semid_lib.decode import constrained_beam_search\n"
+        "from semid_lib.trie import PrefixTrie\n"
+        "class Ones:\n"
+        "    def begin(self, contexts, normalization): return None, torch.zeros((1, 1, 2))\n"
+        "print(constrained_beam_search(Ones(), [0], PrefixTrie.build(np.array([[1], [0]])), 2, 2).items.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[[1, 0]]"
+
+
+def test_the_answer_is_a_named_tuple_of_the_promised_types():
+    found = constrained_beam_search(Ones([2]), [0], PrefixTrie.build(np.array([[0], [1]])), 5, 5)
+    assert isinstance(found, Beams)
+    assert (found.items.dtype, found.scores.dtype) == (torch.int64, torch.float32)
+    assert found.items.tolist() == [[0, 1, -1, -1, -1]]
