@@ -27,6 +27,7 @@ SEED = 0
 
 # %%
 import time
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +35,17 @@ import pandas as pd
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from semid_lib import data, decode, embed, metrics, peers, scale, scorers, semantic_ids, store
+from semid_lib import (
+    data,
+    decode,
+    embed,
+    metrics,
+    peers,
+    scale,
+    scorers,
+    semantic_ids,
+    store,
+)
 from semid_lib import training as train
 from semid_lib.trie import PrefixTrie
 
@@ -62,7 +73,7 @@ for depth in reversed(range(toy.n_levels)):
     start = toy.child_start[depth].tolist()
     place.insert(
         0,
-        np.array([place[0][a:b].mean() for a, b in zip(start, start[1:], strict=False)]),
+        np.array([place[0][a:b].mean() for a, b in pairwise(start)]),
     )
 for depth in range(toy.n_levels):
     for node in range(toy.n_nodes(depth)):
@@ -70,7 +81,12 @@ for depth in range(toy.n_levels):
             x, y = (place[depth][node], place[depth + 1][child]), (-depth, -depth - 1)
             axis.plot(x, y, color="tab:grey", linewidth=1, zorder=1)
             axis.text(
-                np.mean(x), np.mean(y), code, ha="center", va="center", backgroundcolor="w"
+                np.mean(x),
+                np.mean(y),
+                code,
+                ha="center",
+                va="center",
+                backgroundcolor="w",
             )
 for depth in range(toy.n_levels + 1):
     axis.scatter(place[depth], [-depth] * len(place[depth]), color="tab:blue", zorder=2)
@@ -137,9 +153,7 @@ neighbours = similarity.topk(min(10, len(vectors) - 1), dim=1).indices.numpy()
 held_out = rng.permutation(len(ids))[: max(20, len(ids) // 10)]
 learned_from = np.setdiff1d(np.arange(len(ids)), held_out)
 starts = 1 + np.cumsum([0, *ids.sizes[:-1]])
-tokens = [
-    start + np.arange(size) for start, size in zip(starts, ids.sizes, strict=True)
-]
+tokens = [start + np.arange(size) for start, size in zip(starts, ids.sizes, strict=True)]
 as_tokens = torch.from_numpy(ids.unique + starts)  # (n_items, n_levels)
 pairs = torch.cat(
     [
@@ -256,12 +270,17 @@ for width in (10, 20, 50, 100, 200, 500):
     found = decode.constrained_beam_search(scorer, contexts, trie, width, k, itself)
     seconds = time.perf_counter() - started
     shared = [
-        np.intersect1d(a, b).size / k for a, b in zip(found.items, exact.items, strict=True)
+        np.intersect1d(a, b).size / k
+        for a, b in zip(found.items, exact.items, strict=True)
     ]
     rank = metrics.ranks(found.items.numpy(), truth)
     beam_rows[width] = {
         "share of the exact top 10": np.mean(shared),
-        "same list in the same order": (found.items == exact.items).all(dim=1).double().mean().item(),
+        "same list in the same order": (found.items == exact.items)
+        .all(dim=1)
+        .double()
+        .mean()
+        .item(),
         "Recall@10": metrics.recall_at_k(rank, 10).mean(),
         "ms a prompt": 1000 * seconds / len(prompts),
     }
@@ -270,8 +289,18 @@ beams.round(3)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Left: share of the exact top ten found and Recall@10 against beam width, both levelling off. Right: milliseconds a prompt against beam width."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-left.plot(beams["share of the exact top 10"], color="tab:blue", marker="o", label="of the exact top 10, found")
-left.plot(beams["Recall@10"], color="tab:green", marker="o", label="Recall@10 of the nearest item")
+left.plot(
+    beams["share of the exact top 10"],
+    color="tab:blue",
+    marker="o",
+    label="of the exact top 10, found",
+)
+left.plot(
+    beams["Recall@10"],
+    color="tab:green",
+    marker="o",
+    label="Recall@10 of the nearest item",
+)
 left.axhline(limit, color="tab:green", linestyle=":", label="Recall@10, exact")
 left.set(xscale="log", xlabel="beam width", ylabel="share", ylim=(0, 1.05))
 left.legend(frameon=False)
@@ -331,11 +360,16 @@ diverse = decode.constrained_beam_search(
 )
 prompt = int(np.argmax((by_vocabulary.items != diverse.items).sum(dim=1)))
 title = shop.items["title"].str.slice(0, 44)
-columns = {"plain": by_vocabulary.items[prompt], "at most 2 per first code": diverse.items[prompt]}
+columns = {
+    "plain": by_vocabulary.items[prompt],
+    "at most 2 per first code": diverse.items[prompt],
+}
 print("prompt:", title[prompts[prompt]])
 pd.DataFrame(
     {
-        name: [f"{ids.unique[row][0]:>3}  {title[row]}" for row in rows.tolist() if row >= 0][:6]
+        name: [
+            f"{ids.unique[row][0]:>3}  {title[row]}" for row in rows.tolist() if row >= 0
+        ][:6]
         + [""] * max(0, 6 - int((rows >= 0).sum()))
         for name, rows in columns.items()
     }
@@ -383,7 +417,10 @@ theirs, generated = best_seconds(
 )
 same = (items_named(generated).reshape(-1, width) == found.items.numpy()).all(axis=1)
 users = len(found.items)
-print(f"generate {1000 * theirs / users:.1f} ms a prompt, here {1000 * ours / users:.1f} ms: ", end="")
+print(
+    f"generate {1000 * theirs / users:.1f} ms a prompt, here {1000 * ours / users:.1f} ms: ",
+    end="",
+)
 print(f"{theirs / ours:.0f} times; the same list for {same.sum()} of {users} prompts")
 
 # %% [markdown]
@@ -425,7 +462,9 @@ share.map("{:.1%}".format).to_frame("share of the search")
 # gets as many items as it can take.
 
 # %%
-step_rows = peers.compare(ids.unique, n_users=8, beam_width=50, seconds=sizes.peer_seconds)
+step_rows = peers.compare(
+    ids.unique, n_users=8, beam_width=50, seconds=sizes.peer_seconds
+)
 steps = pd.DataFrame(step_rows).set_index("method")
 steps.round(3)
 
@@ -439,11 +478,19 @@ steps.round(3)
 
 # %%
 rows = [
-    {"key": f"decoding/validity/{name}", "value": round(float(value.mean()), 6), "n": len(prompts)}
+    {
+        "key": f"decoding/validity/{name}",
+        "value": round(float(value.mean()), 6),
+        "n": len(prompts),
+    }
     for name, value in validity.items()
 ]
 rows += [
-    {"key": f"decoding/beam_{width}/{name}", "value": round(float(value), 6), "n": len(prompts)}
+    {
+        "key": f"decoding/beam_{width}/{name}",
+        "value": round(float(value), 6),
+        "n": len(prompts),
+    }
     for width, line in beam_rows.items()
     for name, value in line.items()
 ]
@@ -451,7 +498,9 @@ rows += [{"key": "decoding/speedup_over_generate", "value": round(theirs / ours,
 shelf.record("06_constrained_generation", [row | {"seed": SEED} for row in rows])
 assert (constrained.items >= 0).all() or trie.n_items < 10
 print(f"validity: free {validity['best ten, free'].mean():.3f}, constrained 1")
-print(f"beam 50 finds {beams.loc[50, 'share of the exact top 10']:.1%} of the exact top ten")
+print(
+    f"beam 50 finds {beams.loc[50, 'share of the exact top 10']:.1%} of the exact top ten"
+)
 print(f"the same lists as generate, {theirs / ours:.0f} times faster at this size")
 print(f"the whole chapter took {clock.seconds:.0f} s")
 

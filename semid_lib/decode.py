@@ -7,6 +7,7 @@ instead of masking a vocabulary, and beams that lead nowhere are dropped.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
@@ -49,7 +50,7 @@ class Diversity(NamedTuple):
     prefix_length: int
 
 
-class _Beam(NamedTuple):
+class Beam(NamedTuple):
     """The surviving prefixes of one depth, (B, W) each and in ascending order of their nodes; dead ones at the end."""
 
     node: torch.Tensor  # int64; a dead beam has the number of nodes of the depth, whose children are none
@@ -87,7 +88,7 @@ def constrained_beam_search(
     subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
     state, scores = scorer.begin(contexts, normalization)
     zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
-    beam = _Beam(zeros, torch.zeros(zeros.shape, dtype=scores.dtype, device=zeros.device), zeros, zeros)
+    beam = Beam(zeros, torch.zeros(zeros.shape, dtype=scores.dtype, device=zeros.device), zeros, zeros)
     subset = None if subset is None else subset.for_contexts(len(scores))
     prefix = zeros  # the node at depth `diversity.prefix_length` above each beam
     for level in range(trie.n_levels):
@@ -167,12 +168,12 @@ def exact_ranking(
 def select(
     trie: PrefixTrie,
     level: int,
-    beam: _Beam,
+    beam: Beam,
     scores: torch.Tensor,
     width: int,
     subset: Subset | None = None,
     compiled: bool = True,
-) -> _Beam:
+) -> Beam:
     """One step of the search: the best `width` children of all beams of each context, in the order of their nodes.
 
     scores: (B, W, K) log-probabilities of the codes of `level`. Raises ValueError if one of them is NaN.
@@ -183,21 +184,24 @@ def select(
     return choose(trie, level, beam, scores, width, subset)
 
 
-def _select(trie, level, beam, scores, width, subset) -> _Beam:
+def _select(trie, level, beam, scores, width, subset) -> Beam:
     value, child_at = _candidates(trie, level, beam, scores, subset)
     n_columns = value.shape[2]
     value = value.flatten(1)
     best, at = _top(value, min(width, value.shape[1]))
-    at = at.masked_fill(best == -torch.inf, value.shape[1])  # the dead go to the end
+    some_dead = not best.numel() or float(best[:, -1].min()) == -torch.inf
+    if some_dead:  # they go to the end
+        at = at.masked_fill(best == -torch.inf, value.shape[1])
     at, order = at.sort(dim=1)
-    alive = at < value.shape[1]
-    n_alive = int(alive.sum(dim=1).max()) if alive.numel() else 0
-    at, alive, score = at[:, :n_alive], alive[:, :n_alive], best.gather(1, order)[:, :n_alive]
-    at = at.clamp(max=max(value.shape[1] - 1, 0))
-    parent, column = at // n_columns, at % n_columns
-    child = torch.where(alive, child_at(parent, column), trie.n_nodes(level + 1))
-    code = trie.code[level][child.clamp(max=trie.n_nodes(level + 1) - 1)].long()
-    return _Beam(child, score, parent, code)
+    score = best.gather(1, order)
+    if some_dead:
+        n_alive = int((score > -torch.inf).sum(dim=1).max()) if score.numel() else 0
+        at, score = at[:, :n_alive].clamp(max=max(value.shape[1] - 1, 0)), score[:, :n_alive]
+    parent = at // n_columns
+    child, code = child_at(parent, at - parent * n_columns)
+    if some_dead:
+        child = child.masked_fill(score == -torch.inf, trie.n_nodes(level + 1))
+    return Beam(child, score, parent, code)
 
 
 def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,14 +223,14 @@ def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         best, at = value.topk(min(width + 1, n_columns), dim=1)
         rest = best[:, -1] if n_columns > width else best.new_full((n_rows,), -torch.inf)
     best, at = best[:, :width], at[:, :width]
-    if width and ((best[:, -1] == rest) & (rest > -torch.inf)).any():
+    if width and any(a == b > -torch.inf for a, b in zip(best[:, -1].tolist(), rest.tolist(), strict=True)):
         at = value.argsort(dim=1, descending=True, stable=True)[:, :width]
         best = value.gather(1, at)
     return best, at
 
 
 def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callable]:
-    """Scores of all children, (B, W, C) with -inf where there is none, and a function from beam and column to child.
+    """Scores of all children, (B, W, C) with -inf where there is none, and what turns beam and column into child and code.
 
     The columns are codes where the trie has a table, and the first, second, ... child elsewhere; in both cases
     children ascend with beam and column.
@@ -239,20 +243,27 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
             row = row + len(table) * torch.arange(len(row), device=row.device)[:, None]
         value = scores[..., :n_codes] + total
         value += embedding(row, penalty.view(-1, n_codes))  # the fastest way to take rows
-        child_at = lambda parent, column: table[beam.node.gather(1, parent), column].long()  # noqa: E731
+
+        def child_at(parent, column):
+            return table[beam.node.gather(1, parent), column].long(), column
+
         column_of = lambda child, first: trie.code[level][child].long()  # noqa: E731
     else:
-        n_nodes = trie.n_nodes(level)
-        first = trie.child_start[level][beam.node].long()
-        n_children = trie.child_start[level][(beam.node + 1).clamp(max=n_nodes)] - first
+        start, last = trie.child_start[level], trie.n_nodes(level + 1) - 1
+        first = start[beam.node].long()
+        n_children = start[(beam.node + 1).clamp_(max=len(start) - 1)] - first
         column = torch.arange(trie.branching[level], device=beam.node.device)
-        child = (first[..., None] + column).clamp(max=trie.n_nodes(level + 1) - 1)
+        child = (first[..., None] + column).clamp_(max=last)
         possible = column < n_children[..., None]
         value = scores.gather(2, trie.code[level][child].long()) + total
         if mask is not None:
             possible &= subset.allowed(level + 1, child)
         value.masked_fill_(possible.logical_not_(), -torch.inf)
-        child_at = lambda parent, column: first.gather(1, parent) + column  # noqa: E731
+
+        def child_at(parent, column):
+            child = (first.gather(1, parent) + column).clamp_(max=last)
+            return child, trie.code[level][child].long()
+
         column_of = lambda child, first: child - first  # noqa: E731
     if subset is not None and subset.excluded is not None:
         context, child = subset.emptied(level + 1)
@@ -274,7 +285,7 @@ def _kernel() -> Callable | None:
     return kernel.select
 
 
-def _select_compiled(trie, level, beam, scores, width, subset) -> _Beam:
+def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
     n = len(beam.node)
     width = min(width, beam.node.shape[1] * trie.branching[level])
     child = torch.full((n, width), trie.n_nodes(level + 1))
@@ -306,7 +317,7 @@ def _select_compiled(trie, level, beam, scores, width, subset) -> _Beam:
         parent.numpy(),
         code.numpy(),
     )
-    return _Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
+    return Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
 
 
 _NO_COUNT = np.zeros((0, 1), dtype=np.int32)
@@ -346,7 +357,7 @@ def _check_scores(scores: torch.Tensor, score: torch.Tensor, trie: PrefixTrie, l
         raise ValueError(
             f"the model scores {scores.shape[-1]} codes at level {level}, the trie holds code {trie.sizes[level] - 1}"
         )
-    if torch.isnan(scores.sum()) and (torch.isnan(scores).any(dim=-1) & (score > -torch.inf)).any():
+    if math.isnan(scores.sum()) and (torch.isnan(scores).any(dim=-1) & (score > -torch.inf)).any():
         raise ValueError(f"the model scored codes of level {level} with NaN")
 
 

@@ -25,7 +25,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "list_length": (100, 1000, 1000),
     "similar_epochs": (2, 6, 12),
     "prompts": (20, 300, 1000),
-    "peer_seconds": (0.2, 3.0, 10.0),
+    "peer_seconds": (0.02, 1.0, 3.0),
 }
 
 

@@ -437,7 +437,7 @@ def test_both_ways_choose_the_same_among_many_candidates(seed, n_values, width, 
     mask = rng.random((3, trie.n_rows)) < 0.3
     subset = trie.subset(mask, torch.from_numpy(rng.integers(-1, trie.n_rows, (3, 20)))) if rules else None
     zeros = torch.zeros((3, 1), dtype=torch.long)
-    beam = decode._Beam(zeros, torch.zeros(3, 1), zeros, zeros)
+    beam = decode.Beam(zeros, torch.zeros(3, 1), zeros, zeros)
     for level, size in enumerate(sizes):
         scores = -torch.from_numpy(rng.integers(0, n_values, (3, beam.node.shape[1], size))).float()
         one = decode.select(trie, level, beam, scores, width, subset, compiled=True)

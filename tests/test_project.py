@@ -25,7 +25,7 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
-    *("sft", "tiger", "timeline", "decode", "baselines"),
+    *("sft", "tiger", "timeline", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
@@ -166,6 +166,9 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.baselines", "torch sklearn"),
         ("semid_lib.embed", "torch sentence_transformers transformers"),
         ("semid_lib.trie", "pandas sklearn transformers"),
+        ("semid_lib.decode", "pandas sklearn transformers numba"),
+        ("semid_lib.scorers", "pandas sklearn transformers"),
+        ("semid_lib.adapters", "pandas sklearn transformers vllm"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):
