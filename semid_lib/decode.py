@@ -230,7 +230,7 @@ def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callable]:
-    """Scores of all children, (B, W, C) with -inf where there is none, and what turns beam and column into child and code.
+    """Scores of all children, (B, W, C) with -inf where there is none, and a function to child and code.
 
     The columns are codes where the trie has a table, and the first, second, ... child elsewhere; in both cases
     children ascend with beam and column.

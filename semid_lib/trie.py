@@ -133,14 +133,14 @@ class PrefixTrie:
         """
         start, codes = self.child_start[depth], self.code[depth]
         known = node.clamp(min=0)
-        low = start[known].long()
+        low, code = start[known].long(), code.long()  # codes as small integers would wrap a greater one round
         end = torch.where(node >= 0, start[known + 1].long(), low)
         high = end
         for _ in range(self.branching[depth].bit_length()):
             middle = (low + high) // 2
-            below = (middle < high) & (codes[middle.clamp(max=len(codes) - 1)] < code)
+            below = (middle < high) & (codes[middle.clamp(max=len(codes) - 1)].long() < code)
             low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
-        found = (low < end) & (codes[low.clamp(max=len(codes) - 1)] == code)
+        found = (low < end) & (codes[low.clamp(max=len(codes) - 1)].long() == code)
         return torch.where(found, low, -1)
 
     def allowed_mask(self, depth: int, node: torch.Tensor, subset: "Subset | None" = None) -> torch.Tensor:
@@ -236,6 +236,10 @@ class PrefixTrie:
         To hide items for one request, a `Subset` is cheaper. Raises ValueError for a row that has no leaf, and if no
         item would be left.
         """
+        if not np.size(rows):
+            return self
+        if np.asarray(rows).dtype.kind not in "iu":
+            raise ValueError(f"rows to remove are {np.asarray(rows).dtype}, expected integers")
         rows, leaf = np.unique(rows), self.leaf_of_item().cpu().numpy()
         wrong = (rows < 0) | (rows >= self.n_rows)
         wrong[~wrong] = leaf[rows[~wrong]] < 0
@@ -252,7 +256,8 @@ class PrefixTrie:
 
     def to(self, device: torch.device | str) -> "PrefixTrie":
         """The same trie on another device."""
-        if self.item.device == torch.device(device):
+        device = torch.empty(0, device=device).device  # "cuda" is one of "cuda:0", "cuda:1", ...
+        if self.item.device == device:
             return self
         return self._from_arrays({name: tensor.to(device) for name, tensor in self._arrays().items()}, self.n_rows)
 
@@ -271,8 +276,10 @@ class PrefixTrie:
                     raise ValueError(f"{path} has format {header.get('format')!r}, expected {_FORMAT!r}")
                 facts = json.loads(header["facts"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            trie = cls._from_arrays(arrays, facts["n_rows"], facts["n_levels"])
-        except (SafetensorError, OSError, KeyError) as error:
+            trie = cls._from_arrays(arrays, facts["n_rows"])
+            if not trie.n_levels == facts["n_levels"] > 0 or trie._arrays().keys() != arrays.keys():
+                raise KeyError(f"{facts['n_levels']} levels and the arrays {sorted(arrays)} do not belong together")
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not the file of a prefix trie: {error}") from error
         trie._check(path)
         return trie
@@ -284,8 +291,8 @@ class PrefixTrie:
         return arrays | {f"leaf_start.{depth}": self.leaf_start[depth] for depth in range(self.n_levels - 1)}
 
     @classmethod
-    def _from_arrays(cls, arrays: dict, n_rows: int, n_levels: int | None = None) -> "PrefixTrie":
-        n_levels = sum(name.startswith("code.") for name in arrays) if n_levels is None else n_levels
+    def _from_arrays(cls, arrays: dict, n_rows: int) -> "PrefixTrie":
+        n_levels = sum(name.startswith("code.") for name in arrays)
         code, children = (
             tuple(arrays[f"{name}.{level}"] for level in range(n_levels)) for name in ("code", "child_start")
         )
@@ -294,16 +301,24 @@ class PrefixTrie:
 
     def _check(self, path: str | Path) -> None:
         """Raise ValueError unless every index points where it must: a damaged file must not lead to a wrong item."""
-        for depth in range(self.n_levels):
-            start, n_below = self.child_start[depth], len(self.code[depth])
+        for name, array in self._arrays().items():
+            dtypes = (torch.uint8, torch.int16, torch.int32) if name.startswith("code.") else (torch.int32,)
+            if array.ndim != 1 or not len(array) or array.dtype not in dtypes:
+                raise ValueError(f"{path}: {name} is {array.dtype} {tuple(array.shape)}, expected {dtypes} (n,)")
+        if type(self.n_rows) is not int:
+            raise ValueError(f"{path}: the number of rows is {self.n_rows!r}, expected an integer")
+        for depth in reversed(range(self.n_levels)):  # the leaves of depth + 1 are then known to be right
+            start, n_below = self.child_start[depth].long(), len(self.code[depth])
             shape_fits = len(start) == self.n_nodes(depth) + 1 and len(self.leaf_start[depth]) == len(start)
             if not shape_fits or int(start[0]) != 0 or int(start[-1]) != n_below or bool((start.diff() <= 0).any()):
                 raise ValueError(f"{path}: the children of depth {depth} do not fit the nodes of depth {depth + 1}")
             low = self.leaves(depth + 1, start[:-1])[0]
-            if not torch.equal(low, self.leaf_start[depth][:-1]) or int(self.leaf_start[depth][-1]) != self.n_items:
+            if bool((low != self.leaf_start[depth][:-1]).any()) or int(self.leaf_start[depth][-1]) != self.n_items:
                 raise ValueError(f"{path}: the leaves of depth {depth} are not those of its children")
-            if int(self.code[depth].min()) < 0:
-                raise ValueError(f"{path}: a code of level {depth} is negative")
+            ascends = self.code[depth].long().diff() > 0
+            ascends[start[1:-1] - 1] = True  # from one parent to the next
+            if int(self.code[depth].min()) < 0 or not bool(ascends.all()):
+                raise ValueError(f"{path}: the codes of level {depth} do not ascend from 0 below each node")
         ordered = self.item.sort().values
         inside = int(ordered[0]) >= 0 and int(ordered[-1]) < self.n_rows and bool((ordered.diff() > 0).all())
         if not inside or len(self.item) != len(self.code[-1]):
@@ -333,6 +348,7 @@ class Subset:
 
     def __init__(self, trie: PrefixTrie, mask: torch.Tensor | None, excluded: torch.Tensor | None):
         self.trie, self.mask = trie, mask  # (G, n_items) bool in the order of the leaves, G = 1 or B
+        _n_contexts([mask], [excluded])  # they must agree
         if mask is not None:
             self.count = torch.zeros((len(mask), trie.n_items + 1), dtype=torch.int32, device=mask.device)
             torch.cumsum(mask, dim=1, dtype=torch.int32, out=self.count[:, 1:])
@@ -351,23 +367,20 @@ class Subset:
         """What both allow. Raises ValueError if they are of different tries or for different numbers of contexts."""
         if self.trie is not other.trie:
             raise ValueError("two subsets of different tries")
-        if 1 not in (self.n_contexts, other.n_contexts) and self.n_contexts != other.n_contexts:
-            raise ValueError(f"one subset is for {self.n_contexts} contexts, the other for {other.n_contexts}")
+        _n_contexts([self.mask, other.mask], [self.excluded, other.excluded])  # they must agree
         masked = other if self.mask is None else self
         both = copy.copy(masked)  # one mask and what was made of it can be shared
         if self.mask is not None and other.mask is not None:
             both = Subset(self.trie, self.mask & other.mask, None)
         lists = [subset.excluded for subset in (self, other) if subset.excluded is not None]
         if lists:
-            n = max(map(len, lists))
-            together = torch.cat([leaves.expand(n, -1) for leaves in lists], dim=1)
-            both.excluded = both._inside(_unique(together, self.trie.n_items))
+            both.excluded = both._inside(_unique(torch.cat(lists, dim=1), self.trie.n_items))
         return both
 
     @property
     def n_contexts(self) -> int:
         """The number of contexts it is for, 1 if it fits any number."""
-        return max(1 if part is None else len(part) for part in (self.mask, self.excluded))
+        return _n_contexts([self.mask], [self.excluded])
 
     def for_contexts(self, n: int) -> "Subset":
         """The same for n contexts. Raises ValueError if it is for another number of them."""
@@ -396,7 +409,7 @@ class Subset:
         low, high = self.trie.leaves(depth, node)
         left = high - low
         if self.mask is not None:
-            group = context if len(self.mask) > 1 else torch.zeros_like(context)
+            group = context if len(self.mask) != 1 else torch.zeros_like(context)
             left = self.count[group, high] - self.count[group, low]
         if self.excluded is not None:
             taken = self.excluded.new_tensor(0)
@@ -433,7 +446,7 @@ class Subset:
         return self._tables["penalty", level]
 
     def emptied(self, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes of a depth that hold allowed items, all of them excluded: context and node, (n,) int64 each."""
+        """Nodes of a depth that hold allowed items, all of them excluded: (n,) contexts and (n,) nodes, int64."""
         node = self.trie.ancestor(depth, self.excluded)  # a place that is not used gives a node past the last
         used = self.excluded < self.trie.n_items
         node = torch.where(used, node, self.trie.n_nodes(depth)).contiguous()
@@ -494,26 +507,37 @@ def _rows(index: torch.Tensor) -> torch.Tensor:
 
 def _group(mask: torch.Tensor, index: torch.Tensor) -> torch.Tensor | int:
     """The row of a mask for each context: its own, or the only one."""
-    return _rows(index) if len(mask) > 1 else 0
+    return _rows(index) if len(mask) != 1 else 0
+
+
+def _n_contexts(masks: list, lists: list) -> int:
+    """For how many contexts they are, if they agree; a single mask fits any number."""
+    numbers = {len(mask) for mask in masks if mask is not None} - {1}
+    numbers |= {len(excluded) for excluded in lists if excluded is not None}
+    if len(numbers) > 1:
+        raise ValueError(f"allowed and excluded are for {sorted(numbers)} contexts, expected one number")
+    return numbers.pop() if numbers else 1
 
 
 def _as_mask(allowed, trie: PrefixTrie) -> torch.Tensor | None:
     if allowed is None:
         return None
-    mask = torch.as_tensor(allowed, device=trie.item.device)
-    if mask.dtype != torch.bool or mask.ndim not in (1, 2) or mask.shape[-1] != trie.n_rows:
+    mask = allowed if isinstance(allowed, torch.Tensor) else np.array(allowed)  # a copy: torch wants it writable
+    if mask.dtype not in (torch.bool, bool) or mask.ndim not in (1, 2) or mask.shape[-1] != trie.n_rows:
         raise ValueError(
             f"allowed is {mask.dtype} {tuple(mask.shape)}, expected bool ({trie.n_rows},) or (contexts, {trie.n_rows})"
         )
-    return torch.atleast_2d(mask)[:, trie.item]
+    return torch.atleast_2d(torch.as_tensor(mask, device=trie.item.device))[:, trie.item]
 
 
 def _as_leaves(excluded: torch.Tensor | None, trie: PrefixTrie) -> torch.Tensor | None:
     """Catalogue rows as leaves in ascending order, each once; unused places past the last leaf: (B, m) int64."""
     if excluded is None:
         return None
-    if excluded.ndim != 2 or (excluded.numel() and int(excluded.max()) >= trie.n_rows):
-        raise ValueError(f"excluded must be (contexts, m) rows below {trie.n_rows}, got {tuple(excluded.shape)}")
+    integers = excluded.dtype in (torch.int32, torch.int64)  # torch would take bool and uint8 for masks
+    if not integers or excluded.ndim != 2 or (excluded.numel() and int(excluded.max()) >= trie.n_rows):
+        found = f"{excluded.dtype} {tuple(excluded.shape)}"
+        raise ValueError(f"excluded must be (contexts, m) integer rows below {trie.n_rows}, got {found}")
     leaf = trie.leaf_of_item()[excluded.clamp(min=0)]
     return _unique(torch.where((excluded >= 0) & (leaf >= 0), leaf, trie.n_items), trie.n_items)
 

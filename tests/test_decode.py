@@ -348,7 +348,7 @@ class Ones:
 @pytest.mark.parametrize(
     ("allowed", "message"),
     [
-        (np.ones(3, dtype=bool), r"allowed is torch.bool \(3,\), expected bool \(2,\) or \(contexts, 2\)"),
+        (np.ones(3, dtype=bool), r"allowed is bool \(3,\), expected bool \(2,\) or \(contexts, 2\)"),
         (np.ones(2), "expected bool"),
         (np.ones((2, 2), dtype=bool), "for 2 contexts, there are 1"),
         (PrefixTrie.build(np.array([[0], [1]])).subset(), "another trie"),
