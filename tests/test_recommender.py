@@ -116,6 +116,43 @@ def test_who_bought_everything_gets_nothing(shop, recommender):
     assert found.item_ids.tolist() == [[-1, -1, -1]]
 
 
+# --- business rules and diversity ---
+
+
+@pytest.mark.parametrize("per_user", [False, True])
+@pytest.mark.parametrize("at_once", [2**21, 1])
+def test_rules_hold_and_lists_are_as_full_as_they_can_be(shop, recommender, histories, monkeypatch, per_user, at_once):
+    monkeypatch.setattr("semid_lib.recommender._SCORES_AT_ONCE", at_once)  # 1: users one by one, in another order
+    n_items = len(shop.items)
+    rng = np.random.default_rng(0)
+    allowed = rng.random((len(histories), n_items) if per_user else n_items) < 0.2
+    row_of = {item: row for row, item in enumerate(shop.items["item_id"].tolist())}
+    answer = recommender.recommend(histories, k=n_items, allowed=allowed)
+    for user, history in enumerate(histories):
+        mask = allowed[user] if per_user else allowed
+        rows = {row_of[item] for item in answer.item_ids[user].tolist() if item >= 0}
+        assert rows == set(np.flatnonzero(mask).tolist()) - {row_of[item] for item in history}
+
+
+def test_rules_that_allow_all_change_nothing(recommender, histories, shop):
+    plain = recommender.recommend(histories, k=5)
+    ruled = recommender.recommend(histories, k=5, allowed=np.ones(len(shop.items), dtype=bool))
+    assert ruled.item_ids.tolist() == plain.item_ids.tolist()
+
+
+def test_a_diverse_list_has_few_of_a_kind(recommender, histories, shop):
+    answer = recommender.rank([np.empty(0, dtype=np.int64)], k=8, beam_width=len(shop.items), diversity=(1, 1))
+    first_codes = [shop.ids.unique[row, 0] for row in answer.items[0] if row >= 0]
+    assert len(set(first_codes)) == len(first_codes) == min(8, len(np.unique(shop.ids.unique[:, 0])))
+
+
+def test_rules_for_other_users_or_items_are_refused(recommender, histories, shop):
+    with pytest.raises(ValueError, match=f"allowed is for 99 histories, there are {len(histories)}"):
+        recommender.recommend(histories, k=1, allowed=np.ones((99, len(shop.items)), dtype=bool))
+    with pytest.raises(ValueError, match="expected bool"):
+        recommender.recommend(histories, k=1, allowed=np.ones(3, dtype=bool))
+
+
 def test_an_unknown_item_names_its_history_and_itself(recommender, histories):
     with pytest.raises(ValueError, match=r"history 2 .*item id 999,"):
         recommender.recommend([histories[0], [], [histories[1][0], 999]])

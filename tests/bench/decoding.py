@@ -1,0 +1,189 @@
+"""Constrained decoding beside its peers, in one run on one thread: masks, whole searches, subsets, and whether the
+answers are the same. IDs and weights are random: neither changes the work.
+
+Times are the fastest of a few repeats; compare ratios, not absolute times.
+"""
+
+import argparse
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
+
+from semid_lib import decode, peers, scorers, store
+from semid_lib.trie import PrefixTrie
+
+FIRST = peers.FIRST  # tokens before those of semantic IDs
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+
+
+def t5(n_tokens: int, dim: int, n_layers: int, feed_forward: int) -> T5ForConditionalGeneration:
+    sizes = {"d_model": dim, "d_ff": feed_forward, "num_layers": n_layers, "num_heads": 6, "d_kv": 64}
+    return T5ForConditionalGeneration(T5Config(vocab_size=n_tokens, decoder_start_token_id=0, **sizes, **SPECIAL))
+
+
+def qwen3(n_tokens: int, dim: int, n_layers: int, feed_forward: int) -> Qwen3ForCausalLM:
+    sizes = {"hidden_size": dim, "intermediate_size": feed_forward, "num_hidden_layers": n_layers}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=n_tokens, **sizes, **heads, **SPECIAL))
+
+
+class Case:
+    """A model with random weights, a random catalogue and prompts, and both ways to search."""
+
+    def __init__(self, make, ids: np.ndarray, codebook_size: int, shape: tuple, n_users: int, prompt: int, seed: int):
+        torch.manual_seed(seed)
+        self.ids, n_levels = ids, ids.shape[1]
+        self.tokens = [FIRST + level * codebook_size + np.arange(codebook_size) for level in range(n_levels)]
+        n_tokens = FIRST + n_levels * codebook_size
+        self.model = make(n_tokens, *shape).eval()
+        for name, weight in self.model.named_parameters():
+            if weight.ndim > 1 and "relative" not in name:  # scores far apart, as those of a trained model are
+                torch.nn.init.normal_(weight, std=1.2 / weight.shape[1] ** 0.5)
+        is_t5 = self.model.config.is_encoder_decoder
+        self.scorer = (scorers.EncoderDecoderScorer if is_t5 else scorers.CausalScorer)(self.model, self.tokens)
+        self.trie, self.start = PrefixTrie.build(ids), 1 if is_t5 else prompt
+        tokens = torch.randint(FIRST, n_tokens, (n_users, prompt))
+        self.contexts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        self.follow = peers.allowed_tokens_fn(ids + [level[0] for level in self.tokens], self.start)
+
+    def here(self, width: int, allowed=None) -> torch.Tensor:
+        return decode.constrained_beam_search(self.scorer, self.contexts, self.trie, width, width, allowed).items
+
+    def generate(self, width: int) -> torch.Tensor:
+        n_levels = self.trie.n_levels
+        written = self.model.generate(
+            **self.contexts,
+            max_new_tokens=n_levels,
+            min_new_tokens=n_levels,
+            num_beams=width,
+            num_return_sequences=width,
+            do_sample=False,
+            length_penalty=0.0,
+            prefix_allowed_tokens_fn=self.follow,
+        )
+        codes = written[:, self.start : self.start + n_levels] - torch.tensor([level[0] for level in self.tokens])
+        node = torch.zeros(len(codes), dtype=torch.long)
+        for level in range(n_levels):
+            node = self.trie.step(level, node, codes[:, level])
+        return self.trie.item_at(node).view(-1, width)
+
+
+def fastest(work, repeats: int) -> tuple[float, object]:
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        answer = work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds), answer
+
+
+SHAPES = {
+    "T5, 4+4 layers of 128": (t5, (128, 4, 1024)),
+    "Qwen3, 4 layers of 256": (qwen3, (256, 4, 768)),
+}
+
+
+def searches(n_items: int, n_users: int = 8, prompt: int = 82, width: int = 50) -> list[dict]:
+    """A whole search beside `generate` with `prefix_allowed_tokens_fn`."""
+    lines = []
+    for name, (make, shape) in SHAPES.items():
+        case = Case(make, peers.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
+        case.here(width)
+        here, found = fastest(lambda c=case: c.here(width), 5)
+        theirs, generated = fastest(lambda c=case: c.generate(width), 2)
+        lines.append(
+            {
+                "method": name,
+                "generate, ms a user": 1000 * theirs / n_users,
+                "here, ms a user": 1000 * here / n_users,
+                "times faster": theirs / here,
+                "same list, of 8 users": int((generated == found).all(dim=1).sum()),
+                "invalid": int((found < 0).sum()),
+            }
+        )
+    return lines
+
+
+def subsets(n_items: int, n_users: int = 8, prompt: int = 82, width: int = 50) -> list[dict]:
+    """The same T5 search when only some items may come out; the mask is made anew for every request."""
+    make, shape = SHAPES["T5, 4+4 layers of 128"]
+    case = Case(make, peers.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
+    chance = np.random.default_rng(0).random(n_items)
+    masks = {"all items, no mask": None, "all items": chance < 2}
+    masks |= {f"{share:g} of the items": chance < share for share in (0.5, 0.1, 0.01, 0.001)}
+    masks |= {"50 items": chance <= np.sort(chance)[49], "one item": chance <= chance.min()}
+    seconds = dict.fromkeys(masks, np.inf)
+    for _ in range(8):  # in turns, so that the noise of the machine is shared
+        for name, mask in masks.items():
+            seconds[name] = min(seconds[name], fastest(lambda m=mask: case.here(width, m), 1)[0])
+    return [
+        {
+            "method": name,
+            "ms a user": 1000 * one / n_users,
+            "of no mask": one / seconds["all items, no mask"],
+            "outside the subset": 0 if masks[name] is None else outside(case.here(width, masks[name]), masks[name]),
+        }
+        for name, one in seconds.items()
+    ]
+
+
+def outside(items: torch.Tensor, mask: np.ndarray) -> int:
+    return int((~mask[items[items >= 0].numpy()]).sum())
+
+
+def agreement(n_cases: int) -> list[dict]:
+    """Small random cases: the same items in the same order as `generate`, and as scoring every item."""
+    lines = []
+    for name, (make, _) in SHAPES.items():
+        same = exact = 0
+        for seed in tqdm(range(n_cases), desc=name, file=sys.stderr):
+            rng = np.random.default_rng(seed)
+            n_levels, size = int(rng.integers(2, 5)), int(rng.choice([8, 32, 64]))
+            n_items = int(min(rng.integers(60, 3000), size**n_levels))
+            ids, width = peers.random_ids(n_items, n_levels, size, seed), int(min(rng.integers(2, 40), n_items // 2))
+            case = Case(make, ids, size, (64, 2, 128), n_users=2, prompt=int(rng.integers(1, 20)), seed=seed)
+            found = case.here(min(width, size))
+            same += bool((case.generate(min(width, size)) == found).all())
+            wide = decode.constrained_beam_search(case.scorer, case.contexts, case.trie, n_items, 20)
+            truth = decode.exact_ranking(case.scorer, case.contexts, case.trie, 20, block=200)
+            exact += bool((wide.items == truth.items).all())
+        lines.append(
+            {"method": name.split(",")[0], "cases": n_cases, "as generate": same, "wide beam as exact ranking": exact}
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=1_000_000, help="of the step; searches take a tenth")
+    parser.add_argument("--cases", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = {
+        "decoding_step": peers.compare(peers.random_ids(options.items, 4, 256), seconds=1.0, progress=True),
+        "decoding_search": searches(options.items // 10),
+        "decoding_subset": subsets(options.items // 10),
+        "decoding_agreement": agreement(options.cases),
+    }
+    rows = []
+    for topic, lines in tables.items():
+        print(topic, pd.DataFrame(lines).round(3).to_string(index=False, na_rep=""), sep="\n")
+        rows += [
+            {"key": f"{topic}/{line['method']}/{name}", "value": round(float(value), 6)}
+            for line in lines
+            for name, value in line.items()
+            if name != "method" and np.isfinite(value)
+        ]
+    shelf = store.Store("random", "bench", fingerprint="")
+    print(shelf.record("decoding", rows))
+    print(store.hardware())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
