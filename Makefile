@@ -105,9 +105,10 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
 
-bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb ## measure stages and quantizers beside their peers
+bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb ## measure stages, quantizers and decoding beside their peers
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
 
 clean: ## remove what runs and builds have written
 	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb

@@ -41,6 +41,7 @@ from semid_lib import (
     embed,
     metrics,
     peers,
+    rules,
     scale,
     scorers,
     semantic_ids,
@@ -117,7 +118,8 @@ codes_of_2 = toy.allowed_mask(2, torch.tensor([2]), subset)
 print("codes that may follow (1, 1):", torch.nonzero(codes_of_2[0]).flatten().tolist())
 
 # %% [markdown]
-# Now this catalogue. For scale: as a Python dictionary of dictionaries, a million items take half a gigabyte.
+# Now this catalogue. A dictionary of dictionaries, the usual trie in Python, takes twenty times the memory or more
+# (section 7).
 
 # %%
 saved = shelf.load("semantic_ids")
@@ -194,7 +196,7 @@ config = Qwen3Config(
 )
 model = Qwen3ForCausalLM(config)
 loader = torch.utils.data.DataLoader(pairs, batch_size=256, shuffle=True)
-settings = train.TrainingConfig.sized(sizes.similar_epochs, 30, len(loader), seed=SEED)
+settings = train.TrainingConfig.sized(1, sizes.similar_steps, len(loader), seed=SEED)
 epochs = train.fit(WithLoss(model), loader, settings, progress=True)
 print(f"loss {epochs[0].loss:.2f} -> {epochs[-1].loss:.2f} nats a code ", end="")
 print(f"in {epochs[-1].seconds:.0f} s; {model.num_parameters():,} parameters")
@@ -240,8 +242,8 @@ pd.DataFrame(
 ).round(4)
 
 # %% [markdown]
-# A free beam spends places on IDs that do not exist, and the deeper it looks the more of them. By chance, uniform codes
-# would name an item this often:
+# A model learns much of the trie by itself, yet a free list has places that name nothing. By chance, uniform codes would
+# name an item this often:
 
 # %%
 print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
@@ -269,18 +271,12 @@ for width in (10, 20, 50, 100, 200, 500):
     started = time.perf_counter()
     found = decode.constrained_beam_search(scorer, contexts, trie, width, k, itself)
     seconds = time.perf_counter() - started
-    shared = [
-        np.intersect1d(a, b).size / k
-        for a, b in zip(found.items, exact.items, strict=True)
-    ]
+    in_both = (found.items[:, :, None] == exact.items[:, None, :]).any(dim=2)
+    same = (found.items == exact.items).all(dim=1)
     rank = metrics.ranks(found.items.numpy(), truth)
     beam_rows[width] = {
-        "share of the exact top 10": np.mean(shared),
-        "same list in the same order": (found.items == exact.items)
-        .all(dim=1)
-        .double()
-        .mean()
-        .item(),
+        "share of the exact top 10": in_both.double().mean().item(),
+        "same list, same order": same.double().mean().item(),
         "Recall@10": metrics.recall_at_k(rank, 10).mean(),
         "ms a prompt": 1000 * seconds / len(prompts),
     }
@@ -351,6 +347,23 @@ for share in (1.0, 0.1, 0.01, 0.001):
 pd.DataFrame(rule_rows).T.rename_axis("allowed").round(2)
 
 # %% [markdown]
+# Rules come from the columns of the item table, where it has them:
+
+# %%
+if "brand" in shop.items and shop.items["brand"].notna().any():
+    name = shop.items["brand"].mode()[0]
+    asked = int(prompts[0])
+    rule = rules.brand(shop.items, name)
+    rule &= ~rules.items_with_ids(shop.items, [shop.items["item_id"][asked]])
+    one = {key: tensor[:1] for key, tensor in contexts.items()}
+    found = decode.constrained_beam_search(scorer, one, trie, 50, 3, rule)
+    print(f"like {shop.items['title'][asked]!r}, but one of {rule.sum()} of {name}:")
+    print(
+        *(shop.items["title"][row] for row in found.items[0].tolist() if row >= 0),
+        sep="\n",
+    )
+
+# %% [markdown]
 # *At most m items under one prefix of p codes* keeps a list from filling up with one kind of thing. Within the
 # candidates of the beam the answer is optimal: take the best, skip full prefixes.
 
@@ -360,20 +373,17 @@ diverse = decode.constrained_beam_search(
 )
 prompt = int(np.argmax((by_vocabulary.items != diverse.items).sum(dim=1)))
 title = shop.items["title"].str.slice(0, 44)
-columns = {
-    "plain": by_vocabulary.items[prompt],
-    "at most 2 per first code": diverse.items[prompt],
-}
+columns = {"plain": by_vocabulary.items, "at most 2 per first code": diverse.items}
 print("prompt:", title[prompts[prompt]])
 pd.DataFrame(
     {
         name: [
-            f"{ids.unique[row][0]:>3}  {title[row]}" for row in rows.tolist() if row >= 0
-        ][:6]
-        + [""] * max(0, 6 - int((rows >= 0).sum()))
+            f"{ids.unique[row][0]}: {title[row]}" if row >= 0 else ""
+            for row in rows[prompt].tolist()
+        ]
         for name, rows in columns.items()
     }
-)
+).head(6)
 
 # %% [markdown]
 # ## 6. Where does the time go?
@@ -417,14 +427,13 @@ theirs, generated = best_seconds(
 )
 same = (items_named(generated).reshape(-1, width) == found.items.numpy()).all(axis=1)
 users = len(found.items)
-print(
-    f"generate {1000 * theirs / users:.1f} ms a prompt, here {1000 * ours / users:.1f} ms: ",
-    end="",
-)
-print(f"{theirs / ours:.0f} times; the same list for {same.sum()} of {users} prompts")
+slow, fast = 1000 * theirs / users, 1000 * ours / users
+print(f"generate {slow:.1f} ms a prompt, here {fast:.1f} ms: {slow / fast:.0f} times")
+print(f"the same list for {same.sum()} of {users} prompts")
 
 # %% [markdown]
-# The parts of our time, by running the model without the selection and the selection without the model:
+# The prompt here is a single ID. The longer it is, the more `generate` loses: the [results page](../results) has whole
+# searches with prompts of 82 tokens. The parts of our time:
 
 # %%
 parts = {"read the prompt": 0.0, "extend the beams": 0.0, "select on the trie": 0.0}
@@ -498,9 +507,8 @@ rows += [{"key": "decoding/speedup_over_generate", "value": round(theirs / ours,
 shelf.record("06_constrained_generation", [row | {"seed": SEED} for row in rows])
 assert (constrained.items >= 0).all() or trie.n_items < 10
 print(f"validity: free {validity['best ten, free'].mean():.3f}, constrained 1")
-print(
-    f"beam 50 finds {beams.loc[50, 'share of the exact top 10']:.1%} of the exact top ten"
-)
+found_by_50 = beams.loc[50, "share of the exact top 10"]
+print(f"beam 50 finds {found_by_50:.1%} of the exact top ten")
 print(f"the same lists as generate, {theirs / ours:.0f} times faster at this size")
 print(f"the whole chapter took {clock.seconds:.0f} s")
 

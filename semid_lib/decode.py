@@ -116,7 +116,7 @@ def exact_ranking(
     k: int,
     allowed: Subset | np.ndarray | torch.Tensor | None = None,
     normalization: Normalization = "vocabulary",
-    block: int = 1024,
+    block: int = 256,
     progress: bool = False,
 ) -> Beams:
     """The k most probable items for each context by scoring every item: the truth that a beam approaches.

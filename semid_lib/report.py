@@ -32,9 +32,12 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
     | MRR | .5000 ± .1000 |
     """
-    rows = [row for row in rows if row["key"].startswith(f"{topic}/") and "ci95" in row]
+    rows = [row for row in rows if row["key"].startswith(f"{topic}/")]
     if not rows:
-        raise ValueError(f"no row with an interval has a key that starts with {topic!r}")
+        raise ValueError(f"no row has a key that starts with {topic!r}")
+    if not any("ci95" in row for row in rows):
+        return _plain_table(rows)
+    rows = [row for row in rows if "ci95" in row]
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
@@ -49,6 +52,30 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     return "\n".join(lines) + "\n\n" + _origin(rows) + "\n"
 
 
+def _plain_table(rows: list[dict[str, Any]]) -> str:
+    """Rows without intervals, such as those of a bench: methods down, metrics across."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        _, _, method, metric = row["key"].split("/")
+        cells.setdefault(method, {})[metric] = _number(row["value"])
+    metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
+    lines = ["| | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
+    for method, line in cells.items():
+        lines.append(f"| {method} | " + " | ".join(line.get(metric, "") for metric in metrics) + " |")
+    return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
+
+
+def _number(value: float) -> str:
+    """Whole numbers with commas, others to three digits that count.
+
+    >>> [_number(value) for value in (1_000_000, 0.12345, 25.678, 1.5, 0)]
+    ['1,000,000', '.123', '25.7', '1.5', '0']
+    """
+    if float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.3g}".removeprefix("0")
+
+
 def _heading(metric: str, method: str) -> str:
     name, _, k = metric.partition("@")
     label = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + (f"@{k}" if k else "")
@@ -57,16 +84,18 @@ def _heading(metric: str, method: str) -> str:
 
 def _origin(rows: list[dict[str, Any]]) -> str:
     """Where the numbers come from, as one small line; rows of one table come from one run."""
+    n = max(row.get("n", 0) for row in rows)
+    data, scale = rows[0]["data"], rows[0]["scale"]
+    return f"*{n:,} users of {data}, `SCALE={scale}`, ± half of the 95% bootstrap interval over users; {_run(rows)}.*"
+
+
+def _run(rows: list[dict[str, Any]]) -> str:
+    """Commit and machine, which all rows of one table share. Raises ValueError if they do not."""
     origin = {(r["data"], r["scale"], r["commit"][:10], r["dirty"], r["hardware"], r["fingerprint"]) for r in rows}
     if len(origin) != 1:
         raise ValueError(f"the rows of one table come from {len(origin)} runs: {sorted(origin)}")
-    [(data, scale, commit, dirty, hardware, _)] = origin
-    n = max(row.get("n", 0) for row in rows)
-    changed = " with uncommitted changes" if dirty else ""
-    return (
-        f"*{n:,} users of {data}, `SCALE={scale}`, ± half of the 95% bootstrap interval over users; "
-        f"commit `{commit}`{changed}, {hardware}.*"
-    )
+    [(_, _, commit, dirty, hardware, _)] = origin
+    return f"commit `{commit}`{' with uncommitted changes' if dirty else ''}, {hardware}"
 
 
 def render(page: str, rows_of) -> str:

@@ -23,7 +23,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "test_users": (300, None, None),
     "beam_width": (100, 1000, 1000),
     "list_length": (100, 1000, 1000),
-    "similar_epochs": (2, 6, 12),
+    "similar_steps": (60, 1000, 4000),
     "prompts": (20, 300, 1000),
     "peer_seconds": (0.02, 1.0, 3.0),
 }
@@ -47,7 +47,7 @@ class Scale:
     test_users: int | None  # None: everybody
     beam_width: int  # beam of the published table
     list_length: int  # K of the longest list that is evaluated
-    similar_epochs: int  # epochs of the small language model of chapter 06
+    similar_steps: int  # training steps of the small language model of chapter 06, at least
     prompts: int  # that it is asked
     peer_seconds: float  # how long each step of each method is timed there
 
