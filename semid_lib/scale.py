@@ -24,7 +24,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "beam_width": (100, 1000, 1000),
     "list_length": (100, 1000, 1000),
     "similar_steps": (60, 1000, 4000),
-    "prompts": (20, 300, 1000),
+    "prompts": (20, 150, 1000),
     "peer_seconds": (0.02, 1.0, 3.0),
 }
 
