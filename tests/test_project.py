@@ -24,7 +24,8 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
-    *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
+    *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
+    *("endpoint", "query_templates", "query_llm", "queries"),
     *("sft", "tiger", "timeline", "decode", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
