@@ -107,13 +107,13 @@ def item_queries(stream: str, n: int, title: str, brand="", categories=(), descr
         return []
     order = [kind for _, kind in sorted((random.random(), kind) for kind in KINDS)]
     found: dict[str, str] = {}
-    for attempt in range(3 * n + 2 * len(KINDS)):
-        if len(found) == n:
-            break
+    attempt = idle = 0
+    while len(found) < n and idle < 3 * len(KINDS):  # many in a row with nothing new: there is no more to say
         kind = order[attempt % len(KINDS)]
         query = _WRITERS[kind](random, facts)
-        if query and any(character.isalnum() for character in query):
-            found.setdefault(query, kind)
+        attempt, idle = attempt + 1, idle + 1
+        if query and query not in found and any(map(str.isalnum, query)):
+            found[query], idle = kind, 0
     return list(found.items())
 
 
@@ -129,10 +129,12 @@ def words(text: str) -> list[str]:
         text = _INITIALS.sub(lambda initials: initials[0].replace(".", ""), text)
     if text.isascii():
         return [word for word in _TOKEN_BREAK.split(text.lower()) if word]
-    text = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+    # letters may come with marks that are not letters (Devanagari); symbols such as ★ and ™ are none, but NFKC says TM
+    text = "".join(
+        c if c.isascii() or unicodedata.category(c)[0] in "LMN" else ("'" if c == "’" else " ") for c in text
+    )
+    text = unicodedata.normalize("NFKC", text).lower()
     text = re.sub(f"([{_UNSPACED}])", r" \1 ", text)
-    # letters may come with marks that are not letters (Devanagari); symbols such as ★ and ™ are no letters
-    text = "".join(c if c.isascii() or unicodedata.category(c)[0] in "LMN" else " " for c in text)
     pieces = _TOKEN_BREAK_WIDE.split(text)
     found = [w for piece in pieces for w in (_TOKEN_BREAK.split(piece) if piece.isascii() else [piece.strip(".'+")])]
     return [word for word in found if any(map(str.isalnum, word))]
