@@ -123,7 +123,9 @@ class _Client:
         self.no_answer: type[Exception] = httpx.TransportError
         self.stop = threading.Event()
         self.in_a_row, self.lock = 0, threading.Lock()
-        growing = tenacity.wait_exponential_jitter(source.backoff, source.max_backoff, jitter=source.backoff)
+        growing = tenacity.wait_exponential(source.backoff, source.max_backoff) + tenacity.wait_random(
+            0, source.backoff
+        )
         self.retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((_NoAnswerError, _BrokenAnswerError)),
             stop=tenacity.stop_after_attempt(source.max_attempts) | tenacity.stop_when_event_set(self.stop),

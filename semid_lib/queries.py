@@ -265,7 +265,9 @@ def split_queries(
     `cell` says for each test query whether its item and its kind occur in `train`, so four questions can be answered
     apart: "seen item, seen kind" asks for another wording, "unseen item, unseen kind" for everything at once. An
     unseen item is one without training queries: a model may still know its title. Held-out kinds of training items
-    make "seen item, unseen kind" the largest cell; report by cell, or draw from it.
+    make "seen item, unseen kind" the largest cell; report by cell, or draw from it. Of the kinds of `query_templates`,
+    "need" and "question" are new ways of asking when held out; "typo" and "drop" spoil what the others wrote, so with
+    them a model has seen something of every other kind but these two.
 
     Raises ValueError for a share outside (0, 1), an unknown kind, or if nothing is left to train or to test on.
 

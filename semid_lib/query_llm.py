@@ -59,7 +59,8 @@ _COMPLETION_TOKENS = 18  # of one query with its kind and the JSON around it, fo
 class LocalModel:
     """A transformers causal language model in this process; outlines keeps its answers to the schema.
 
-    An answer of random weights has the right structure too, which is how the tests run.
+    An answer of random weights has the right structure too, which is how the tests run. Compiling the schema comes
+    first: for 8 queries and a vocabulary of 60,000 it took 12 s on one core, and 1 s without a bound on characters.
     """
 
     name: str  # of the model and its revision: answers are kept under it
@@ -69,8 +70,8 @@ class LocalModel:
     max_tokens: int = 1024
     batch_size: int = 8
     max_attempts: int = 2
-    max_characters: int = 80  # of one query: a bound that a model cannot talk past
-    backend: str | None = None  # of outlines: None is its own; "llguidance" and "xgrammar" compile faster
+    max_characters: int | None = 80  # of one query: a bound that a model cannot talk past
+    backend: str | None = None  # of outlines: its own; "llguidance" and "xgrammar" leave white space to the model
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -304,9 +305,9 @@ class _Book:
         for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:
                 record = json.loads(line)
-                key = record.pop("key", None)
-            except (ValueError, AttributeError):  # half a line, written when the power went: asked again
+            except ValueError:  # half a line, written when the power went: asked again
                 continue
+            key = record.pop("key", None) if isinstance(record, dict) else None
             if isinstance(key, str) and ("answer" in record or record.keys() >= {"reason", "final", "refused"}):
                 self.records[key] = record
 

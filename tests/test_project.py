@@ -167,6 +167,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.baselines", "torch sklearn"),
         ("semid_lib.embed", "torch sentence_transformers transformers"),
         ("semid_lib.trie", "pandas sklearn transformers"),
+        ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

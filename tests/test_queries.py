@@ -174,7 +174,7 @@ def test_the_demo_shop_is_fast_and_of_real_length():
     items = data.load("demo").items
     started = time.perf_counter()
     found = synthesize(items, 8)
-    assert len(found) / (time.perf_counter() - started) > 4000  # 40,000 on a core of its own
+    assert len(found) / (time.perf_counter() - started) > 3000  # 30,000 on a core of its own
     assert len(found) == 8 * len(items)
     n_words = found["query"].map(lambda query: len(words(query)))
     assert 3 <= n_words.median() <= 5
