@@ -24,7 +24,8 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
-    *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
+    *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
+    *("endpoint", "query_templates", "query_llm", "queries"),
     *("sft", "tiger", "timeline", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
@@ -169,6 +170,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.decode", "pandas sklearn transformers numba"),
         ("semid_lib.scorers", "pandas sklearn transformers"),
         ("semid_lib.adapters", "pandas sklearn transformers vllm"),
+        ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):
