@@ -350,8 +350,10 @@ pd.DataFrame(rule_rows).T.rename_axis("allowed").round(2)
 # Rules come from the columns of the item table, where it has them:
 
 # %%
-if "brand" in shop.items and shop.items["brand"].notna().any():
-    name = shop.items["brand"].mode()[0]
+brands = shop.items.get("brand", pd.Series(dtype=str)).dropna()
+brands = brands[brands != ""]
+if len(brands):
+    name = brands.mode()[0]
     asked = int(prompts[0])
     rule = rules.brand(shop.items, name)
     rule &= ~rules.items_with_ids(shop.items, [shop.items["item_id"][asked]])
