@@ -147,8 +147,10 @@ def exact_ranking(
             low, high = int(start[0]), int(start[-1])
             parent = torch.arange(score.shape[1], device=score.device).repeat_interleave(start.diff())
             code = trie.code[level][low:high].long()
-            _check_scores(scores, score, trie, level)
+            _check_codes(scores, trie, level)
             value = score[:, parent] + scores[:, parent, code]
+            if math.isnan(value.sum()):
+                raise ValueError(f"the model scored codes of level {level} with NaN")
             if level == trie.n_levels - 1:
                 everything[:, low:high] = value
                 bar.update(high - low)
@@ -176,9 +178,9 @@ def select(
 ) -> Beam:
     """One step of the search: the best `width` children of all beams of each context, in the order of their nodes.
 
-    scores: (B, W, K) log-probabilities of the codes of `level`. Raises ValueError if one of them is NaN.
+    scores: (B, W, K) log-probabilities of the codes of `level`. Raises ValueError if one that could be chosen is NaN.
     """
-    _check_scores(scores, beam.score, trie, level)
+    _check_codes(scores, trie, level)
     suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
     choose = _select_compiled if compiled and suits and _kernel() is not None else _select
     return choose(trie, level, beam, scores, width, subset)
@@ -189,6 +191,8 @@ def _select(trie, level, beam, scores, width, subset) -> Beam:
     n_columns = value.shape[2]
     value = value.flatten(1)
     best, at = _top(value, min(width, value.shape[1]))
+    if math.isnan(best[:, :1].sum()):  # NaN counts as greatest
+        raise ValueError(f"the model scored codes of level {level} with NaN")
     some_dead = not best.numel() or float(best[:, -1].min()) == -torch.inf
     if some_dead:  # they go to the end
         at = at.masked_fill(best == -torch.inf, value.shape[1])
@@ -303,7 +307,7 @@ def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
     n_alive = _kernel()(
         beam.node.numpy(),
         beam.score.numpy(),
-        scores.contiguous().numpy(),
+        scores.numpy(),  # often a part of a larger table: only what is looked at is read
         trie.code[level].numpy(),
         trie.child_start[level].numpy(),
         _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
@@ -317,6 +321,8 @@ def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
         parent.numpy(),
         code.numpy(),
     )
+    if n_alive < 0:
+        raise ValueError(f"the model scored codes of level {level} with NaN")
     return Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
 
 
@@ -351,14 +357,11 @@ def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Ten
     return scores.log_softmax(dim=-1) if normalization == "level" else scores
 
 
-def _check_scores(scores: torch.Tensor, score: torch.Tensor, trie: PrefixTrie, level: int) -> None:
-    """Raise ValueError for a code that the model does not score, and for NaN in the row of a beam that is alive."""
+def _check_codes(scores: torch.Tensor, trie: PrefixTrie, level: int) -> None:
     if scores.shape[-1] < trie.sizes[level]:
         raise ValueError(
             f"the model scores {scores.shape[-1]} codes at level {level}, the trie holds code {trie.sizes[level] - 1}"
         )
-    if math.isnan(scores.sum()) and (torch.isnan(scores).any(dim=-1) & (score > -torch.inf)).any():
-        raise ValueError(f"the model scored codes of level {level} with NaN")
 
 
 def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:

@@ -8,6 +8,8 @@ any after it can enter, since log-probabilities are not above 0. This changes no
 import numpy as np
 from numba import njit
 
+NAN = -1  # returned instead of a number of beams when a candidate's score is not a number
+
 
 @njit(cache=True, nogil=True)
 def _worse(value, child, other_value, other_child):
@@ -69,7 +71,7 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
     beam,
     last,
 ):
-    """Fill child, value and beam with the best candidates of each context; returns the most any context has.
+    """Fill child, value and beam with the best candidates of each context; returns the most any context has, or NAN.
 
     node (B, W) int64, score (B, W) float32: the beams, -inf for dead ones. scores (B, W, K) float32: log-probabilities
     of codes. code, child_start: the trie's arrays of this level; leaf_start: of the depth below, empty where children
@@ -95,6 +97,8 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
                     continue
                 if n == width and total == edge and c > children[0]:
                     continue
+                if np.isnan(total):
+                    return NAN
                 if allowed.shape[0] and not allowed[group, c]:
                     continue
                 if count.shape[0] and count[group, leaf_start[c + 1]] == count[group, leaf_start[c]]:

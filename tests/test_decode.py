@@ -214,8 +214,10 @@ def test_equal_scores_come_in_the_order_of_the_ids():
 def test_nan_is_refused_and_its_level_named(level):
     table = {(): [-1.0, -1.0], (0,): [-1.0, -1.0], (1,): [-1.0, -1.0]}
     table[(0,) * level] = [-1.0, np.nan]
-    with pytest.raises(ValueError, match=f"level {level} .*NaN"):
-        search(TableScorer([2, 2], table=table), [0], PrefixTrie.build(np.array([[0, 0]])), 2, 1)
+    trie = PrefixTrie.build(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
+    for compiled in (False, True):
+        with pytest.raises(ValueError, match=f"level {level} .*NaN"):
+            constrained_beam_search(TableScorer([2, 2], table=table), [0], trie, 2, 1, compiled=compiled)
 
 
 @pytest.mark.parametrize(("beam_width", "k"), [(5, 0), (5, -1), (4, 5), (0, 0)])
