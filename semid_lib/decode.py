@@ -19,6 +19,7 @@ from tqdm import tqdm
 from semid_lib.trie import PrefixTrie, Subset
 
 Normalization = Literal["vocabulary", "level"]
+_COMPILED_FROM = 64  # beams of a batch; for fewer torch is as fast, and nothing has to be compiled
 _BLOCK = 32  # candidates looked at together when most are to be set aside
 
 
@@ -69,14 +70,15 @@ def constrained_beam_search(
     allowed: Subset | np.ndarray | torch.Tensor | None = None,
     normalization: Normalization = "vocabulary",
     diversity: Diversity | tuple[int, int] | None = None,
-    compiled: bool = True,
+    compiled: bool | None = None,
 ) -> Beams:
     """The k most probable items for each context, by a beam search that only follows the trie.
 
     allowed: the items that may come out, a bool mask over catalogue rows, (n_rows,) or (B, n_rows), or a
     `trie.subset(...)`; None for all. normalization: see `Scorer`; the two rank differently. diversity: (m, p) for at
-    most m items under one prefix of p codes, the best lists that the beam's candidates allow. compiled: use the
-    compiled loop for CPU tensors of float32 if numba is installed; the answer is the same.
+    most m items under one prefix of p codes, the best lists that the beam's candidates allow. compiled: choose
+    candidates by the compiled loop, which takes CPU tensors of float32 and numba, instead of torch; by default where
+    it pays. The answer is the same.
 
     A beam at least as wide as the number of prefixes is exact; a narrower one may miss items whose first codes look
     poor, but without `diversity` it returns min(k, items allowed) items all the same, unless the model gives items
@@ -174,7 +176,7 @@ def select(
     scores: torch.Tensor,
     width: int,
     subset: Subset | None = None,
-    compiled: bool = True,
+    compiled: bool | None = None,
 ) -> Beam:
     """One step of the search: the best `width` children of all beams of each context, in the order of their nodes.
 
@@ -182,6 +184,8 @@ def select(
     """
     _check_codes(scores, trie, level)
     suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
+    if compiled is None:
+        compiled = beam.node.numel() >= _COMPILED_FROM
     choose = _select_compiled if compiled and suits and _kernel() is not None else _select
     return choose(trie, level, beam, scores, width, subset)
 

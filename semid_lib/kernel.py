@@ -3,6 +3,8 @@
 torch has to lay all candidates out before it can choose. A loop need not: beams are visited from the best down, and
 once `width` candidates are kept and the worst of them is better than the next beam, no candidate of that beam or of
 any after it can enter, since log-probabilities are not above 0. This changes nothing in the answer.
+
+numba compiles it at its first use, which takes some seconds, once: the result is kept beside this file.
 """
 
 import numpy as np
