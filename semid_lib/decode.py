@@ -285,10 +285,10 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
 
 @functools.cache
 def _kernel() -> Callable | None:
-    """The compiled loop, or None without numba."""
+    """The compiled loop, or None without numba or a place where it may keep what it compiled."""
     try:
         from semid_lib import kernel
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
     return kernel.select
 
