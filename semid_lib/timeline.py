@@ -67,7 +67,7 @@ class Timeline(nn.Module):
             dim, config.n_heads, 4 * dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, config.n_layers, nn.LayerNorm(dim), enable_nested_tensor=False)
-        self.head = nn.ModuleList(_HeadLevel(dim, size, config.dropout) for size in config.sizes)
+        self.head = nn.ModuleList(HeadLevel(dim, size, config.dropout) for size in config.sizes)
         for table in self.code:
             nn.init.normal_(table.weight, std=0.5)  # at the scale of the projected text
         nn.init.normal_(self.position.weight, std=0.02)
@@ -136,7 +136,7 @@ class Timeline(nn.Module):
         return self.head[level](state.hidden).log_softmax(dim=-1)
 
 
-class _HeadLevel(nn.Module):
+class HeadLevel(nn.Module):
     """Scores of the codes of one level: a residual two-layer perceptron, then a linear map."""
 
     def __init__(self, dim: int, size: int, dropout: float):
