@@ -113,8 +113,9 @@ def load_base(name: str = DEFAULT_MODEL, revision: str | None = None, four_bit: 
         download = f"hf download {name}" + (f" --revision {revision}" if revision else "")
         raise FileNotFoundError(
             f"{name} is neither a local folder nor in the cache of models, and it could not be downloaded. With a "
-            f"network, run `{download}` once with HF_HUB_OFFLINE unset (for a model that asks for it, accept its licence "
-            "on the hub and `hf auth login`); without one, copy the folder of the model here and give its path as the name"
+            f"network, run `{download}` once with HF_HUB_OFFLINE unset (for a model that asks for it, accept its "
+            "licence on the hub and `hf auth login`); without one, copy the model's folder here and give its path as "
+            "the name"
         ) from error
     return model, tokenizer
 
@@ -250,10 +251,11 @@ def estimate_cost(
     r"""Memory and time of fine-tuning: arithmetic, good to a third; add a GiB for CUDA itself.
 
     weights = P \* bits / 8, where 4-bit weights take 0.56 bytes (with their scales) and leave the V x d embedding, and
-    the head, in 16 bits. training = 16 bytes (value, gradient, two moments, all float32) per trained parameter; if
-    only rows of the V x d embedding are trained, also a copy of it that holds them and its gradient in float32, for
-    the head once more if it is not tied. activations = 2 or 4 bytes for each of the batch's tokens and (per layer, if
-    checkpointed d, otherwise 16 d + 4 f; and of one layer recomputed 16 d + 4 f). seconds = tokens / tokens per second.
+    the head, in 16 bits; all in float32 if all are trained. training = 12 bytes per trained parameter (gradient, two
+    moments; float32), and if that is not the whole model 4 more (its value beside the model's own) and a copy of the
+    embedding that holds the new rows and its gradient in float32, for the head once more if it is not tied.
+    activations = 2 or 4 bytes for each of the batch's tokens and (per layer, if checkpointed d, otherwise 16 d + 4 f;
+    and of one layer recomputed 16 d + 4 f). seconds = tokens / tokens per second.
 
     facts: of the model. n_tokens: of all examples, times the epochs. tokens_per_second: measured (`sft.measured_speed`)
     or known. batch_tokens: of one step on one device, padding included. n_trained: parameters that are trained.
@@ -270,9 +272,11 @@ def estimate_cost(
     weights = facts.n_parameters * width
     if bits == 4:
         weights = (facts.n_parameters - table) * 0.56 + table * 2
-    training = 16 * n_trained
+    training = 12 * n_trained
     if n_trained < facts.n_parameters:
-        training += table * (width + 4)
+        training += 4 * n_trained + table * (width + 4)
+    else:
+        weights = facts.n_parameters * 4
     layer = 16 * facts.hidden_size + 4 * facts.intermediate_size
     kept = facts.n_layers * facts.hidden_size + layer if checkpointing else facts.n_layers * layer
     return Estimate(weights / _GIB, training / _GIB, batch_tokens * width * kept / _GIB, n_tokens / tokens_per_second)

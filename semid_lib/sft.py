@@ -6,7 +6,7 @@ all of it. A 4-billion model on a GPU and a small one from scratch on a CPU go t
 
 What is ours and what is theirs: `SFTTrainer` makes batches, steps, logs and checkpoints; peft holds what is trained.
 trl 1.15 computes its loss by a Triton kernel that has no CPU version, and reads a bias off the output head that peft
-0.21 does not show when rows of the head are trained; `_trainer` and `_with_rows` go round both.
+0.21 does not show when rows of the head are trained; `sft_trainer` and `_with_rows` go round both.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ import torch
 
 from semid_lib.base_models import Estimate, estimate_cost, facts_of
 from semid_lib.sft_examples import chat_template, tokenize
+from semid_lib.sft_trainer import Pools, answer_loss, answer_trainer, lengths_of, padded
 from semid_lib.vocabulary import trained_tokens
 
 _MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -168,12 +169,12 @@ def measured_speed(model, data, config: FineTuning, tokens: Sequence[np.ndarray]
     """
     _require_packages()
     wrapped = model if not len(tokens) or config.method == "full" else _with_rows(model, tokens, config, "lora")
-    order = np.array(list(_Pools(_lengths(data), config.batch_size, config.pool, config.seed)))
+    order = np.array(list(Pools(lengths_of(data), config.batch_size, config.pool, config.seed)))
     n_tokens, seconds = 0, 0.0
     wrapped.train()
     for place in range(n_batches + 1):  # the first is to warm up
         examples = data[np.take(order, range(place * config.batch_size, (place + 1) * config.batch_size), mode="wrap")]
-        batch = _padded(examples, wrapped.device)
+        batch = padded(examples, wrapped.device)
         begun = time.perf_counter()
         loss = answer_loss(wrapped, batch)
         loss.backward()
@@ -193,7 +194,7 @@ def estimate(model, data, config: FineTuning, tokens: Sequence[np.ndarray], toke
 
     data: of `tokenize`. tokens_per_second: from `measured_speed`, or of a run like this one.
     """
-    facts, lengths = facts_of(model), _lengths(data)
+    facts, lengths = facts_of(model), lengths_of(data)
     n_rows = sum(len(level) for level in tokens) * facts.hidden_size * (1 if facts.tied else 2)
     n_trained = facts.n_parameters if config.stages[-1] == "full" else n_rows
     n_trained += facts.lora_parameters(config.rank) * (config.stages[-1] == "lora")
@@ -214,78 +215,13 @@ def estimate(model, data, config: FineTuning, tokens: Sequence[np.ndarray], toke
 # --- a stage ---
 
 
-def answer_loss(model, batch: dict[str, torch.Tensor], n_answer_tokens: torch.Tensor | int | None = None):
-    """Mean cross-entropy of the answers' tokens; the vocabulary is looked at for these alone.
-
-    batch: what a model takes, and `labels` (B, T) with -100 for all but the answers. n_answer_tokens: to divide by, if
-    the batch is one of several of a step; its own by default.
-    """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    hidden = base.get_decoder()(**inputs | {"use_cache": False}).last_hidden_state[:, :-1]
-    labels = batch["labels"][:, 1:]
-    answered = labels != -100
-    logits = base.get_output_embeddings()(hidden[answered]).float()
-    total = torch.nn.functional.cross_entropy(logits, labels[answered], reduction="sum")
-    return total / (answered.sum() if n_answer_tokens is None else n_answer_tokens)
-
-
-class _Pools(torch.utils.data.Sampler[int]):
-    """Examples in an order of which every `batch_size` are of about one length; another order each epoch."""
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, pool: int, seed: int):
-        self.lengths, self.batch_size, self.pool, self.seed, self.epoch = lengths, batch_size, pool, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch  # so that a run that is resumed in its third epoch finds that epoch's order
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order, size = rng.permutation(len(self.lengths)), self.batch_size
-        n_whole = len(order) // size * size  # what does not fill a batch comes last
-        batches = []
-        for start in range(0, n_whole, size * self.pool):
-            drawn = order[start : min(start + size * self.pool, n_whole)]
-            if self.pool > 1:
-                drawn = drawn[np.argsort(self.lengths[drawn], kind="stable")]
-            batches += list(drawn.reshape(-1, size))
-        for place in rng.permutation(len(batches)):
-            yield from batches[place].tolist()
-        yield from order[n_whole:].tolist()
-
-
-def _trainer():
-    """trl's trainer, with a loss that also runs on CPU and batches of like lengths drawn from small pools.
-
-    transformers' own "group_by_length" sorts fifty batches together: on small data the same examples meet every time.
-    """
-    from trl import SFTTrainer
-
-    class AnswerTrainer(SFTTrainer):
-        pool = 1
-
-        def _get_train_sampler(self, train_dataset=None):
-            data = self.train_dataset if train_dataset is None else train_dataset
-            size = self.args.per_device_train_batch_size * self.args.world_size
-            return _Pools(_lengths(data), size, self.pool, self.args.seed)
-
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            if self.args.device.type == "cuda" or return_outputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return answer_loss(model, inputs, num_items_in_batch)
-
-    return AnswerTrainer
-
-
 def _train(model, tokenizer, data, tokens, config, stage, folder, progress, callbacks):
     """One stage: the model with its adapter merged, and what it reports."""
     from transformers import PrinterCallback, ProgressCallback
 
     wrapped = model.requires_grad_(True) if stage == "full" else _with_rows(model, tokens, config, stage)
-    trainer = _trainer()(
+    forward = model.__dict__.get("forward")
+    trainer = answer_trainer()(
         model=wrapped,
         args=_arguments(model, config, stage, folder, progress),
         train_dataset=data,
@@ -296,20 +232,25 @@ def _train(model, tokenizer, data, tokens, config, stage, folder, progress, call
     trainer.remove_callback(PrinterCallback)
     if not progress:
         trainer.remove_callback(ProgressCallback)
-    for parameter in wrapped.parameters():  # trl rounds what is trained beside 4-bit weights to bfloat16
+    dtype = model.dtype
+    for parameter in (
+        wrapped.parameters()
+    ):  # steps are small, so values are kept in full; trl rounds what is trained beside 4-bit weights to bfloat16
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.__dict__.pop("forward", None)  # trl leaves one of its own on the model
+    del model.forward  # trl leaves one of its own on the model
+    if forward is not None:
+        model.forward = forward
     report = {
         "n_steps": trainer.state.global_step,
         "losses": [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
     done = folder / "final"
     if stage == "full":
-        wrapped.save_pretrained(done)
-        return wrapped, report
+        model.to(dtype).save_pretrained(done)
+        return model, report
     wrapped.peft_config["default"].base_model_name_or_path = model.name_or_path
     wrapped.save_pretrained(done, save_embedding_layers=False)
     merged = wrapped if stage == "lora" and _is_four_bit(model) else wrapped.merge_and_unload()
@@ -437,21 +378,3 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     for stage in ("rows", "lora", "full"):
         shutil.rmtree(folder / stage, ignore_errors=True)
     file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-
-
-def _lengths(data) -> np.ndarray:
-    return np.array([len(ids) for ids in data["input_ids"]])
-
-
-def _padded(examples: dict[str, list], device) -> dict[str, torch.Tensor]:
-    """A batch as trl makes it: padded on the right."""
-
-    def pad(lists, value):
-        return torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in lists], True, value).to(device)
-
-    ids = examples["input_ids"]
-    return {
-        "input_ids": pad(ids, 0),
-        "attention_mask": pad([[1] * len(each) for each in ids], 0),
-        "labels": pad(examples["labels"], -100),
-    }

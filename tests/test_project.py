@@ -25,7 +25,8 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie", "queries"),
-    *("sft", "tiger", "timeline", "decode", "baselines"),
+    *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
+    *("tiger", "timeline", "decode", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
@@ -166,6 +167,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.baselines", "torch sklearn"),
         ("semid_lib.embed", "torch sentence_transformers transformers"),
         ("semid_lib.trie", "pandas sklearn transformers"),
+        ("semid_lib.sft", "sklearn transformers datasets peft trl"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):
