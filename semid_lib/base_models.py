@@ -184,7 +184,7 @@ def small_model(
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    from semid_lib.sft_examples import chat_template
+    from semid_lib.sft_examples import ensure_chat_template
 
     if not any(texts):
         raise ValueError("there are no texts to train a tokenizer on")
@@ -201,7 +201,7 @@ def small_model(
     )
     core.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=special[0], eos_token=special[1])
-    chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

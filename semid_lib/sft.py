@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from semid_lib.base_models import Estimate, estimate_cost, facts_of
-from semid_lib.sft_examples import chat_template, tokenize
+from semid_lib.sft_examples import ensure_chat_template, require_packages, tokenize
 from semid_lib.sft_trainer import Pools, answer_loss, answer_trainer, lengths_of, padded
 from semid_lib.vocabulary import trained_tokens
 
@@ -100,18 +100,23 @@ def fine_tune(
 
     model, tokenizer: extended by `vocabulary.extend_vocabulary`, whose layout is `tokens`. rows: `training_rows`.
     folder: checkpoints go there every `save_every` steps, and the adapter or model of each stage; with resume the run
-    goes on where one with the same settings, rows and model stopped. callbacks: of transformers' Trainer.
+    goes on where one with the same settings, rows and model stopped, without it what is there goes. callbacks: of
+    transformers' Trainer.
+
     The first stage moves the new rows and nothing else. LoRA keeps them in training. Packing is for GPUs: trl makes one
     sequence of a whole batch, whose attention mask has the square of its length, and the same examples share a sequence
     in every epoch. (transformers keeps packed examples apart with "sdpa", although trl warns that it might not.)
 
     Raises ImportError naming the extra that is missing, ValueError for rows that are too long (`tokenize`), a head
-    with a bias (peft would drop it), or a folder that holds a run with other settings.
+    with a bias (peft would drop it), 4-bit weights that are to be trained, or a folder that holds a run with other
+    settings.
     """
-    _require_packages()
+    require_packages()
+    if config.method == "full" and _is_four_bit(model):
+        raise ValueError("4-bit weights cannot be trained themselves: use method 'lora', or load_base(four_bit=False)")
     started = time.perf_counter()
     folder = Path(folder)
-    chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     data = tokenize(rows, tokenizer, config.max_length)
     _begin(folder, _settings(model, data, tokens, config), resume)
     model.config.use_cache = False  # nothing to keep while training
@@ -136,7 +141,7 @@ def merge_adapter(base, tokenizer, adapter: str | Path):
     For 4-bit training, whose adapter cannot be merged without loss where it was trained: give the same base in bfloat16
     (`load_base(name, four_bit=False)`) and the adapter's folder, the run's `lora/final`. base is changed in place.
     """
-    _require_packages()
+    require_packages()
     from peft import PeftModel
 
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
@@ -167,7 +172,8 @@ def measured_speed(model, data, config: FineTuning, tokens: Sequence[np.ndarray]
 
     data: of `tokenize`. tokens: measure the last stage of the config with its adapter; without them, the whole model.
     """
-    _require_packages()
+    require_packages()
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     wrapped = model if not len(tokens) or config.method == "full" else _with_rows(model, tokens, config, "lora")
     order = np.array(list(Pools(lengths_of(data), config.batch_size, config.pool, config.seed)))
     n_tokens, seconds = 0, 0.0
@@ -185,7 +191,8 @@ def measured_speed(model, data, config: FineTuning, tokens: Sequence[np.ndarray]
         wrapped.zero_grad(set_to_none=True)
     if wrapped is not model:
         wrapped.unload()
-    model.requires_grad_(True).eval()
+    for name, parameter in model.eval().named_parameters():
+        parameter.requires_grad = trained[name]
     return n_tokens / seconds
 
 
@@ -233,10 +240,8 @@ def _train(model, tokenizer, data, tokens, config, stage, folder, progress, call
     if not progress:
         trainer.remove_callback(ProgressCallback)
     dtype = model.dtype
-    for parameter in (
-        wrapped.parameters()
-    ):  # steps are small, so values are kept in full; trl rounds what is trained beside 4-bit weights to bfloat16
-        if parameter.requires_grad:
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:  # small steps need float32; trl rounds what is trained beside 4-bit weights
             parameter.data = parameter.data.float()
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -297,7 +302,7 @@ def _arguments(model, config: FineTuning, stage: str, folder: Path, progress: bo
         learning_rate=config.row_learning_rate if stage == "rows" else config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=config.warmup_share,
-        # decay would move rows that are masked out of the gradient, and pull the new ones to 0
+        # decay would only pull the new rows to 0
         weight_decay=0.0 if stage == "rows" else config.weight_decay,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
@@ -306,6 +311,7 @@ def _arguments(model, config: FineTuning, stage: str, folder: Path, progress: bo
         use_cpu=not on_gpu,
         bf16=on_gpu,
         gradient_checkpointing=on_gpu,
+        dataloader_pin_memory=on_gpu,
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=10,
@@ -334,15 +340,6 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 # --- small things ---
 
 
-def _require_packages() -> None:
-    try:
-        import datasets  # noqa: F401
-        import peft  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise ImportError("fine-tuning needs the extra 'sft': pip install 'semid-lib[sft]'") from error
-
-
 def _is_four_bit(model) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
@@ -352,12 +349,12 @@ def _settings(model, data, tokens, config: FineTuning) -> dict[str, Any]:
     content = hashlib.sha256()
     for ids in data["input_ids"]:
         content.update(np.array(ids, dtype=np.int64).tobytes())
-    weights = [model.get_input_embeddings().weight, next(model.parameters())]
+    first = model.get_input_embeddings().weight.flatten()[:8].tolist()  # tells models of one shape apart
     return {
         **dataclasses.asdict(config),
         "examples": content.hexdigest(),
         "tokens": trained_tokens(tokens),
-        "model": [type(model).__name__, model.num_parameters(), *(float(w.detach().float().sum()) for w in weights)],
+        "model": [type(model).__name__, model.num_parameters(), *first],
     }
 
 

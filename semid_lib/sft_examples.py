@@ -116,9 +116,10 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int = 512
     answer ends where the chat template ends a turn. Raises ValueError if the template renders a prompt differently
     once it is answered, or if rows have more than max_length tokens (cutting them would cut answers).
     """
+    require_packages()
     from datasets import Dataset
 
-    chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     prompts = [_rendered(tokenizer, row["prompt"], True, row["chat_template_kwargs"]) for row in rows]
     whole = [
         _rendered(tokenizer, [*row["prompt"], *row["completion"]], False, row["chat_template_kwargs"]) for row in rows
@@ -143,7 +144,7 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int = 512
     )
 
 
-def chat_template(tokenizer) -> str:
+def ensure_chat_template(tokenizer) -> str:
     """The tokenizer's chat template; one without gets `CHAT_TEMPLATE`, and the end of text to pad with if need be.
 
     Raises ValueError for a tokenizer that has no template and no end-of-text token either.
@@ -166,8 +167,18 @@ def clean(text: str, max_characters: int) -> str:
     return plain_text(_CONTROL.sub(" ", text))[:max_characters].strip()
 
 
+def require_packages() -> None:
+    """Raise ImportError with the extra to install if trl, peft or datasets is missing."""
+    try:
+        import datasets  # noqa: F401
+        import peft  # noqa: F401
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise ImportError("fine-tuning needs the extra 'sft': pip install 'semid-lib[sft]'") from error
+
+
 def _rendered(tokenizer, messages, is_prompt: bool, arguments: Mapping[str, Any]) -> str:
-    chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt, **arguments)
 
 

@@ -1,6 +1,8 @@
 """Fine-tuning a language model on semantic IDs: what is added, what is taught, what moves, and what comes out."""
 
 import copy
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -145,6 +147,15 @@ def test_a_tokenizer_that_has_the_tokens_keeps_them_and_the_model_its_rows(exten
     assert torch.equal(model.lm_head.weight, fresh.lm_head.weight)
 
 
+def test_rows_that_a_model_has_to_spare_are_used_first(base, ids, items):
+    model, tokenizer = base()
+    model.resize_token_embeddings(320, mean_resizing=False)  # 300 tokens, as Qwen3 has 267 rows more than tokens
+    before = weights(model)
+    tokens = extend_vocabulary(model, tokenizer, ids, list(items["title"]))
+    assert model.config.vocab_size == 320 and trained_tokens(tokens) == list(range(300, 312))
+    assert moved_rows(model.state_dict(), before, "lm_head.weight") == trained_tokens(tokens)
+
+
 def test_tokens_of_another_layout_are_named(base, extended, ids, items):
     model, tokenizer = base()
     tokenizer.add_tokens(["<|sid_0_0|>", "<|sid_0_1|>"], special_tokens=True)
@@ -265,6 +276,36 @@ def test_the_loss_is_the_model_s_own_on_the_answers(extended, items, ids):
     for example in data:
         batch = {name: torch.tensor([example[name]]) for name in ("input_ids", "labels")}
         torch.testing.assert_close(answer_loss(model, batch), model(**batch).loss)
+
+
+GPU_LOSS = """
+import sys, torch
+from semid_lib.base_models import small_model
+from semid_lib.sft import FineTuning, _with_rows
+from semid_lib.sft_trainer import answer_loss, padded
+from trl import SFTConfig, SFTTrainer
+from datasets import Dataset
+for tied in (True, False):
+    model, tokenizer = small_model(["soap"], 300, hidden_size=32, n_layers=1, n_heads=2, tied=tied)
+    wrapped = _with_rows(model, [[250, 251]], FineTuning(rank=2), "lora").train()
+    labels = [[-100, -100, 250, 251], [-100, 250, 6]]
+    data = Dataset.from_dict({"input_ids": [[3, 4, 250, 251], [5, 250, 6]], "labels": labels})
+    arguments = SFTConfig(sys.argv[1], use_cpu=True, bf16=False, report_to="none")
+    trainer, gradients = SFTTrainer(wrapped, arguments, train_dataset=data, processing_class=tokenizer), []
+    for loss_of in (answer_loss, trainer.compute_loss):
+        loss = loss_of(wrapped, padded(data[:], "cpu"))
+        loss.backward()
+        gradients.append([loss.detach()] + [each.grad for each in wrapped.parameters() if each.grad is not None])
+        wrapped.zero_grad()
+    torch.testing.assert_close(*gradients)
+"""
+
+
+def test_the_loss_on_a_gpu_is_the_same(tmp_path):
+    """trl's Triton kernel, which our trainer leaves in place on a GPU, run by Triton's interpreter."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", GPU_LOSS, tmp_path], check=True, env=environment, capture_output=True)
 
 
 @pytest.mark.parametrize("tied", [True, False])
