@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -67,11 +68,13 @@ class QueryModel(nn.Module):
     def __init__(self, config: QueryModelConfig, ids: np.ndarray, vectors: np.ndarray):
         super().__init__()
         self.config = config
-        dim, bits = config.dim, len(config.sizes)
-        self.read = nn.Sequential(nn.LayerNorm(config.text_dim, elementwise_affine=False), nn.Linear(config.text_dim, dim))
+        dim = config.dim
+        self.read = nn.Sequential(
+            nn.LayerNorm(config.text_dim, elementwise_affine=False), nn.Linear(config.text_dim, dim)
+        )
         self.words = nn.EmbeddingBag(config.n_buckets, dim, mode="sum", padding_idx=0) if config.n_buckets else None
         self.dropout = nn.Dropout(config.dropout)
-        self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes[: bits - 1])
+        self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes[:-1])
         self.head = nn.ModuleList(HeadLevel(dim, size, config.dropout) for size in config.sizes)
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
         if self.words is not None:
@@ -85,7 +88,9 @@ class QueryModel(nn.Module):
         ids, vectors = np.asarray(ids), np.asarray(vectors, dtype=np.float32)
         sizes, text_dim = self.config.sizes, self.config.text_dim
         if ids.ndim != 2 or ids.shape[1] != len(sizes) or vectors.shape != (len(ids), text_dim):
-            raise ValueError(f"ids {ids.shape} and vectors {vectors.shape} do not fit sizes {sizes}, text_dim {text_dim}")
+            raise ValueError(
+                f"ids {ids.shape} and vectors {vectors.shape} do not fit sizes {sizes}, text_dim {text_dim}"
+            )
         if (ids >= np.array(sizes)).any():
             raise ValueError(f"ids hold codes up to {ids.max(axis=0).tolist()}, more than sizes {sizes} allow")
         self.trie = PrefixTrie.build(ids)
@@ -110,7 +115,7 @@ class QueryModel(nn.Module):
         node, loss = torch.zeros_like(leaf), hidden.new_zeros(())
         for level in range(self.n_levels):
             target = self._trie().ancestor(level + 1, leaf)
-            logits, child, code = self._logits(level, node[:, None], hidden[:, None], masses)
+            logits, child, _ = self._logits(level, node[:, None], hidden[:, None], masses)
             loss = loss + F.cross_entropy(logits[:, 0], target - child[:, 0, 0])
             if level + 1 < self.n_levels:
                 hidden = hidden + self.code[level](self._trie().code[level][target].long())
@@ -128,8 +133,10 @@ class QueryModel(nn.Module):
         state = State(hidden, node, self._masses(queries.vectors))
         return state, self._log_probabilities(state, 0)
 
-    def advance(self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor) -> tuple[State, torch.Tensor]:
-        """Extend beams by a code of `level` and score the next: -> state, log-probabilities (B, W, sizes[level + 1])."""
+    def advance(
+        self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor
+    ) -> tuple[State, torch.Tensor]:
+        """Extend beams by a code of `level`, score the next: -> state, log-probabilities (B, W, sizes[level + 1])."""
         node = self._trie().step(level, state.node.gather(1, parents), codes).clamp(min=0)
         hidden = state.hidden.gather(1, parents[..., None].expand(-1, -1, state.hidden.shape[-1]))
         state = State(hidden + self.code[level](codes), node, state.masses)
@@ -206,8 +213,10 @@ def hashed_words(queries: Sequence[str], n_buckets: int = 2**15) -> torch.Tensor
 
 def _pieces(query: str) -> list[str]:
     words = _WORD.findall(query.lower())
-    pairs = [f"{one} {two}" for one, two in zip(words, words[1:], strict=False)]
-    letters = [f"#{word[at : at + 4]}" for word in (f"<{word}>" for word in words) for at in range(max(1, len(word) - 3))]
+    pairs = [f"{one} {two}" for one, two in pairwise(words)]
+    letters = [
+        f"#{word[at : at + 4]}" for word in (f"<{word}>" for word in words) for at in range(max(1, len(word) - 3))
+    ]
     return words + pairs + letters
 
 

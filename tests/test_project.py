@@ -26,7 +26,8 @@ ORDER = [
     *("scale", "store", "synthetic_words", "synthetic", "folder", "data", "importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
     *("endpoint", "query_templates", "query_llm", "queries"),
-    *("sft", "tiger", "timeline", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
+    *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
@@ -171,6 +172,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.scorers", "pandas sklearn transformers"),
         ("semid_lib.adapters", "pandas sklearn transformers vllm"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
+        ("semid_lib.sft", "sklearn transformers datasets peft trl"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

@@ -1,0 +1,130 @@
+"""The light query model: a proper distribution over items, dense retrieval before training, more after it."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from semid_lib import training
+from semid_lib.decode import constrained_beam_search, exact_ranking
+from semid_lib.query_model import Queries, QueryModel, QueryModelConfig, hashed_words
+from semid_lib.trie import PrefixTrie
+
+SIZES, DIM = (5, 5, 5), 8
+
+
+def unit(rng, n):
+    vectors = rng.normal(size=(n, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def catalogue():
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(np.unique(rng.integers(0, 5, (60, 3)), axis=0))
+    return ids, unit(rng, len(ids))
+
+
+def queries(n, seed=1):
+    rng = np.random.default_rng(seed)
+    words = hashed_words([" ".join(rng.choice(["red", "blue", "soap", "pen"], 2)) for _ in range(n)], 64)
+    return Queries(torch.from_numpy(unit(rng, n)), words)
+
+
+def model(catalogue, **changes):
+    torch.manual_seed(0)
+    config = QueryModelConfig(SIZES, DIM, dim=16, n_buckets=64, **changes)
+    return QueryModel(config, *catalogue).eval()
+
+
+def trained(catalogue, n_epochs=80):
+    """A model that has learned to answer the query of each item with the item two places on."""
+    asked, untrained = queries(len(catalogue[0])), model(catalogue, dropout=0.0)
+    items = (torch.arange(len(catalogue[0])) + 2) % len(catalogue[0])
+    loader = DataLoader(TensorDataset(*asked, items), batch_size=16, shuffle=True)
+    settings = training.TrainingConfig(n_epochs=n_epochs, learning_rate=1e-2, weight_decay=0.0)
+    losses = [epoch.loss for epoch in training.fit(untrained, loader, settings)]
+    return untrained.eval(), asked, items, losses
+
+
+def test_before_training_it_ranks_as_dense_retrieval(catalogue):
+    asked, trie = queries(7), PrefixTrie.build(catalogue[0])
+    expected = np.argsort(-(asked.vectors.numpy() @ catalogue[1].T), axis=1)
+    for found in (
+        constrained_beam_search(model(catalogue), asked, trie, 60, 20),
+        exact_ranking(model(catalogue), asked, trie, 20),
+    ):
+        assert found.items.tolist() == expected[:, :20].tolist()
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_the_probabilities_of_the_items_sum_to_one(catalogue, words):
+    if words:
+        scorer, asked, *_ = trained(catalogue, 3)
+    else:
+        scorer, asked = model(catalogue), queries(5)
+    found = exact_ranking(scorer, asked, PrefixTrie.build(catalogue[0]), len(catalogue[0]))
+    np.testing.assert_allclose(found.scores.exp().sum(dim=1), 1.0, atol=1e-4)
+
+
+def test_the_loss_is_what_decoding_says(catalogue):
+    scorer, asked, items, _ = trained(catalogue, 3)
+    found = exact_ranking(scorer, asked, PrefixTrie.build(catalogue[0]), len(catalogue[0]))
+    own = found.scores[found.items == items[:, None]]
+    with torch.inference_mode():
+        assert float(scorer((*asked, items))) == pytest.approx(-float(own.mean()), abs=1e-4)
+
+
+def test_it_learns_what_the_texts_do_not_say(catalogue):
+    scorer, asked, items, losses = trained(catalogue)
+    found = constrained_beam_search(scorer, asked, PrefixTrie.build(catalogue[0]), 10, 1)
+    assert (found.items[:, 0] == items).double().mean() > 0.9
+    assert losses[-1] < losses[0] / 3
+
+
+def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue):
+    scorer, asked, _, _ = trained(catalogue, 2)
+    ids, vectors = catalogue
+    free = next(row for row in np.ndindex(SIZES) if not (ids == row).all(axis=1).any())
+    ids, vectors = np.vstack([ids, free]), np.vstack([vectors, asked.vectors[0]])
+    grown = scorer.on_catalogue(ids, vectors)
+    found = constrained_beam_search(grown, Queries(*(part[:1] for part in asked)), PrefixTrie.build(ids), 60, 10)
+    assert len(ids) - 1 in found.items[0].tolist()
+    for name, weight in scorer.state_dict().items():
+        assert torch.equal(weight, grown.state_dict()[name])
+
+
+def test_the_search_s_trie_may_hold_fewer_items_than_the_model(catalogue):
+    ids, _ = catalogue
+    trie = PrefixTrie.build(ids).remove(np.arange(10))
+    found = constrained_beam_search(model(catalogue), queries(3), trie, 60, 60)
+    assert set(found.items[found.items >= 0].tolist()) == set(range(10, len(ids)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "message"),
+    [
+        (np.zeros((1, 2), int), np.zeros((1, DIM)), "do not fit"),
+        (np.zeros((1, 3), int), np.zeros((2, DIM)), "do not fit"),
+        (np.array([[0, 5, 0]]), np.zeros((1, DIM)), r"codes up to \[0, 5, 0\]"),
+    ],
+)
+def test_a_catalogue_that_does_not_fit_is_refused(ids, vectors, message):
+    with pytest.raises(ValueError, match=message):
+        QueryModel(QueryModelConfig(SIZES, DIM), ids, vectors)
+
+
+def test_hashed_words_are_the_same_everywhere():
+    words = hashed_words(["nail polish", ""], 1000)
+    assert words.shape == (2, 64)
+    assert words[0, :3].tolist() == [247, 978, 692]  # "nail", "polish", "nail polish": no other machine may differ
+    assert (words[1] == 0).all()
+    assert int(hashed_words(["x" * 500 + " y" * 500], 2).max()) == 1
+    with pytest.raises(ValueError, match="n_buckets must be at least 2, got 1"):
+        hashed_words(["a"], 1)
+
+
+def test_a_typing_error_keeps_most_pieces():
+    right, wrong = hashed_words(["moisturizer", "moisturzer"])
+    shared = set(right.tolist()) & set(wrong.tolist()) - {0}
+    assert len(shared) >= 6
