@@ -418,7 +418,15 @@ def test_an_answer_cut_in_two_is_asked_again(server, tmp_path):
     assert sorted(server.asked.values()) == [1, 2]
 
 
-def test_ctrl_c_loses_nothing(server, tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C; a run in the background starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_loses_nothing(server, tmp_path, ctrl_c):
     titles = [f"lamp{i}" for i in range(40)]
 
     def interrupt(handler, about):
@@ -439,7 +447,7 @@ def test_ctrl_c_loses_nothing(server, tmp_path):
     assert len(answers.queries) == 80
 
 
-def test_no_request_follows_a_wait_that_was_interrupted(server, tmp_path):
+def test_no_request_follows_a_wait_that_was_interrupted(server, tmp_path, ctrl_c):
     def interrupt(handler, about):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return 429, "wait", {"Retry-After": "30"}
