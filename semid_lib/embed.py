@@ -114,13 +114,34 @@ def embed(
     return known[order[np.searchsorted(known_keys, keys, sorter=order)]]
 
 
-def _encode(texts, keys, path, shelf, batch_size, progress) -> np.ndarray:
+class Encoder:
+    """The model of `embed`, loaded once and kept, for texts that come one by one, such as queries.
+
+    `Encoder()(texts)` gives the vectors that `embed(texts)` gives, without a cache: (n, dim) float32. model: as in
+    `embed`, with its errors.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL):
+        self._model = _load(_model_path(model))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        if not len(texts):
+            raise ValueError("no texts to embed")
+        return self._model.encode(list(texts), batch_size=64, show_progress_bar=False)
+
+
+def _load(path: str):
     from sentence_transformers import SentenceTransformer  # seconds to import; not needed on a cache hit
 
-    encoder = SentenceTransformer(path, trust_remote_code=False)
-    for name, module in list(encoder.named_children()):
+    model = SentenceTransformer(path, trust_remote_code=False)
+    for name, module in list(model.named_children()):
         if type(module).__name__ == "Normalize":  # we keep the length of the vectors: it can be taken off later
-            delattr(encoder, name)
+            delattr(model, name)
+    return model
+
+
+def _encode(texts, keys, path, shelf, batch_size, progress) -> np.ndarray:
+    encoder = _load(path)
     by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # little padding, and no surprise at the end
     vectors = None
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:

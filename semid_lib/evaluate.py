@@ -1,7 +1,8 @@
 """A recommender and a test split in, a table with intervals out.
 
 One protocol for every method: the held-out item is ranked against the whole catalogue (full ranking, no sampled
-negatives), lists hold items and not semantic IDs, and intervals come from resampling users.
+negatives), lists hold items and not semantic IDs, and intervals come from resampling users. Methods of search are
+measured by `evaluate_queries`, where a query may have several relevant items.
 """
 
 import time
@@ -70,3 +71,156 @@ def shown(mean: float, low: float, high: float) -> str:
     return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(
         f"{value:.4f}".removeprefix("0") for value in (mean, (high - low) / 2)
     )
+
+
+# --- queries, which may have several relevant items ---
+
+
+class QueryEvaluation(NamedTuple):
+    """What one method of search did on one set of queries."""
+
+    per_query: pd.DataFrame  # (n, metrics): recall@k, mrr (its values, reciprocal ranks) and validity_rate
+    rank: np.ndarray  # (n,) float64, 1-based rank of the first relevant item, inf where none was found
+    recommended: np.ndarray  # (n, max(ks)) int64 item rows, -1 where there was none
+    seconds: float  # wall time of all queries in one call
+    seconds_alone: np.ndarray  # wall time of each of some queries, asked one by one
+
+
+def evaluate_queries(
+    search: Callable,
+    queries: Sequence[str],
+    relevant: Sequence,
+    ks: Sequence[int] = (1, 10, 100),
+    *,
+    n_items: int,
+    allowed: np.ndarray | None = None,
+    query_vectors: np.ndarray | None = None,
+    n_alone: int = 20,
+    seed: int = 0,
+) -> QueryEvaluation:
+    """Ask `search(queries, max(ks), ...).items` and count: the same protocol for every method.
+
+    relevant: of each query an array of item rows, or one row. `recall@k` is `metrics.recall_of_relevant`; `mrr` takes
+    the first relevant item and is left out for lists under 100. `validity_rate` is the share of a list's places that
+    hold an item, and one that is allowed, of as many places as could: below 1 if a method answers with less than it
+    might, or with what is no item. allowed and query_vectors are handed to `search` if they are given; with vectors
+    the time does not count embedding the queries.
+
+    The clock starts after one query that warms the method up. Then all are asked in one call, and `n_alone` of them,
+    drawn by the seed, one by one.
+
+    Raises ValueError if there is no query or their numbers differ, for a relevant row outside the catalogue, and for
+    lists of another shape; other errors are those of `metrics.recall_of_relevant`.
+
+    >>> class Lists(NamedTuple):
+    ...     items: np.ndarray
+    >>> found = evaluate_queries(lambda queries, k: Lists(np.array([[2, 0]] * len(queries))), ["a", "b"], [0, [1, 2]],
+    ...     ks=(1, 2), n_items=3)
+    >>> found.per_query.values.tolist(), found.rank.tolist()
+    ([[0.0, 1.0, 1.0], [0.5, 0.5, 1.0]], [2.0, 1.0])
+    """
+    queries, relevant, k = list(queries), [np.atleast_1d(rows) for rows in relevant], max(ks)
+    if not queries or len(relevant) != len(queries):
+        raise ValueError(f"{len(queries)} queries and {len(relevant)} sets of relevant items, expected as many and one")
+    for position, rows in enumerate(relevant):
+        if rows.size and rows.max() >= n_items:
+            raise ValueError(f"item {rows.max()} is relevant to query {position}, expected rows below {n_items}")
+
+    query_vectors = None if query_vectors is None else np.asarray(query_vectors)
+
+    def timed(at: Sequence[int]) -> tuple[np.ndarray, float]:
+        options = {} if query_vectors is None else {"query_vectors": query_vectors[at]}
+        if allowed is not None:
+            options["allowed"] = allowed[at] if np.ndim(allowed) == 2 and len(allowed) > 1 else allowed
+        asked = [queries[i] for i in at]
+        started = time.perf_counter()
+        items = np.asarray(search(asked, k, **options).items)
+        return items, time.perf_counter() - started
+
+    timed([0])
+    everything = np.arange(len(queries))
+    recommended, seconds = timed(everything)
+    if recommended.shape != (len(queries), k):
+        raise ValueError(f"the lists are {recommended.shape}, expected ({len(queries)}, {k})")
+    some = np.random.default_rng(seed).permutation(everything)[:n_alone]
+    alone = np.array([timed([i])[1] for i in some])
+
+    per_query = {f"recall@{k}": metrics.recall_of_relevant(recommended, relevant, k) for k in ks}
+    rank = metrics.first_ranks(recommended, relevant)
+    if k >= 100:
+        per_query["mrr"] = metrics.reciprocal_rank(rank)
+    per_query["validity_rate"] = _share_filled(recommended, n_items, allowed)
+    return QueryEvaluation(pd.DataFrame(per_query), rank, recommended, seconds, alone)
+
+
+def _share_filled(recommended: np.ndarray, n_items: int, allowed: np.ndarray | None) -> np.ndarray:
+    """The share of places that hold an allowed item, of those that could: (n,) float64; 1 where none could."""
+    n, k = recommended.shape
+    mask = np.ones((1, n_items), dtype=bool) if allowed is None else np.atleast_2d(allowed)
+    places = np.minimum(mask.sum(axis=1), k)
+    real = (recommended >= 0) & (recommended < n_items)
+    mask = np.broadcast_to(mask, (n, n_items))
+    real &= np.take_along_axis(mask, np.where(real, recommended, 0), axis=1)
+    return np.where(places > 0, real.sum(axis=1) / np.maximum(places, 1), 1.0)
+
+
+def query_figures(evaluation: QueryEvaluation) -> pd.DataFrame:
+    """Every metric of one evaluation with its 95% interval over queries: index metric, columns mean, low, high.
+
+    With few queries the intervals are wide; to compare two methods see `query_differences`.
+    """
+    return _intervals(evaluation.per_query)
+
+
+def query_differences(evaluation: QueryEvaluation, baseline: QueryEvaluation) -> pd.DataFrame:
+    """By how much a method is ahead of another on the same queries, as `query_figures`.
+
+    Query by query, what makes a query hard cancels, so these intervals are narrower than those of the two methods
+    suggest: a method is ahead if the interval lies above 0. Raises ValueError if the metrics or numbers differ.
+    """
+    ours, theirs = evaluation.per_query, baseline.per_query
+    if ours.shape != theirs.shape or list(ours) != list(theirs):
+        raise ValueError(f"evaluations of {ours.shape} and {theirs.shape}, expected the same queries and metrics")
+    return _intervals(ours - theirs)
+
+
+def query_table(evaluations: dict[str, QueryEvaluation]) -> pd.DataFrame:
+    """One column per method; a row per metric, "mean ± half the interval's width", and two for the time of a query.
+
+    The times are in ms: the median of queries asked one by one, and the mean of all in one call.
+    """
+    columns = {}
+    for name, evaluation in evaluations.items():
+        measured = query_figures(evaluation)
+        column = {metric: shown(*line) for metric, line in zip(measured.index, measured.to_numpy(), strict=True)}
+        if len(evaluation.seconds_alone):
+            column["ms, one by one"] = f"{1000 * np.median(evaluation.seconds_alone):.1f}"
+        columns[name] = column | {"ms, in one call": f"{1000 * evaluation.seconds / len(evaluation.rank):.1f}"}
+    return pd.DataFrame(columns)
+
+
+def by_group(evaluation: QueryEvaluation, groups: Sequence) -> pd.DataFrame:
+    """The figures of each kind, cell or source of queries: index (group, metric), columns mean, low, high, n.
+
+    groups: (n,) a label a query; they come out in the order in which they first appear. Small groups have wide
+    intervals, and one query none to speak of: read n. Raises ValueError for another number of labels or a missing one.
+
+    >>> figures = pd.DataFrame({"recall@1": [1.0, 0.0, 0.0]})
+    >>> found = by_group(QueryEvaluation(figures, np.array([1.0, 2.0, 2.0]), None, 0.0, None), ["typo", "need", "need"])
+    >>> found["mean"].to_dict(), found["n"].tolist()
+    ({('typo', 'recall@1'): 1.0, ('need', 'recall@1'): 0.0}, [1, 2])
+    """
+    labels = pd.Series(list(groups), dtype=object)
+    if len(labels) != len(evaluation.per_query) or labels.isna().any():
+        n, missing = len(evaluation.per_query), int(labels.isna().sum())
+        raise ValueError(f"{len(labels)} labels, {missing} of them missing, expected {n}, one a query")
+    parts = {}
+    for label in labels.unique():
+        chosen = evaluation.per_query[(labels == label).to_numpy()]
+        parts[label] = _intervals(chosen).assign(n=len(chosen))
+    return pd.concat(parts, names=["group"])
+
+
+def _intervals(per_query: pd.DataFrame) -> pd.DataFrame:
+    intervals = metrics.bootstrap_intervals(per_query.to_numpy())
+    return pd.DataFrame(intervals, index=pd.Index(per_query.columns, name="metric"))

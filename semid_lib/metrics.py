@@ -1,9 +1,11 @@
 """Recall@K, NDCG@K, MRR and their intervals; pure NumPy, usable without the rest of the library.
 
 Everything starts from one array: the rank at which each user's held-out item was recommended. With a single
-relevant item per user the metrics are short functions of that rank (Järvelin & Kekäläinen 2002 for NDCG).
+relevant item per user the metrics are short functions of that rank (Järvelin & Kekäläinen 2002 for NDCG). A query may
+have several relevant items: `recall_of_relevant` counts them all, `first_ranks` finds the best placed one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +77,58 @@ def reciprocal_rank(rank: np.ndarray) -> np.ndarray:
     array([1.  , 0.25, 0.  ])
     """
     return 1.0 / rank
+
+
+def recall_of_relevant(recommended: np.ndarray, relevant: Sequence[np.ndarray], k: int) -> np.ndarray:
+    """The share of each query's relevant items that is among the first k: (n,) float64 in [0, 1].
+
+    The textbook's recall (Manning, Raghavan & Schütze 2008, section 8.3): the divisor is the number of relevant items,
+    so with more of them than k it cannot reach 1, and with one it is `recall_at_k` of its rank.
+
+    recommended: (n, at least k) integers, best first, -1 where a list is shorter. relevant: n arrays of item rows, one
+    row at least in each; repeated ones count once.
+
+    Raises ValueError for k below 1 or above the length of the lists, for a query without relevant items or with a
+    negative one, a list that names an item twice, and if there are not as many queries as lists.
+
+    >>> recall_of_relevant(np.array([[7, 3, 5], [1, 2, -1]]), [np.array([5, 7, 8, 9]), np.array([2])], k=2)
+    array([0.25, 1.  ])
+    """
+    recommended, relevant = _checked_relevant(recommended, relevant)
+    if recommended.shape[1] < _checked(k):
+        raise ValueError(f"lists have {recommended.shape[1]} places, expected at least k = {k}")
+    found = [np.isin(rows, items[:k]).mean() for rows, items in zip(relevant, recommended, strict=True)]
+    return np.array(found, dtype=np.float64)
+
+
+def first_ranks(recommended: np.ndarray, relevant: Sequence[np.ndarray]) -> np.ndarray:
+    """The 1-based position of the first relevant item in each list, `inf` where there is none: (n,) float64.
+
+    Arguments and errors as in `recall_of_relevant`. `reciprocal_rank` of it is the usual one for several relevant
+    items, and `recall_at_k` of it the hit rate: 1 if any of them is among the first k.
+
+    >>> first_ranks(np.array([[7, 3, 5], [1, 2, -1]]), [np.array([5, 3]), np.array([9])])
+    array([ 2., inf])
+    """
+    recommended, relevant = _checked_relevant(recommended, relevant)
+    first = np.full(len(recommended), np.inf)
+    for query, (rows, items) in enumerate(zip(relevant, recommended, strict=True)):
+        places = np.flatnonzero(np.isin(items, rows))
+        if len(places):
+            first[query] = places[0] + 1.0
+    return first
+
+
+def _checked_relevant(recommended: np.ndarray, relevant: Sequence) -> tuple[np.ndarray, list[np.ndarray]]:
+    recommended = np.asarray(recommended)
+    if recommended.ndim != 2 or len(relevant) != len(recommended):
+        raise ValueError(f"expected recommended (n, k) and n relevant, got {recommended.shape} and {len(relevant)}")
+    relevant = [np.unique(rows) for rows in relevant]
+    for query, rows in enumerate(relevant):
+        if not rows.size or rows.dtype.kind not in "iu" or rows[0] < 0:
+            raise ValueError(f"relevant items of query {query} are {rows.tolist()}, expected item rows, one at least")
+    _refuse_repeated(recommended)
+    return recommended, relevant
 
 
 def validity_rate(recommended: np.ndarray, n_items: int) -> float:

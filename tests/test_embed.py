@@ -209,3 +209,12 @@ def test_the_real_model():
 
     theirs = SentenceTransformer(embed._model_path(embed.DEFAULT_MODEL)).encode(SENTENCES, normalize_embeddings=True)
     np.testing.assert_allclose(embed.normalize(vectors), theirs, atol=1e-5)
+
+
+def test_an_encoder_is_loaded_once_and_embeds_the_same(encoder):
+    one_by_one = embed.Encoder("any")
+    for texts in (["a"], ["ccc", "bb", "ccc"]):
+        np.testing.assert_array_equal(one_by_one(texts), embed.embed(texts, model="any"))
+    assert encoder.loaded == 3  # once by the encoder, twice by embed
+    with pytest.raises(ValueError, match="no texts"):
+        one_by_one([])

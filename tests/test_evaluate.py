@@ -65,3 +65,131 @@ def test_table_has_a_column_a_method_and_a_row_a_metric():
 def test_shown_gives_half_of_the_interval():
     assert evaluate.shown(0.5, 0.4, 0.62) == ".5000\xa0±\xa0.1100"
     assert evaluate.shown(12.0, 11.0, 14.0) == "12.0000\xa0±\xa01.5000"
+
+
+# --- queries ---
+
+
+class Lists(NamedTuple):
+    items: np.ndarray
+
+
+class Searcher:
+    """Answers each query with its list, and remembers how it was asked."""
+
+    def __init__(self, lists):
+        self.lists, self.calls = lists, []
+
+    def search(self, queries, k, **options):
+        self.calls.append((list(queries), options))
+        return Lists(np.array([(self.lists[query] + [-1] * k)[:k] for query in queries]))
+
+
+LISTS = {"pen": [0, 1, 2], "tent": [3], "red": [2, 0], "lamp": [1, 3, 0, 2]}
+RELEVANT = [1, [3], np.array([0, 2]), np.array([2, 3])]
+
+
+def asked(lists=LISTS, **options):
+    settings = {"ks": (1, 3), "n_items": 4} | options
+    return evaluate.evaluate_queries(Searcher(lists).search, list(lists), RELEVANT[: len(lists)], **settings)
+
+
+def test_queries_by_hand():
+    found = asked()
+    assert found.per_query.to_dict("list") == {
+        "recall@1": [0, 1, 0.5, 0],
+        "recall@3": [1, 1, 1, 0.5],
+        "validity_rate": [1, 1 / 3, 2 / 3, 1],
+    }
+    assert found.rank.tolist() == [2, 1, 1, 2]
+    assert found.recommended.tolist() == [[0, 1, 2], [3, -1, -1], [2, 0, -1], [1, 3, 0]]
+    assert found.seconds > 0
+    assert len(found.seconds_alone) == 4
+
+
+def test_mrr_needs_lists_of_a_hundred():
+    assert "mrr" not in asked().per_query
+    assert asked(ks=(10, 100)).per_query["mrr"].tolist() == [0.5, 1, 1, 0.5]
+
+
+def test_validity_counts_the_places_that_could_hold_an_item():
+    assert asked(ks=(100,)).per_query["validity_rate"].tolist() == [0.75, 0.25, 0.5, 1]  # of four items
+    allowed = np.array([True, True, False, False])
+    assert asked(allowed=allowed).per_query["validity_rate"].tolist() == [1, 0, 0.5, 1]
+    nobody = np.zeros((4, 4), dtype=bool)
+    assert (asked(allowed=nobody).per_query["validity_rate"] == 1).all()
+    assert asked({"pen": [0, 4, 7]}).per_query["validity_rate"].tolist() == [1 / 3]
+
+
+def test_how_a_method_is_asked():
+    method, vectors = Searcher(LISTS), np.arange(8).reshape(4, 2)
+    masks = np.eye(4, dtype=bool)
+    names = list(LISTS)
+    evaluate.evaluate_queries(
+        method.search, names, RELEVANT, n_items=4, n_alone=2, allowed=masks, query_vectors=vectors
+    )
+    warm_up, everything, *alone = method.calls
+    assert (warm_up[0], everything[0], [len(queries) for queries, _ in alone]) == (names[:1], names, [1, 1])
+    for queries, options in method.calls:
+        at = [names.index(query) for query in queries]
+        np.testing.assert_array_equal(options["query_vectors"], vectors[at])
+        np.testing.assert_array_equal(options["allowed"], masks[at])
+    method = Searcher(LISTS)
+    evaluate.evaluate_queries(method.search, names, RELEVANT, n_items=4, allowed=masks[0])
+    assert all(options["allowed"].tolist() == [True, False, False, False] for _, options in method.calls)
+
+
+@pytest.mark.parametrize(
+    ("queries", "relevant", "message"),
+    [
+        ([], [], "0 queries"),
+        (["pen"], [[1], [2]], "1 queries and 2 sets"),
+        (["pen", "tent"], [[1], [2, 4]], "item 4 is relevant to query 1"),
+        (["pen", "tent"], [[1], []], "of query 1"),
+    ],
+)
+def test_queries_without_an_answer_are_refused(queries, relevant, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.evaluate_queries(Searcher(LISTS).search, queries, relevant, n_items=4)
+
+
+def test_lists_of_another_shape_are_refused():
+    def short(queries, k):
+        return Lists(np.tile([0, 1, 2], (len(queries), 1)))
+
+    with pytest.raises(ValueError, match=r"lists are \(2, 3\), expected \(2, 100\)"):
+        evaluate.evaluate_queries(short, ["a", "b"], [0, 1], n_items=4)
+
+
+def test_query_figures_and_table():
+    found, other = asked(ks=(1, 100)), asked({name: items[::-1] for name, items in LISTS.items()}, ks=(1, 100))
+    measured = evaluate.query_figures(found)
+    assert measured["mean"].to_dict() == {"recall@1": 0.375, "recall@100": 1, "mrr": 0.75, "validity_rate": 0.625}
+    assert (measured["low"] <= measured["mean"]).all()
+    shown = evaluate.query_table({"one": found, "other": other})
+    assert shown.columns.tolist() == ["one", "other"]
+    assert shown.index.tolist() == [*measured.index, "ms, one by one", "ms, in one call"]
+    assert shown.loc["recall@1", "one"] == evaluate.shown(*measured.loc["recall@1"])
+
+
+def test_differences_are_those_of_each_query():
+    better, worse = asked(ks=(1,)), asked({name: items[::-1] for name, items in LISTS.items()}, ks=(1,))
+    found = evaluate.query_differences(better, worse)
+    assert found.loc["recall@1", "mean"] == pytest.approx((0 + 0 + 0 - 0.5) / 4)
+    assert (evaluate.query_differences(better, better).loc[:, ["mean", "low", "high"]] == 0).all(axis=None)
+    with pytest.raises(ValueError, match="expected the same queries and metrics"):
+        evaluate.query_differences(better, asked(ks=(1, 3)))
+
+
+def test_groups_together_are_the_whole():
+    found = asked()
+    groups = evaluate.by_group(found, ["b", "a", "b", "b"])
+    assert groups.index.names == ["group", "metric"]
+    assert list(dict.fromkeys(groups.index.get_level_values("group"))) == ["b", "a"]
+    recall = groups.xs("recall@3", level="metric")
+    assert recall["n"].tolist() == [3, 1]
+    assert recall["mean"].tolist() == pytest.approx([2.5 / 3, 1])
+    assert np.average(recall["mean"], weights=recall["n"]) == pytest.approx(found.per_query["recall@3"].mean())
+    for wrong in (["a"], ["a", "b", None, "a"]):
+        with pytest.raises(ValueError, match="expected 4, one a query"):
+            evaluate.by_group(found, wrong)

@@ -97,3 +97,61 @@ def test_bootstrap_of_nobody_and_of_one():
     with pytest.raises(ValueError, match="no users"):
         metrics.bootstrap_intervals(np.empty((0, 2)))
     assert metrics.bootstrap_intervals(np.array([[0.25]])) == [(0.25, 0.25, 0.25)]
+
+
+# --- several relevant items ---
+
+some_queries = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, 12), unique=True, min_size=6, max_size=6),
+        st.lists(st.integers(0, 15), min_size=1, max_size=5),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def test_several_relevant_items_by_hand():
+    lists = np.array([[4, 2, 9], [4, 2, 9], [1, -1, -1]])
+    relevant = [np.array([9, 2]), np.array([7, 8]), np.array([1, 1, 2, 3, 4])]
+    assert metrics.recall_of_relevant(lists, relevant, 2).tolist() == [0.5, 0, 0.25]
+    assert metrics.recall_of_relevant(lists, relevant, 3).tolist() == [1, 0, 0.25]
+    assert metrics.first_ranks(lists, relevant).tolist() == [2, np.inf, 1]
+
+
+@given(some_queries, st.integers(1, 6))
+def test_recall_and_first_ranks_equal_plain_sets(queries, k):
+    lists, relevant = np.array([items for items, _ in queries]), [np.array(rows) for _, rows in queries]
+    recall, first = metrics.recall_of_relevant(lists, relevant, k), metrics.first_ranks(lists, relevant)
+    for query, (items, rows) in enumerate(queries):
+        assert recall[query] == pytest.approx(len(set(items[:k]) & set(rows)) / len(set(rows)))
+        places = [place for place, item in enumerate(items, 1) if item in rows]
+        assert first[query] == (min(places) if places else np.inf)
+    assert ((recall > 0) == (metrics.recall_at_k(first, k) > 0)).all()
+
+
+@given(some_queries, st.integers(1, 6))
+def test_with_one_relevant_item_it_is_the_recall_of_its_rank(queries, k):
+    lists, targets = np.array([items for items, _ in queries]), np.array([rows[0] for _, rows in queries])
+    relevant = targets[:, None]
+    np.testing.assert_array_equal(metrics.first_ranks(lists, relevant), metrics.ranks(lists, targets))
+    expected = metrics.recall_at_k(metrics.ranks(lists, targets), k)
+    np.testing.assert_array_equal(metrics.recall_of_relevant(lists, relevant, k), expected)
+
+
+@pytest.mark.parametrize(
+    ("lists", "relevant", "k", "message"),
+    [
+        ([[1, 2]], [[1], [2]], 1, "n relevant"),
+        ([1, 2], [[1], [2]], 1, "n relevant"),
+        ([[1, 2], [1, 2]], [[1], []], 1, "of query 1"),
+        ([[1, 2]], [[-1]], 1, "of query 0"),
+        ([[1, 2]], [[1.5]], 1, "of query 0"),
+        ([[1, 1]], [[1]], 1, "more than once"),
+        ([[1, 2]], [[1]], 3, "2 places, expected at least k = 3"),
+        ([[1, 2]], [[1]], 0, "got 0"),
+    ],
+)
+def test_relevant_items_and_lists_that_mean_nothing_are_refused(lists, relevant, k, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.recall_of_relevant(np.array(lists), relevant, k)

@@ -28,6 +28,7 @@ ORDER = [
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    "retrieval",
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
@@ -171,6 +172,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.decode", "pandas sklearn transformers numba"),
         ("semid_lib.scorers", "pandas sklearn transformers"),
         ("semid_lib.adapters", "pandas sklearn transformers vllm"),
+        ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
         ("semid_lib.sft", "sklearn transformers datasets peft trl"),
     ],
