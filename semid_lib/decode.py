@@ -83,14 +83,16 @@ def constrained_beam_search(
     A beam at least as wide as the number of prefixes is exact; a narrower one may miss items whose first codes look
     poor, but without `diversity` it returns min(k, items allowed) items all the same, unless the model gives items
     the probability 0: those never come out. Equal scores are ordered by semantic ID.
-    Raises ValueError if k < 1, beam_width < k, the mask does not fit, or the model's scores hold NaN or do not fit.
+    Raises ValueError if k < 1, beam_width < k, the mask does not fit, or the model's scores do not fit or hold NaN at
+    a code that could be chosen (at others it may be raised or not).
     """
     if k < 1 or beam_width < k:
         raise ValueError(f"expected 1 <= k <= beam_width, got k={k} and beam_width={beam_width}")
     subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
     state, scores = scorer.begin(contexts, normalization)
+    _check_device(scores, trie)
     zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
-    beam = Beam(zeros, torch.zeros(zeros.shape, dtype=scores.dtype, device=zeros.device), zeros, zeros)
+    beam = Beam(zeros, torch.zeros(zeros.shape, device=zeros.device), zeros, zeros)
     subset = None if subset is None else subset.for_contexts(len(scores))
     prefix = zeros  # the node at depth `diversity.prefix_length` above each beam
     for level in range(trie.n_levels):
@@ -123,8 +125,9 @@ def exact_ranking(
 ) -> Beams:
     """The k most probable items for each context by scoring every item: the truth that a beam approaches.
 
-    The trie is expanded level by level, depth first in blocks of so many prefixes, so that memory grows with
-    block x n_levels and not with the catalogue. Arguments and answer as for `constrained_beam_search`.
+    The trie is expanded level by level, depth first in blocks of so many prefixes, so that the model's part of the
+    memory grows with block x n_levels; the scores take 4 bytes a context and item: ask for many contexts in parts.
+    Arguments and answer as for `constrained_beam_search`.
 
     >>> class Coin:  # a model for which every code has the probability 1/2
     ...     def begin(self, contexts, normalization="vocabulary"):
@@ -139,7 +142,8 @@ def exact_ranking(
         raise ValueError(f"expected k and block of at least 1, got k={k} and block={block}")
     subset, _ = _checked(scorer, trie, allowed, normalization, None)
     state, scores = scorer.begin(contexts, normalization)
-    everything = scores.new_full((len(scores), trie.n_items), -torch.inf)
+    _check_device(scores, trie)
+    everything = torch.full((len(scores), trie.n_items), -torch.inf, device=scores.device)
     with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
 
         def expand(level: int, first: int, score: torch.Tensor, state, scores: torch.Tensor) -> None:
@@ -162,11 +166,12 @@ def exact_ranking(
                 parents, codes = (index[part].expand(len(score), -1) for index in (parent, code))
                 expand(level + 1, low + at, value[:, part], *scorer.advance(state, level, parents, codes))
 
-        expand(0, 0, scores.new_zeros((len(scores), 1)), state, scores)
-    leaf = torch.arange(trie.n_items, device=scores.device).expand(len(scores), -1)
+        expand(0, 0, torch.zeros((len(scores), 1), device=scores.device), state, scores)
     if subset is not None:
-        everything.masked_fill_(~subset.for_contexts(len(scores)).has(trie.n_levels, leaf), -torch.inf)
-    return _answer(trie, leaf, everything, k)
+        subset.for_contexts(len(scores)).keep(everything)
+    score, leaf = _top(everything, min(k, trie.n_items))
+    leaf, order = leaf.sort(dim=1)
+    return _answer(trie, leaf, score.gather(1, order), k)
 
 
 def select(
@@ -358,7 +363,13 @@ def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.T
 
 
 def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    scores = scores.float()  # log-probabilities of several codes are added: half precision would tie them
     return scores.log_softmax(dim=-1) if normalization == "level" else scores
+
+
+def _check_device(scores: torch.Tensor, trie: PrefixTrie) -> None:
+    if scores.device != trie.item.device:
+        raise ValueError(f"the model is on {scores.device}, the trie on {trie.item.device}: move it with trie.to(...)")
 
 
 def _check_codes(scores: torch.Tensor, trie: PrefixTrie, level: int) -> None:

@@ -21,6 +21,7 @@ from semid_lib.trie import PrefixTrie, Subset
 
 _FORMAT = 1
 _FILES = ("model.safetensors", "semantic_ids.npz", "items.parquet")
+_MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
@@ -63,7 +64,8 @@ class Recommender:
         exclude_seen: leave out items of the history. beam_width: hypotheses kept, at least k; by default max(50, k).
         allowed: which items may come out, bool, (n_items,) in the order of `items` or (n_histories, n_items), as
         `rules` makes them.
-        diversity: (m, p) for at most m items that share their first p codes.
+        diversity: (m, p) for at most m items that share their first p codes; lists may then be shorter, unless the beam
+        is wide.
         An empty history gets what shoppers start with; of a history longer than the model's window the most recent
         items count, and all are excluded. Raises ValueError for an unknown item id (naming the history) and for k < 1.
         """
@@ -90,19 +92,20 @@ class Recommender:
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         by_length = np.argsort([len(history) for history in histories], kind="stable")
         size = max(1, _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)))
-        rules = self._rules(allowed, len(histories))
+        trie = self.trie  # one for the whole call: another thread may move it meanwhile
+        rules = self._rules(allowed, len(histories), trie)
+        if isinstance(rules, np.ndarray):  # a row of bytes per user
+            size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
         with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
             for start in range(0, len(histories), size):
                 users = by_length[start : start + size]
                 batch = [histories[user] for user in users]
                 contexts = pad(batch, self.model.config.max_length).to(self.model.start.device)
-                subset = rules if isinstance(rules, Subset) or rules is None else self.trie.subset(rules[users])
+                subset = rules if isinstance(rules, Subset) or rules is None else trie.subset(rules[users])
                 if exclude_seen:
-                    seen = self.trie.subset(excluded=pad(batch, max(map(len, batch))).to(contexts.device))
+                    seen = trie.subset(excluded=pad(batch, max(map(len, batch))).to(contexts.device))
                     subset = seen if subset is None else subset & seen
-                beams = constrained_beam_search(
-                    self.model, contexts, self.trie, beam_width, k, subset, diversity=diversity
-                )
+                beams = constrained_beam_search(self.model, contexts, trie, beam_width, k, subset, diversity=diversity)
                 items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
                 bar.update(len(users))
         return Ranked(items, scores)
@@ -113,14 +116,14 @@ class Recommender:
         self._trie = self._trie.to(self.model.start.device)
         return self._trie
 
-    def _rules(self, allowed: np.ndarray | None, n_users: int) -> Subset | np.ndarray | None:
+    def _rules(self, allowed: np.ndarray | None, n_users: int, trie: PrefixTrie) -> Subset | np.ndarray | None:
         """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
         if allowed is None:
             return None
         allowed = np.asarray(allowed)
         if allowed.ndim == 2 and len(allowed) not in (1, n_users):
             raise ValueError(f"allowed is for {len(allowed)} histories, there are {n_users}")
-        return allowed if allowed.ndim == 2 and len(allowed) > 1 else self.trie.subset(allowed)
+        return allowed if allowed.ndim == 2 and len(allowed) > 1 else trie.subset(allowed)
 
     def _rows(self, history: Sequence[int], at: int) -> np.ndarray:
         ids = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)

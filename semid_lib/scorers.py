@@ -35,27 +35,33 @@ class CausalScorer:
 
     Scores under "vocabulary" are what `generate` ranks by: log-probabilities over everything the model could write.
     Under "level" the rest of the vocabulary is never computed.
+
+    Beams side by side need a model that takes positions and an attention mask as given. Most do; those that count
+    places in the cache (ALiBi), keep a recurrent state or hide a step behind the head would answer wrongly, so a
+    few tokens are compared with the model's own logits first. Raises ValueError for a model that differs, with
+    attention that takes no mask, or for tokens that are not in its vocabulary.
     """
 
     def __init__(self, model, tokens: Sequence[np.ndarray]):
-        self.model = model.eval()
+        self.model = model
         self.tokens = _token_tensors(model, tokens)
         self.n_levels = len(self.tokens)
         config = model.config.get_text_config()
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise ValueError(f"{type(model).__name__} changes its logits ({name}), which is not supported")
+        if model.config.is_encoder_decoder or "local" in (getattr(config, "attention_layers", None) or ()):
+            raise ValueError(f"{type(model).__name__} is no decoder-only model whose every layer sees the whole prompt")
         self.window = getattr(config, "sliding_window", None) if _has_sliding_layers(config) else None
         self.layer_types = set(getattr(config, "layer_types", None) or ())
+        self._probe()
 
     def begin(self, contexts: Mapping[str, torch.Tensor], normalization: str = "vocabulary"):
         """Read the prompts and score the first code: -> state, scores (B, 1, n_codes)."""
         from transformers import DynamicCache
 
-        device = self.model.device
-        ids, mask = contexts["input_ids"].to(device), contexts["attention_mask"].to(device).bool()
-        if not mask.any(dim=1).all():
-            raise ValueError(f"prompt {int((~mask.any(dim=1)).nonzero()[0])} is empty")
+        ids, mask = _inputs(self.model, contexts)
+        device = ids.device
         longest = ids.shape[1] + len(self.tokens)
         if self.window is not None and longest > self.window:
             raise ValueError(f"prompt and ID have {longest} tokens, more than the sliding window of {self.window}")
@@ -76,11 +82,45 @@ class CausalScorer:
         positions = (state.prompt_mask.sum(dim=1, keepdim=True) + level).expand(-1, codes.shape[1])
         cache = _branch(state.cache)
         seen = torch.where(seen, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
-        mask = {kind: seen for kind in self.layer_types} if self.window is not None else seen
-        hidden = self._body(self.tokens[level][codes], mask, positions, cache)
+        by_kind = self.window is not None and self.layer_types
+        mask = {kind: seen for kind in self.layer_types} if by_kind else seen
+        hidden = self._body(self.tokens[level].to(codes.device)[codes], mask, positions, cache)
         depth = state.depth + (level,) * codes.shape[1]
         state = State(cache, path, depth, state.prompt_mask, state.normalization)
         return state, self._scores(hidden, level + 1, state.normalization)
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """Raise ValueError unless two beams over a few tokens get the scores that the model itself gives them."""
+        name, was_training = type(self.model).__name__, self.model.training
+        self.model.eval()
+        codes = torch.tensor([[0, len(level) - 1] for level in self.tokens[:2]], device=self.model.device)
+        start = torch.tensor([[int(self.tokens[0][0]), int(self.tokens[-1][-1]), int(self.tokens[0][-1])]])
+        prompt = {"input_ids": start.to(codes.device), "attention_mask": torch.ones_like(start)}
+        try:
+            state, found = self.begin(prompt)
+            written = [prompt["input_ids"]] * 2
+            for level in range(min(3, self.n_levels)):
+                logits = self.model(input_ids=torch.cat(written)).logits[:, -1].float()
+                own = (logits - logits.logsumexp(dim=-1, keepdim=True))[:, self.tokens[level]]
+                loose = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.5
+                if not torch.allclose(found[0].expand_as(own), own, rtol=1e-4, atol=loose):
+                    raise ValueError(
+                        f"its scores differ from its own logits by up to {float((found[0] - own).abs().max()):.3g}"
+                    )
+                if level + 1 == min(3, self.n_levels):
+                    break
+                parents = torch.tensor([[0, 0]] if level == 0 else [[1, 0]], device=codes.device)
+                state, found = self.advance(state, level, parents, codes[level : level + 1])
+                tokens = self.tokens[level][codes[level]]
+                written = [
+                    torch.cat([written[int(parent)], token.view(1, 1)], dim=1)
+                    for parent, token in zip(parents[0], tokens, strict=True)
+                ]
+        except Exception as error:
+            raise ValueError(f"{name} cannot be searched with beams side by side: {error}") from error
+        finally:
+            self.model.train(was_training)
 
     def _body(self, ids, mask, positions, cache) -> torch.Tensor:
         output = self.model.get_decoder()(
@@ -102,7 +142,9 @@ class EncoderDecoderScorer:
     def __init__(self, model, tokens: Sequence[np.ndarray]):
         if model.config.model_type != "t5":
             raise ValueError(f"expected a T5, got model type {model.config.model_type!r}")
-        self.model = model.eval()
+        if model.config.decoder_start_token_id is None:
+            raise ValueError("the T5 has no decoder_start_token_id: nothing to start an ID with")
+        self.model = model
         self.tokens = _token_tensors(model, tokens)
         self.n_levels = len(self.tokens)
 
@@ -110,10 +152,8 @@ class EncoderDecoderScorer:
         """Read the histories and score the first code: -> state, scores (B, 1, n_codes)."""
         from transformers import DynamicCache, EncoderDecoderCache
 
-        device = self.model.device
-        ids, mask = contexts["input_ids"].to(device), contexts["attention_mask"].to(device).bool()
-        if not mask.any(dim=1).all():
-            raise ValueError(f"context {int((~mask.any(dim=1)).nonzero()[0])} is empty")
+        ids, mask = _inputs(self.model, contexts)
+        device = ids.device
         encoded = self.model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         path = torch.zeros((len(ids), 1, 1), dtype=torch.long, device=device)
@@ -130,7 +170,8 @@ class EncoderDecoderScorer:
         depth = state.depth + (level,) * codes.shape[1]
         state = State(cache, path, depth, state.prompt_mask, state.normalization)
         # the keys and values of the encoder's output are in the cache; the tensor itself is looked at no more
-        return state, self._decode(state, self.tokens[level][codes], level + 1, state.prompt_mask[..., None])
+        ids = self.tokens[level].to(codes.device)[codes]
+        return state, self._decode(state, ids, level + 1, state.prompt_mask[..., None])
 
     def _decode(self, state: State, ids: torch.Tensor, level: int, encoded: torch.Tensor) -> torch.Tensor:
         """Run the decoder's blocks as the model itself does, but with positions that are levels and not places."""
@@ -148,6 +189,16 @@ class EncoderDecoderScorer:
         if self.model.config.scale_decoder_outputs:
             hidden = hidden * self.model.model_dim**-0.5
         return _code_scores(self.model.lm_head, hidden, self.tokens[level], state.normalization)
+
+
+def _inputs(model, contexts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, T) int64 and which of them are real, (B, T) bool, where the model is."""
+    if model.training:
+        raise ValueError("the model is in training mode, with dropout on: call its eval() first")
+    ids, mask = contexts["input_ids"].to(model.device), contexts["attention_mask"].to(model.device).bool()
+    if not mask.any(dim=1).all():
+        raise ValueError(f"context {int((~mask.any(dim=1)).nonzero()[0])} is empty")
+    return ids, mask
 
 
 def _token_tensors(model, tokens: Sequence[np.ndarray]) -> tuple[torch.Tensor, ...]:
@@ -188,6 +239,7 @@ def _own(path: torch.Tensor, n_fed: int) -> torch.Tensor:
 
 def _code_scores(head, hidden: torch.Tensor, tokens: torch.Tensor, normalization: str) -> torch.Tensor:
     """Scores of the codes, (B, W, dim) -> (B, W, n_codes) float32; the whole vocabulary only for its normalizer."""
+    tokens = tokens.to(hidden.device)
     if normalization == "level":
         bias = None if head.bias is None else head.bias[tokens]
         return torch.nn.functional.linear(hidden, head.weight[tokens], bias).float()

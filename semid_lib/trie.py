@@ -81,6 +81,7 @@ class PrefixTrie:
 
     @property
     def n_levels(self) -> int:
+        """Codes of an ID; a disambiguation code is one of them here, if the IDs that were given have one."""
         return len(self.code)
 
     @property
@@ -153,7 +154,7 @@ class PrefixTrie:
         mask = torch.zeros((len(node), self.sizes[depth] + 1), dtype=torch.bool, device=node.device)
         row, child = self._listed(depth, node)
         code = self.code[depth][child].long()
-        mask[row, code] = True if subset is None else subset.has(depth + 1, child, row)
+        mask[row, code] = True if subset is None else subset.for_contexts(len(node)).has(depth + 1, child, row)
         return mask[:, :-1]
 
     def _listed(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,8 +184,13 @@ class PrefixTrie:
 
     def leaf_of_item(self) -> torch.Tensor:
         """The leaf of each catalogue row: (n_rows,) int64, the inverse of `item`; -1 for a row without one."""
-        leaf = torch.full((self.n_rows,), -1, dtype=torch.long, device=self.item.device)
-        leaf[self.item.long()] = torch.arange(self.n_items, device=self.item.device)
+        return self._leaf.long()
+
+    @cached_property
+    def _leaf(self) -> torch.Tensor:
+        """`leaf_of_item` as int32, kept: every request with excluded items looks some up."""
+        leaf = torch.full((self.n_rows,), -1, dtype=torch.int32, device=self.item.device)
+        leaf[self.item.long()] = torch.arange(self.n_items, dtype=torch.int32, device=self.item.device)
         return leaf
 
     def table(self, level: int) -> torch.Tensor | None:
@@ -305,8 +311,8 @@ class PrefixTrie:
             dtypes = (torch.uint8, torch.int16, torch.int32) if name.startswith("code.") else (torch.int32,)
             if array.ndim != 1 or not len(array) or array.dtype not in dtypes:
                 raise ValueError(f"{path}: {name} is {array.dtype} {tuple(array.shape)}, expected {dtypes} (n,)")
-        if type(self.n_rows) is not int:
-            raise ValueError(f"{path}: the number of rows is {self.n_rows!r}, expected an integer")
+        if type(self.n_rows) is not int or self.n_rows > 2**31:
+            raise ValueError(f"{path}: the number of rows is {self.n_rows!r}, expected an integer up to 2^31")
         for depth in reversed(range(self.n_levels)):  # the leaves of depth + 1 are then known to be right
             start, n_below = self.child_start[depth].long(), len(self.code[depth])
             shape_fits = len(start) == self.n_nodes(depth) + 1 and len(self.leaf_start[depth]) == len(start)
@@ -426,6 +432,14 @@ class Subset:
         low, high = self.trie.leaves(depth, node)
         return self.count[group, high] != self.count[group, low]
 
+    def keep(self, scores: torch.Tensor) -> None:
+        """Set the scores of all other leaves to -inf, in place: (B, n_items), a row per context."""
+        if self.mask is not None:
+            scores.masked_fill_(~self.mask, -torch.inf)
+        if self.excluded is not None:
+            context, place = torch.nonzero(self.excluded < self.trie.n_items, as_tuple=True)
+            scores[context, self.excluded[context, place]] = -torch.inf
+
     def nodes(self, depth: int) -> torch.Tensor | None:
         """`allowed` for a whole depth, (G, n_nodes) bool; None where that would be more work than asking."""
         if depth == self.trie.n_levels:
@@ -534,11 +548,12 @@ def _as_leaves(excluded: torch.Tensor | None, trie: PrefixTrie) -> torch.Tensor 
     """Catalogue rows as leaves in ascending order, each once; unused places past the last leaf: (B, m) int64."""
     if excluded is None:
         return None
+    excluded = torch.as_tensor(excluded, device=trie.item.device)
     integers = excluded.dtype in (torch.int32, torch.int64)  # torch would take bool and uint8 for masks
     if not integers or excluded.ndim != 2 or (excluded.numel() and int(excluded.max()) >= trie.n_rows):
         found = f"{excluded.dtype} {tuple(excluded.shape)}"
         raise ValueError(f"excluded must be (contexts, m) integer rows below {trie.n_rows}, got {found}")
-    leaf = trie.leaf_of_item()[excluded.clamp(min=0)]
+    leaf = trie._leaf[excluded.clamp(min=0)].long()
     return _unique(torch.where((excluded >= 0) & (leaf >= 0), leaf, trie.n_items), trie.n_items)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -52,6 +53,12 @@ MODELS = {
     "qwen3, eager": lambda: qwen3(attn_implementation="eager"),
     "llama": llama,
     "qwen2, sliding layers": qwen2_with_sliding_layers,
+    "mistral, all layers sliding": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**SMALL | SHAPE | {"num_key_value_heads": 2, "sliding_window": 16})
+    ),
+    "gpt2, learned positions": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    ),
 }
 
 
@@ -223,15 +230,81 @@ def test_models_that_do_not_fit_are_refused():
         CausalScorer(model, TOKENS)
     long = {"input_ids": torch.ones((1, 20), dtype=torch.long), "attention_mask": torch.ones((1, 20), dtype=torch.long)}
     with pytest.raises(ValueError, match="23 tokens, more than the sliding window of 16"):
-        CausalScorer(qwen2_with_sliding_layers(), TOKENS).begin(long)
+        CausalScorer(qwen2_with_sliding_layers().eval(), TOKENS).begin(long)
 
 
 @pytest.mark.parametrize("name", ["t5", "qwen3"])
 def test_an_empty_context_is_named(name):
     contexts = prompts(0)
     contexts["attention_mask"][2] = 0
-    with pytest.raises(ValueError, match="2 is empty"):
-        scorer_of(MODELS[name]()).begin(contexts)
+    with pytest.raises(ValueError, match="context 2 is empty"):
+        scorer_of(MODELS[name]().eval()).begin(contexts)
+
+
+@pytest.mark.parametrize("name", ["t5", "qwen3"])
+def test_a_model_in_training_mode_is_left_so_and_refused(name):
+    model = MODELS[name]().train()
+    scorer = scorer_of(model)
+    assert model.training
+    with pytest.raises(ValueError, match="training mode"):
+        scorer.begin(prompts(0))
+
+
+@pytest.mark.parametrize("name", ["t5", "qwen3"])
+def test_half_precision_is_added_up_in_float32(name):
+    model, trie = sharpened(MODELS[name](), 0).bfloat16(), random_trie(0)
+    found = constrained_beam_search(scorer_of(model), prompts(0), trie, 20, 20)
+    assert found.scores.dtype == torch.float32
+    assert (found.items >= 0).all()
+
+
+def refused():
+    """Models whose answers would be wrong, each with what is said of it."""
+    bloom = {"n_head": 4, "hidden_size": 32, "n_layer": 2}
+    neo = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 4}
+    return {
+        "places counted in the cache": (
+            transformers.BloomForCausalLM,
+            transformers.BloomConfig(**SMALL | bloom),
+            "Bloom",
+        ),
+        "layers that see a part of the prompt": (
+            transformers.GPTNeoForCausalLM,
+            transformers.GPTNeoConfig(**SMALL | neo, attention_types=[[["global", "local"], 1]]),
+            "every layer sees",
+        ),
+        "a recurrent state": (
+            transformers.Mamba2ForCausalLM,
+            transformers.Mamba2Config(
+                **SMALL, hidden_size=32, num_heads=8, head_dim=8, num_hidden_layers=2, state_size=8
+            ),
+            "attention|side by side",
+        ),
+        "a step before the head": (
+            transformers.BertLMHeadModel,
+            transformers.BertConfig(**SMALL | SHAPE, is_decoder=True),
+            "BertLMHeadModel cannot be searched",
+        ),
+        "an encoder": (
+            transformers.T5ForConditionalGeneration,
+            T5Config(**SMALL, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0),
+            "no decoder-only model",
+        ),
+    }
+
+
+@pytest.mark.parametrize("why", refused())
+def test_models_that_would_answer_wrongly_are_refused(why):
+    make, config, message = refused()[why]
+    with pytest.raises(ValueError, match=message):
+        CausalScorer(sharpened(make(config), 0), TOKENS)
+
+
+def test_a_t5_without_a_start_token_is_refused():
+    model = t5()
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        EncoderDecoderScorer(model, TOKENS)
 
 
 @pytest.mark.parametrize("levels", [2, 4])
