@@ -48,7 +48,7 @@ def test_a_comparison_has_a_line_for_each_method():
 
 def test_a_comparison_refuses_a_method_that_chooses_otherwise(monkeypatch):
     class Wrong(peers.TriePeer):
-        name = "wrong"
+        name, limit = "wrong", 30  # alone with its part of the items
 
         def step(self, *arguments):
             values, *rest = super().step(*arguments)
