@@ -44,6 +44,7 @@ LIBRARY := $(wildcard semid_lib/*.py)
 # what each chapter needs to have been run before it
 $(RUN_FOLDER)/02_semantic_ids.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
 $(RUN_FOLDER)/03_codebook_analysis.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
+$(RUN_FOLDER)/04_synthetic_queries.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
 $(RUN_FOLDER)/06_constrained_generation.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
 $(RUN_FOLDER)/07_next_item.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
 

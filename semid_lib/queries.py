@@ -2,10 +2,11 @@
 
 A catalogue without logs has no queries. `synthesize` writes some for each item, by templates (`query_templates`) or
 by a language model (`query_llm`); `filter_queries` drops what would teach or measure nothing and says why;
-`split_queries` holds out items and phrasings.
+`split_queries` holds out items and phrasings; `save_queries` keeps them, with their vectors, for the chapters after.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from semid_lib import query_llm, query_templates
 from semid_lib.embed import normalize
 from semid_lib.endpoint import Endpoint
 from semid_lib.query_templates import words
+from semid_lib.store import Store, sha256
 
 _BLOCK = 1024  # queries scored at once: block x n_items float32 in memory
 
@@ -26,6 +28,7 @@ def synthesize(
     seed: int = 0,
     cache=None,
     progress: bool = False,
+    weights: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """Queries that each item should answer, at most `n_per_item` of them an item, item after item.
 
@@ -33,14 +36,15 @@ def synthesize(
     `query_llm.Endpoint` or `LocalModel`. cache: a folder in which a model's answers are kept, so that none is paid
     twice; templates need none. The queries by templates depend on the seed and on the item alone (its `item_id`, or
     its row where there is none), and those for a small n are the first of those for a larger one; of a model, the
-    seed is only used by `LocalModel`.
+    seed is only used by `LocalModel`. weights: of the templates' kinds, such as {"need": 2} for twice as many of one
+    and {"drop": 0} for none; 1 for the others.
 
     Returns `item` (int64, row of the item table), `query` (str, lower case), `kind` (str, its family of phrasings)
     and `source` (str, "templates" or the model's name). Items without text have no queries, items of one word may
     have fewer than n; a model may fail on some: a warning counts them, `query_llm.ask` returns why.
 
-    Raises ValueError for another source, n_per_item below 1 or a table without titles; errors of an endpoint are in
-    `query_llm.ask`.
+    Raises ValueError for another source, n_per_item below 1, a table without titles, and weights that are unknown,
+    negative or for a language model, which chooses itself; errors of an endpoint are in `query_llm.ask`.
 
     >>> tent = pd.DataFrame({"item_id": [7], "title": ["Two-person camping tent with storm guys"]})
     >>> synthesize(tent, 3)["query"].tolist()
@@ -51,13 +55,15 @@ def synthesize(
     if "title" not in items:
         raise ValueError(f"the items have columns {list(items)}, expected a title")
     if source == "templates":
-        return _from_templates(items, n_per_item, seed)
+        return _from_templates(items, n_per_item, seed, weights)
     if isinstance(source, str):
         raise ValueError(f"source is {source!r}, expected 'templates', an Endpoint or a LocalModel")
+    if weights is not None:
+        raise ValueError(f"weights are {dict(weights)}, expected None: they are for templates only")
     return query_llm.ask(items, n_per_item, source, seed=seed, cache=cache, progress=progress).queries
 
 
-def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int) -> pd.DataFrame:
+def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int, weights) -> pd.DataFrame:
     streams = items["item_id"] if "item_id" in items else range(len(items))
     fields = zip(
         *(streams, items["title"], items.get("brand", [""] * len(items))),
@@ -67,7 +73,7 @@ def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int) -> pd.DataF
     found = [
         (row, query, kind)
         for row, (stream, *texts) in enumerate(fields)
-        for query, kind in query_templates.item_queries(f"{seed}/{stream}", n_per_item, *texts)
+        for query, kind in query_templates.item_queries(f"{seed}/{stream}", n_per_item, *texts, weights=weights)
     ]
     queries = pd.DataFrame(found, columns=["item", "query", "kind"]).astype({"item": np.int64})
     return queries.astype({"query": str, "kind": str}).assign(source="templates")
@@ -299,3 +305,55 @@ def split_queries(
     new_kind = ~test["kind"].isin(train["kind"]).to_numpy()
     test = test.assign(cell=np.array(CELLS, dtype=object)[2 * new_item + new_kind])
     return QuerySplit(train, test, tuple(held_out_kinds), int((in_test & known).sum()))
+
+
+# --- an artefact ---
+
+
+class SavedQueries(NamedTuple):
+    """What `save_queries` wrote: tables with an index from 0, and a vector for each of their rows."""
+
+    train: pd.DataFrame  # item, query, kind, source, and what else was saved
+    test: pd.DataFrame  # the same, and cell
+    train_vectors: np.ndarray  # (n_train, dim) float32
+    test_vectors: np.ndarray  # (n_test, dim) float32
+
+
+def save_queries(
+    shelf: Store, train: pd.DataFrame, test: pd.DataFrame, train_vectors: np.ndarray, test_vectors: np.ndarray, **facts
+) -> Path:
+    """Write queries for a later chapter: texts to `synthetic_queries.parquet`, vectors and facts to an artefact.
+
+    The artefact `synthetic_queries` holds the vectors as float16, half the disk for cosines that differ by less than
+    .001, and the checksum of the texts; so texts and vectors that do not belong together, or to the data, are refused
+    by `load_queries`. facts: whatever else a reader should know, as JSON.
+
+    Raises ValueError if there are not as many vectors as queries.
+    """
+    arrays = {}
+    for part, table, vectors in (("train", train, train_vectors), ("test", test, test_vectors)):
+        if len(table) != len(vectors):
+            raise ValueError(f"{part} has {len(table)} queries and {len(vectors)} vectors, expected as many")
+        arrays[f"{part}_vectors"] = np.asarray(vectors, np.float16)
+    texts = pd.concat([train.assign(part="train"), test.assign(part="test")], ignore_index=True)
+    path = shelf.path("synthetic_queries.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    texts.to_parquet(partial, index=False)
+    partial.replace(path)
+    return shelf.save("synthetic_queries", arrays, texts_sha256=sha256(path), **facts)
+
+
+def load_queries(shelf: Store) -> SavedQueries:
+    """Read what `save_queries` wrote on this shelf.
+
+    Raises FileNotFoundError if nothing was written, ValueError if it was made from other data, or if texts and
+    vectors come from two runs.
+    """
+    saved, path = shelf.load("synthetic_queries"), shelf.path("synthetic_queries.parquet")
+    if not path.is_file() or sha256(path) != saved.facts["texts_sha256"]:
+        raise ValueError(f"{path} is not what the vectors were made from: run the chapter that writes it again")
+    texts = pd.read_parquet(path)
+    parts = [texts[texts["part"] == part].drop(columns="part").reset_index(drop=True) for part in ("train", "test")]
+    parts[0] = parts[0].drop(columns="cell", errors="ignore")  # that of the test
+    return SavedQueries(*parts, *(saved[f"{part}_vectors"].astype(np.float32) for part in ("train", "test")))

@@ -8,7 +8,7 @@ words, a median of 3 or 4).
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import NamedTuple
 
@@ -93,28 +93,44 @@ class _Facts(NamedTuple):
     domains: list[str]  # names of wider categories
 
 
-def item_queries(stream: str, n: int, title: str, brand="", categories=(), description="") -> list[tuple[str, str]]:
+def item_queries(
+    stream: str, n: int, title: str, brand="", categories=(), description="", weights: Mapping[str, int] | None = None
+) -> list[tuple[str, str]]:
     """At most `n` different (query, kind) of one item, in lower case.
 
     stream: names the random stream. The kinds take turns in a random order, those that the item has no words for are
     passed over; the first queries do not depend on n. An item without text has none, one with a single word has few.
+    weights: turns of a kind in each round; 1 for kinds that are not named, 0 for none. Raises ValueError for an
+    unknown kind, weights that are not whole numbers from 0 up, and if nothing is left.
 
     >>> item_queries("a", 4, "OPI Red Shatter Crackle Nail Polish", "OPI", [["Beauty", "Nails", "Nail Polish"]])[:3]
     [('shatter polish', 'words'), ('opi shatter crackle', 'brand_words'), ('shatter crackle nail', 'fragment')]
     """
+    turns = _turns(weights or {})
     random, facts = Random(stream), _facts(title, brand, categories, description)
     if not facts.title and not facts.types:
         return []
-    order = [kind for _, kind in sorted((random.random(), kind) for kind in KINDS)]
+    order = [kind for _, kind in sorted((random.random(), kind) for kind in turns)]
     found: dict[str, str] = {}
     attempt = idle = 0
-    while len(found) < n and idle < 3 * len(KINDS):  # many in a row with nothing new: there is no more to say
-        kind = order[attempt % len(KINDS)]
+    while len(found) < n and idle < 3 * len(order):  # many in a row with nothing new: there is no more to say
+        kind = order[attempt % len(order)]
         query = _WRITERS[kind](random, facts)
         attempt, idle = attempt + 1, idle + 1
         if query and query not in found and any(map(str.isalnum, query)):
             found[query], idle = kind, 0
     return list(found.items())
+
+
+def _turns(weights: Mapping[str, int]) -> list[str]:
+    if unknown := set(weights) - set(KINDS):
+        raise ValueError(f"weights has {sorted(unknown)}, expected some of {list(KINDS)}")
+    if wrong := {kind: weight for kind, weight in weights.items() if not isinstance(weight, int) or weight < 0}:
+        raise ValueError(f"weights are {wrong}, expected whole numbers from 0 up")
+    turns = [kind for kind in KINDS for _ in range(weights.get(kind, 1))]
+    if not turns:
+        raise ValueError("all weights are 0, expected at least one kind")
+    return turns
 
 
 def words(text: str) -> list[str]:

@@ -23,6 +23,8 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "test_users": (300, None, None),
     "beam_width": (100, 1000, 1000),
     "list_length": (100, 1000, 1000),
+    "queries_per_item": (2, 8, 16),
+    "queried_items": (300, 15_000, None),
     "similar_steps": (60, 1000, 4000),
     "prompts": (20, 150, 1000),
     "peer_seconds": (0.02, 1.0, 3.0),
@@ -47,6 +49,8 @@ class Scale:
     test_users: int | None  # None: everybody
     beam_width: int  # beam of the published table
     list_length: int  # K of the longest list that is evaluated
+    queries_per_item: int  # synthetic queries that are written for an item
+    queried_items: int | None  # items that get some, a fixed random sample; None: all of them
     similar_steps: int  # training steps of the small language model of chapter 06, at least
     prompts: int  # that it is asked
     peer_seconds: float  # how long each step of each method is timed there

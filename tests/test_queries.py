@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib import data, queries, query_templates
+from semid_lib import data, queries, query_templates, store
+from semid_lib.endpoint import Endpoint
 from semid_lib.queries import CELLS, filter_queries, query_key, split_queries, synthesize
 from semid_lib.query_templates import KINDS, item_queries, words
 
@@ -413,3 +414,105 @@ def test_all_in_the_same_words_cannot_be_split():
 def test_brands_that_are_none():
     for brand in ("Unknown", "n/a", ""):
         assert not query_templates._facts("Red pen", brand, [], "").brand
+
+
+# --- weights ---
+
+
+def test_equal_weights_are_the_default():
+    pd.testing.assert_frame_equal(of(), synthesize(ITEMS, 8, weights=dict.fromkeys(KINDS, 1)))
+
+
+def test_weights_are_turns_in_a_round():
+    weights = {"need": 3, "typo": 2, "fragment": 0}
+    items = data.load("demo").items.head(400)
+    counts = synthesize(items, 6, weights=weights)["kind"].value_counts()
+    assert "fragment" not in counts
+    assert 2.4 < counts["need"] / counts["words"] < 3.6
+    assert 1.6 < counts["typo"] / counts["words"] < 2.4
+
+
+@settings(max_examples=30)
+@given(fields, st.integers(1, 10), st.dictionaries(st.sampled_from(KINDS), st.integers(1, 3)))
+def test_fewer_queries_are_the_first_of_more_with_weights_too(item, n, weights):
+    found = item_queries("a", n, *item, weights=weights)
+    assert found == item_queries("a", n + 4, *item, weights=weights)[:n]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"poem": 2}, "poem"),
+        ({"need": -1}, "'need': -1"),
+        ({"need": 0.5}, "whole numbers"),
+        (dict.fromkeys(KINDS, 0), "all weights are 0"),
+    ],
+)
+def test_weights_refuse(weights, message):
+    with pytest.raises(ValueError, match=message):
+        synthesize(ITEMS, 4, weights=weights)
+
+
+def test_a_language_model_takes_no_weights():
+    with pytest.raises(ValueError, match="for templates only"):
+        synthesize(ITEMS, 4, source=Endpoint("http://127.0.0.1:9/v1", "any"), weights={"need": 2})
+
+
+# --- the artefact ---
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return store.Store("shop", "smoke", "a" * 64, root=tmp_path)
+
+
+def saved(shelf, seed=0):
+    asked = synthesize(data.load("demo").items.head(50), 6, seed=seed)
+    train, test, _, _ = split_queries(asked)
+    vectors = [np.random.default_rng(seed).normal(size=(len(part), 4)) for part in (train, test)]
+    queries.save_queries(shelf, train, test, *vectors, embedder="none")
+    return train, test, *vectors
+
+
+def test_saved_queries_come_back(shelf):
+    train, test, train_vectors, test_vectors = saved(shelf)
+    back = queries.load_queries(shelf)
+    pd.testing.assert_frame_equal(back.train, train.reset_index(drop=True))
+    pd.testing.assert_frame_equal(back.test, test.reset_index(drop=True), check_dtype=False)
+    assert back.train_vectors.dtype == np.float32
+    np.testing.assert_allclose(back.train_vectors, train_vectors, atol=2e-3)
+    np.testing.assert_allclose(back.test_vectors, test_vectors, atol=2e-3)
+    assert shelf.load("synthetic_queries").facts["embedder"] == "none"
+
+
+def test_an_empty_test_can_be_saved(shelf):
+    train, test, train_vectors, test_vectors = saved(shelf)
+    queries.save_queries(shelf, train, test[:0], train_vectors, test_vectors[:0])
+    assert len(queries.load_queries(shelf).test) == 0
+
+
+def test_texts_of_another_run_are_refused(shelf):
+    saved(shelf)
+    texts = shelf.path("synthetic_queries.parquet")
+    old = texts.read_bytes()
+    saved(shelf, seed=1)
+    texts.write_bytes(old)
+    with pytest.raises(ValueError, match="not what the vectors were made from"):
+        queries.load_queries(shelf)
+    texts.unlink()
+    with pytest.raises(ValueError, match="run the chapter"):
+        queries.load_queries(shelf)
+
+
+def test_queries_of_other_data_are_refused(shelf, tmp_path):
+    with pytest.raises(FileNotFoundError, match="synthetic_queries"):
+        queries.load_queries(shelf)
+    saved(shelf)
+    with pytest.raises(ValueError, match="other data"):
+        queries.load_queries(store.Store("shop", "smoke", "b" * 64, root=tmp_path))
+
+
+def test_a_vector_for_every_query(shelf):
+    train, test, train_vectors, test_vectors = saved(shelf)
+    with pytest.raises(ValueError, match="vectors, expected as many"):
+        queries.save_queries(shelf, train, test, train_vectors[1:], test_vectors)
