@@ -520,5 +520,4 @@ print(f"{len(lost):,} of these not found among the first {K}; in {clock.seconds:
 # **What this does not show.** That a model learns anything useful from these queries. Only the data set's own queries,
 # and in the end shoppers, can tell.
 #
-# **Next:** chapter 05, which trains on these queries, is not written yet;
-# [chapter 06](06_constrained_generation) shows how a model answers with items that exist.
+# **Next:** [models that learn from these queries](05_llm_sft) to answer with items.

@@ -1,8 +1,8 @@
 """Search by models that write semantic IDs, under the protocol of `retrieval`, and what they write without a trie.
 
-`LightSearch` and `LanguageModelSearch` answer `search(queries, k, allowed, query_vectors)` as BM25 does, so that all can
-be measured by one function and merged by `retrieval.FusedRanks`. `write_freely` lets a language model write whatever it
-likes: how often that names an item says how much of the trie it has learned.
+`LightSearch` and `LanguageModelSearch` answer `search(queries, k, allowed, query_vectors)` as BM25 does, so that one
+function measures them all, and `retrieval.FusedScores` or `FusedRanks` merges them. `write_freely` lets a language
+model write whatever it likes: how often that names an item says how much of the trie it has learned.
 """
 
 from collections.abc import Callable, Sequence

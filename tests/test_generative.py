@@ -18,7 +18,9 @@ from semid_lib.trie import PrefixTrie
 from semid_lib.vocabulary import extend_vocabulary
 
 N_ITEMS, DIM = 30, 8
-TEXTS = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in "tent lamp soap pen cup".split()] * 2
+TEXTS = [
+    f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ["tent", "lamp", "soap", "pen", "cup"]
+] * 2
 QUERIES = ["red tent", "a lamp", "blue pen for school", "soap", "green"]
 
 
