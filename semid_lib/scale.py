@@ -32,10 +32,10 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "lm_dim": (32, 192, 256),
     "lm_layers": (1, 2, 4),
     "lm_heads": (2, 3, 4),
-    "lm_rows_per_item": (1, 25, 50),
+    "lm_rows_per_item": (2, 25, 50),
     "lm_rows": (1000, 250_000, 1_000_000),
-    "query_epochs": (1, 2, 4),
-    "query_steps": (5, 300, 1000),
+    "query_epochs": (1, 3, 6),
+    "query_steps": (5, 200, 1000),
     "test_queries": (60, 1000, 4000),
 }
 

@@ -230,7 +230,7 @@ def _train(model, tokenizer, data, tokens, config, stage, folder, progress, call
     forward = model.__dict__.get("forward")
     trainer = answer_trainer()(
         model=wrapped,
-        args=_arguments(model, config, stage, folder),
+        args=_arguments(model, config, stage, folder, config.n_steps(stage, len(data))),
         train_dataset=data,
         processing_class=tokenizer,
         callbacks=list(callbacks),
@@ -291,7 +291,7 @@ def _with_rows(model, tokens, config: FineTuning, stage: str):
     return wrapped
 
 
-def _arguments(model, config: FineTuning, stage: str, folder: Path):
+def _arguments(model, config: FineTuning, stage: str, folder: Path, n_steps: int):
     from trl import SFTConfig
 
     on_gpu = model.device.type == "cuda"
@@ -314,7 +314,7 @@ def _arguments(model, config: FineTuning, stage: str, folder: Path):
         dataloader_pin_memory=on_gpu,
         save_steps=config.save_every,
         save_total_limit=2,
-        logging_steps=10,
+        logging_steps=min(10, max(1, n_steps // 10)),
         seed=config.seed,
         report_to="none",
         disable_tqdm=True,  # in a notebook it would write a table with a line for every entry; see `progress_bar`
