@@ -480,7 +480,7 @@ queries.save_queries(
 )
 back = queries.load_queries(shelf)
 assert back.train["query"].tolist() == train["query"].tolist()
-print({name: getattr(back, name).shape for name in back._fields})
+pd.Series({name: getattr(back, name).shape for name in back._fields}).to_frame("shape")
 
 # %%
 figures = {
@@ -504,8 +504,20 @@ if real is not None:
     rows += store.metric_rows("queries/round_trip/own", table, n=len(per_query))
 rows += [{"key": "queries/seconds", "value": round(clock.seconds, 1)}]
 shelf.record("04_synthetic_queries", [row | {"seed": SEED} for row in rows])
-print(f"{len(asked):,} written, {len(kept):,} kept by their text,")
-print(f"{len(lost):,} of these not found among the first {K}; in {clock.seconds:.0f} s")
+print(
+    f"{len(asked):,} queries written for {n_items:,} items, {len(kept):,} kept by their text"
+)
+print(f"{asked['in_title'].mean():.0%} of their words stand in the title", end="")
+print(
+    f", {compared['in_title'].iloc[-1]:.0%} of the data set's own"
+    if real is not None
+    else ""
+)
+print(f"language model: {(asked['source'] != 'templates').sum()} queries")
+easiest, *_, hardest = hardness.index
+print(f"dense Recall@10 from {hardness['Recall@10'].iloc[-1]:.2f} ({hardest}) ", end="")
+print(f"to {hardness['Recall@10'].iloc[0]:.2f} ({easiest}), {len(lost):,} lost")
+print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** *Purposes by rule*: what stands after "for" is not always one ("what helps with much else
