@@ -25,9 +25,7 @@
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
-BASE_MODEL = (
-    ""  # a name of base_models.MODELS, a folder or a name on the hub; "": see below
-)
+BASE_MODEL = ""  # a name of base_models.MODELS, or a folder; "": see below
 
 # %% [markdown]
 # Without a name, `full` on a machine with a GPU takes Qwen3-4B; everything else takes a small Qwen3 {cite}`qwen2025` that
@@ -202,7 +200,10 @@ for task in sft_examples.TASKS:
         row = example_of[task]
         chat = [*row["prompt"], *row["completion"]]
         options = row["chat_template_kwargs"]
-        print(tokenizer.apply_chat_template(chat, tokenize=False, **options)[:300])
+        for line in tokenizer.apply_chat_template(chat, tokenize=False, **options).split(
+            "\n"
+        ):
+            print(textwrap.fill(line, 84))
 
 # %% [markdown]
 # A large pretrained model gets them all (`sft_examples.WEIGHTS`), each question in three phrasings. The small one gets the
@@ -245,7 +246,7 @@ config = (
     if base_model
     else sft.FineTuning(
         method="full",
-        row_steps=0,  # nothing is frozen in a model from scratch, so there is no first stage
+        row_steps=0,  # from scratch all rows are new: no first stage
         n_epochs=1,
         learning_rate=2e-3,
         batch_size=64,
@@ -256,6 +257,8 @@ config = (
     )
 )
 tokenized = sft_examples.tokenize(rows, tokenizer, config.max_length)
+
+# %%
 one = min(tokenized.select(range(20)), key=lambda example: len(example["input_ids"]))
 pd.DataFrame(
     {
@@ -432,7 +435,8 @@ history.rename(columns={"validation": "Recall@10, held back"}).round(3).T
 
 # %% [markdown]
 # The loss is in nats an item. It may go on falling while the recall does not: the hashed words make it easy to learn
-# training queries by heart.
+# training queries by heart. And where the recall stays below that before training, the templates had nothing to teach that
+# the encoder did not know; half of what is held back are new items, on which training can only lose.
 
 # %% [markdown]
 # ## 5. Does it write IDs that exist?
@@ -473,7 +477,8 @@ valid.round(4)
 # %% [markdown]
 # An interval of zero width where all answers are valid is the bootstrap's own limit, not certainty. A valid answer is
 # not a right one. How far does the first answer agree with the ID of the item that was meant? After one code, after two,
-# after all; and by chance, if one always answered with the most common prefix:
+# after all; and by chance, if one always answered with the most common prefix. About half of the queries ask for items that
+# no model here has learned a query for.
 
 # %%
 truth = ids.unique[right[some]]
@@ -559,7 +564,8 @@ print(f"{len(sample):,} held-out synthetic queries of {shop.name}")
 evaluate.query_table(synthetic).T.drop(columns="validity_rate")
 
 # %% [markdown]
-# After ± half of the 95% interval over queries. The milliseconds are of this machine, and leave out embedding the query,
+# After ± half of the 95% interval over queries. It says nothing of training: another seed is another model, and a small
+# language model may differ from itself by more than the interval. The milliseconds are of this machine, and leave out embedding the query,
 # which all but BM25 and the language model need first:
 
 # %%
