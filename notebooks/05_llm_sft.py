@@ -39,6 +39,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch.utils.data import DataLoader, TensorDataset
 
 from semid_lib import (
@@ -627,13 +628,23 @@ print({part: int(chosen.sum()) for part, chosen in parts.items()}, "queries")
 found.round(3)
 
 # %% [markdown]
-# And by kind of query:
+# And by kind of query; the last column is half of the widest interval in the row, since some kinds are few:
+
 
 # %%
-kinds = sample["kind"].value_counts()
-table = by_group(synthetic, sample["kind"]).T
-table.insert(0, "queries", kinds[table.index])
-table
+def by_kind(evaluations, kinds):
+    """Recall@10 of every method for every kind of query."""
+    parts = {
+        name: evaluate.by_group(e, kinds).xs("recall@10", level="metric")
+        for name, e in evaluations.items()
+    }
+    table = pd.DataFrame({name: part["mean"] for name, part in parts.items()}).round(3)
+    table.insert(0, "queries", next(iter(parts.values()))["n"])
+    half = [(part["high"] - part["low"]) / 2 for part in parts.values()]
+    return table.assign(**{"±": np.max(half, axis=0).round(3)}).rename_axis("kind")
+
+
+by_kind(synthetic, sample["kind"])
 
 # %% [markdown]
 # ### Queries that nobody here wrote
@@ -661,9 +672,7 @@ if own is not None:
         name: evaluate.query_figures(e).loc["recall@10"] for name, e in real.items()
     }
     width = np.mean([line["high"] - line["low"] for line in figures.values()])
-    print(
-        f"with {len(own)} queries an interval of Recall@10 is {width:.2f} wide on average"
-    )
+    print(f"{len(own)} queries: an interval of Recall@10 is {width:.2f} wide on average")
     ahead = {
         name: evaluate.query_differences(evaluation, real["dense"]).loc["recall@10"]
         for name, evaluation in real.items()
@@ -678,9 +687,7 @@ if own is not None:
 
 # %%
 if own is not None and "kind" in own:
-    table = by_group(real, own["kind"]).T
-    table.insert(0, "queries", own["kind"].value_counts()[table.index])
-    display(table)
+    display(by_kind(real, own["kind"]))
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Recall@10 with 95% intervals of every method, one panel for synthetic queries of old items, one for new items, and one for the queries of the data set where it has any."}}
 panels = {
@@ -726,13 +733,15 @@ drawn_rows = np.random.default_rng(SEED).permutation(len(shown_queries))[:3]
 
 def line(item, wanted_items):
     """A title with a tick if it is right."""
+    if item < 0:
+        return ""
     tick = "✓ " if item in wanted_items else ""
-    return tick + textwrap.shorten(title[item], 38, placeholder="…") if item >= 0 else ""
+    return tick + textwrap.shorten(title[item], 38, placeholder="…")
 
 
 for at in drawn_rows:
     wanted_items = list(relevant)[at]
-    print(f"{shown_queries.iloc[at]!r}: {len(wanted_items)} right")
+    display(Markdown(f"**{shown_queries.iloc[at]}** ({len(wanted_items)} right)"))
     lists = {name: evaluations[name].recommended[at, :5] for name in compared}
     display(
         pd.DataFrame(
@@ -790,12 +799,8 @@ print(f"loss of the LLM {end_loss:.2f}, {floor:.2f} by use alone")
 print(f"the light model: {len(asked.train):,} queries, {epochs[-1].seconds:.0f} s")
 for name, share in valid["mean"].items():
     print(f"valid, {name}: {share:.3f}")
-for where, of_methods in recall.items():
-    best = max(of_methods, key=of_methods.get)
-    print(f"Recall@10, {where} queries: best {best} {of_methods[best]:.3f}; ", end="")
-    print(", ".join(f"{name} {of_methods[name]:.3f}" for name in compared))
-print("new items / old, Recall@10: ", end="")
-print(", ".join(f"{name} {share:.2f}" for name, share in found["new / old"].items()))
+summary = pd.DataFrame(recall).add_prefix("Recall@10, ")
+summary.assign(**{"new / old items": found["new / old"]}).round(3)
 
 # %%
 result_rows = []
