@@ -45,6 +45,7 @@ LIBRARY := $(wildcard semid_lib/*.py)
 $(RUN_FOLDER)/02_semantic_ids.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
 $(RUN_FOLDER)/03_codebook_analysis.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
 $(RUN_FOLDER)/04_synthetic_queries.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
+$(RUN_FOLDER)/05_llm_sft.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb $(RUN_FOLDER)/04_synthetic_queries.ipynb
 $(RUN_FOLDER)/06_constrained_generation.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
 $(RUN_FOLDER)/07_next_item.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
 

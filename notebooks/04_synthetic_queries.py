@@ -532,5 +532,4 @@ print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:
 # **What this does not show.** That a model learns anything useful from these queries. Only the data set's own queries,
 # and in the end shoppers, can tell.
 #
-# **Next:** chapter 05, which trains on these queries, is not written yet;
-# [chapter 06](06_constrained_generation) shows how a model answers with items that exist.
+# **Next:** [models that learn from these queries](05_llm_sft) to answer with items.

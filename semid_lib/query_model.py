@@ -8,15 +8,19 @@ a prefix, so the probabilities of the items sum to one and none is spent on IDs 
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +28,7 @@ from semid_lib.timeline import HeadLevel
 from semid_lib.trie import PrefixTrie
 
 _WORD = re.compile(r"\w+")
+_FORMAT = "query model 1"
 _GRAMS = 64  # hashed pieces of a query that are looked at
 
 
@@ -102,6 +107,29 @@ class QueryModel(nn.Module):
         other = QueryModel(self.config, ids, vectors)
         other.load_state_dict(self.state_dict())
         return other.to(self.log_temperature.device).train(self.training)
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and config as one safetensors file; the catalogue is not in it."""
+        weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
+        save_file(weights, path, metadata={"format": _FORMAT, "config": json.dumps(asdict(self.config))})
+
+    @classmethod
+    def load(cls, path: str | Path, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
+        """Read what `save` wrote, for a catalogue: the one of training or another; in evaluation mode.
+
+        Raises ValueError naming the file if it is no query model, and as the constructor does.
+        """
+        try:
+            with safe_open(path, framework="pt") as saved:
+                facts = saved.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a file of a query model: {error}") from error
+        if facts.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a file of a query model: expected format {_FORMAT!r}")
+        config = json.loads(facts["config"])
+        model = cls(QueryModelConfig(**config | {"sizes": tuple(config["sizes"])}), ids, vectors)
+        model.load_state_dict(load_file(path))
+        return model.eval()
 
     @property
     def n_levels(self) -> int:

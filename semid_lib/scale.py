@@ -28,6 +28,15 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "similar_steps": (60, 1000, 4000),
     "prompts": (20, 150, 1000),
     "peer_seconds": (0.02, 1.0, 3.0),
+    "lm_vocabulary": (400, 8000, 8000),
+    "lm_dim": (32, 192, 256),
+    "lm_layers": (1, 2, 4),
+    "lm_heads": (2, 3, 4),
+    "lm_rows_per_item": (2, 25, 50),
+    "lm_rows": (1000, 250_000, 1_000_000),
+    "query_epochs": (1, 3, 6),
+    "query_steps": (5, 200, 1000),
+    "test_queries": (60, 1000, 4000),
 }
 
 
@@ -54,6 +63,15 @@ class Scale:
     similar_steps: int  # training steps of the small language model of chapter 06, at least
     prompts: int  # that it is asked
     peer_seconds: float  # how long each step of each method is timed there
+    lm_vocabulary: int  # tokens of the small language model of chapter 05, without those of the semantic IDs
+    lm_dim: int  # its width
+    lm_layers: int
+    lm_heads: int
+    lm_rows_per_item: int  # examples that a language model is taught, per item of the catalogue
+    lm_rows: int  # and at most
+    query_epochs: int  # of the light query model
+    query_steps: int  # more epochs on few queries, to come to this many steps
+    test_queries: int  # synthetic queries that methods of search are measured on, as many from each cell
 
 
 def get(name: str) -> Scale:

@@ -25,7 +25,7 @@ import torch
 
 from semid_lib.base_models import Estimate, estimate_cost, facts_of
 from semid_lib.sft_examples import ensure_chat_template, require_packages, tokenize
-from semid_lib.sft_trainer import Pools, answer_loss, answer_trainer, lengths_of, padded
+from semid_lib.sft_trainer import Pools, answer_loss, answer_trainer, lengths_of, padded, progress_bar
 from semid_lib.vocabulary import trained_tokens
 
 _MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -224,21 +224,21 @@ def estimate(model, data, config: FineTuning, tokens: Sequence[np.ndarray], toke
 
 def _train(model, tokenizer, data, tokens, config, stage, folder, progress, callbacks):
     """One stage: the model with its adapter merged, and what it reports."""
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback
 
     wrapped = model.requires_grad_(True) if stage == "full" else _with_rows(model, tokens, config, stage)
     forward = model.__dict__.get("forward")
     trainer = answer_trainer()(
         model=wrapped,
-        args=_arguments(model, config, stage, folder, progress),
+        args=_arguments(model, config, stage, folder, config.n_steps(stage, len(data))),
         train_dataset=data,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
     trainer.pool = 1 if config.packing else config.pool
     trainer.remove_callback(PrinterCallback)
-    if not progress:
-        trainer.remove_callback(ProgressCallback)
+    if progress:
+        trainer.add_callback(progress_bar(stage))
     dtype = model.dtype
     for parameter in wrapped.parameters():
         if parameter.requires_grad:  # small steps need float32; trl rounds what is trained beside 4-bit weights
@@ -291,7 +291,7 @@ def _with_rows(model, tokens, config: FineTuning, stage: str):
     return wrapped
 
 
-def _arguments(model, config: FineTuning, stage: str, folder: Path, progress: bool):
+def _arguments(model, config: FineTuning, stage: str, folder: Path, n_steps: int):
     from trl import SFTConfig
 
     on_gpu = model.device.type == "cuda"
@@ -314,10 +314,10 @@ def _arguments(model, config: FineTuning, stage: str, folder: Path, progress: bo
         dataloader_pin_memory=on_gpu,
         save_steps=config.save_every,
         save_total_limit=2,
-        logging_steps=10,
+        logging_steps=min(10, max(1, n_steps // 10)),
         seed=config.seed,
         report_to="none",
-        disable_tqdm=not progress,
+        disable_tqdm=True,  # in a notebook it would write a table with a line for every entry; see `progress_bar`
     )
 
 

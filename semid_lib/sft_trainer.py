@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 
 def answer_loss(model, batch: dict[str, torch.Tensor], n_answer_tokens: torch.Tensor | int | None = None):
@@ -69,6 +70,27 @@ def answer_trainer():
             return answer_loss(model, inputs, num_items_in_batch)
 
     return AnswerTrainer
+
+
+def progress_bar(stage: str):
+    """A callback for transformers' Trainer: one bar with the loss, in a terminal and in a notebook alike."""
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"stage {stage}", unit="step")
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    return Bar()
 
 
 def lengths_of(data) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from semid_lib import training
@@ -128,3 +129,25 @@ def test_a_typing_error_keeps_most_pieces():
     right, wrong = hashed_words(["moisturizer", "moisturzer"])
     shared = set(right.tolist()) & set(wrong.tolist()) - {0}
     assert len(shared) >= 6
+
+
+def test_a_saved_model_answers_as_before(catalogue, tmp_path):
+    scorer, asked, _, _ = trained(catalogue, 3)
+    scorer.save(tmp_path / "model.safetensors")
+    back = QueryModel.load(tmp_path / "model.safetensors", *catalogue)
+    assert back.config == scorer.config
+    trie = PrefixTrie.build(catalogue[0])
+    for found, expected in zip(*(exact_ranking(each, asked, trie, 20) for each in (back, scorer)), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_another_file_is_no_query_model(catalogue, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is not a file of a query model"):
+        QueryModel.load(path, *catalogue)
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="expected format"):
+        QueryModel.load(path, *catalogue)
+    with pytest.raises(ValueError, match="nowhere"):
+        QueryModel.load(tmp_path / "nowhere", *catalogue)

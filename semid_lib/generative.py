@@ -1,0 +1,228 @@
+"""Search by models that write semantic IDs, under the protocol of `retrieval`, and what they write without a trie.
+
+`LightSearch` and `LanguageModelSearch` answer `search(queries, k, allowed, query_vectors)` as BM25 does, so that one
+function measures them all, and `retrieval.FusedScores` or `FusedRanks` merges them. `write_freely` lets a language
+model write whatever it likes: how often that names an item says how much of the trie it has learned.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from semid_lib import embed as encoders
+from semid_lib.baselines import Ranked
+from semid_lib.decode import constrained_beam_search
+from semid_lib.query_model import Queries, QueryModel, hashed_words
+from semid_lib.scorers import CausalScorer
+from semid_lib.sft_examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
+from semid_lib.trie import PrefixTrie
+
+
+class _Written:
+    """Search by a constrained beam; `_contexts` is what the scorer reads."""
+
+    def __init__(self, scorer, trie: PrefixTrie, beam_width: int, batch_size: int):
+        if beam_width < 1 or batch_size < 1:
+            raise ValueError(f"beam_width {beam_width} and batch_size {batch_size}, expected at least 1 of each")
+        self.scorer, self.trie, self.beam_width, self.batch_size = scorer, trie, beam_width, batch_size
+        self.n_items = trie.n_rows
+
+    def _contexts(self, queries: list[str], query_vectors: np.ndarray | None):
+        raise NotImplementedError
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int,
+        allowed: np.ndarray | None = None,
+        query_vectors: np.ndarray | None = None,
+        progress: bool = False,
+    ) -> Ranked:
+        """The k most probable items for each query: item rows and log-probabilities, (n_queries, k) each.
+
+        allowed: which items may come out, bool, (n_items,) or (n_queries, n_items), as `rules` makes them; None for
+        all. query_vectors: (n_queries, dim) vectors of the queries by the encoder of the items; a language model reads
+        the text alone. The beam is `beam_width`, or k if that is more. Places that no item can fill hold -1 and -inf.
+        Raises ValueError for a blank query, k below 1, or a mask that does not fit.
+        """
+        queries = list(queries)
+        if blank := [at for at, query in enumerate(queries) if not query.strip()]:
+            raise ValueError(f"query {blank[0]} is blank, expected some text")
+        parts = [Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))]
+        starts = range(0, len(queries), self.batch_size)
+        for start in tqdm(starts, desc="writing", unit="batch", disable=not progress):
+            rows = slice(start, start + self.batch_size)
+            vectors = None if query_vectors is None else query_vectors[rows]
+            mask = allowed[rows] if np.ndim(allowed) == 2 and len(allowed) == len(queries) else allowed
+            found = constrained_beam_search(
+                self.scorer, self._contexts(queries[rows], vectors), self.trie, max(self.beam_width, k), k, mask
+            )
+            parts.append(Ranked(found.items.cpu().numpy(), found.scores.float().cpu().numpy()))
+        return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
+        """Log-probabilities for `retrieval.FusedScores`, exact for the items of the beam: (n_queries, n_items) float32.
+
+        All others get that of the last item found, which none of them is likely to exceed.
+        """
+        found = self.search(queries, min(self.beam_width, self.n_items), query_vectors=query_vectors)
+        filled = found.items >= 0
+        scores = np.where(filled, found.scores, np.inf).min(axis=1)[:, None].repeat(self.n_items, axis=1)
+        rows = np.nonzero(filled)[0]
+        scores[rows, found.items[filled]] = found.scores[filled]
+        return scores
+
+
+class LightSearch(_Written):
+    """Search by a `QueryModel`, which reads the vector of a query and its words.
+
+    model: in evaluation mode. embed: texts to vectors of the encoder of the items; by default an `embed.Encoder()`,
+    loaded at the first query that comes without its vector. Vectors may have any length.
+    """
+
+    def __init__(
+        self,
+        model: QueryModel,
+        embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+        beam_width: int = 100,
+        batch_size: int = 32,
+    ):
+        super().__init__(model.eval(), model.trie, beam_width, batch_size)
+        self.embed = embed
+
+    def _contexts(self, queries, query_vectors):
+        if query_vectors is None:
+            self.embed = self.embed or encoders.Encoder()
+            query_vectors = self.embed(queries)
+        return query_inputs(queries, query_vectors, self.scorer.config.n_buckets)
+
+
+class LanguageModelSearch(_Written):
+    """Search by a language model that was fine-tuned to answer queries with semantic IDs (`sft`).
+
+    tokens: per level the token of each code, as `vocabulary.extend_vocabulary` returns them. task: as what a query is
+    asked, a key of `sft_examples.TASKS`.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        tokens: Sequence[np.ndarray],
+        trie: PrefixTrie,
+        beam_width: int = 100,
+        batch_size: int = 16,
+        task: str = "query_to_id",
+    ):
+        super().__init__(CausalScorer(model, tokens), trie, beam_width, batch_size)
+        self.tokenizer, self.task = tokenizer, task
+
+    def _contexts(self, queries, query_vectors):
+        return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query, self.task) for query in queries])
+
+
+def query_inputs(queries: Sequence[str], vectors: np.ndarray, n_buckets: int) -> Queries:
+    """Queries as a `QueryModel` reads them: vectors (n, dim), brought to unit length, and hashed words.
+
+    >>> query_inputs(["red pen"], np.array([[3.0, 4.0]]), 100).vectors
+    tensor([[0.6000, 0.8000]])
+    """
+    unit = torch.from_numpy(encoders.normalize(np.asarray(vectors, dtype=np.float32)))
+    return Queries(unit, hashed_words(queries, n_buckets) if n_buckets else torch.zeros((len(unit), 1)).long())
+
+
+# --- without a trie ---
+
+
+class Written(NamedTuple):
+    """What a language model wrote when nothing held it back."""
+
+    codes: np.ndarray  # (n, n_levels) int64, -1 where it wrote something else than a code of that level
+    items: np.ndarray  # (n,) int64 item rows, -1 where the whole answer is no semantic ID of an item
+
+
+@torch.inference_mode()
+def write_freely(
+    model,
+    tokenizer,
+    tokens: Sequence[np.ndarray],
+    trie: PrefixTrie,
+    queries: Sequence[str],
+    sample: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Written:
+    """Let a language model answer queries token by token over its whole vocabulary.
+
+    sample: draw every token from the model's distribution, nothing cut off; by default take the most probable. An
+    answer names an item if it has a code of each level in order, the codes are those of an item, and the end of the
+    text comes next.
+    """
+    answers = [np.empty((0, len(tokens) + 1), dtype=np.int64)]
+    how = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {"do_sample": False}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for start in tqdm(range(0, len(queries), batch_size), desc="writing", unit="batch", disable=not progress):
+            asked = [prompt_for(tokenizer, query) for query in queries[start : start + batch_size]]
+            prompts = encode_prompts(tokenizer, asked).to(model.device)
+            written = model.generate(
+                input_ids=prompts["input_ids"],
+                attention_mask=prompts["attention_mask"],
+                max_new_tokens=len(tokens) + 1,
+                pad_token_id=tokenizer.pad_token_id,
+                **how,
+            )[:, prompts["input_ids"].shape[1] :].cpu()
+            short = len(tokens) + 1 - written.shape[1]
+            answers.append(torch.nn.functional.pad(written, (0, short), value=-1).numpy())
+    return read_answers(np.concatenate(answers), tokens, trie, end_token(tokenizer))
+
+
+def read_answers(answers: np.ndarray, tokens: Sequence[np.ndarray], trie: PrefixTrie, end_token: int) -> Written:
+    """Tokens of answers (n, n_levels + 1) as codes and items.
+
+    >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 1]]))
+    >>> answers = np.array([[6, 7, 2], [6, 8, 2], [7, 7, 2], [6, 7, 3]])
+    >>> read_answers(answers, [np.array([5, 6]), np.array([7, 8])], trie, end_token=2)
+    Written(codes=array([[ 1,  0],
+           [ 1,  1],
+           [-1,  0],
+           [ 1,  0]]), items=array([ 0, -1, -1, -1]))
+    """
+    codes = np.full((len(answers), len(tokens)), -1, dtype=np.int64)
+    for level, ids in enumerate(tokens):
+        order = np.argsort(ids)
+        place = np.searchsorted(ids, answers[:, level], sorter=order).clip(max=len(ids) - 1)
+        right = ids[order[place]] == answers[:, level]
+        codes[right, level] = order[place[right]]
+    node = torch.zeros(len(codes), dtype=torch.long)
+    for level in range(len(tokens)):
+        node = trie.step(level, node, torch.from_numpy(codes[:, level]))
+    return Written(codes, np.where(answers[:, len(tokens)] == end_token, trie.item_at(node).numpy(), -1))
+
+
+def prefix_accuracy(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether the first 1, 2, ... codes are all right: (n, n_levels) float64 of 0 and 1.
+
+    codes: (n, n_levels) as written, -1 for none. wanted: (n, n_levels) semantic IDs. Raises ValueError if the shapes
+    differ.
+
+    >>> prefix_accuracy(np.array([[3, 1, 4], [3, 0, 4]]), np.array([[3, 1, 5], [3, 1, 4]]))
+    array([[1., 1., 0.],
+           [1., 0., 0.]])
+    """
+    if np.shape(codes) != np.shape(wanted):
+        raise ValueError(f"codes are {np.shape(codes)} and those wanted {np.shape(wanted)}, expected equal shapes")
+    return np.logical_and.accumulate(np.equal(codes, wanted), axis=1).astype(np.float64)
+
+
+def end_token(tokenizer) -> int:
+    """The token with which the chat template ends an answer."""
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+    ensure_chat_template(tokenizer)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **TEMPLATE_ARGUMENTS)
+    return tokenizer(text.rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"][0]
