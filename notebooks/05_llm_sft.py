@@ -18,7 +18,7 @@
 # | | |
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `synthetic_queries` (chapter 04); the queries of the data set, if any, for the test alone |
-# | writes | `llm`: the language model with its tokenizer and `semantic_id_tokens.json`; `query_model.safetensors`; result rows |
+# | writes | `llm`: the language model with its tokenizer and `semantic_id_tokens.json`; `query_model.safetensors`; `sft_run`: checkpoints, which may be deleted; result rows |
 # | runs in | seconds at `smoke`; at `laptop` three minutes of fine-tuning for 2,000 items, at most a quarter of an hour for more, and some minutes for the measurements; `full` wants a GPU |
 
 # %% tags=["parameters"]

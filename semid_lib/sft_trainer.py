@@ -78,7 +78,8 @@ def progress_bar(stage: str):
 
     class Bar(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=f"stage {stage}", unit="step")
+            shown = {"desc": f"stage {stage}", "unit": "step", "mininterval": 2}  # a notebook keeps every refresh
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, **shown)
 
         def on_step_end(self, args, state, control, **kwargs):
             self.bar.update(state.global_step - self.bar.n)
