@@ -118,7 +118,7 @@ def subsets(n_items: int, n_users: int = 8, prompt: int = 82, width: int = 50) -
     masks |= {f"{share:g} of the items": chance < share for share in (0.5, 0.1, 0.01, 0.001)}
     masks |= {"50 items": chance <= np.sort(chance)[49], "one item": chance <= chance.min()}
     seconds = dict.fromkeys(masks, np.inf)
-    for _ in range(8):  # in turns, so that the noise of the machine is shared
+    for _ in range(15):  # in turns, so that the noise of the machine is shared
         for name, mask in masks.items():
             seconds[name] = min(seconds[name], fastest(lambda m=mask: case.here(width, m), 1)[0])
     return [
