@@ -200,9 +200,10 @@ def _select(trie, level, beam, scores, width, subset) -> Beam:
     n_columns = value.shape[2]
     value = value.flatten(1)
     best, at = _top(value, min(width, value.shape[1]))
-    if math.isnan(best[:, :1].sum()):  # NaN counts as greatest
+    highest, lowest = (best[:, column].tolist() if best.shape[1] else [] for column in (0, -1))
+    if any(map(math.isnan, highest)):  # NaN counts as greatest
         raise ValueError(f"the model scored codes of level {level} with NaN")
-    some_dead = not best.numel() or float(best[:, -1].min()) == -torch.inf
+    some_dead = not lowest or min(lowest) == -torch.inf
     if some_dead:  # they go to the end
         at = at.masked_fill(best == -torch.inf, value.shape[1])
     at, order = at.sort(dim=1)
