@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semid_lib.semantic_ids import _TOKEN, to_tokens
 from semid_lib.trie import PrefixTrie, Subset
+from semid_lib.vocabulary import sid_tokens
 
 _FORMAT = "semid tokens 1"
 
@@ -36,10 +36,10 @@ def code_tokens(tokenizer, sizes: Sequence[int]) -> tuple[np.ndarray, ...]:
     (array([7, 4]), array([5]))
     """
     vocabulary = tokenizer.get_vocab()
-    for name in (name for names in _names(sizes) for name in names):
+    for name in (name for names in sid_tokens(sizes) for name in names):
         if name not in vocabulary:
             raise ValueError(f"the tokenizer has no token {name}: add the tokens of all codes to it first")
-    return tuple(np.array([vocabulary[name] for name in names], dtype=np.int64) for names in _names(sizes))
+    return tuple(np.array([vocabulary[name] for name in names], dtype=np.int64) for names in sid_tokens(sizes))
 
 
 def check_tokens(tokens: Sequence[np.ndarray], trie: PrefixTrie, vocab_size: int | None = None) -> None:
@@ -377,7 +377,7 @@ def to_regex(trie: PrefixTrie, texts: Sequence[Sequence[str]] | None = None) -> 
     def node(options: dict[str, list[str]]) -> str:
         return one_of([one_of(list(map(re.escape, found))) + rest for rest, found in options.items()])
 
-    return _fold(trie, texts or _names(trie.sizes), node)
+    return _fold(trie, texts or sid_tokens(trie.sizes), node)
 
 
 def to_xgrammar(trie: PrefixTrie, tokens: Sequence[np.ndarray] | None = None) -> str:
@@ -394,7 +394,7 @@ def to_xgrammar(trie: PrefixTrie, tokens: Sequence[np.ndarray] | None = None) ->
     <BLANKLINE>
     """
     if tokens is None:
-        return _rules(trie, _names(trie.sizes), lambda words: " | ".join(map(json.dumps, words)), "root", " ::=")
+        return _rules(trie, sid_tokens(trie.sizes), lambda words: " | ".join(map(json.dumps, words)), "root", " ::=")
     check_tokens(tokens, trie)
     words = [list(map(str, np.asarray(ids).tolist())) for ids in tokens]
     return _rules(trie, words, lambda ids: f"Token({', '.join(ids)})", "root", " ::=")
@@ -414,17 +414,10 @@ def to_lark(trie: PrefixTrie, tokens: Sequence[np.ndarray] | None = None) -> str
     <BLANKLINE>
     """
     if tokens is None:
-        return _rules(trie, _names(trie.sizes), " | ".join, "start", ":")
+        return _rules(trie, sid_tokens(trie.sizes), " | ".join, "start", ":")
     check_tokens(tokens, trie)
     words = [list(map(str, np.asarray(ids).tolist())) for ids in tokens]
     return _rules(trie, words, lambda ids: f"<[{','.join(ids)}]>", "start", ":")
-
-
-def _names(sizes: Sequence[int]) -> list[list[str]]:
-    """The names of all tokens, names[level][code]."""
-    every = np.arange(max(sizes))[:, None].repeat(len(sizes), axis=1)  # row c is the ID (c, c, ...)
-    names = [[match.group() for match in _TOKEN.finditer(text)] for text in to_tokens(every)]
-    return [[row[level] for row in names[:size]] for level, size in enumerate(sizes)]
 
 
 def _fold(trie: PrefixTrie, words: Sequence[Sequence[str]], join: Callable[[dict[str, list[str]]], str]) -> str:

@@ -325,7 +325,6 @@ def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
         allowed,
         empty,
         empty_start,
-        True,
         child.numpy(),
         score.numpy(),
         parent.numpy(),

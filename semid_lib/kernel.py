@@ -67,7 +67,6 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
     allowed,
     empty,
     empty_start,
-    stop_early,
     child,
     value,
     beam,
@@ -91,7 +90,7 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
         edge = np.float32(-np.inf)  # what a candidate must reach to be kept
         for w in np.argsort(-score[b]):
             above, row = score[b, w], scores[b, w]
-            if above == -np.inf or (stop_early and above < edge):
+            if above == -np.inf or above < edge:  # no later beam can do better
                 break
             for c in range(child_start[node[b, w]], child_start[node[b, w] + 1]):
                 total = above + row[code[c]]

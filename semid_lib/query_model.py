@@ -100,7 +100,6 @@ class QueryModel(nn.Module):
             raise ValueError(f"ids hold codes up to {ids.max(axis=0).tolist()}, more than sizes {sizes} allow")
         self.trie = PrefixTrie.build(ids)
         self.register_buffer("leaf_vectors", torch.from_numpy(vectors[self.trie.item.numpy()]), persistent=False)
-        self.leaf = self.trie.leaf_of_item()
 
     def on_catalogue(self, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
         """The same weights for another catalogue, such as this one with new items; nothing is trained."""
@@ -139,7 +138,7 @@ class QueryModel(nn.Module):
         """Mean of -log p(item | query) over a batch of vectors (B, text_dim), words (B, 64), item rows (B,): nats."""
         vectors, words, items = batch
         hidden, masses = self._read(Queries(vectors, words)), self._masses(vectors)
-        leaf = self._on_device(self.leaf)[items]
+        leaf = self._trie().leaf_of_item()[items]
         node, loss = torch.zeros_like(leaf), hidden.new_zeros(())
         for level in range(self.n_levels):
             target = self._trie().ancestor(level + 1, leaf)
@@ -215,9 +214,6 @@ class QueryModel(nn.Module):
     def _trie(self) -> PrefixTrie:
         self.trie = self.trie.to(self.log_temperature.device)
         return self.trie
-
-    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.log_temperature.device)
 
 
 def hashed_words(queries: Sequence[str], n_buckets: int = 2**15) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from semid_lib import adapters
 from semid_lib.adapters import TrieLogitsProcessor, check_tokens, code_tokens
 from semid_lib.trie import PrefixTrie
+from semid_lib.vocabulary import sid_tokens
 
 END, START = 1, 0  # of all models here; semantic-ID tokens are scattered above them
 
@@ -374,7 +375,7 @@ def small_tokenizer(sizes):
     base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = tokenizers.decoders.ByteLevel()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=base, eos_token="<eos>", pad_token="<pad>")
-    fast.add_tokens([name for names in adapters._names(sizes) for name in names], special_tokens=True)
+    fast.add_tokens([name for names in sid_tokens(sizes) for name in names], special_tokens=True)
     return fast
 
 
@@ -477,7 +478,7 @@ def tries():
 
 def all_tokens(trie):
     """Names of all tokens, some pieces that spell them, and the end; and the tokens as ids."""
-    names = adapters._names(trie.sizes)
+    names = sid_tokens(trie.sizes)
     vocabulary = [name for level in names for name in level] + ["x", "<eos>"]
     tokens = [np.array([vocabulary.index(name) for name in level]) for level in names]
     return vocabulary, tokens, set(map(tuple, spelled(trie.ids(), tokens).tolist()))
