@@ -1,7 +1,7 @@
 """The trained whole: model, semantic IDs and item table in one folder, and item ids in and out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,13 @@ from semid_lib.baselines import Ranked
 from semid_lib.decode import Diversity, constrained_beam_search
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import sha256
-from semid_lib.timeline import Timeline, TimelineConfig, pad
+from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
 
-_FORMAT = 1
+_FORMAT = 2
 _FILES = ("model.safetensors", "semantic_ids.npz", "items.parquet")
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
+_ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
@@ -83,15 +84,20 @@ class Recommender:
         progress: bool = False,
         allowed: np.ndarray | None = None,
         diversity: Diversity | tuple[int, int] | None = None,
+        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
     ) -> Ranked:
-        """`recommend` in item rows: histories and answers hold positions in the item table."""
+        """`recommend` in item rows: histories and answers hold positions in the item table.
+
+        prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, by
+        which the model's item head multiplies its probabilities (they are logarithms).
+        """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         beam_width = max(50, k) if beam_width is None else beam_width
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         by_length = np.argsort([len(history) for history in histories], kind="stable")
-        size = max(1, _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)))
+        size = max(1, min(_SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)), _ITEMS_AT_ONCE // len(self.ids)))
         trie = self.trie  # one for the whole call: another thread may move it meanwhile
         rules = self._rules(allowed, len(histories), trie)
         if isinstance(rules, np.ndarray):  # a row of bytes per user
@@ -105,7 +111,9 @@ class Recommender:
                 if exclude_seen:
                     seen = trie.subset(excluded=pad(batch, max(map(len, batch))).to(contexts.device))
                     subset = seen if subset is None else subset & seen
-                beams = constrained_beam_search(self.model, contexts, trie, beam_width, k, subset, diversity=diversity)
+                said = None if prior is None else torch.from_numpy(prior(batch)).to(contexts.device)
+                scorer = self.model if said is None else WithPrior(self.model, said)
+                beams = constrained_beam_search(scorer, contexts, trie, beam_width, k, subset, diversity=diversity)
                 items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
                 bar.update(len(users))
         return Ranked(items, scores)

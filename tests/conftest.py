@@ -69,10 +69,10 @@ def new_timeline(shop):
     def make(seed: int = 0, spread: float = 1.0, **settings) -> Timeline:
         torch.manual_seed(seed)
         settings = {"dim": 16, "n_layers": 1, "n_heads": 2, "max_length": 12} | settings
-        config = TimelineConfig(shop.ids.sizes, text_dim=8, **settings)
+        config = TimelineConfig(shop.ids.sizes, text_dim=8, n_items=N_ITEMS, **settings)
         model = Timeline(config, shop.ids.unique, shop.vectors)
         with torch.no_grad():  # as initialized all items are about equally probable, which would hide mistakes
-            for table in [*model.code, model.position]:
+            for table in [*model.code, model.item, model.position]:
                 table.weight.normal_(std=spread)
         return model.eval()
 

@@ -80,6 +80,18 @@ def test_the_plain_special_case_scores_like_two_loops(histories, asked):
     assert sorted(ranked.items[0]) == list(range(6))
 
 
+def test_a_prior_is_the_logarithm_of_votes():
+    knn, asked = ItemKNN(HISTORIES, n_items=5), [[0], [], [2, 1]]
+    scores, prior = knn.scores(asked), knn.prior(asked, weight=3.0, floor=0.01)
+    assert scores.shape == prior.shape == (3, 5)
+    assert (scores.dtype, prior.dtype) == (np.float32, np.float32)
+    voted = scores > 0
+    assert voted.sum(axis=1).tolist() == [2, 0, 4]
+    np.testing.assert_allclose(prior[voted], 3 * np.log(scores[voted] + 0.01), rtol=1e-5)
+    np.testing.assert_allclose(prior[~voted], 3 * np.log(0.01), rtol=1e-5)
+    assert knn.scores([]).shape == (0, 5)
+
+
 def test_without_votes_the_popular_items_come():
     knn = ItemKNN(HISTORIES, n_items=5)
     assert knn.rank([[], [4]], k=4).items.tolist() == [[1, 0, 2, 3], [1, 0, 2, 3]]

@@ -73,6 +73,26 @@ def test_an_item_bought_twice_takes_no_neighbour_with_it(shop, recommender):
         assert set(found.item_ids[0].tolist()) == set(item_id.tolist()) - {item}
 
 
+@pytest.mark.parametrize("at_once", [2**24, 1])
+def test_a_prior_of_its_own_goes_with_each_history(shop, recommender, monkeypatch, at_once):
+    monkeypatch.setattr("semid_lib.recommender._ITEMS_AT_ONCE", at_once)  # 1: users one by one, in another order
+    wanted = [7, 3, 30, 12]
+    histories = [np.arange(length) + 20 for length in (5, 1, 9, 3)]
+
+    def prior(batch):
+        scores = np.zeros((len(batch), 40), np.float32)
+        for line, history in zip(scores, batch, strict=True):
+            line[wanted[[5, 1, 9, 3].index(len(history))]] = 50  # so much that the item head knows no other item
+        return scores
+
+    ranked = recommender.rank(histories, k=40, exclude_seen=False, prior=prior)
+    assert ranked.items[:, 0].tolist() == wanted
+    assert (np.abs(np.exp(ranked.scores[:, 0]) - 0.5) < 0.2).all()  # the mean of 1 and what the code head says
+    assert (np.sort(ranked.items, axis=1) == np.arange(40)).all()
+    plain, neutral = (recommender.rank(histories, 5, prior=each) for each in (None, lambda _: np.zeros((1, 40), "f4")))
+    np.testing.assert_array_equal(plain.items, neutral.items)
+
+
 def test_items_before_the_window_are_left_out_too(shop, recommender):
     item_id = shop.items["item_id"].to_numpy()
     history = item_id[np.arange(30)].tolist()  # the model sees the last 12
@@ -238,7 +258,7 @@ def test_a_file_of_another_recommender_is_named(shop, new_timeline, folder, tmp_
         Recommender.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"model": {"type": "tiger"}}, {"sha256": None}, {"model": None}])
+@pytest.mark.parametrize("change", [{"format": 1}, {"model": {"type": "tiger"}}, {"sha256": None}, {"model": None}])
 def test_a_config_that_says_something_else_is_named(folder, change):
     config = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **change}
     kept = {key: value for key, value in config.items() if value is not None}
