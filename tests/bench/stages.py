@@ -55,7 +55,7 @@ def measure(source: str, n_users: int) -> list[dict]:
         split = data.leave_one_out(shop.histories)
         note("item_knn_fit", best_of(lambda: baselines.ItemKNN(split.train, len(vectors)), 1)[0], "s")
         histories = split.test.histories.select(np.arange(min(n_users, len(split.test.targets))))
-        config = timeline.TimelineConfig(sizes=ids.sizes, text_dim=384)
+        config = timeline.TimelineConfig(sizes=ids.sizes, text_dim=384, n_items=len(ids))
         torch.manual_seed(0)
         recommender = Recommender(timeline.Timeline(config, ids.unique, vectors), ids, shop.items)
         for width in BEAM_WIDTHS:
