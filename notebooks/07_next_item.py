@@ -177,7 +177,7 @@ evaluate.table(results)
 #
 # The mean is still written code by code: a prefix has the probability of all its continuations, which the code head
 # gives at once, and the item head as a sum over the items below it. A new item has no $e_i$: so that the model can do
-# without, a fifth of the items lose theirs for each training step. By [](eq-head) the code head gives a probability to
+# without, three in ten items lose theirs for each training step. By [](eq-head) the code head gives a probability to
 # *every* tuple of codes, most of which name no item; a toy model with $3 \times 2$ codes and four items shows how much.
 
 # %%
