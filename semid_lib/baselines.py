@@ -88,7 +88,7 @@ class ItemKNN:
         """The k items with the most votes from each history; an empty history gets the popular items."""
         return _rank_blocks(histories, k, exclude_seen, progress, self.scores)
 
-    def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 1e-3) -> np.ndarray:
+    def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
         """What `Recommender.rank` may hear beside its model: weight x log(votes + floor), (n, n_items) float32.
 
         An item without a vote counts as one with `floor`. The defaults were chosen on Beauty's validation items.

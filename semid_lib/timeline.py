@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from semid_lib.training import LengthBuckets
 from semid_lib.trie import PrefixTrie
 
-# Adam moves all weights at one pace, but an item's own embedding has few chances to move: it learns so many times faster
+# Adam moves all weights at one pace, but an item occurs rarely: its own embedding moves so many times further a step
 _PACE = 8
 
 
