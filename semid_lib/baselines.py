@@ -101,7 +101,7 @@ class ItemKNN:
 
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """The votes for every item, (n, n_items) float32; items without a vote lie between -1 and 0, by popularity."""
-        lengths = np.array([len(history) for history in histories])
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
         age = np.concatenate([np.empty(0), *[np.arange(length)[::-1] for length in lengths]])
         row = np.repeat(np.arange(len(histories)), lengths)
         votes = sp.csr_array(
