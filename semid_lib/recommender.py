@@ -45,7 +45,7 @@ class Recommender:
                 f"{len(items)} items, {len(ids)} semantic IDs and a model with {len(model.ids)} do not belong together"
             )
         self.model, self.ids, self.items = model.eval(), ids, items.reset_index(drop=True)
-        self._trie = PrefixTrie.build(ids.unique)
+        self._trie = model.trie
         self._row_of = pd.Index(self.items["item_id"])
         if not self._row_of.is_unique:
             raise ValueError(f"item_id {self._row_of[self._row_of.duplicated()][0]} stands in the item table twice")

@@ -187,12 +187,15 @@ class Timeline(nn.Module):
         """Read a batch of histories and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
 
         A level has a vocabulary of its own here, so both normalizations are one. prior: (B, n_items) float32 in the
-        order of the catalogue, added to the item head's scores before they become probabilities.
+        order of the catalogue, added to the item head's scores before they become probabilities. Raises ValueError
+        for a prior of another shape.
         """
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
         scores = F.linear(self._query(hidden), self._catalogue())
         if prior is not None:
+            if prior.shape != scores.shape:
+                raise ValueError(f"the prior is {tuple(prior.shape)}, expected {tuple(scores.shape)}: histories, items")
             scores = scores + prior[:, self._trie().item.long()]
         masses = log_masses(self._trie(), scores.log_softmax(dim=-1))
         root = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)

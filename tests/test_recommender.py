@@ -89,8 +89,19 @@ def test_a_prior_of_its_own_goes_with_each_history(shop, recommender, monkeypatc
     assert ranked.items[:, 0].tolist() == wanted
     assert (np.abs(np.exp(ranked.scores[:, 0]) - 0.5) < 0.2).all()  # the mean of 1 and what the code head says
     assert (np.sort(ranked.items, axis=1) == np.arange(40)).all()
-    plain, neutral = (recommender.rank(histories, 5, prior=each) for each in (None, lambda _: np.zeros((1, 40), "f4")))
-    np.testing.assert_array_equal(plain.items, neutral.items)
+
+
+def test_a_prior_that_says_the_same_of_all_items_changes_nothing(shop, recommender):
+    plain = recommender.rank(shop.histories[:8], 10)
+    neutral = recommender.rank(shop.histories[:8], 10, prior=lambda batch: np.full((len(batch), 40), 3, np.float32))
+    np.testing.assert_array_equal(neutral.items, plain.items)
+    np.testing.assert_allclose(neutral.scores, plain.scores, atol=1e-4)
+
+
+def test_a_prior_of_another_shape_is_refused(shop, recommender):
+    for shape in [(1, 40), (2, 39)]:
+        with pytest.raises(ValueError, match=f"prior is \\({shape[0]}, {shape[1]}\\), expected \\(2, 40\\)"):
+            recommender.rank(shop.histories[:2], 5, prior=lambda _, shape=shape: np.zeros(shape, np.float32))
 
 
 def test_items_before_the_window_are_left_out_too(shop, recommender):
