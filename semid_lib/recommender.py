@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -217,7 +218,7 @@ class Recommender:
         with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
             widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
             ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], *widths)
-        items = pd.read_parquet(folder / "items.parquet")
+        items = _read_items(folder / "items.parquet")
         model = searcher = None
         if "model" in config:
             model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
@@ -228,6 +229,13 @@ class Recommender:
 
 def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
     return trie.n_rows == trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
+
+
+def _read_items(path: Path) -> pd.DataFrame:
+    """The item table as it was saved: lists are lists again, which pandas reads as arrays."""
+    items = pd.read_parquet(path)
+    nested = [name for name in items if any(isinstance(value, np.ndarray) for value in items[name])]
+    return items.assign(**pq.read_table(path, columns=nested).to_pydict()) if nested else items
 
 
 def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:

@@ -269,7 +269,8 @@ QUERIES = ["red tent", "a lamp for the garden", "soap"]
 def searchable(shop):
     """The shop with titles to search in."""
     things = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("tent", "lamp", "soap", "pen", "cup")]
-    return shop.items.assign(title=[things[row % 10] for row in range(len(shop.items))])
+    paths = [[["Shop", "Garden"], ["Gifts"]], [], [["Shop", "Bath"]], [["Gifts"]]] * 10
+    return shop.items.assign(title=things * 4, categories=paths)
 
 
 @pytest.fixture
@@ -304,6 +305,7 @@ def test_search_from_a_folder_answers_as_before(request, shop, searchable, query
     again = loaded.search(QUERIES, 5, query_vectors=query_vectors)
     np.testing.assert_array_equal(again.item_ids, found.item_ids)
     np.testing.assert_allclose(again.scores, found.scores, atol=1e-5)
+    assert loaded.items["categories"].tolist() == searchable["categories"].tolist()
     assert loaded.model is None
     with pytest.raises(ValueError, match="no model of the next item"):
         loaded.recommend([[]], 5)

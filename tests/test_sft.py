@@ -278,6 +278,30 @@ def test_the_loss_is_the_model_s_own_on_the_answers(extended, items, ids):
         torch.testing.assert_close(answer_loss(model, batch), model(**batch).loss)
 
 
+def test_words_begin_where_an_encoder_puts_them(items):
+    """Tokens of like meaning begin as neighbours; the rest of the model is the same."""
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        near = {"tent": [3.0, 1.0], "lamp": [3.0, 0.9]}
+        noise = np.random.default_rng(0).normal(size=(len(texts), 20))
+        return np.hstack([[near.get(text, [0.0, 0.0]) for text in texts], 0.01 * noise])
+
+    shape = {"vocabulary_size": 400, "hidden_size": 8, "n_layers": 1, "n_heads": 2}
+    (random, tokenizer), (placed, _) = (small_model(items["title"], **shape, embed=each) for each in (None, embed))
+    assert asked == [tokenizer.decode([token]).strip() or " " for token in range(len(tokenizer))]
+    rows = {word: placed.get_input_embeddings().weight[asked.index(word)] for word in ("tent", "lamp", "soap")}
+    assert rows["tent"] @ rows["lamp"] > 0.99
+    assert rows["tent"] @ rows["soap"] < 0.5
+    assert placed.lm_head.weight is placed.model.embed_tokens.weight
+    before, after = weights(random), weights(placed)
+    other = [name for name in before if not torch.equal(before[name], after[name])]
+    assert sorted(other) == ["lm_head.weight", "model.embed_tokens.weight"]
+    with pytest.raises(ValueError, match="at least 64 of 64 dimensions"):
+        small_model(items["title"], 300, hidden_size=64, n_layers=1, n_heads=2, embed=embed)
+
+
 GPU_LOSS = """
 import sys, torch
 from semid_lib.base_models import small_model
