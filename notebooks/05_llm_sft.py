@@ -296,35 +296,10 @@ print(f"{cost.training_gib:.2f} to train them, {cost.activations_gib:.2f} for a 
 # of this run.
 
 # %%
-OPERATIONS_PER_SECOND = 1e14  # an assumption, see above
-on_gpu = sft.FineTuning()
-lengths = [len(example) for example in tokenized["input_ids"]]
-steps_on_gpu = sum(on_gpu.n_steps(stage, len(rows)) for stage in on_gpu.stages)
-n_tokens = int(steps_on_gpu * on_gpu.batch_size * np.mean(lengths))
-
-
-def estimated(each, bits):
-    """What fine-tuning a known model would take, at 4 or 16 bits."""
-    new = sum(map(len, tokens)) * each.hidden_size * (1 if each.tied else 2)
-    trained = each.lora_parameters(on_gpu.rank) + new
-    per_second = OPERATIONS_PER_SECOND / (6 * each.n_parameters)
-    batch = on_gpu.batch_size * max(lengths)
-    return base_models.estimate_cost(each, n_tokens, per_second, batch, trained, bits)
-
-
-pd.DataFrame(
-    {
-        name: {
-            "name on the hub": each.name,
-            "revision": each.revision[:8],
-            "parameters, 10^9": f"{each.n_parameters / 1e9:.2f}",
-            "GiB at 16 bits": f"{estimated(each, 16).memory_gib:.0f}",
-            "GiB at 4 bits": f"{estimated(each, 4).memory_gib:.0f}",
-            "hours": f"{estimated(each, 16).seconds / 3600:.1g}",
-        }
-        for name, each in base_models.MODELS.items()
-    }
-).T
+known_costs = sft.estimate_known(
+    tokenized, sum(map(len, tokens)), sft.FineTuning(), operations_per_second=1e14
+)
+known_costs.style.format("{:.2g}", subset=known_costs.columns[2:])
 
 # %%
 if base_model:

@@ -19,6 +19,7 @@ from semid_lib.semantic_ids import SemanticIDs, to_tokens
 from semid_lib.sft import (
     FineTuning,
     estimate,
+    estimate_known,
     fine_tune,
     last_checkpoint,
     measured_speed,
@@ -300,6 +301,20 @@ def test_words_begin_where_an_encoder_puts_them(items):
     assert sorted(other) == ["lm_head.weight", "model.embed_tokens.weight"]
     with pytest.raises(ValueError, match="at least 64 of 64 dimensions"):
         small_model(items["title"], 300, hidden_size=64, n_layers=1, n_heads=2, embed=embed)
+
+
+def test_what_known_models_would_take(extended, items, ids):
+    _, tokenizer, _ = extended()
+    data, config = (
+        tokenize(training_rows(items, ids, 64), tokenizer),
+        FineTuning(row_steps=10, n_epochs=2, batch_size=16),
+    )
+    table = estimate_known(data, 12, config, operations_per_second=1e12)
+    assert table.index.tolist() == list(MODELS)
+    n_tokens = (10 + 2 * 4) * 16 * np.mean([len(example) for example in data["input_ids"]])
+    row, facts = table.loc["qwen3-4b"], MODELS["qwen3-4b"]
+    assert row["hours"] == pytest.approx(int(n_tokens) * 6 * facts.n_parameters / 1e12 / 3600)
+    assert row["GiB at 4 bits"] < row["GiB at 16 bits"] < table.loc["qwen3-8b", "GiB at 16 bits"]
 
 
 GPU_LOSS = """
