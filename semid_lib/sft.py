@@ -220,13 +220,7 @@ def estimate(model, data, config: FineTuning, tokens: Sequence[np.ndarray], toke
     )
 
 
-def estimate_known(
-    data,
-    n_codes: int,
-    config: FineTuning,
-    operations_per_second: float = 1e14,
-    models: Mapping[str, ModelFacts] = MODELS,
-) -> pd.DataFrame:
+def estimate_known(data, n_codes: int, config: FineTuning, operations_per_second: float = 1e14) -> pd.DataFrame:
     """What fine-tuning each known model on these examples would take, a row per model, before one is downloaded.
 
     Time is 6 floating-point operations for each parameter and token (Kaplan et al. 2020, arXiv 2001.08361, section
