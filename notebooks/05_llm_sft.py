@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `synthetic_queries` (chapter 04); the queries of the data set, if any, for the test alone |
 # | writes | `recommender_light` and `recommender_llm`: folders for `Recommender.from_pretrained`; `sft_run`: checkpoints, which may be deleted; result rows |
-# | runs in | seconds at `smoke`; at `laptop` three minutes of fine-tuning for 2,000 items, at most a quarter of an hour for more, and some minutes for the measurements; `full` wants a GPU |
+# | runs in | seconds at `smoke`; at `laptop` four minutes of fine-tuning for 2,000 items, at most twenty for more, and some minutes for the measurements; `full` wants a GPU |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl
@@ -118,8 +118,8 @@ assert torch.allclose(by_hand, rows[0])
 
 # %% [markdown]
 # Now a model. The small one gets a tokenizer made of this catalogue's texts and of the questions to learn from; a
-# pretrained one comes with its own. What a small one lacks is any idea of what words mean, and 250,000 short questions
-# teach little of it. So the row of each of its words begins with the vector that the sentence encoder gives to the word
+# pretrained one comes with its own. What a small one lacks is any idea of what words mean, and some hundred thousand
+# short questions teach little of it. So the row of each of its words begins with the vector that the sentence encoder gives to the word
 # alone, turned to as many principal components as the model is wide.
 
 # %%

@@ -33,7 +33,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "lm_layers": (1, 2, 4),
     "lm_heads": (2, 6, 6),
     "lm_rows_per_item": (2, 25, 50),
-    "lm_rows": (1000, 250_000, 1_000_000),
+    "lm_rows": (1000, 200_000, 1_000_000),
     "query_epochs": (1, 3, 6),
     "query_steps": (5, 200, 1000),
     "test_queries": (60, 1000, 4000),
