@@ -28,6 +28,7 @@ ORDER = [
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    "sasrec",
     *("retrieval", "generative"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
