@@ -30,7 +30,7 @@ ORDER = [
     *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     "sasrec",
     *("retrieval", "generative"),
-    *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
+    *("metrics", "evaluate", "recommender", "reproductions", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
