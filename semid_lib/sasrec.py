@@ -85,10 +85,10 @@ class SASRec(nn.Module):
 
         Raises ValueError naming a row outside the catalogue.
         """
-        rows = pad(histories, self.config.max_length)
-        if rows.numel() and int(rows.max()) >= self.config.n_items:
-            raise ValueError(f"item {int(rows.max())} stands in a history, expected rows below {self.config.n_items}")
-        rows = rows.to(self.item.weight.device)
+        for history in histories:
+            if len(history) and not 0 <= np.min(history) <= np.max(history) < self.config.n_items:
+                raise ValueError(f"a history holds {list(history)}, expected rows from 0 to {self.config.n_items - 1}")
+        rows = pad(histories, self.config.max_length).to(self.item.weight.device)
         hidden = self.encode(rows)[torch.arange(len(rows)), (rows >= 0).sum(dim=1)]
         return (hidden @ self.item.weight.T).float().cpu().numpy()
 
