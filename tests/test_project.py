@@ -28,8 +28,9 @@ ORDER = [
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    "sasrec",
     *("retrieval", "generative"),
-    *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
+    *("metrics", "evaluate", "recommender", "reproductions", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 

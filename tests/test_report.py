@@ -51,6 +51,14 @@ def test_a_table_by_hand():
     assert "uncommitted" not in lines[6]
 
 
+def test_the_spread_over_seeds_stands_beside_the_interval():
+    rows = [row("mine", "mrr", 0.5, spread=0.0123, seeds=[0, 1, 2]), row("item_knn", "mrr", 0.25)]
+    lines = report.markdown_table(rows, "next_item").replace("\xa0", " ").splitlines()
+    assert lines[2] == "| MRR | .5000 ± .1000 (.0123) | .2500 ± .1000 |"
+    assert "(in brackets the standard deviation over 3 seeds)" in lines[4]
+    assert "seeds" not in report.markdown_table(ROWS, "next_item")
+
+
 def test_uncommitted_changes_are_told():
     assert "uncommitted" in report.markdown_table([row("mine", "mrr", 0.5, dirty=True)], "next_item")
 
