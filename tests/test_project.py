@@ -27,7 +27,7 @@ ORDER = [
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
-    *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines", "tiger"),
     *("retrieval", "generative"),
     *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
