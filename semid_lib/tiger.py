@@ -73,8 +73,10 @@ class Tiger(nn.Module):
     """
 
     def __init__(self, config: TigerConfig, ids: SemanticIDs):
-        from transformers import T5Config, T5ForConditionalGeneration
-
+        try:
+            from transformers import T5Config, T5ForConditionalGeneration
+        except ImportError as error:
+            raise ImportError("a TIGER needs the extra 'tiger': pip install 'semid-lib[tiger]'") from error
         super().__init__()
         self.config, self.ids = config, ids
         starts = _FIRST + np.cumsum([0, *ids.sizes])

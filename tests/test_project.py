@@ -29,7 +29,7 @@ ORDER = [
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines", "tiger"),
     *("retrieval", "generative"),
-    *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
+    *("metrics", "train_tiger", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
