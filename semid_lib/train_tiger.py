@@ -74,13 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", default="laptop", choices=scale.NAMES, help="default: %(default)s")
     parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
     asked = parser.parse_args(arguments)
-    processes = PartialState()
     try:
         shelf, trained = _train(asked.data, scale.get(asked.scale), asked.seed)
     except (ValueError, OSError) as error:
-        if processes.is_main_process:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    processes = PartialState()  # as training began them
     if processes.is_main_process:
         folder = shelf.path("tiger")
         trained.model.save_pretrained(folder)

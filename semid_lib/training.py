@@ -18,13 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    broadcast_object_list,
-    find_batch_size,
-    send_to_device,
-    set_seed,
-)
+from accelerate.utils import broadcast_object_list, find_batch_size, send_to_device, set_seed
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
@@ -157,6 +151,8 @@ def fit(
     optimizer = _adamw(model, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(n_steps, config.warmup_share))
     wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    if accelerator.num_processes > 1:
+        wrapped.broadcast_buffers = False  # tables that nothing trains; they would be sent at every step
     checkpoints = None if folder is None else _Checkpoints(accelerator, Path(folder), loader, config, save_every)
     run = _Run() if checkpoints is None else checkpoints.latest()
     shown = progress and accelerator.is_main_process
@@ -265,9 +261,9 @@ def _accelerator() -> Accelerator:
     if not is_initialized():
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else processes that `torchrun` starts would not know of each other
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,  # one step of the schedule a batch, however many processes share it
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # tables that nothing trains
     )
 
 
@@ -343,16 +339,17 @@ class _Checkpoints:
             if content["settings"].get(name) != value:
                 held = content["settings"].get(name)
                 raise ValueError(f"{self.folder} holds a run with {name} {held}, this one has {value}")
-        tensors = load_file(found[-1] / "run.safetensors", device=str(self.accelerator.device))
+        tensors = load_file(found[-1] / "run.safetensors")
         if self._generator() is not None:
-            self._generator().set_state(tensors["generator"].cpu())
+            self._generator().set_state(tensors["generator"])
         if "sampler" in content:
             self.loader.batch_sampler.load_state_dict(content["sampler"])
         self.accelerator.load_state(str(found[-1]))
         run = _Run(**content["run"] | {"epochs": [Epoch(*epoch) for epoch in content["run"]["epochs"]]})
         indices = iter(tensors["order"].tolist())
         run.order = [[next(indices) for _ in range(size)] for size in tensors["sizes"].tolist()]
-        run.best_weights = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
+        best = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
+        run.best_weights = send_to_device(best, self.accelerator.device)
         return run
 
     def _generator(self) -> torch.Generator | None:

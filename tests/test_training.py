@@ -378,7 +378,7 @@ def launched(tmp_path, what, n_processes=2):
     program += "PartialState().destroy_process_group()\n"
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n_processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, tmp_path / "program.py"], capture_output=True, text=True, env=environment, check=False
     )
