@@ -130,12 +130,13 @@ class Tiger(nn.Module):
 
         exclude_seen: leave out items of the history. beam_width: hypotheses kept, at least k; by default max(50, k).
         allowed: which items may come out, bool, (n_items,) or (n_histories, n_items). users: whose histories they are,
-        for a model with user tokens. exact: score every item instead of searching, which takes seconds a user.
+        for a model with user tokens. exact: score every item instead of searching; for 12,000 items that is three times
+        the work of a beam of 1,000.
 
         An empty history gets what shoppers start with; of one longer than the model's window the most recent items
         count, and all are excluded. Places that no item can fill, as with k above the number of items, hold -1.
-        Raises ValueError for a row that is not in the catalogue (naming the history), k < 1, and users that are missing
-        or not asked for.
+        Raises ValueError for a row that is not in the catalogue (naming the history), k < 1, users that are missing or
+        not asked for, and a model in training mode.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -151,8 +152,6 @@ class Tiger(nn.Module):
         shared = trie.subset(masks[0]) if masks is not None and len(masks) == 1 else None
         size = 8 if exact else max(1, _BEAMS_AT_ONCE // beam_width)
         by_length = np.argsort([min(len(row), self.config.max_length) for row in rows], kind="stable")
-        training = self.training
-        self.eval()
         with tqdm(total=len(rows), desc="recommending", unit="user", disable=not progress) as bar:
             for start in range(0, len(rows), size):
                 some = by_length[start : start + size]
@@ -168,7 +167,6 @@ class Tiger(nn.Module):
                     found = constrained_beam_search(self._scorer, contexts, trie, beam_width, k, subset)
                 items[some], scores[some] = found.items.cpu().numpy(), found.scores.cpu().numpy()
                 bar.update(len(some))
-        self.train(training)
         return Ranked(items, scores)
 
     @property

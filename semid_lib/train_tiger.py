@@ -1,12 +1,13 @@
 """Train a TIGER from the command line, in one process or several.
 
     python -m semid_lib.train_tiger --data ../shared/data/beauty --scale laptop
-    accelerate launch --num_processes 8 -m semid_lib.train_tiger --data ../shared/data/beauty --scale full
+    torchrun --nproc_per_node 8 -m semid_lib.train_tiger --data ../shared/data/beauty --scale full
 
 The semantic IDs are those that chapter 02 made of the same data at the same scale. The model goes to
 `artefacts/<data>/<scale>/tiger`, for `Tiger.from_pretrained`. Its checkpoints stand beside it until training is over,
 so that the same command goes on with a run that was stopped. A batch is shared out among the processes, so their number
-changes how long it takes and nothing else.
+changes how long it takes and, but for which units dropout hits, nothing else. `accelerate launch` does as well as
+`torchrun` where there are GPUs; on CPUs it starts one process only.
 """
 
 import argparse

@@ -171,6 +171,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.trie", "pandas sklearn transformers"),
         ("semid_lib.decode", "pandas sklearn transformers numba"),
         ("semid_lib.scorers", "pandas sklearn transformers"),
+        ("semid_lib.tiger", "sklearn transformers"),
         ("semid_lib.adapters", "pandas sklearn transformers vllm"),
         ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),

@@ -155,11 +155,9 @@ def test_rows_outside_the_catalogue_are_refused(model, history, message):
         model.rank([[1]], k=0)
 
 
-def test_ranking_leaves_the_mode_as_it_was(shop):
-    model = new_tiger(shop.ids, dropout=0.5).train()
-    first, again = model.rank([[1, 2]], k=5), model.rank([[1, 2]], k=5)
-    assert model.training
-    np.testing.assert_array_equal(first.scores, again.scores)
+def test_a_model_in_training_mode_is_refused(shop):
+    with pytest.raises(ValueError, match=r"training mode, with dropout on: call its eval\(\) first"):
+        new_tiger(shop.ids).train().rank([[1, 2]], k=5)
 
 
 def test_user_tokens_change_the_answer_and_must_be_given(shop, model):
