@@ -13,6 +13,7 @@ changes how long it takes and, but for which units dropout hits, nothing else. `
 import argparse
 import shutil
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +42,13 @@ def train_tiger(
     sizes: scale.Scale,
     seed: int = 0,
     progress: bool = False,
-    folder=None,
+    folder: Path | None = None,
 ) -> Trained:
     """A TIGER of the size of a scale, trained on histories and stopped by Recall@10 on examples.
 
-    folder: for checkpoints, see `training.fit`. At laptop the model is smaller than the paper's, and how many epochs
-    an hour of one core allows limits it; the recipe (weight decay, cosine, best epoch on validation) is that of
-    cornac's reproduction but for its learning rate of 3e-4, which is for many more steps.
+    folder: for checkpoints, see `training.fit`. At full the recipe is that of cornac's reproduction (dropout .2, a peak
+    rate of 3e-4 and a cosine, weight decay .035, the best epoch on validation). At laptop model and epochs are cut down
+    to an hour of one core, and the fewer steps are larger.
     """
     config = TigerConfig(
         dim=sizes.tiger_dim,
@@ -60,7 +61,8 @@ def train_tiger(
     torch.manual_seed(seed)
     model = Tiger(config, ids)
     loader = training_batches(histories, config, sizes.tiger_batch_size, seed)
-    settings = TrainingConfig.sized(sizes.tiger_epochs, sizes.min_steps, len(loader), weight_decay=0.035, seed=seed)
+    recipe = {"learning_rate": 3e-4 if sizes.name == "full" else 1e-3, "weight_decay": 0.035, "seed": seed}
+    settings = TrainingConfig.sized(sizes.tiger_epochs, sizes.min_steps, len(loader), **recipe)
 
     def recall(model: Tiger) -> float:
         found = model.rank(validation.histories, k=10, beam_width=20)
