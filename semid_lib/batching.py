@@ -37,7 +37,7 @@ class Batcher:
     def __init__(self, work: Callable[[Hashable, list], Sequence], max_batch: int, max_queue: int):
         self.work, self.max_batch, self.max_queue = work, max_batch, max_queue
         self._waiting: deque[_Job] = deque()
-        self._arrived = asyncio.Event()
+        self._arrived, self._working = asyncio.Event(), False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     async def __aenter__(self) -> "Batcher":
@@ -46,7 +46,7 @@ class Batcher:
 
     async def __aexit__(self, *_) -> None:
         """Answer what was accepted, then stop."""
-        while self._waiting:
+        while self._waiting or self._working:
             await asyncio.sleep(0.01)
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)
@@ -78,18 +78,20 @@ class Batcher:
             if not batch:
                 self._arrived.clear()
                 continue
-            questions = [job.question for job in batch]
+            questions, self._working = [job.question for job in batch], True
             try:
                 answers = await loop.run_in_executor(self._thread, self.work, batch[0].kind, questions)
+                answered = list(zip(batch, answers, strict=True))
             except Exception as error:  # the batch failed, the service goes on
-                answers = [error] * len(batch)
-            for job, answer in zip(batch, answers, strict=True):
+                answered = [(job, error) for job in batch]
+            for job, answer in answered:
                 if job.answer.done():
                     continue
                 if isinstance(answer, Exception):
                     job.answer.set_exception(answer)
                 else:
                     job.answer.set_result(answer)
+            self._working = False
 
     def _take(self) -> list[_Job]:
         """The oldest question that somebody still waits for, and those of its kind, off the queue."""
