@@ -35,11 +35,11 @@ from semid_lib.store import Clock
 _PAGE = Path(__file__).parent / "page"
 _TOKEN = "SEMID_TOKEN"
 _PROBLEMS = {
+    400: "the body is no JSON",
     401: "no bearer token, or a wrong one",
-    404: "no such item",
+    404: "no such item, or the loaded model cannot do this",
     408: "the request came too slowly",
     413: "the body is too large",
-    501: "the loaded model cannot do this",
     503: "too many questions are waiting; Retry-After says when to come back",
     504: "the answer took too long",
 }
@@ -182,7 +182,7 @@ def create_app(recommender: Recommender, limits: Limits | None = None, token: st
     app.add_middleware(Guard, limits=limits, token=token, meters=meters)
     app.add_exception_handler(RequestValidationError, _refuse_shape)
     app.add_exception_handler(UnknownError, lambda _, error: _refuse([{"loc": ["body"], "msg": str(error)}]))
-    app.add_exception_handler(UnableError, lambda _, error: JSONResponse({"detail": str(error)}, 501))
+    app.add_exception_handler(UnableError, lambda _, error: JSONResponse({"detail": str(error)}, 404))
     app.add_exception_handler(
         OverloadedError, lambda _, error: JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
     )
