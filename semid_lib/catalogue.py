@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.trie import PrefixTrie
@@ -110,19 +111,20 @@ class Catalogue:
     def neighbours(self, row: int, limit: int) -> list[Prefix]:
         """The items that begin with the same codes as this one, for each prefix from the longest to one code.
 
-        The item itself is neither counted nor listed; prefixes that it shares with nobody are left out.
+        Each prefix lists the items whose IDs are nearest among those that no longer prefix has; one that adds none is
+        left out. The item itself is neither counted nor listed.
         """
-        import torch  # the trie has loaded it long ago
-
-        found, leaf = [], torch.tensor([int(self._leaf[row])])
+        found, own = [], int(self._leaf[row])
+        inner = (own, own + 1)
         for depth in range(self._trie.n_levels - 1, 0, -1):
-            low, high = (int(end) for end in self._trie.leaves(depth, self._trie.ancestor(depth, leaf)))
-            if high - low > 1:
-                own = int(leaf)
-                first = max(low, min(own - limit // 2, high - limit - 1))  # those whose IDs are nearest
-                rows = self._trie.item[first : min(first + limit + 1, high)].numpy().astype(np.int64)
-                codes = tuple(self.codes[row, :depth].tolist())
-                found.append(Prefix(codes, high - low - 1, rows[rows != row][:limit]))
+            node = self._trie.ancestor(depth, torch.tensor([own]))
+            low, high = (int(end) for end in self._trie.leaves(depth, node))
+            leaves = np.r_[low : inner[0], inner[1] : high]
+            if len(leaves):
+                nearest = np.sort(leaves[np.argsort(np.abs(leaves - own), kind="stable")[:limit]])
+                rows = self._trie.item.numpy()[nearest].astype(np.int64)
+                found.append(Prefix(tuple(self.codes[row, :depth].tolist()), high - low - 1, rows))
+            inner = (low, high)
         return found
 
     def shared_prefix(self, row: int, history: np.ndarray) -> SharedPrefix | None:

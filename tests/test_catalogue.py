@@ -52,22 +52,24 @@ def test_titles_are_found_by_all_words_and_beginnings_first(catalogue):
     assert len(catalogue.find("item", 7)) == 7
 
 
-def test_neighbours_are_all_items_with_the_prefix(catalogue, shop):
+def test_neighbours_are_all_items_with_the_prefix_each_listed_once(catalogue, shop):
     unique = shop.ids.unique
     for row in range(40):
         groups = catalogue.neighbours(row, limit=50)
-        expected = []
+        expected, listed = [], {row}
         for depth in range(unique.shape[1] - 1, 0, -1):
-            same = set(np.flatnonzero((unique[:, :depth] == unique[row, :depth]).all(axis=1)).tolist()) - {row}
-            if same:
-                expected.append((tuple(unique[row, :depth].tolist()), len(same), same))
+            same = set(np.flatnonzero((unique[:, :depth] == unique[row, :depth]).all(axis=1)).tolist())
+            if same - listed:
+                expected.append((tuple(unique[row, :depth].tolist()), len(same) - 1, same - listed))
+            listed |= same
         assert [(group.codes, group.n_items, set(group.rows.tolist())) for group in groups] == expected
 
 
 def test_few_neighbours_are_taken_where_many_are(catalogue):
     for row in range(40):
-        for group in catalogue.neighbours(row, limit=2):
-            assert len(group.rows) == min(2, group.n_items) and row not in group.rows
+        everything = catalogue.neighbours(row, limit=50)
+        for some, group in zip(catalogue.neighbours(row, limit=2), everything, strict=True):
+            assert len(some.rows) == min(2, len(group.rows)) and set(some.rows.tolist()) <= set(group.rows.tolist())
 
 
 def test_the_shared_prefix_is_the_longest_and_latest(catalogue, shop):

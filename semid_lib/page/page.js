@@ -249,7 +249,7 @@ byId("search-form").addEventListener("submit", (event) => {
 let typing;
 byId("title").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(suggest, 150); });
 byId("history-panel").addEventListener("keydown", walkSuggestions);
-byId("recommend").addEventListener("click", recommend);
+byId("recommend").addEventListener("click", () => { recommend(); byId("results-heading").focus(); });
 byId("clear").addEventListener("click", () => { state.history = []; changed(); byId("title").focus(); });
 byId("unhide").addEventListener("click", () => { state.hidden = []; showHidden(); again(); });
 for (const id of ["category", "k", "exclude-seen"]) byId(id).addEventListener("change", again);
