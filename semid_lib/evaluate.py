@@ -221,6 +221,18 @@ def by_group(evaluation: QueryEvaluation, groups: Sequence) -> pd.DataFrame:
     return pd.concat(parts, names=["group"])
 
 
+def group_table(evaluations: dict[str, QueryEvaluation], groups: Sequence, metric: str = "recall@10") -> pd.DataFrame:
+    """One metric of every method in every group of queries, a row per group.
+
+    Columns: the number of queries, the mean of each method, and half of the widest interval in the row as "±", since
+    some groups are small. groups: as of `by_group`, with its errors.
+    """
+    parts = {name: by_group(each, groups).xs(metric, level="metric") for name, each in evaluations.items()}
+    table = pd.DataFrame({name: part["mean"] for name, part in parts.items()})
+    table.insert(0, "queries", next(iter(parts.values()))["n"])
+    return table.assign(**{"±": np.max([(part["high"] - part["low"]) / 2 for part in parts.values()], axis=0)})
+
+
 def _intervals(per_query: pd.DataFrame) -> pd.DataFrame:
     intervals = metrics.bootstrap_intervals(per_query.to_numpy())
     return pd.DataFrame(intervals, index=pd.Index(per_query.columns, name="metric"))

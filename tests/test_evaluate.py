@@ -193,3 +193,14 @@ def test_groups_together_are_the_whole():
     for wrong in (["a"], ["a", "b", None, "a"]):
         with pytest.raises(ValueError, match="expected 4, one a query"):
             evaluate.by_group(found, wrong)
+
+
+def test_a_table_of_groups_has_every_method_and_the_widest_interval():
+    ours, theirs = asked(), asked({name: items[::-1] for name, items in LISTS.items()})
+    table = evaluate.group_table({"ours": ours, "theirs": theirs}, ["b", "a", "b", "b"], "recall@3")
+    assert table.columns.tolist() == ["queries", "ours", "theirs", "±"]
+    assert table["queries"].to_dict() == {"b": 3, "a": 1}
+    for name, each in (("ours", ours), ("theirs", theirs)):
+        figures = evaluate.by_group(each, ["b", "a", "b", "b"]).xs("recall@3", level="metric")
+        assert table[name].tolist() == figures["mean"].tolist()
+        assert (table["±"] >= (figures["high"] - figures["low"]) / 2).all()
