@@ -104,9 +104,8 @@ def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int
     if input_path.resolve() == output_path.resolve():
         raise ValueError(f"{output_path} is the input as well")
     next(records.read(input_path, queries), None)  # an input that is refused as a whole leaves no trace
-    able = getattr(recommender, "can_search", False) if queries else getattr(recommender, "can_recommend", True)
-    if not able:
-        raise ValueError(f"the model cannot answer {'queries' if queries else 'histories'}")
+    if (recommender.searcher if queries else recommender.model) is None:
+        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
 
 
 class Answered(NamedTuple):
@@ -326,8 +325,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.queries,
             progress=True,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, ImportError) as error:
         print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"failed: {error}; blocks that were finished are kept, and the same command goes on", file=sys.stderr)
         return 1
     print(f"{outcome.answered} lines answered, {outcome.rejected} rejected: {options.output_path}", file=sys.stderr)
     return 2 if outcome.rejected else 0

@@ -48,8 +48,8 @@ class Service:
 
     def __init__(self, recommender: Recommender, limits: Limits, meters: Meters):
         self.recommender, self.meters = recommender, meters
-        self.can_recommend = getattr(recommender, "can_recommend", True)
-        self.can_search = getattr(recommender, "can_search", False)
+        self.can_recommend = recommender.model is not None
+        self.can_search = recommender.searcher is not None
         self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie)
         self.batcher = Batcher(self._answer, limits.max_batch, limits.max_queue)
 
@@ -110,7 +110,7 @@ class Service:
         self, task: str, k: int, exclude_seen: bool, asked: Sequence, mask: np.ndarray | None
     ) -> list[Found]:
         if not (self.can_recommend if task == "recommend" else self.can_search):
-            needed = "next-item model" if task == "recommend" else "model that reads queries"
+            needed = "model of the next item" if task == "recommend" else "model of search"
             raise UnableError(f"the loaded folder holds no {needed}")
         kind = _Kind(task, min(k, len(self.catalogue)), exclude_seen, mask is not None)
         return await self.batcher.ask(kind, [_Question(one, mask) for one in asked])

@@ -161,10 +161,7 @@ def create_app(recommender: Recommender, limits: Limits | None = None, token: st
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
-        clock = Clock()
-        service.warm_up()
         async with service.batcher:
-            log.info("ready", extra={"facts": {"items": len(service.catalogue), "warm_up_s": round(clock.seconds, 2)}})
             yield
         log.info("stopped")
 
@@ -216,14 +213,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning(
             f"SERVING {options.host} WITHOUT A TOKEN: whoever reaches port {options.port} may ask. Set {_TOKEN}."
         )
+    clock, limits = Clock(), Limits()
     try:
         recommender = Recommender.from_pretrained(options.model)
-    except (ValueError, OSError) as error:
+        app = create_app(recommender, limits, token.strip() if token else None)
+        app.state.service.warm_up()
+    except (ValueError, OSError, ImportError) as error:
         print(f"cannot serve {options.model}: {error}", file=sys.stderr)
         return 1
-    limits = Limits()
+    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2)}})
     uvicorn.run(
-        create_app(recommender, limits, token.strip() if token else None),
+        app,
         host=options.host,
         port=options.port,
         log_config=None,

@@ -85,25 +85,32 @@ def new_timeline(shop):
 @pytest.fixture
 def recommender_to_serve(shop, new_timeline):
     """A recommender of the shop with brands and categories, which finds items by the words of their titles too."""
-    from semid_lib.recommender import Recommendations, Recommender
+    from semid_lib.baselines import Ranked, top_k
+    from semid_lib.recommender import Recommender
+    from semid_lib.trie import PrefixTrie
 
-    class Searching(Recommender):
-        can_recommend = can_search = True
+    class ByWords:
+        trie, n_items = PrefixTrie.build(shop.ids.unique), N_ITEMS
 
-        def search(self, queries, k=10, allowed=None):
-            titles = [set(title.split()) for title in self.items["title"]]
+        def search(self, queries, k, allowed=None, query_vectors=None, progress=False) -> Ranked:
+            titles = [set(title.split()) for title in shop.items["title"]]
             scores = np.array([[len(set(query.split()) & title) for title in titles] for query in queries], np.float32)
             scores[(scores == 0) | ~np.broadcast_to(True if allowed is None else allowed, scores.shape)] = -np.inf
-            rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            best = np.take_along_axis(scores, rows, axis=1)
-            ids = np.where(best > -np.inf, self.items["item_id"].to_numpy()[rows], -1)
-            return Recommendations(ids, best)
+            return top_k(scores, k)
 
     items = shop.items.assign(
         brand=["Ash", None] * (N_ITEMS // 2),
         categories=[[["Home", "Clocks"]], [["Home", "Rugs"], ["Gifts"]], [], [["Garden"]]] * (N_ITEMS // 4),
     )
-    return Searching(new_timeline(), shop.ids, items)
+    return Recommender(new_timeline(), shop.ids, items, ByWords())
+
+
+@pytest.fixture
+def served_folder(recommender_to_serve, tmp_path):
+    """The same recommender in a folder, without its search by words."""
+    recommender_to_serve.searcher = None
+    recommender_to_serve.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture

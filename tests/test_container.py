@@ -95,12 +95,10 @@ def test_only_what_is_copied_is_sent(tmp_path):
     assert (tmp_path / "semid_lib/page/index.html").is_file() and not list(tmp_path.rglob("__pycache__"))
 
 
-def answered(python: Path | str, folder: Path, recommender, variables: dict[str, str]) -> None:
-    """ENTRYPOINT as batch and as service on a model by volume, from an empty folder."""
-    recommender.save_pretrained(folder / "model")
+def answered(python: Path | str, folder: Path, item_id: int, variables: dict[str, str]) -> None:
+    """ENTRYPOINT as batch and as service on the model in `folder`, from an empty folder beside it."""
     data = folder / "data"
     data.mkdir()
-    item_id = int(recommender.items["item_id"][0])
     (data / "histories.txt").write_text(f"ann {item_id}\n")
     entry = json.loads(only("ENTRYPOINT"))
     assert entry[0] == "python"
@@ -134,21 +132,21 @@ def answered(python: Path | str, folder: Path, recommender, variables: dict[str,
         service.wait(30)
 
 
-def test_what_is_copied_predicts_and_serves(tmp_path, recommender_to_serve):
+def test_what_is_copied_predicts_and_serves(tmp_path, served_folder, shop):
     copied(tmp_path / "build")
     answered(
         sys.executable,
         tmp_path,
-        recommender_to_serve,
+        int(shop.items["item_id"][0]),
         environment(PYTHONPATH=str(tmp_path / "build"), NUMBA_DISABLE_JIT="1"),
     )
 
 
 @pytest.mark.skipif(os.environ.get("SEMID_CONTAINER") != "1", reason="SEMID_CONTAINER=1 installs for minutes")
-def test_the_image_is_built_and_answers(tmp_path, recommender_to_serve):
+def test_the_image_is_built_and_answers(tmp_path, served_folder, shop):
     copied(tmp_path / "build")
     for argument in (argument for step, argument in stage(0) if step == "RUN"):
         command = argument.replace("/opt/semid", str(tmp_path / "semid"))
         subprocess.run(command, shell=True, cwd=tmp_path / "build", check=True)
     shutil.rmtree(tmp_path / "build")  # the second stage has the environment alone
-    answered(tmp_path / "semid/bin/python", tmp_path, recommender_to_serve, environment())
+    answered(tmp_path / "semid/bin/python", tmp_path, int(shop.items["item_id"][0]), environment())

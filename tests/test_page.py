@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from semid_lib import web
+from semid_lib.recommender import Recommender
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page is tested in a real browser only")
@@ -255,6 +256,18 @@ def test_a_token_is_asked_for_and_kept_for_the_tab(tab, recommender_to_serve, se
     tab.press("Enter")
     assert len(tab.cards("10 items to start with")) == 10
     assert tab.js("document.querySelector('#token-form').hidden") is True
+
+
+def test_a_catalogue_without_histories_has_search_alone(tab, recommender_to_serve, serve):
+    both = recommender_to_serve
+    tab.open(serve(web.create_app(Recommender(None, both.ids, both.items, both.searcher))))
+    tab.wait("!document.querySelector('#search-form').hidden")
+    assert tab.js("document.querySelector('#history-panel').hidden && document.querySelector('#seen-label').hidden")
+    tab.js("document.querySelector('#query').focus()")
+    tab.type("row 9")
+    tab.press("Enter")
+    assert tab.cards("for “row 9”")[0] == "item in row 9"
+    assert tab.js("document.querySelector('#cards .add').hidden")
 
 
 def test_the_documents_of_the_api_come_from_the_same_process(tab, url):

@@ -22,12 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def folder(recommender_to_serve, tmp_path):
-    recommender_to_serve.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def histories(shop):
     ids = shop.items["item_id"].to_numpy()
     return {f"u{at}": ids[history].tolist() for at, history in enumerate(shop.histories)}
@@ -163,6 +157,7 @@ def test_a_second_run_for_the_same_output_is_refused(recommender_to_serve, input
     [
         ({"output_path": "out.xlsx"}, "ends in '.xlsx'"),
         ({"k": 0}, "topk must be at least 1"),
+        ({"queries": True, "input_path": "q.txt"}, "no model of search"),
         ({"output_path": "histories.txt"}, "ends in '.txt'"),
         ({"input_path": "in.csv", "output_path": "in.csv"}, "is the input as well"),
         ({"input_path": "in.csv"}, "expected one 'user_id'"),
@@ -173,14 +168,16 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("a,b\n")
+    Path("q.txt").write_text("shampoo\n")
+    recommender_to_serve.searcher = None
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=said):
         predict(recommender_to_serve, "", **{"input_path": input_path, "output_path": "out.csv", **change})
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_exit_codes(folder, input_path, tmp_path, capsys):
-    def run(*more, output="out.csv", model=folder):
+def test_exit_codes(served_folder, input_path, tmp_path, capsys):
+    def run(*more, output="out.csv", model=served_folder):
         paths = ["--model", str(model), "--input-path", str(input_path), "--output-path", str(tmp_path / output)]
         return main([*paths, *more])
 
@@ -211,12 +208,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are set as on Linux")
-def test_kill_9_then_a_full_disk_then_the_same_file(folder, input_path, tmp_path):
+def test_kill_9_then_a_full_disk_then_the_same_file(served_folder, input_path, tmp_path):
     text = input_path.read_text()
     input_path.write_text("".join(text.replace("u", f"v{copy}-") for copy in range(300)))  # 18,000 lines
     output, progress = tmp_path / "out.csv", tmp_path / "out.csv.progress"
     output.write_text("the old output")
-    arguments = command(folder, input_path, output, "--topk", "20")
+    arguments = command(served_folder, input_path, output, "--topk", "20")
 
     process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL, cwd=tmp_path)
     while not (progress.is_file() and json.loads(progress.read_text())["done"][0]):
@@ -246,6 +243,6 @@ def test_kill_9_then_a_full_disk_then_the_same_file(folder, input_path, tmp_path
         == 0
     )
     once = tmp_path / "once.csv"
-    predict(Recommender.from_pretrained(folder), "", input_path, once, k=20)
+    predict(Recommender.from_pretrained(served_folder), "", input_path, once, k=20)
     assert output.read_bytes() == once.read_bytes()
     assert not list(tmp_path.glob("out.csv.*"))

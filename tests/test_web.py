@@ -20,6 +20,7 @@ from hypothesis.errors import Unsatisfiable
 
 from semid_lib import messages, web
 from semid_lib.guard import JsonLines, Limits
+from semid_lib.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parent.parent
 FUZZ_EXAMPLES = int(os.environ.get("SEMID_FUZZ", "10"))  # requests of each kind; more by hand
@@ -30,7 +31,9 @@ def new_client(recommender_to_serve, serve):
     """Makes a client of a new service."""
 
     def make(limits: Limits | None = None, token: str | None = None, recommender=recommender_to_serve) -> httpx.Client:
-        return httpx.Client(base_url=serve(web.create_app(recommender, limits, token)), timeout=30)
+        app = web.create_app(recommender, limits, token)
+        app.state.service.warm_up()
+        return httpx.Client(base_url=serve(app), timeout=30)
 
     return make
 
@@ -146,12 +149,15 @@ def test_torchserve_users_are_answered_as_before(client, recommender_to_serve, i
 
 
 def test_what_the_model_cannot_do_is_said(new_client, recommender_to_serve):
-    recommender_to_serve.can_search = recommender_to_serve.can_recommend = False
-    client = new_client()
-    assert client.post("/search", json={"query": "a"}).status_code == 404
-    answer = client.post("/recommend", json={"item_ids": []})
-    assert answer.status_code == 404 and "no next-item model" in answer.json()["detail"]
-    assert client.get("/catalogue").json()["can_search"] is False
+    both = recommender_to_serve
+    cold = new_client(recommender=Recommender(None, both.ids, both.items, both.searcher))
+    answer = cold.post("/recommend", json={"item_ids": []})
+    assert answer.status_code == 404 and "no model of the next item" in answer.json()["detail"]
+    assert len(found(cold.post("/search", json={"query": "row"}))) == 10
+    assert cold.get("/catalogue").json()["can_recommend"] is False
+    both.searcher = None
+    answer = new_client().post("/search", json={"query": "a"})
+    assert answer.status_code == 404 and "no model of search" in answer.json()["detail"]
 
 
 # --- limits ---
@@ -339,9 +345,8 @@ def start(folder, *more, **variables) -> tuple[subprocess.Popen, str]:
     return process, url
 
 
-def test_sigterm_under_load_answers_what_was_accepted(recommender_to_serve, tmp_path, ids):
-    recommender_to_serve.save_pretrained(tmp_path / "model")
-    process, url = start(tmp_path / "model")
+def test_sigterm_under_load_answers_what_was_accepted(served_folder, ids):
+    process, url = start(served_folder)
     outcomes = []
 
     async def client(n):
@@ -372,29 +377,27 @@ def test_sigterm_under_load_answers_what_was_accepted(recommender_to_serve, tmp_
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "model.safetensors", "semantic_ids.npz", "config.json"])
-def test_a_damaged_folder_is_refused_by_the_name_of_the_file(recommender_to_serve, tmp_path, name, capsys):
-    recommender_to_serve.save_pretrained(tmp_path)
-    content = (tmp_path / name).read_bytes()
+def test_a_damaged_folder_is_refused_by_the_name_of_the_file(served_folder, name, capsys):
+    content = (served_folder / name).read_bytes()
     for damage in (content[: len(content) // 2], None):
-        (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
-        assert web.main(["--model", str(tmp_path)]) == 1
+        (served_folder / name).unlink() if damage is None else (served_folder / name).write_bytes(damage)
+        assert web.main(["--model", str(served_folder)]) == 1
         assert name in capsys.readouterr().err
 
 
-def test_the_command_serves_loopback_and_warns_of_more(recommender_to_serve, tmp_path, monkeypatch, capsys):
-    recommender_to_serve.save_pretrained(tmp_path)
+def test_the_command_serves_loopback_and_warns_of_more(served_folder, monkeypatch, capsys):
     served = []
     monkeypatch.setattr(web.uvicorn, "run", lambda app, **settings: served.append(settings["host"]))
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.delenv("SEMID_TOKEN", raising=False)
     warned = []
     monkeypatch.setattr(web.log, "warning", warned.append)
-    assert web.main(["--model", str(tmp_path)]) == 0 and not warned
-    assert web.main(["--model", str(tmp_path), "--host", "0.0.0.0"]) == 0 and "WITHOUT A TOKEN" in warned[0]
+    assert web.main(["--model", str(served_folder)]) == 0 and not warned
+    assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and "WITHOUT A TOKEN" in warned[0]
     monkeypatch.setenv("SEMID_TOKEN", "sesame")
-    assert web.main(["--model", str(tmp_path), "--host", "0.0.0.0"]) == 0 and len(warned) == 1
+    assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and len(warned) == 1
     monkeypatch.setenv("SEMID_TOKEN", " ")
-    assert web.main(["--model", str(tmp_path)]) == 1 and "set but empty" in capsys.readouterr().err
+    assert web.main(["--model", str(served_folder)]) == 1 and "set but empty" in capsys.readouterr().err
     assert served == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
 
 
