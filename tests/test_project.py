@@ -29,7 +29,8 @@ ORDER = [
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("sasrec", "tiger", "retrieval", "generative"),
-    *("metrics", "train_tiger", "evaluate", "recommender", "reproductions", "report", "predict", "web", "modal_app"),
+    *("metrics", "train_tiger", "evaluate", "recommender", "reproductions", "report"),
+    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
@@ -176,6 +177,8 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
         ("semid_lib.sft", "sklearn transformers datasets peft trl"),
+        ("semid_lib.predict", "sklearn transformers sentence_transformers fastapi numba"),
+        ("semid_lib.web", "sklearn transformers sentence_transformers numba"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):
