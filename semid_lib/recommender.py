@@ -17,7 +17,7 @@ from semid_lib.baselines import Ranked
 from semid_lib.decode import Diversity, constrained_beam_search
 from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.store import sha256
+from semid_lib.store import check_files, sha256
 from semid_lib.timeline import Timeline, TimelineConfig, pad
 from semid_lib.trie import PrefixTrie, Subset
 
@@ -181,13 +181,7 @@ class Recommender:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            folder / "semantic_ids.npz",
-            codes=self.ids.codes,
-            disambiguation_code=self.ids.disambiguation_code,
-            codebook_size=np.int64(self.ids.codebook_size),
-            disambiguation_size=np.int64(self.ids.disambiguation_size),
-        )
+        self.ids.save(folder / "semantic_ids.npz")
         self.items.to_parquet(folder / "items.parquet", index=False)
         files, config = list(_ALWAYS), {"format": _FORMAT}
         if self.model is not None:
@@ -210,14 +204,8 @@ class Recommender:
         """
         folder = Path(folder)
         config = _read_config(folder)
-        for name in dict.fromkeys([*_ALWAYS, *["model.safetensors"] * ("model" in config), *config["sha256"]]):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing")
-            if sha256(folder / name) != config["sha256"].get(name):
-                raise ValueError(f"{folder / name} is not the file that config.json describes: its checksum differs")
-        with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
-            widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
-            ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], *widths)
+        check_files(folder, config["sha256"], (*_ALWAYS, *["model.safetensors"] * ("model" in config)))
+        ids = SemanticIDs.load(folder / "semantic_ids.npz")
         items = _read_items(folder / "items.parquet")
         model = searcher = None
         if "model" in config:

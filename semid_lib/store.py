@@ -11,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -192,6 +192,18 @@ def _over_seeds(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     if all("seconds" in row for row in rows):
         merged["seconds"] = round(statistics.fmean(row["seconds"] for row in rows), 1)
     return merged
+
+
+def check_files(folder: Path, sums: dict[str, str], names: Iterable[str] = ()) -> None:
+    """Hold the files of a folder against checksums, by name, that were saved with it; `names` must be among them.
+
+    Raises ValueError naming the first file that is missing or differs.
+    """
+    for name in dict.fromkeys([*names, *sums]):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing")
+        if sha256(folder / name) != sums.get(name):
+            raise ValueError(f"{folder / name} is not the file that was saved in this folder: its checksum differs")
 
 
 def sha256(file: str | Path) -> str:

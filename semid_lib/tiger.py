@@ -24,7 +24,7 @@ from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search, exact_ranking
 from semid_lib.scorers import EncoderDecoderScorer
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.store import sha256
+from semid_lib.store import check_files, sha256
 from semid_lib.timeline import pad
 from semid_lib.training import LengthBuckets
 from semid_lib.trie import PrefixTrie
@@ -190,13 +190,7 @@ class Tiger(nn.Module):
         """Write `config.json` and `model.safetensors`, which transformers reads as a T5, and `semantic_ids.npz`."""
         folder = Path(folder)
         self.t5.save_pretrained(folder)
-        np.savez(
-            folder / "semantic_ids.npz",
-            codes=self.ids.codes,
-            disambiguation_code=self.ids.disambiguation_code,
-            codebook_size=np.int64(self.ids.codebook_size),
-            disambiguation_size=np.int64(self.ids.disambiguation_size),
-        )
+        self.ids.save(folder / "semantic_ids.npz")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["tiger"] = {
             "format": _FORMAT,
@@ -214,14 +208,8 @@ class Tiger(nn.Module):
         """
         folder = Path(folder)
         saved = _read_config(folder / "config.json")
-        for name in _FILES:
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing")
-            if sha256(folder / name) != saved["sha256"].get(name):
-                raise ValueError(f"{folder / name} is not the file that config.json describes: its checksum differs")
-        with np.load(folder / "semantic_ids.npz", allow_pickle=False) as table:
-            sizes = int(table["codebook_size"]), int(table["disambiguation_size"])
-            ids = SemanticIDs(table["codes"], table["disambiguation_code"], *sizes)
+        check_files(folder, saved["sha256"], _FILES)
+        ids = SemanticIDs.load(folder / "semantic_ids.npz")
         try:
             model = cls(TigerConfig(**saved["config"]), ids)
             load_model(model.t5, folder / "model.safetensors")

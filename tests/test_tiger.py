@@ -277,6 +277,6 @@ def test_files_that_do_not_belong_together_are_named(shop, model, tmp_path):
     refused(content | {"tiger": content["tiger"] | {"config": other | {"depth": 2}}}, "does not fit model.safetensors")
     path.write_text(text)
     (tmp_path / "semantic_ids.npz").write_bytes(b"something else")
-    refused(text, r"semantic_ids\.npz is not the file that config\.json describes")
+    refused(text, r"semantic_ids\.npz is not the file that was saved")
     (tmp_path / "model.safetensors").unlink()
     refused(text, r"model\.safetensors is missing")
