@@ -1,7 +1,8 @@
 """Result rows to the tables of the README and the book, so that no published number is typed by hand.
 
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
-stands between them is written from `book/results/beauty-laptop.json`. Between `<!-- reproductions -->` and
+stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
+that begin with `own_`, without it. Between `<!-- reproductions -->` and
 `<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
 
     python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
@@ -20,9 +21,13 @@ from semid_lib.evaluate import shown
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
 _PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
-_PLACE = re.compile(r"(<!-- rows: (\w+)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL)
+_PLACE = re.compile(
+    r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL
+)
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
-_NAMES = {"item_knn": "item-kNN", "sasrec": "SASRec", "timeline": "timeline model"}
+_NAMES = {"item_knn": "item-kNN", "sasrec": "SASRec", "timeline": "timeline model", "bm25": "BM25", "llm": "LLM"}
+_NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
+_UNITS = {"search": "queries"}  # of what the intervals are; users for any other topic
 _SEEN = "_seen_allowed"  # ends the name of a method whose lists may hold what the user has had
 
 
@@ -34,7 +39,15 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
     | MRR | .5000 ± .1000 |
     """
+    topic, _, part = topic.partition(":")
     rows = [row for row in rows if row["key"].startswith(f"{topic}/")]
+    if part:
+        rows = [
+            row | {"key": f"{topic}/{data}/{rest[0].removeprefix(f'{part}_')}/{'/'.join(rest[1:])}"}
+            for row in rows
+            for _, data, *rest in [row["key"].split("/")]
+            if rest[0].startswith(f"{part}_")
+        ]
     if not rows:
         raise ValueError(f"no row has a key that starts with {topic!r}")
     if not any("ci95" in row for row in rows):
@@ -51,7 +64,7 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     ]
     for metric, line in cells.items():
         lines.append(f"| {metric} | " + " | ".join(line.get(method, "") for method in methods) + " |")
-    return "\n".join(lines) + "\n\n" + _origin(rows) + "\n"
+    return "\n".join(lines) + "\n\n" + _origin(rows, _UNITS.get(topic, "users")) + "\n"
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -85,18 +98,19 @@ def _number(value: float) -> str:
 
 def _heading(metric: str, method: str) -> str:
     name, _, k = metric.partition("@")
-    label = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + (f"@{k}" if k else "")
+    labels = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
+    label = labels.get(name, name) + (f"@{k}" if k else "")
     return label + (", seen items allowed" if method.endswith(_SEEN) else "")
 
 
-def _origin(rows: list[dict[str, Any]]) -> str:
+def _origin(rows: list[dict[str, Any]], units: str) -> str:
     """Where the numbers come from, as one small line; rows of one table come from one run."""
     n = max(row.get("n", 0) for row in rows)
     data, scale = rows[0]["data"], rows[0]["scale"]
     n_seeds = {len(row["seeds"]) for row in rows if "seeds" in row}
     seeds = "".join(f" (in brackets the standard deviation over {n} seeds)" for n in sorted(n_seeds))
-    bootstrap = f"± half of the 95% bootstrap interval over users{seeds}"
-    return f"*{n:,} users of {data}, `SCALE={scale}`, {bootstrap}; {_run(rows)}.*"
+    bootstrap = f"± half of the 95% bootstrap interval over {units}{seeds}"
+    return f"*{n:,} {units} of {data}, `SCALE={scale}`, {bootstrap}; {_run(rows)}.*"
 
 
 def _run(rows: list[dict[str, Any]]) -> str:
