@@ -9,7 +9,7 @@
 # 1. how a vocabulary grows by the codes, and where the new rows begin;
 # 2. what the model is taught, and on which tokens the loss falls;
 # 3. what fine-tuning will cost, before it starts, and how it goes;
-# 4. a light model for a CPU, which starts as dense retrieval and learns from queries;
+# 4. a light model for a CPU, which starts as dense retrieval and BM25 and learns from queries;
 # 5. whether a model writes IDs that exist when nothing holds it back;
 # 6. how all methods compare on the same queries, on new items, and by kind of query;
 # 7. what the lists look like;
@@ -354,7 +354,9 @@ plt.show()
 # The light model keeps both as they are, and writes an ID code by code, like the language model, but by the sum of two
 # terms. With $P_c$ the items under the prefix so far followed by code $c$,
 #
-# $$ p(c \mid \text{prefix}, q) \propto \exp\Big( \log \sum_{i \in P_c} e^{s(q, i) / \tau} \; + \; h(q, \text{prefix})_c \Big), \qquad s(q, i) = \cos(x_q, x_i) + w \, \text{BM25}(q, i) . $$ (eq-light)
+# $$ p(c \mid \text{prefix}, q) \propto \exp\Big( \log \sum_{i \in P_c} e^{s(q, i) / \tau} \; + \; h(q, \text{prefix})_c \Big) , $$ (eq-light)
+#
+# $$ s(q, i) = \cos(x_q, x_i) + w \, \text{BM25}(q, i) . $$ (eq-light-score)
 #
 # The first term is *what the texts say*: alone, its probabilities multiply along a path to those of a softmax over all
 # items, so the ranking is that of $s$. The weight $w$ is not tuned: it lets both scores differ equally much over the
@@ -423,8 +425,9 @@ history.rename(columns={"validation": "Recall@10, held back"}).round(3).T
 
 # %% [markdown]
 # The loss is in nats an item. It may go on falling while the recall does not: the hashed words make it easy to learn
-# training queries by heart. And where the recall stays below that before training, the templates had nothing to teach that
-# the encoder did not know; half of what is held back are new items, on which training can only lose.
+# training queries by heart. Where no epoch is above the recall before training, templates had nothing to teach that the texts
+# did not say already, and all that this model is good for comes from its first term; half of what is held back are new
+# items, on which training can only lose.
 
 # %% [markdown]
 # ## 5. Does it write IDs that exist?
