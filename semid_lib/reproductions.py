@@ -92,8 +92,8 @@ def markdown_table(
     """
     metrics = [metric for metric in _METRICS if any(metric in found for s in systems for found in s.figures.values())]
     lines = [
-        "| | data | " + " | ".join(_METRICS[metric] for metric in metrics) + " | verdict |",
-        "| --- | --- |" + " ---: |" * len(metrics) + " --- |",
+        "| | data | verdict | " + " | ".join(_METRICS[metric] for metric in metrics) + " |",
+        "| --- | --- | --- |" + " ---: |" * len(metrics),
     ]
     for system in systems:
         for data in system.figures:
@@ -113,7 +113,7 @@ def _line(system: System, data: str, metrics: list[str], close_within: float, ro
     worst = max(verdicts, key=VERDICTS.index)
     if worst == "differs" and not system.why.get(data):
         raise ValueError(f"{system.name} on {data} differs from our rows: say why in reproductions.yml")
-    return [system.name, data, *cells, f"**{worst}**: {system.why[data]}" if worst == "differs" else worst]
+    return [system.name, data, f"**{worst}**: {system.why[data]}" if worst == "differs" else worst, *cells]
 
 
 def _cell(published: float, row: dict[str, Any] | None) -> str:

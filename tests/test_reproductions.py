@@ -55,20 +55,20 @@ def test_more_tolerance_never_turns_a_verdict_to_the_worse(published, value, spr
 def test_the_table_by_hand():
     lines = table([PAPER], [row("recall@10", 0.55), row("ndcg@10", 0.4, spread=0.03)]).splitlines()
     assert lines == [
-        "| | data | Recall@10 | NDCG@10 | verdict |",
-        "| --- | --- | ---: | ---: | --- |",
-        "| Paper | shop | .5000 / .5500 ± .1000 | .2500 / .4000 ± .1000 | close |",
+        "| | data | verdict | Recall@10 | NDCG@10 |",
+        "| --- | --- | --- | ---: | ---: |",
+        "| Paper | shop | close | .5000 / .5500 ± .1000 | .2500 / .4000 ± .1000 |",
         "",
         "- **Paper** (its page): Nothing is said.",
     ]
 
 
 def test_a_system_without_rows_or_without_ours_is_not_measured_yet():
-    assert "| Paper | shop | .5000 | .2500 | not measured yet |" in table([PAPER], [])
+    assert "| Paper | shop | not measured yet | .5000 | .2500 |" in table([PAPER], [])
     other = System("Other", "s", "p", {"shop": {"recall@5": 0.5}})
     lines = table([PAPER, other], [row("recall@10", 0.55)]).splitlines()
-    assert lines[2] == "| Paper | shop |  | .5000 / .5500 ± .1000 | .2500 | reproduced |"  # of what is measured
-    assert lines[3] == "| Other | shop | .5000 |  |  | not measured yet |"
+    assert lines[2] == "| Paper | shop | reproduced |  | .5000 / .5500 ± .1000 | .2500 |"  # of what is measured
+    assert lines[3] == "| Other | shop | not measured yet | .5000 |  |  |"
 
 
 def test_who_differs_says_why():
