@@ -4,11 +4,14 @@ Nothing here runs code from a model's repository.
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+
+from semid_lib.embed import normalize
 
 _GIB = 2**30
 
@@ -169,13 +172,19 @@ def small_model(
     n_heads: int = 4,
     tied: bool = True,
     seed: int = 0,
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None,
 ):
     """A small Qwen3 with random weights and a byte-level BPE tokenizer trained on the texts: (model, tokenizer).
 
     The tokenizer lower-cases (queries are, titles are not), reads any text, has an end and a padding token and the
     plain chat template of `sft_examples`. Feed-forward blocks are three times as wide as the model. Weights begin with
     a spread of hidden_size ** -0.5: with Qwen's own 0.02, made for wide models, a narrow one learns several times more
-    slowly. Raises ValueError without texts.
+    slowly.
+
+    embed: texts to vectors, such as an `embed.Encoder`. The rows of the words then begin with what a sentence encoder
+    says of each token alone, so that words of like meaning begin as neighbours (`meaning_rows`).
+
+    Raises ValueError without texts.
 
     >>> model, tokenizer = small_model(["a blue tent", "a blue lamp"], 300, hidden_size=16, n_layers=1, n_heads=2)
     >>> tokenizer.decode(tokenizer("A blue tent")["input_ids"])
@@ -220,7 +229,29 @@ def small_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
+    if embed is not None:
+        tokens = [tokenizer.decode([token]).strip() or " " for token in range(len(tokenizer))]
+        rows = meaning_rows(embed(tokens), hidden_size)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(torch.from_numpy(rows))
     return model, tokenizer
+
+
+def meaning_rows(vectors: np.ndarray, hidden_size: int) -> np.ndarray:
+    """Vectors of tokens as rows of an embedding: centred, turned to their first `hidden_size` principal components, and
+    brought to length 1, which is that of the small model's random rows: -> (n_tokens, hidden_size) float32.
+
+    Raises ValueError if there are fewer dimensions, or fewer tokens, than hidden_size.
+
+    >>> rows = meaning_rows(np.array([[3.0, 0.1, 0.0], [1.0, -0.1, 0.0], [2.0, 0.0, 0.0]]), 1)
+    >>> np.abs(rows).round(2).tolist()  # the second dimension says little and is left out; the third token is the mean
+    [[1.0], [1.0], [0.0]]
+    """
+    if min(vectors.shape) < hidden_size:
+        raise ValueError(f"vectors are {vectors.shape}, expected at least {hidden_size} of {hidden_size} dimensions")
+    centred = vectors - vectors.mean(axis=0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    return normalize(centred @ components[:hidden_size].T).astype(np.float32)
 
 
 # --- what it will cost ---

@@ -4,7 +4,7 @@ Both answer `rank(histories, k, exclude_seen)` like the models, in item rows, an
 costs nothing: the item-kNN knows the order of the history.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Popularity:
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
     ) -> Ranked:
         """The k most popular items, the same for everybody but for what they have seen."""
-        return _rank_blocks(histories, k, exclude_seen, progress, lambda block: np.tile(self.counts, (len(block), 1)))
+        return rank_by_scores(histories, k, exclude_seen, progress, lambda block: np.tile(self.counts, (len(block), 1)))
 
 
 class ItemKNN:
@@ -86,7 +86,7 @@ class ItemKNN:
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
     ) -> Ranked:
         """The k items with the most votes from each history; an empty history gets the popular items."""
-        return _rank_blocks(histories, k, exclude_seen, progress, self.scores)
+        return rank_by_scores(histories, k, exclude_seen, progress, self.scores)
 
     def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
         """What `Recommender.rank` may hear beside its model: weight x log(votes + floor), (n, n_items) float32.
@@ -112,7 +112,21 @@ class ItemKNN:
         return np.where(total > 0, total, self.without_votes)
 
 
-def _rank_blocks(histories, k, exclude_seen, progress, score) -> Ranked:
+def rank_by_scores(
+    histories: Sequence[np.ndarray],
+    k: int,
+    exclude_seen: bool,
+    progress: bool,
+    score: Callable[[Sequence[np.ndarray]], np.ndarray],
+) -> Ranked:
+    """The k best items after each history by the scores of all items, block by block.
+
+    score: some histories -> (n, n_items) float32, which may be written to. Raises ValueError for k below 1.
+
+    >>> rank_by_scores([[1], [0]], 2, True, False, lambda block: np.tile([0.2, 0.5, 0.1], (len(block), 1))).items
+    array([[0, 2],
+           [1, 2]])
+    """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if not len(histories):

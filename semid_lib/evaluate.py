@@ -14,6 +14,8 @@ import pandas as pd
 
 from semid_lib import metrics
 
+KS = (1, 5, 10, 50, 100, 1000)  # of every published Recall@K
+
 
 class Evaluation(NamedTuple):
     """What one method did on one set of examples."""
@@ -33,27 +35,40 @@ def evaluate(rank: Callable, examples, k: int, **options) -> Evaluation:
     return Evaluation(metrics.ranks(recommended, examples.targets), recommended, time.perf_counter() - started)
 
 
-def figures(evaluation: Evaluation, ks: Sequence[int] = (5, 10, 100, 1000)) -> pd.DataFrame:
+def figures(evaluation: Evaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
     """Every metric of one evaluation with its 95% interval: index metric, columns mean, low, high.
 
-    What the lists are too short for is left out rather than reported too low: Recall at a longer K, and MRR for lists
-    under 100, since it counts an item outside the list as 0.
+    What the lists are too short for is left out rather than reported too low: Recall and NDCG at a longer K, and MRR
+    for lists under 100, since it counts an item outside the list as 0.
 
     >>> measured = figures(Evaluation(np.array([1.0, np.inf]), np.zeros((2, 10)), 0.0), ks=[5])
     >>> measured["mean"].to_dict()
-    {'recall@5': 0.5, 'ndcg@10': 0.5}
+    {'recall@5': 0.5, 'ndcg@5': 0.5, 'ndcg@10': 0.5}
     """
-    length = evaluation.recommended.shape[1]
-    per_user = {f"recall@{k}": metrics.recall_at_k(evaluation.rank, k) for k in ks if k <= length}
-    if length >= 10:
-        per_user["ndcg@10"] = metrics.ndcg_at_k(evaluation.rank, 10)
+    return _intervals(_per_user(evaluation, ks))
+
+
+def differences(evaluation: Evaluation, baseline: Evaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
+    """By how much a method is ahead of another on the same users, as `figures`: a paired bootstrap test.
+
+    User by user, what makes a target hard to guess cancels, so these intervals are narrower than those of the two
+    methods suggest: a method is ahead if the interval lies above 0. Of 20 such tests between equal methods, one finds
+    a difference. Raises ValueError if the numbers of users or the metrics differ.
+    """
+    return _paired(_per_user(evaluation, ks), _per_user(baseline, ks))
+
+
+def _per_user(evaluation: Evaluation, ks: Sequence[int]) -> pd.DataFrame:
+    """The values whose means are the figures: (n, metrics)."""
+    length, rank = evaluation.recommended.shape[1], evaluation.rank
+    values = {f"recall@{k}": metrics.recall_at_k(rank, k) for k in ks if k <= length}
+    values |= {f"ndcg@{k}": metrics.ndcg_at_k(rank, k) for k in (5, 10) if k <= length}
     if length >= 100:
-        per_user["mrr"] = metrics.reciprocal_rank(evaluation.rank)
-    intervals = metrics.bootstrap_intervals(np.column_stack(list(per_user.values())))
-    return pd.DataFrame(intervals, index=pd.Index(per_user, name="metric"))
+        values["mrr"] = metrics.reciprocal_rank(rank)
+    return pd.DataFrame(values)
 
 
-def table(evaluations: dict[str, Evaluation], ks: Sequence[int] = (5, 10, 100, 1000)) -> pd.DataFrame:
+def table(evaluations: dict[str, Evaluation], ks: Sequence[int] = KS) -> pd.DataFrame:
     """One column per method, one row per metric, "mean ± half the interval's width" in each cell."""
     columns = {}
     for name, evaluation in evaluations.items():
@@ -178,10 +193,7 @@ def query_differences(evaluation: QueryEvaluation, baseline: QueryEvaluation) ->
     Query by query, what makes a query hard cancels, so these intervals are narrower than those of the two methods
     suggest: a method is ahead if the interval lies above 0. Raises ValueError if the metrics or numbers differ.
     """
-    ours, theirs = evaluation.per_query, baseline.per_query
-    if ours.shape != theirs.shape or list(ours) != list(theirs):
-        raise ValueError(f"evaluations of {ours.shape} and {theirs.shape}, expected the same queries and metrics")
-    return _intervals(ours - theirs)
+    return _paired(evaluation.per_query, baseline.per_query)
 
 
 def query_table(evaluations: dict[str, QueryEvaluation]) -> pd.DataFrame:
@@ -199,28 +211,96 @@ def query_table(evaluations: dict[str, QueryEvaluation]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def by_group(evaluation: QueryEvaluation, groups: Sequence) -> pd.DataFrame:
-    """The figures of each kind, cell or source of queries: index (group, metric), columns mean, low, high, n.
+# --- parts of the users or queries ---
 
-    groups: (n,) a label a query; they come out in the order in which they first appear. Small groups have wide
-    intervals, and one query none to speak of: read n. Raises ValueError for another number of labels or a missing one.
+
+def by_group(evaluation: Evaluation | QueryEvaluation, groups: Sequence, ks: Sequence[int] = KS) -> pd.DataFrame:
+    """The figures of each group of users or queries: index (group, metric), columns mean, low, high, n.
+
+    groups: (n,) a label each, such as the length of the history by `pandas.cut` or the popularity of the target by
+    `popularity_groups`. Categories come out in their order, other labels in the order in which they first appear.
+    Small groups have wide intervals, and one user none to speak of: read n. ks is for users; queries have been
+    counted already. Raises ValueError for another number of labels or a missing one.
 
     >>> figures = pd.DataFrame({"recall@1": [1.0, 0.0, 0.0]})
     >>> found = by_group(QueryEvaluation(figures, np.array([1.0, 2.0, 2.0]), None, 0.0, None), ["typo", "need", "need"])
     >>> found["mean"].to_dict(), found["n"].tolist()
     ({('typo', 'recall@1'): 1.0, ('need', 'recall@1'): 0.0}, [1, 2])
     """
-    labels = pd.Series(list(groups), dtype=object)
-    if len(labels) != len(evaluation.per_query) or labels.isna().any():
-        n, missing = len(evaluation.per_query), int(labels.isna().sum())
-        raise ValueError(f"{len(labels)} labels, {missing} of them missing, expected {n}, one a query")
+    values = evaluation.per_query if isinstance(evaluation, QueryEvaluation) else _per_user(evaluation, ks)
+    labels = pd.Series(groups if isinstance(groups, pd.Categorical) else list(groups))
+    if len(labels) != len(values) or labels.isna().any():
+        n, missing = len(values), int(labels.isna().sum())
+        raise ValueError(f"{len(labels)} labels, {missing} of them missing, expected {n}, one each")
     parts = {}
-    for label in labels.unique():
-        chosen = evaluation.per_query[(labels == label).to_numpy()]
+    for label, chosen in values.groupby(labels, sort=isinstance(groups, pd.Categorical), observed=True):
         parts[label] = _intervals(chosen).assign(n=len(chosen))
     return pd.concat(parts, names=["group"])
 
 
-def _intervals(per_query: pd.DataFrame) -> pd.DataFrame:
-    intervals = metrics.bootstrap_intervals(per_query.to_numpy())
-    return pd.DataFrame(intervals, index=pd.Index(per_query.columns, name="metric"))
+def group_table(
+    evaluations: dict[str, Evaluation | QueryEvaluation], groups: Sequence, metric: str = "recall@10"
+) -> pd.DataFrame:
+    """One metric of every method in every group of users or queries, a row per group.
+
+    Columns: their number, the mean of each method, and half of the widest interval in the row as "±", since
+    some groups are small. groups: as of `by_group`, with its errors.
+    """
+    parts = {name: by_group(each, groups).xs(metric, level="metric") for name, each in evaluations.items()}
+    table = pd.DataFrame({name: part["mean"] for name, part in parts.items()})
+    table.insert(0, "n", next(iter(parts.values()))["n"])
+    return table.assign(**{"±": np.max([(part["high"] - part["low"]) / 2 for part in parts.values()], axis=0)})
+
+
+def popularity_groups(counts: np.ndarray) -> pd.Categorical:
+    """Of each item whether it is of the head, the middle or the tail of the catalogue, or cold: (n_items,) labels.
+
+    The most popular items that together have the first fifth of all interactions are the head, the least popular
+    ones with the last fifth the tail, and items without any are cold. Ties are cut by item row.
+    `popularity_groups(counts)[targets]` are labels for `by_group`.
+
+    counts: (n_items,) integers >= 0, interactions in training: `np.bincount(train.items, minlength=n_items)`.
+
+    >>> list(popularity_groups(np.array([2, 0, 5, 1, 2])))
+    ['mid', 'cold', 'head', 'tail', 'mid']
+    """
+    counts = np.asarray(counts)
+    order = np.argsort(-counts, kind="stable")
+    before = np.empty(len(counts))  # the share of interactions that more popular items have
+    before[order] = (np.cumsum(counts[order]) - counts[order]) / max(counts.sum(), 1)
+    names = np.select([counts == 0, before < 0.2, before < 0.8], ["cold", "head", "mid"], "tail")
+    return pd.Categorical(names, categories=["head", "mid", "tail", "cold"], ordered=True)
+
+
+def exposure(lists: dict[str, np.ndarray], counts: np.ndarray) -> pd.DataFrame:
+    """Which items lists show: index the names of the lists, columns coverage, popularity, head, mid, tail, cold.
+
+    `popularity` is the mean number of training interactions of an item in a list, `head` ... `cold` are the shares
+    of a list's places that items of `popularity_groups` hold; all are means over lists (ARP and, as `tail`, APLT of
+    Abdollahpouri et al. 2019). They mean little alone: put in the users' histories (padded with -1) and their targets
+    (`targets[:, None]`) to see what users choose by themselves.
+
+    lists: of each method (n, k) item rows, -1 where a list is shorter: cut them to the K that is asked about.
+    counts: as for `popularity_groups`. Lists without an item are left out of the means.
+
+    >>> exposure({"mine": np.array([[2, 0], [2, -1]])}, counts=np.array([2, 0, 5, 1, 2])).round(2).loc["mine"].to_dict()
+    {'coverage': 0.4, 'popularity': 4.25, 'head': 0.75, 'mid': 0.25, 'tail': 0.0, 'cold': 0.0}
+    """
+    groups = popularity_groups(counts)
+    worth = {"popularity": counts} | {name: groups == name for name in groups.categories}
+    rows = {}
+    for name, items in lists.items():
+        means = pd.DataFrame({column: metrics.list_means(items, values) for column, values in worth.items()}).mean()
+        rows[name] = {"coverage": metrics.coverage(items, len(counts)), **means}
+    return pd.DataFrame(rows).T
+
+
+def _intervals(values: pd.DataFrame) -> pd.DataFrame:
+    intervals = metrics.bootstrap_intervals(values.to_numpy())
+    return pd.DataFrame(intervals, index=pd.Index(values.columns, name="metric"))
+
+
+def _paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    if ours.shape != theirs.shape or list(ours) != list(theirs):
+        raise ValueError(f"evaluations of {ours.shape} and {theirs.shape}, expected the same queries and metrics")
+    return _intervals(ours - theirs)

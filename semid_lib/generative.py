@@ -6,17 +6,25 @@ model write whatever it likes: how often that names an item says how much of the
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from semid_lib import embed as encoders
+from semid_lib.adapters import load_tokens, save_tokens
 from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search
 from semid_lib.query_model import Queries, QueryModel, hashed_words
+from semid_lib.retrieval import BM25
 from semid_lib.scorers import CausalScorer
+from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.sft import save_model
 from semid_lib.sft_examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
 from semid_lib.trie import PrefixTrie
 
@@ -79,25 +87,60 @@ class _Written:
 class LightSearch(_Written):
     """Search by a `QueryModel`, which reads the vector of a query and its words.
 
-    model: in evaluation mode. embed: texts to vectors of the encoder of the items; by default an `embed.Encoder()`,
-    loaded at the first query that comes without its vector. Vectors may have any length.
+    model: in evaluation mode. words: of the items' texts, for a model with a `word_weight`. embed: texts to vectors of
+    the encoder of the items; by default an `embed.Encoder()`, loaded at the first query that comes without its vector.
+    Vectors may have any length. Raises ValueError if words are missing or not wanted, or are of other items.
     """
 
     def __init__(
         self,
         model: QueryModel,
+        words: BM25 | None = None,
         embed: Callable[[Sequence[str]], np.ndarray] | None = None,
         beam_width: int = 100,
         batch_size: int = 32,
     ):
         super().__init__(model.eval(), model.trie, beam_width, batch_size)
-        self.embed = embed
+        weight = model.config.word_weight
+        if (words is None) != (weight == 0) or (words is not None and words.n_items != self.n_items):
+            known = "without word scores" if words is None else f"with word scores of {words.n_items} items"
+            raise ValueError(f"the model has word_weight {weight} and {self.n_items} items and comes {known}")
+        self.words, self.embed = words, embed
+
+    def training_batches(
+        self, queries: Sequence[str], query_vectors: np.ndarray, items: np.ndarray, batch_size: int = 256, seed: int = 0
+    ) -> DataLoader:
+        """Batches for `training.fit`, in another order every epoch: queries as the model reads them, and item rows.
+
+        Word scores, a number for every query and item, are made as they are needed.
+        """
+        items = torch.from_numpy(np.array(items, dtype=np.int64))
+
+        def read(rows: list[int]) -> tuple[Queries, torch.Tensor]:
+            return self._contexts([queries[row] for row in rows], query_vectors[rows]), items[rows]
+
+        order = torch.Generator().manual_seed(seed)
+        return DataLoader(range(len(items)), batch_size, shuffle=True, generator=order, collate_fn=read)
+
+    def save(self, folder: Path) -> tuple[dict, list[str]]:
+        """Write `query_model.safetensors` and the items' vectors: -> what `load_searcher` has to know, file names.
+
+        Word scores are made again from the item table, and of an encoder of one's own (`embed`) nothing is kept.
+        """
+        self.scorer.save(folder / "query_model.safetensors")
+        vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item().cpu()]
+        save_file({"vectors": vectors.contiguous()}, folder / "item_vectors.safetensors")
+        files = ["query_model.safetensors", "item_vectors.safetensors"]
+        return {"type": "light", "beam_width": self.beam_width}, files
 
     def _contexts(self, queries, query_vectors):
         if query_vectors is None:
             self.embed = self.embed or encoders.Encoder()
             query_vectors = self.embed(queries)
-        return query_inputs(queries, query_vectors, self.scorer.config.n_buckets)
+        unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
+        n_buckets = self.scorer.config.n_buckets
+        hashed = hashed_words(queries, n_buckets) if n_buckets else torch.zeros((len(unit), 1), dtype=torch.long)
+        return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
 
 
 class LanguageModelSearch(_Written):
@@ -118,20 +161,36 @@ class LanguageModelSearch(_Written):
         task: str = "query_to_id",
     ):
         super().__init__(CausalScorer(model, tokens), trie, beam_width, batch_size)
-        self.tokenizer, self.task = tokenizer, task
+        self.model, self.tokenizer, self.tokens, self.task = model, tokenizer, tokens, task
+
+    def save(self, folder: Path) -> tuple[dict, list[str]]:
+        """Write the model as vLLM loads it to `llm/` with its tokenizer and tokens: -> as `LightSearch.save`."""
+        written = save_model(self.model, self.tokenizer, folder / "llm")
+        save_tokens(written / "semantic_id_tokens.json", self.tokens, end_token(self.tokenizer))
+        files = sorted(str(path.relative_to(folder)) for path in written.iterdir())
+        return {"type": "language model", "beam_width": self.beam_width, "task": self.task}, files
 
     def _contexts(self, queries, query_vectors):
         return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query, self.task) for query in queries])
 
 
-def query_inputs(queries: Sequence[str], vectors: np.ndarray, n_buckets: int) -> Queries:
-    """Queries as a `QueryModel` reads them: vectors (n, dim), brought to unit length, and hashed words.
+def load_searcher(
+    folder: Path, facts: dict, ids: SemanticIDs, items: pd.DataFrame, device="cpu"
+) -> LightSearch | LanguageModelSearch:
+    """The searcher whose `save` wrote to the folder and returned the facts, for these items, in row order."""
+    folder, width = Path(folder), facts["beam_width"]
+    if facts["type"] == "light":
+        vectors = load_file(folder / "item_vectors.safetensors")["vectors"].numpy()
+        model = QueryModel.load(folder / "query_model.safetensors", ids.unique, vectors).to(device)
+        words = BM25(encoders.item_texts(items)) if model.config.word_weight else None
+        return LightSearch(model, words, beam_width=width)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    >>> query_inputs(["red pen"], np.array([[3.0, 4.0]]), 100).vectors
-    tensor([[0.6000, 0.8000]])
-    """
-    unit = torch.from_numpy(encoders.normalize(np.asarray(vectors, dtype=np.float32)))
-    return Queries(unit, hashed_words(queries, n_buckets) if n_buckets else torch.zeros((len(unit), 1)).long())
+    model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "llm", trust_remote_code=False)
+    tokens, _ = load_tokens(folder / "llm" / "semantic_id_tokens.json")
+    trie = PrefixTrie.build(ids.unique).to(device)
+    return LanguageModelSearch(model, tokenizer, tokens, trie, width, task=facts["task"])
 
 
 # --- without a trie ---

@@ -1,4 +1,4 @@
-"""Recall@K, NDCG@K, MRR and their intervals; pure NumPy, usable without the rest of the library.
+"""Recall@K, NDCG@K, MRR, what lists expose of a catalogue, and intervals; pure NumPy, usable on its own.
 
 Everything starts from one array: the rank at which each user's held-out item was recommended. With a single
 relevant item per user the metrics are short functions of that rank (Järvelin & Kekäläinen 2002 for NDCG). A query may
@@ -141,6 +141,50 @@ def validity_rate(recommended: np.ndarray, n_items: int) -> float:
     """
     filled = recommended[recommended != -1]
     return float(((filled >= 0) & (filled < n_items)).mean()) if filled.size else float("nan")
+
+
+# --- what lists expose, whoever asked ---
+
+
+def coverage(recommended: np.ndarray, n_items: int) -> float:
+    """Share of the catalogue that stands in at least one list, in [0, 1] (Herlocker et al. 2004, section 4.1).
+
+    recommended: (n, k) integers, -1 where a list is shorter; what is no item of the catalogue covers nothing. More
+    users can only cover more, so compare methods on the same ones. Raises ValueError for an empty catalogue.
+
+    >>> coverage(np.array([[0, 2], [2, -1]]), n_items=4)
+    0.5
+    """
+    if n_items < 1:
+        raise ValueError(f"n_items must be at least 1, got {n_items}")
+    items = np.unique(recommended)
+    return float(((items >= 0) & (items < n_items)).sum() / n_items)
+
+
+def list_means(recommended: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean over each list of what its items are worth: (n,) float64, nan for a list without an item.
+
+    With the items' interactions in training as values, the mean of this over users is the average recommendation
+    popularity (ARP); with 1 for an item of the long tail and 0 for others, the average percentage of the long tail
+    (APLT) (Abdollahpouri, Burke & Mobasher 2019).
+
+    recommended: (n, k) integers, -1 where a list is shorter. values: (n_items,) numbers or Booleans.
+    Raises ValueError for an item that has no value.
+
+    >>> list_means(np.array([[0, 2], [1, -1]]), values=np.array([5, 3, 1]))
+    array([3., 3.])
+    """
+    recommended, values = np.asarray(recommended), np.asarray(values, dtype=np.float64)
+    if recommended.size and not -1 <= recommended.min() <= recommended.max() < len(values):
+        beyond = f"{recommended.min()} to {recommended.max()}"
+        raise ValueError(f"lists hold items {beyond}, expected -1 for none and rows below {len(values)}")
+    filled = recommended >= 0
+    total = np.where(filled, np.append(values, 0.0)[recommended], 0.0).sum(axis=1)
+    n_filled = filled.sum(axis=1)
+    return np.divide(total, n_filled, out=np.full(len(total), np.nan), where=n_filled > 0)
+
+
+# --- intervals ---
 
 
 def bootstrap_intervals(

@@ -1,10 +1,11 @@
-"""A light text model for a CPU: the vector of a query in, semantic IDs out, code by code.
+"""A light text model for a CPU: the vector and the words of a query in, semantic IDs out, code by code.
 
 Two things speak at every level, and their logits are added. *What the texts say*: the frozen sentence encoder's cosine
-between query and items, as a distribution over the catalogue, summed up to the nodes of the trie; alone it would rank
-as dense retrieval does, and it knows a new item at once. *What the queries taught*: the code head of the timeline model
-on the query's vector and on its hashed words, trained on synthetic queries. Both are normalized over the children of
-a prefix, so the probabilities of the items sum to one and none is spent on IDs that do not exist.
+between query and items, and a word score such as BM25 where one is given, as a distribution over the catalogue, summed
+up to the nodes of the trie; alone it would rank as these two do, and it knows a new item at once. *What the queries
+taught*: the code head of the timeline model on the query's vector and on its hashed words, trained on synthetic
+queries. Both are normalized over the children of a prefix, so the probabilities of the items sum to one and none is
+spent on IDs that do not exist.
 """
 
 import hashlib
@@ -41,7 +42,8 @@ class QueryModelConfig:
     dim: int = 256  # width of the code head
     dropout: float = 0.2
     n_buckets: int = 2**15  # rows of the table of hashed words; 0 leaves words out
-    temperature: float = 0.05  # of the cosines at first; it is learned
+    temperature: float = 0.05  # of what the texts say, at first; it is learned
+    word_weight: float = 0.0  # the cosine that one unit of a word score is worth (`balanced_weight`); 0: no word scores
 
 
 class Queries(NamedTuple):
@@ -49,9 +51,10 @@ class Queries(NamedTuple):
 
     vectors: torch.Tensor  # (B, text_dim) float32 of unit length
     words: torch.Tensor  # (B, 64) int64 buckets from 1 on, 0 in unused places
+    matches: torch.Tensor | None = None  # (B, n_items) float32 word scores by item row, with a `word_weight` only
 
     def to(self, device) -> "Queries":
-        return Queries(self.vectors.to(device), self.words.to(device))
+        return Queries(*(part if part is None else part.to(device) for part in self))
 
 
 class State(NamedTuple):
@@ -134,10 +137,10 @@ class QueryModel(nn.Module):
     def n_levels(self) -> int:
         return len(self.config.sizes)
 
-    def forward(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Mean of -log p(item | query) over a batch of vectors (B, text_dim), words (B, 64), item rows (B,): nats."""
-        vectors, words, items = batch
-        hidden, masses = self._read(Queries(vectors, words)), self._masses(vectors)
+    def forward(self, batch: tuple[Queries, torch.Tensor]) -> torch.Tensor:
+        """Mean of -log p(item | query) over a batch of queries and the item row, (B,), that each asks for: nats."""
+        queries, items = batch
+        hidden, masses = self._read(queries), self._masses(queries)
         leaf = self._trie().leaf_of_item()[items]
         node, loss = torch.zeros_like(leaf), hidden.new_zeros(())
         for level in range(self.n_levels):
@@ -157,7 +160,7 @@ class QueryModel(nn.Module):
         queries = queries.to(self.log_temperature.device)
         hidden = self._read(queries)[:, None]
         node = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        state = State(hidden, node, self._masses(queries.vectors))
+        state = State(hidden, node, self._masses(queries))
         return state, self._log_probabilities(state, 0)
 
     def advance(
@@ -178,9 +181,17 @@ class QueryModel(nn.Module):
             hidden = hidden + self.words(words)
         return self.dropout(hidden)
 
-    def _masses(self, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Log of the summed exp(cosine / temperature) of the items under each node, depth by depth."""
-        items = vectors @ self.leaf_vectors.T * torch.exp(-self.log_temperature)
+    def _masses(self, queries: Queries) -> tuple[torch.Tensor, ...]:
+        """Log of the summed exp(likeness / temperature) of the items under each node, depth by depth."""
+        items = queries.vectors @ self.leaf_vectors.T
+        if (queries.matches is None) != (self.config.word_weight == 0):
+            raise ValueError(
+                f"the model has word_weight {self.config.word_weight}, the queries come "
+                f"{'without' if queries.matches is None else 'with'} word scores"
+            )
+        if queries.matches is not None:
+            items = items + self.config.word_weight * queries.matches[:, self._trie().item]
+        items = items * torch.exp(-self.log_temperature)
         highest = items.detach().amax(dim=1, keepdim=True)
         weight, leaf = torch.exp(items - highest), torch.arange(self.trie.n_items, device=items.device)
         masses = []
@@ -214,6 +225,23 @@ class QueryModel(nn.Module):
     def _trie(self) -> PrefixTrie:
         self.trie = self.trie.to(self.log_temperature.device)
         return self.trie
+
+
+def balanced_weight(cosines: np.ndarray, matches: np.ndarray) -> float:
+    """The `word_weight` with which both scores count alike: the ratio of their mean spreads over the catalogue.
+
+    cosines, matches: (n_queries, n_items) of the same queries. Raises ValueError if the shapes differ or no word score
+    differs from another, for which there is no such weight.
+
+    >>> round(balanced_weight(np.array([[0.1, 0.5]]), np.array([[0.0, 8.0]])), 3)
+    0.05
+    """
+    if np.shape(cosines) != np.shape(matches):
+        raise ValueError(f"cosines are {np.shape(cosines)}, word scores {np.shape(matches)}, expected one shape")
+    spread = float(np.std(matches, axis=1).mean())
+    if not spread > 0:
+        raise ValueError("no word score differs from another: no query shares a word with the items")
+    return float(np.std(cosines, axis=1).mean()) / spread
 
 
 def hashed_words(queries: Sequence[str], n_buckets: int = 2**15) -> torch.Tensor:

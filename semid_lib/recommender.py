@@ -1,4 +1,4 @@
-"""The trained whole: model, semantic IDs and item table in one folder, and item ids in and out."""
+"""The trained whole: models, semantic IDs and item table in one folder; item ids in and out, or text in."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,47 +8,80 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from semid_lib.baselines import Ranked
 from semid_lib.decode import Diversity, constrained_beam_search
+from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.store import sha256
+from semid_lib.store import check_files, sha256
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
 
 _FORMAT = 2
-_FILES = ("model.safetensors", "semantic_ids.npz", "items.parquet")
+_ALWAYS = ("semantic_ids.npz", "items.parquet")
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
 class Recommendations(NamedTuple):
-    """The best items for each history, best first."""
+    """The best items for each history or query, best first."""
 
     item_ids: np.ndarray  # (n, k) int64 external item ids, -1 where fewer exist
     scores: np.ndarray  # (n, k) float32 log-probabilities, -inf there
 
 
 class Recommender:
-    """A timeline model with its semantic IDs and its item table.
+    """A model of the next item, one of search, or both, with their semantic IDs and item table.
 
-    items: a table with `item_id`, one row per semantic ID, in the same order.
+    model: answers histories; None for a catalogue without any. items: a table with `item_id`, one row per semantic ID,
+    in the same order. searcher: answers queries. Raises ValueError if the parts do not belong together, if both models
+    are missing, or if an item id stands in the table twice.
     """
 
-    def __init__(self, model: Timeline, ids: SemanticIDs, items: pd.DataFrame):
-        if len(items) != len(ids) or not np.array_equal(model.ids.cpu().numpy(), ids.unique):
-            raise ValueError(
-                f"{len(items)} items, {len(ids)} semantic IDs and a model with {len(model.ids)} do not belong together"
-            )
-        self.model, self.ids, self.items = model.eval(), ids, items.reset_index(drop=True)
-        self._trie = model.trie
+    def __init__(
+        self,
+        model: Timeline | None,
+        ids: SemanticIDs,
+        items: pd.DataFrame,
+        searcher: LightSearch | LanguageModelSearch | None = None,
+    ):
+        if model is None and searcher is None:
+            raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
+        if len(items) != len(ids) or (model is not None and not np.array_equal(model.ids.cpu().numpy(), ids.unique)):
+            known = "no model of the next item" if model is None else f"a model with {len(model.ids)}"
+            raise ValueError(f"{len(items)} items, {len(ids)} semantic IDs and {known} do not belong together")
+        if searcher is not None and not _same_items(searcher.trie, ids.unique):
+            raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
+        self.model, self.ids, self.items = model and model.eval(), ids, items.reset_index(drop=True)
+        self.searcher = searcher
+        self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
         self._row_of = pd.Index(self.items["item_id"])
         if not self._row_of.is_unique:
             raise ValueError(f"item_id {self._row_of[self._row_of.duplicated()][0]} stands in the item table twice")
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        allowed: np.ndarray | None = None,
+        query_vectors: np.ndarray | None = None,
+        progress: bool = False,
+    ) -> Recommendations:
+        """The k most probable items for each query, with their log-probabilities.
+
+        allowed: which items may come out, bool, (n_items,) in the order of `items` or (n_queries, n_items), as `rules`
+        makes them. query_vectors: (n_queries, dim) by the encoder of the items, so that none is embedded twice; a
+        language model reads the text alone. Raises ValueError without a searcher, and for a blank query, k below 1 or a
+        mask that does not fit.
+        """
+        if self.searcher is None:
+            raise ValueError("this recommender has no model of search: fine-tune one (chapter 05)")
+        return self._with_item_ids(self.searcher.search(queries, k, allowed, query_vectors, progress))
 
     def recommend(
         self,
@@ -71,9 +104,7 @@ class Recommender:
         items count, and all are excluded. Raises ValueError for an unknown item id (naming the history) and for k < 1.
         """
         rows = [self._rows(history, at) for at, history in enumerate(histories)]
-        ranked = self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity)
-        item_ids = self.items["item_id"].to_numpy(np.int64)
-        return Recommendations(np.where(ranked.items >= 0, item_ids[ranked.items], -1), ranked.scores)
+        return self._with_item_ids(self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity))
 
     def rank(
         self,
@@ -91,6 +122,8 @@ class Recommender:
         prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, by
         which the model's item head multiplies its probabilities (they are logarithms).
         """
+        if self.model is None:
+            raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         beam_width = max(50, k) if beam_width is None else beam_width
@@ -121,8 +154,13 @@ class Recommender:
     @property
     def trie(self) -> PrefixTrie:
         """The prefix trie, where the model is: training may have moved it."""
-        self._trie = self._trie.to(self.model.start.device)
+        if self.model is not None:
+            self._trie = self._trie.to(self.model.start.device)
         return self._trie
+
+    def _with_item_ids(self, ranked: Ranked) -> Recommendations:
+        item_ids = self.items["item_id"].to_numpy(np.int64)
+        return Recommendations(np.where(ranked.items >= 0, item_ids[ranked.items], -1), ranked.scores)
 
     def _rules(self, allowed: np.ndarray | None, n_users: int, trie: PrefixTrie) -> Subset | np.ndarray | None:
         """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
@@ -145,24 +183,24 @@ class Recommender:
     # to and from a folder
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors`, `semantic_ids.npz` and `items.parquet`; no pickle anywhere."""
+        """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
+
+        The model of the next item is `model.safetensors`; those of search are described at their classes.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        np.savez(
-            folder / "semantic_ids.npz",
-            codes=self.ids.codes,
-            disambiguation_code=self.ids.disambiguation_code,
-            codebook_size=np.int64(self.ids.codebook_size),
-            disambiguation_size=np.int64(self.ids.disambiguation_size),
-        )
+        self.ids.save(folder / "semantic_ids.npz")
         self.items.to_parquet(folder / "items.parquet", index=False)
-        config = {
-            "format": _FORMAT,
-            "model": {"type": "timeline", **asdict(self.model.config)},
-            "sha256": {name: sha256(folder / name) for name in _FILES},
-        }
+        files, config = list(_ALWAYS), {"format": _FORMAT}
+        if self.model is not None:
+            weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
+            save_file(weights, folder / "model.safetensors")
+            config["model"] = {"type": "timeline", **asdict(self.model.config)}
+            files.append("model.safetensors")
+        if self.searcher is not None:
+            config["searcher"], written = self.searcher.save(folder)
+            files += written
+        config["sha256"] = {name: sha256(folder / name) for name in files}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -174,23 +212,35 @@ class Recommender:
         """
         folder = Path(folder)
         config = _read_config(folder)
-        for name in _FILES:
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing")
-            if sha256(folder / name) != config["sha256"].get(name):
-                raise ValueError(f"{folder / name} is not the file that config.json describes: its checksum differs")
-        with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
-            widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
-            ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], *widths)
-        weights = load_file(folder / "model.safetensors", device=str(device))
-        shape = {name: value for name, value in config["model"].items() if name != "type"}
-        model = Timeline(
-            TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])}),
-            ids.unique,
-            weights["vectors"].cpu().numpy(),
-        )
-        model.load_state_dict(weights)
-        return cls(model.to(device), ids, pd.read_parquet(folder / "items.parquet"))
+        check_files(folder, config["sha256"], (*_ALWAYS, *["model.safetensors"] * ("model" in config)))
+        ids = SemanticIDs.load(folder / "semantic_ids.npz")
+        items = _read_items(folder / "items.parquet")
+        model = searcher = None
+        if "model" in config:
+            model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
+        if "searcher" in config:
+            searcher = load_searcher(folder, config["searcher"], ids, items, device)
+        return cls(model, ids, items, searcher)
+
+
+def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
+    return trie.n_rows == trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
+
+
+def _read_items(path: Path) -> pd.DataFrame:
+    """The item table as it was saved: lists are lists again, which pandas reads as arrays."""
+    items = pd.read_parquet(path)
+    nested = [name for name in items if any(isinstance(value, np.ndarray) for value in items[name])]
+    return items.assign(**pq.read_table(path, columns=nested).to_pydict()) if nested else items
+
+
+def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:
+    weights = load_file(path, device=str(device))
+    shape = {name: value for name, value in shape.items() if name != "type"}
+    config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
+    model = Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
+    model.load_state_dict(weights)
+    return model.to(device)
 
 
 def _read_config(folder: Path) -> dict:
@@ -202,9 +252,12 @@ def _read_config(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     found = config if isinstance(config, dict) else {}
-    model, sums = found.get("model"), found.get("sha256")
-    if found.get("format") != _FORMAT or not isinstance(sums, dict) or not isinstance(model, dict):
+    parts = [found[name] for name in ("model", "searcher") if name in found]
+    tables = [*parts, found.get("sha256")]
+    if found.get("format") != _FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {_FORMAT}")
-    if model.get("type") != "timeline":
-        raise ValueError(f"{path} describes a model of type {model.get('type')!r}, expected 'timeline'")
+    for name, known in {"model": ("timeline",), "searcher": ("light", "language model")}.items():
+        if name in found and found[name].get("type") not in known:
+            kind = found[name].get("type")
+            raise ValueError(f"{path} describes a {name} of type {kind!r}, expected {' or '.join(map(repr, known))}")
     return found

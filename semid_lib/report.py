@@ -1,7 +1,9 @@
 """Result rows to the tables of the README and the book, so that no published number is typed by hand.
 
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
-stands between them is written from `book/results/beauty-laptop.json`.
+stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
+that begin with `own_`, without it. Between `<!-- reproductions -->` and
+`<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
 
     python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
     python -m semid_lib.report check                    fail if a published table differs from its rows
@@ -13,14 +15,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from semid_lib import store
+from semid_lib import reproductions, store
 from semid_lib.evaluate import shown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
 _PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
-_PLACE = re.compile(r"(<!-- rows: (\w+)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL)
-_NAMES = {"item_knn": "item-kNN", "timeline": "timeline model"}
+_PLACE = re.compile(
+    r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL
+)
+_REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
+_NAMES = {"item_knn": "item-kNN", "sasrec": "SASRec", "timeline": "timeline model", "bm25": "BM25", "llm": "LLM"}
+_NAMES["timeline_item_knn"] = "timeline + item-kNN"
+_NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
+_UNITS = {"search": "queries"}  # of what the intervals are; users for any other topic
 _SEEN = "_seen_allowed"  # ends the name of a method whose lists may hold what the user has had
 
 
@@ -32,7 +40,15 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
     | MRR | .5000 ± .1000 |
     """
+    topic, _, part = topic.partition(":")
     rows = [row for row in rows if row["key"].startswith(f"{topic}/")]
+    if part:
+        rows = [
+            row | {"key": f"{topic}/{data}/{rest[0].removeprefix(f'{part}_')}/{'/'.join(rest[1:])}"}
+            for row in rows
+            for _, data, *rest in [row["key"].split("/")]
+            if rest[0].startswith(f"{part}_")
+        ]
     if not rows:
         raise ValueError(f"no row has a key that starts with {topic!r}")
     if not any("ci95" in row for row in rows):
@@ -41,7 +57,7 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
-        cells.setdefault(_heading(metric, method), {})[method.removesuffix(_SEEN)] = shown(row["value"], *row["ci95"])
+        cells.setdefault(_heading(metric, method), {})[method.removesuffix(_SEEN)] = _cell(row)
     methods = list(dict.fromkeys(method for line in cells.values() for method in line))
     lines = [
         "| | " + " | ".join(_NAMES.get(method, method) for method in methods) + " |",
@@ -49,7 +65,12 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
     ]
     for metric, line in cells.items():
         lines.append(f"| {metric} | " + " | ".join(line.get(method, "") for method in methods) + " |")
-    return "\n".join(lines) + "\n\n" + _origin(rows) + "\n"
+    return "\n".join(lines) + "\n\n" + _origin(rows, _UNITS.get(topic, "users")) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    spread = f"\N{NO-BREAK SPACE}({row['spread']:.4f})".replace("(0.", "(.") if "spread" in row else ""
+    return shown(row["value"], *row["ci95"]) + spread
 
 
 def _plain_table(rows: list[dict[str, Any]]) -> str:
@@ -78,15 +99,19 @@ def _number(value: float) -> str:
 
 def _heading(metric: str, method: str) -> str:
     name, _, k = metric.partition("@")
-    label = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR"}.get(name, name) + (f"@{k}" if k else "")
+    labels = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
+    label = labels.get(name, name) + (f"@{k}" if k else "")
     return label + (", seen items allowed" if method.endswith(_SEEN) else "")
 
 
-def _origin(rows: list[dict[str, Any]]) -> str:
+def _origin(rows: list[dict[str, Any]], units: str) -> str:
     """Where the numbers come from, as one small line; rows of one table come from one run."""
     n = max(row.get("n", 0) for row in rows)
     data, scale = rows[0]["data"], rows[0]["scale"]
-    return f"*{n:,} users of {data}, `SCALE={scale}`, ± half of the 95% bootstrap interval over users; {_run(rows)}.*"
+    n_seeds = {len(row["seeds"]) for row in rows if "seeds" in row}
+    seeds = "".join(f" (in brackets the standard deviation over {n} seeds)" for n in sorted(n_seeds))
+    bootstrap = f"± half of the 95% bootstrap interval over {units}{seeds}"
+    return f"*{n:,} {units} of {data}, `SCALE={scale}`, {bootstrap}; {_run(rows)}.*"
 
 
 def _run(rows: list[dict[str, Any]]) -> str:
@@ -99,19 +124,30 @@ def _run(rows: list[dict[str, Any]]) -> str:
 
 
 def render(page: str, rows_of) -> str:
-    """A page with its tables written anew; rows_of(data, scale) gives the rows, or None to leave a table as it is."""
+    """A page with its tables written anew; rows_of(data, scale) gives the rows, or None to leave a table as it is.
+
+    The table of reproductions is always written from what is published of all runs.
+    """
 
     def table(place: re.Match) -> str:
         start, topic, data, scale, end = place.groups()
         rows = rows_of(data, scale)
         return place.group() if rows is None else f"{start}{markdown_table(rows, topic)}{end}"
 
-    return _PLACE.sub(table, page)
+    def reproduced(place: re.Match) -> str:
+        start, end = place.groups()
+        return f"{start}{reproductions.markdown_table(*reproductions.load(), _published_rows_or_none)}{end}"
+
+    return _REPRODUCTIONS.sub(reproduced, _PLACE.sub(table, page))
 
 
 def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
     """The rows in `book/results/<data>-<scale>.json`. Raises FileNotFoundError if that run was never published."""
     return json.loads((_RESULTS / f"{data}-{scale}.json").read_text(encoding="utf-8"))
+
+
+def _published_rows_or_none(data: str, scale: str) -> list[dict[str, Any]]:
+    return published_rows(data, scale) if (_RESULTS / f"{data}-{scale}.json").is_file() else []
 
 
 def publish(data: str, scale: str) -> None:

@@ -19,6 +19,14 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "n_epochs": (1, 30, 60),
     "min_steps": (30, 1200, 5000),
     "batch_size": (128, 128, 256),
+    "tiger_dim": (32, 96, 128),
+    "tiger_layers": (1, 2, 4),
+    "tiger_heads": (2, 4, 6),
+    "tiger_head_dim": (16, 24, 64),
+    "tiger_ff_dim": (64, 384, 1024),
+    "tiger_dropout": (0.1, 0.1, 0.2),
+    "tiger_epochs": (1, 20, 200),
+    "tiger_batch_size": (128, 256, 256),
     "validation_users": (200, 2000, 5000),
     "test_users": (300, None, None),
     "beam_width": (100, 1000, 1000),
@@ -29,11 +37,11 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "prompts": (20, 150, 1000),
     "peer_seconds": (0.02, 1.0, 3.0),
     "lm_vocabulary": (400, 8000, 8000),
-    "lm_dim": (32, 192, 256),
+    "lm_dim": (32, 384, 384),
     "lm_layers": (1, 2, 4),
-    "lm_heads": (2, 3, 4),
+    "lm_heads": (2, 6, 6),
     "lm_rows_per_item": (2, 25, 50),
-    "lm_rows": (1000, 250_000, 1_000_000),
+    "lm_rows": (1000, 200_000, 1_000_000),
     "query_epochs": (1, 3, 6),
     "query_steps": (5, 200, 1000),
     "test_queries": (60, 1000, 4000),
@@ -54,6 +62,14 @@ class Scale:
     n_epochs: int  # at most; early stopping may end sooner
     min_steps: int  # more epochs on a small data set, to come to this many steps
     batch_size: int  # histories a step
+    tiger_dim: int  # width of the TIGER; its sizes at full are the paper's
+    tiger_layers: int  # of its encoder, and as many of its decoder
+    tiger_heads: int
+    tiger_head_dim: int
+    tiger_ff_dim: int
+    tiger_dropout: float  # at full that of cornac's reproduction
+    tiger_epochs: int  # at most; at laptop about an hour of one core on the Beauty benchmark
+    tiger_batch_size: int  # prefixes of histories a step
     validation_users: int  # a fixed random sample, looked at during training
     test_users: int | None  # None: everybody
     beam_width: int  # beam of the published table

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from semid_lib import codebooks as statistics
-from semid_lib.store import sha256
+from semid_lib.store import check_files, sha256
 
 _FORMAT = 1
 _FILES = ("semantic_ids.npz", "codes.npy", "codes_with_suffix.npy", "item_ids.json")
@@ -106,6 +106,23 @@ class SemanticIDs:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as one `.npz` file without pickle."""
+        np.savez(
+            path,
+            codes=self.codes,
+            disambiguation_code=self.disambiguation_code,
+            codebook_size=np.int64(self.codebook_size),
+            disambiguation_size=np.int64(self.disambiguation_size),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SemanticIDs":
+        """Read what `save` wrote; the errors are those of the class."""
+        with np.load(path, allow_pickle=False) as saved:
+            widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
+            return cls(saved["codes"], saved["disambiguation_code"], *widths)
 
 
 # --- collisions ---
@@ -373,17 +390,11 @@ def load_ids(folder: str | Path) -> SavedIDs:
     """
     folder = Path(folder)
     summary = _read_summary(folder / "summary.json")
-    for name in _FILES:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing")
-        if sha256(folder / name) != summary["sha256"].get(name):
-            raise ValueError(f"{folder / name} is not the file that summary.json describes: its checksum differs")
+    check_files(folder, summary["sha256"], _FILES)
     item_ids = json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
     with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
-        sizes = int(saved["codebook_size"]), int(saved["disambiguation_size"])
-        ids = SemanticIDs(saved["codes"], saved["disambiguation_code"], *sizes)
         codebooks = saved["codebooks"]
-    return SavedIDs(ids, codebooks, item_ids, summary)
+    return SavedIDs(SemanticIDs.load(folder / "semantic_ids.npz"), codebooks, item_ids, summary)
 
 
 def _check_fit(ids: SemanticIDs, codebooks: np.ndarray, item_ids: list) -> None:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
-from semid_lib.base_models import Estimate, estimate_cost, facts_of
+from semid_lib.base_models import MODELS, Estimate, estimate_cost, facts_of
 from semid_lib.sft_examples import ensure_chat_template, require_packages, tokenize
 from semid_lib.sft_trainer import Pools, answer_loss, answer_trainer, lengths_of, padded, progress_bar
 from semid_lib.vocabulary import trained_tokens
@@ -217,6 +218,35 @@ def estimate(model, data, config: FineTuning, tokens: Sequence[np.ndarray], toke
         bits=4 if _is_four_bit(model) else 16 if on_gpu else 32,
         checkpointing=on_gpu,
     )
+
+
+def estimate_known(data, n_codes: int, config: FineTuning, operations_per_second: float = 1e14) -> pd.DataFrame:
+    """What fine-tuning each known model on these examples would take, a row per model, before one is downloaded.
+
+    Time is 6 floating-point operations for each parameter and token (Kaplan et al. 2020, arXiv 2001.08361, section
+    2.1), by a speed of the GPU that is an assumption: an order of magnitude. data: of `tokenize`, by whatever
+    tokenizer. n_codes: new tokens.
+
+    Columns: name and revision on the hub, parameters, memory with 16-bit and 4-bit weights, hours.
+    """
+    lengths = lengths_of(data)
+    steps = sum(config.n_steps(stage, len(lengths)) for stage in config.stages)
+    n_tokens = int(steps * config.batch_size * config.accumulation * lengths.mean())
+    table = {}
+    for name, facts in MODELS.items():
+        trained = facts.lora_parameters(config.rank) + n_codes * facts.hidden_size * (1 if facts.tied else 2)
+        speed = operations_per_second / (6 * facts.n_parameters)
+        batch = config.batch_size * int(lengths.max())
+        costs = [estimate_cost(facts, n_tokens, speed, batch, trained, bits) for bits in (16, 4)]
+        table[name] = {
+            "name on the hub": facts.name,
+            "revision": facts.revision[:8],
+            "parameters, 10^9": facts.n_parameters / 1e9,
+            "GiB at 16 bits": costs[0].memory_gib,
+            "GiB at 4 bits": costs[1].memory_gib,
+            "hours": costs[0].seconds / 3600,
+        }
+    return pd.DataFrame(table).T
 
 
 # --- a stage ---

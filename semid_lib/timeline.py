@@ -109,6 +109,10 @@ class Timeline(nn.Module):
         nn.init.normal_(self.position.weight, std=0.02)
         self._kept: tuple | None = None  # see `_catalogue`
 
+    def n_targets(self, histories: torch.Tensor) -> torch.Tensor:
+        """What the loss of a batch is a mean over, for `training.fit` on several processes."""
+        return (histories >= 0).sum()
+
     def forward(self, histories: torch.Tensor) -> torch.Tensor:
         """Mean over all items of a batch of what the heads lose, a scalar in nats: the sum of their -log p(item).
 

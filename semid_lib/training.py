@@ -1,22 +1,29 @@
 """One visible training loop for the small models, on accelerate.
 
 The model is any module whose `forward(batch)` returns a scalar loss. accelerate places it: one process on CPU or GPU,
-or several started with `accelerate launch`, without a line changed here.
+or several started by `accelerate launch` or `torchrun`. A batch of the loader is shared out among the processes, so
+that a run takes the same steps on any number of them. Given a folder, a run that was stopped goes on where it was.
 """
 
-import copy
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.state import is_initialized
+from accelerate.utils import broadcast_object_list, find_batch_size, send_to_device, set_seed
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
+
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,28 @@ class LengthBuckets(Sampler[list[int]]):
         for i in self.rng.permutation(len(batches)):
             yield batches[i]
 
+    def state_dict(self) -> dict:
+        """What the order of the next epochs hangs on; JSON."""
+        return self.rng.bit_generator.state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rng.bit_generator.state = state
+
+
+@dataclass
+class _Run:
+    """Where a run is."""
+
+    epoch: int = 1  # the one under way
+    order: list[list[int]] = field(default_factory=list)  # its batches; none before it has begun
+    step: int = 0  # how many of them are done
+    loss: float = 0.0  # their sum
+    seconds: float = 0.0
+    epochs: list[Epoch] = field(default_factory=list)
+    best: float = -math.inf  # on validation
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    looks_since: int = 0
+
 
 def fit(
     model: torch.nn.Module,
@@ -96,40 +125,58 @@ def fit(
     config: TrainingConfig,
     validate: Callable[[torch.nn.Module], float] | None = None,
     progress: bool = False,
+    folder: str | Path | None = None,
+    save_every: int = 1000,
 ) -> list[Epoch]:
     """Train the model in place and leave it with its best weights on validation; one record per epoch.
 
     loader: batches for `model(batch) -> loss`. validate: the figure to maximize, called on the model in evaluation
     mode every `validate_every` epochs; training stops after `patience` looks without a better one. Without it the last
-    weights are kept. AdamW without weight decay on vectors (biases, norms), clipped gradients.
-    Raises ValueError when the loss stops being finite.
+    weights are kept. AdamW without weight decay on vectors (biases, norms), clipped gradients; bfloat16 where the
+    GPU has it.
+
+    folder: where checkpoints go, every `save_every` steps and after each epoch; only the newest is kept, and one is
+    never half written. A run that finds one goes on from it, and on CPU ends with the very weights of a run that was
+    never stopped. Model, loader, config and number of processes must be those of the first start.
+
+    Several processes each take every n-th sequence of a batch. The loss is a mean over the whole batch: the means of
+    the processes count by `model.n_targets(batch)` if there is such a method, else by their sequences. Validation,
+    the progress bar and checkpoints are for the first process alone.
+
+    Raises ValueError when the loss stops being finite, and for a folder that holds another run.
     """
-    set_seed(config.seed)
-    accelerator = Accelerator()
-    optimizer = _adamw(model, config)
+    accelerator = _accelerator()
+    set_seed(config.seed, device_specific=True)
     n_steps = config.n_epochs * len(loader)
+    optimizer = _adamw(model, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(n_steps, config.warmup_share))
-    wrapped, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    best, best_weights, looks_since, epochs, seconds = -math.inf, None, 0, [], 0.0
-    with tqdm(total=n_steps, desc="training", unit="step", disable=not progress) as bar:
-        for epoch in range(1, config.n_epochs + 1):
-            started = time.perf_counter()
-            loss = _one_epoch(accelerator, wrapped, loader, optimizer, scheduler, config, bar)
-            seconds += time.perf_counter() - started
-            look = validate is not None and (epoch % config.validate_every == 0 or epoch == config.n_epochs)
-            figure = _in_evaluation(model, validate) if look else math.nan
-            epochs.append(Epoch(epoch, loss, figure, seconds))
-            bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", validation=f"{figure:.4f}")
-            if look and figure > best:
-                best, best_weights, looks_since = figure, copy.deepcopy(model.state_dict()), 0
+    wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    if accelerator.num_processes > 1:
+        wrapped.broadcast_buffers = False  # tables that nothing trains; they would be sent at every step
+    checkpoints = None if folder is None else _Checkpoints(accelerator, Path(folder), loader, config, save_every)
+    run = _Run() if checkpoints is None else checkpoints.latest()
+    shown = progress and accelerator.is_main_process
+    done = (run.epoch - 1) * len(loader) + run.step
+    with tqdm(total=n_steps, initial=done, desc="training", unit="step", disable=not shown) as bar:
+        while run.epoch <= config.n_epochs and run.looks_since < config.patience:
+            loss = _one_epoch(accelerator, wrapped, loader, optimizer, scheduler, config, run, bar, checkpoints)
+            look = validate is not None and (run.epoch % config.validate_every == 0 or run.epoch == config.n_epochs)
+            figure = _in_evaluation(accelerator, model, validate) if look else math.nan
+            run.epochs.append(Epoch(run.epoch, loss, figure, run.seconds))
+            bar.set_postfix(epoch=run.epoch, loss=f"{loss:.3f}", validation=f"{figure:.4f}")
+            if look and figure > run.best:
+                weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+                run.best, run.best_weights, run.looks_since = figure, weights, 0
             elif look:
-                looks_since += 1
-            if looks_since >= config.patience:
-                break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
+                run.looks_since += 1
+            run.epoch, run.order, run.step, run.loss = run.epoch + 1, [], 0, 0.0
+            if checkpoints is not None:
+                checkpoints.save(run)
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # forward as it was before bfloat16
+    if run.best_weights:
+        model.load_state_dict(run.best_weights)
     model.eval()
-    return epochs
+    return run.epochs
 
 
 def warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], float]:
@@ -144,28 +191,80 @@ def warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], flo
     return share
 
 
-def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, bar) -> float:
+def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, run, bar, checkpoints) -> float:
     model.train()
-    total = torch.zeros((), device=accelerator.device)
-    for batch in loader:
+    total, before, started = torch.tensor(run.loss, device=accelerator.device), run.seconds, time.perf_counter()
+    if not run.order:
+        run.order = _order(loader)
+    for batch in _batches(accelerator, loader, run.order[run.step :]):
+        batch = send_to_device(batch, accelerator.device)  # noqa: PLW2901
         loss = model(batch)
+        if accelerator.num_processes > 1:
+            loss = loss * _weight(accelerator, model, batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         total += loss.detach()
+        run.step += 1
         bar.update()
-    mean = float(total) / len(loader)
+        if checkpoints is not None and run.step % checkpoints.save_every == 0 and run.step < len(run.order):
+            run.loss = float(accelerator.reduce(total, "mean"))
+            run.seconds = before + time.perf_counter() - started
+            checkpoints.save(run)
+    mean = float(accelerator.reduce(total, "mean")) / len(run.order)
+    run.seconds = before + time.perf_counter() - started
     if not math.isfinite(mean):
         raise ValueError(f"the loss became {mean}; try a smaller learning_rate than {config.learning_rate}")
     return mean
 
 
-def _in_evaluation(model: torch.nn.Module, validate: Callable[[torch.nn.Module], float]) -> float:
+def _order(loader: DataLoader) -> list[list[int]]:
+    """The batches of the next epoch as indices, by the very draws that iterating over the loader would make.
+
+    The first process draws for all of them.
+    """
+    indices = DataLoader(range(len(loader.dataset)), batch_sampler=loader.batch_sampler, collate_fn=list)
+    [order] = broadcast_object_list([list(indices)])
+    return order
+
+
+def _batches(accelerator: Accelerator, loader: DataLoader, order: list[list[int]]) -> DataLoader:
+    """What this process takes of the batches."""
+    n, index = accelerator.num_processes, accelerator.process_index
+    # with fewer sequences than processes each is repeated, which leaves the mean as it is
+    shares = [(batch if len(batch) >= n else batch * n)[index::n] for batch in order]
+    how = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "pin_memory")}
+    generator = torch.Generator()  # iterating draws a number, which was drawn in `_order`
+    return DataLoader(loader.dataset, batch_sampler=shares, generator=generator, **how)
+
+
+def _weight(accelerator: Accelerator, model: torch.nn.Module, batch) -> torch.Tensor:
+    """What the loss of this process counts, so that the mean over processes is the mean over the whole batch."""
+    n_targets = getattr(accelerator.unwrap_model(model), "n_targets", find_batch_size)(batch)
+    n_targets = torch.as_tensor(n_targets, dtype=torch.float32, device=accelerator.device)
+    return n_targets / accelerator.reduce(n_targets, "mean")
+
+
+def _in_evaluation(accelerator: Accelerator, model: torch.nn.Module, validate) -> float:
+    figure = math.nan
     model.eval()
-    with torch.inference_mode():
-        return float(validate(model))
+    if accelerator.is_main_process:
+        with torch.inference_mode():
+            figure = float(validate(model))
+    return broadcast_object_list([figure])[0]
+
+
+def _accelerator() -> Accelerator:
+    precision = None  # what was begun, by transformers' Trainer for example, stays
+    if not is_initialized():
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else processes that `torchrun` starts would not know of each other
+        mixed_precision=precision,
+        step_scheduler_with_optimizer=False,  # one step of the schedule a batch, however many processes share it
+    )
 
 
 def _adamw(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -175,3 +274,84 @@ def _adamw(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+# --- checkpoints ---
+
+
+class _Checkpoints:
+    """The newest state of a run in `folder/step_<n>`, complete as soon as it has that name.
+
+    accelerate writes model, optimizer, schedule and the random states of each process, and reads them with torch's
+    `weights_only`, which runs no code of the file; `run.json` and `run.safetensors` hold the rest.
+    """
+
+    def __init__(self, accelerator, folder: Path, loader: DataLoader, config: TrainingConfig, save_every: int):
+        if save_every < 1:
+            raise ValueError(f"save_every must be at least 1, got {save_every}")
+        self.accelerator, self.folder, self.loader, self.save_every = accelerator, folder, loader, save_every
+        self.settings = {
+            "format": _FORMAT,
+            "n_processes": accelerator.num_processes,
+            "n_sequences": len(loader.dataset),
+            "n_batches": len(loader),
+            **asdict(config),
+        }
+
+    def save(self, run: _Run) -> None:
+        step = (run.epoch - 1) * len(self.loader) + run.step
+        target = self.folder / f"step_{step:09d}"
+        partial = target.with_suffix(".partial")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        if self.accelerator.is_main_process:
+            self._write(run, partial)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            partial.replace(target)
+            for other in self.folder.glob("step_*"):
+                if other != target:
+                    shutil.rmtree(other)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, run: _Run, folder: Path) -> None:
+        tensors = {f"best.{name}": value for name, value in run.best_weights.items()}
+        tensors["order"] = torch.tensor([index for batch in run.order for index in batch], dtype=torch.int64)
+        tensors["sizes"] = torch.tensor([len(batch) for batch in run.order], dtype=torch.int64)
+        if self._generator() is not None:
+            tensors["generator"] = self._generator().get_state()
+        save_file(tensors, folder / "run.safetensors")
+        names = ("epoch", "step", "loss", "seconds", "epochs", "best", "looks_since")
+        content = {"settings": self.settings, "run": {name: getattr(run, name) for name in names}}
+        if hasattr(self.loader.batch_sampler, "state_dict"):
+            content["sampler"] = self.loader.batch_sampler.state_dict()
+        (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def latest(self) -> _Run:
+        """The run of the newest checkpoint, all states set as they were; a new run if there is none."""
+        found = sorted(path for path in self.folder.glob("step_*") if path.suffix != ".partial")
+        if not found:
+            return _Run()
+        content = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))
+        for name, value in self.settings.items():
+            if content["settings"].get(name) != value:
+                held = content["settings"].get(name)
+                raise ValueError(f"{self.folder} holds a run with {name} {held}, this one has {value}")
+        tensors = load_file(found[-1] / "run.safetensors")
+        if self._generator() is not None:
+            self._generator().set_state(tensors["generator"])
+        if "sampler" in content:
+            self.loader.batch_sampler.load_state_dict(content["sampler"])
+        self.accelerator.load_state(str(found[-1]))
+        run = _Run(**content["run"] | {"epochs": [Epoch(*epoch) for epoch in content["run"]["epochs"]]})
+        indices = iter(tensors["order"].tolist())
+        run.order = [[next(indices) for _ in range(size)] for size in tensors["sizes"].tolist()]
+        best = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
+        run.best_weights = send_to_device(best, self.accelerator.device)
+        return run
+
+    def _generator(self) -> torch.Generator | None:
+        """A generator of the loader's own, if its order hangs on one."""
+        return getattr(self.loader.sampler, "generator", None)

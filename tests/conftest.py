@@ -1,6 +1,9 @@
 """What several test files need: a shop small enough to rank exhaustively, and a place to write to."""
 
+import contextlib
 import os
+import threading
+import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,3 +80,55 @@ def new_timeline(shop):
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def recommender_to_serve(shop, new_timeline):
+    """A recommender of the shop with brands and categories, which finds items by the words of their titles too."""
+    from semid_lib.baselines import Ranked, top_k
+    from semid_lib.recommender import Recommender
+    from semid_lib.trie import PrefixTrie
+
+    class ByWords:
+        trie, n_items = PrefixTrie.build(shop.ids.unique), N_ITEMS
+
+        def search(self, queries, k, allowed=None, query_vectors=None, progress=False) -> Ranked:
+            titles = [set(title.split()) for title in shop.items["title"]]
+            scores = np.array([[len(set(query.split()) & title) for title in titles] for query in queries], np.float32)
+            scores[(scores == 0) | ~np.broadcast_to(True if allowed is None else allowed, scores.shape)] = -np.inf
+            return top_k(scores, k)
+
+    items = shop.items.assign(
+        brand=["Ash", None] * (N_ITEMS // 2),
+        categories=[[["Home", "Clocks"]], [["Home", "Rugs"], ["Gifts"]], [], [["Garden"]]] * (N_ITEMS // 4),
+    )
+    return Recommender(new_timeline(), shop.ids, items, ByWords())
+
+
+@pytest.fixture
+def served_folder(recommender_to_serve, tmp_path):
+    """The same recommender in a folder, without its search by words."""
+    recommender_to_serve.searcher = None
+    recommender_to_serve.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def serve():
+    """Starts an ASGI application on a free port of loopback: serve(app) -> its URL; it is stopped after the test."""
+    import uvicorn
+
+    with contextlib.ExitStack() as running:
+
+        def start(app) -> str:
+            server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            running.callback(thread.join)
+            running.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.01)
+            return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+        yield start

@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from semid_lib import evaluate
 from semid_lib.baselines import Popularity
@@ -35,10 +38,14 @@ def test_options_reach_the_recommender():
 
 
 def test_figures_by_hand():
-    measured = evaluate.figures(of_ranks([1, 3, 11, np.inf], length=100), ks=[1, 5, 20])
+    measured = evaluate.figures(of_ranks([1, 3, 7, 11, np.inf], length=100), ks=[1, 5, 20])
     assert measured.index.name == "metric"
     assert measured["mean"].to_dict() == pytest.approx(
-        {"recall@1": 0.25, "recall@5": 0.5, "recall@20": 0.75, "ndcg@10": 1.5 / 4, "mrr": (1 + 1 / 3 + 1 / 11) / 4}
+        {
+            **{"recall@1": 1 / 5, "recall@5": 2 / 5, "recall@20": 4 / 5},
+            **{"ndcg@5": (1 + 1 / 2) / 5, "ndcg@10": (1 + 1 / 2 + 1 / 3) / 5},
+            "mrr": (1 + 1 / 3 + 1 / 7 + 1 / 11) / 5,
+        }
     )
     assert (measured["low"] <= measured["mean"]).all()
     assert (measured["mean"] <= measured["high"]).all()
@@ -47,7 +54,12 @@ def test_figures_by_hand():
 
 @pytest.mark.parametrize(
     ("length", "reported"),
-    [(9, ["recall@5"]), (10, ["recall@5", "recall@10", "ndcg@10"]), (99, ["recall@5", "recall@10", "ndcg@10"])],
+    [
+        (4, ["recall@1"]),
+        (9, ["recall@1", "recall@5", "ndcg@5"]),
+        (99, ["recall@1", "recall@5", "recall@10", "recall@50", "ndcg@5", "ndcg@10"]),
+        (1000, [*(f"recall@{k}" for k in (1, 5, 10, 50, 100, 1000)), "ndcg@5", "ndcg@10", "mrr"]),
+    ],
 )
 def test_lists_too_short_for_a_metric_do_not_report_it(length, reported):
     assert list(evaluate.figures(of_ranks([1, np.inf], length)).index) == reported
@@ -57,7 +69,7 @@ def test_table_has_a_column_a_method_and_a_row_a_metric():
     always, never = of_ranks([1] * 4, length=100), of_ranks([np.inf] * 4, length=100)
     shown = evaluate.table({"oracle": always, "nothing": never}, ks=[10])
     assert shown.columns.tolist() == ["oracle", "nothing"]
-    assert shown.index.tolist() == ["recall@10", "ndcg@10", "mrr"]
+    assert shown.index.tolist() == ["recall@10", "ndcg@5", "ndcg@10", "mrr"]
     assert (shown["oracle"] == "1.0000\xa0±\xa0.0000").all()
     assert (shown["nothing"] == ".0000\xa0±\xa0.0000").all()
 
@@ -65,6 +77,88 @@ def test_table_has_a_column_a_method_and_a_row_a_metric():
 def test_shown_gives_half_of_the_interval():
     assert evaluate.shown(0.5, 0.4, 0.62) == ".5000\xa0±\xa0.1100"
     assert evaluate.shown(12.0, 11.0, 14.0) == "12.0000\xa0±\xa01.5000"
+
+
+def test_an_item_that_shares_its_semantic_id_with_the_target_is_no_hit(shop):
+    """Counted on semantic IDs, this method would be right every time; it is right where nobody shares the code."""
+    codes = shop.ids.codes
+    twin = np.array([np.flatnonzero((codes == own).all(axis=1))[0] for own in codes])
+    targets = np.arange(len(codes))
+
+    class Ranked(NamedTuple):
+        items: np.ndarray
+
+    found = evaluate.evaluate(lambda histories, k: Ranked(twin[:, None]), Examples([[]] * len(codes), targets), k=1)
+    assert (codes[found.recommended[:, 0]] == codes[targets]).all()
+    n_different = len(np.unique(codes, axis=0))
+    assert n_different < len(codes)
+    assert evaluate.figures(found).loc["recall@1", "mean"] == n_different / len(codes)
+
+
+some_ranks = st.lists(st.sampled_from([1.0, 2.0, 6.0, 50.0, np.inf]), min_size=1, max_size=12)
+
+
+@given(some_ranks, st.data())
+def test_a_difference_is_the_same_with_its_sign_changed_from_the_other_side(rank, data):
+    other = data.draw(st.permutations(rank))
+    ours, theirs = of_ranks(rank, 100), of_ranks(other, 100)
+    there, back = evaluate.differences(ours, theirs), evaluate.differences(theirs, ours)
+    np.testing.assert_allclose(there["mean"], -back["mean"], atol=1e-12)
+    np.testing.assert_allclose(there["low"], -back["high"], atol=1e-12)
+    apart = evaluate.figures(ours)["mean"] - evaluate.figures(theirs)["mean"]
+    np.testing.assert_allclose(there["mean"], apart, atol=1e-12)
+    assert (evaluate.differences(ours, ours) == 0).all(axis=None)
+
+
+def test_a_paired_difference_sees_what_two_intervals_hide():
+    rng = np.random.default_rng(0)
+    hit = rng.random(400) < 0.5
+    gained = ~hit & (rng.random(400) < 0.06)
+    weak, strong = (of_ranks(np.where(found, 1.0, np.inf), 1) for found in (hit, hit | gained))
+    assert evaluate.figures(weak).loc["recall@1", "high"] > evaluate.figures(strong).loc["recall@1", "low"]
+    found = evaluate.differences(strong, weak).loc["recall@1"]
+    assert found["low"] > 0
+    assert found["mean"] == pytest.approx(gained.mean())
+
+
+def test_differences_need_the_same_users_and_metrics():
+    for other in (of_ranks([1], 100), of_ranks([1, 2], 10)):
+        with pytest.raises(ValueError, match="expected the same"):
+            evaluate.differences(of_ranks([1, 2], 100), other)
+
+
+# --- what lists expose ---
+
+
+def test_popularity_groups_by_hand():
+    # of 20 interactions item 0 has the first 6, items 1 and 2 the next 10, items 3 and 4 the last 4, item 5 none
+    groups = evaluate.popularity_groups(np.array([6, 5, 5, 2, 2, 0]))
+    assert list(groups) == ["head", "mid", "mid", "tail", "tail", "cold"]
+    assert list(evaluate.popularity_groups(np.zeros(2, dtype=int))) == ["cold", "cold"]
+    assert list(evaluate.popularity_groups(np.array([3]))) == ["head"]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=30).map(np.array))
+def test_popularity_groups_divide_the_interactions(counts):
+    groups = np.array(evaluate.popularity_groups(counts))
+    assert ((groups == "cold") == (counts == 0)).all()
+    head, mid, tail = (counts[groups == name] for name in ("head", "mid", "tail"))
+    for more, less in ((head, mid), (mid, tail), (head, tail)):
+        assert not (more.size and less.size) or more.min() >= less.max()
+    assert tail.sum() <= 0.2 * counts.sum() + 1e-9  # who crosses a border belongs to the more popular side
+    if counts.sum():
+        assert head.sum() >= 0.2 * counts.sum() - 1e-9
+
+
+def test_exposure_by_hand():
+    counts = np.array([6, 5, 5, 2, 2, 0])
+    lists = {"popular": np.array([[0, 1], [0, 2]]), "shorter": np.array([[3, -1], [5, 0], [-1, -1]])}
+    found = evaluate.exposure(lists | {"nobody": np.empty((0, 2), dtype=int)}, counts)
+    assert list(found) == ["coverage", "popularity", "head", "mid", "tail", "cold"]
+    assert found.loc["popular"].tolist() == pytest.approx([3 / 6, (11 + 11) / 4, 0.5, 0.5, 0, 0])
+    assert found.loc["shorter"].tolist() == pytest.approx([3 / 6, (2 + 3) / 2, 0.25, 0, 0.5, 0.25])
+    assert found.loc["nobody", "coverage"] == 0
+    assert found.loc["nobody"].drop("coverage").isna().all()
 
 
 # --- queries ---
@@ -191,5 +285,35 @@ def test_groups_together_are_the_whole():
     assert recall["mean"].tolist() == pytest.approx([2.5 / 3, 1])
     assert np.average(recall["mean"], weights=recall["n"]) == pytest.approx(found.per_query["recall@3"].mean())
     for wrong in (["a"], ["a", "b", None, "a"]):
-        with pytest.raises(ValueError, match="expected 4, one a query"):
+        with pytest.raises(ValueError, match="expected 4, one each"):
             evaluate.by_group(found, wrong)
+
+
+def test_a_table_of_groups_has_every_method_and_the_widest_interval():
+    ours, theirs = asked(), asked({name: items[::-1] for name, items in LISTS.items()})
+    table = evaluate.group_table({"ours": ours, "theirs": theirs}, ["b", "a", "b", "b"], "recall@3")
+    assert table.columns.tolist() == ["n", "ours", "theirs", "±"]
+    assert table["n"].to_dict() == {"b": 3, "a": 1}
+    for name, each in (("ours", ours), ("theirs", theirs)):
+        figures = evaluate.by_group(each, ["b", "a", "b", "b"]).xs("recall@3", level="metric")
+        assert table[name].tolist() == figures["mean"].tolist()
+        assert (table["±"] >= (figures["high"] - figures["low"]) / 2).all()
+
+
+def test_groups_of_users_come_out_in_the_order_of_the_categories():
+    counts = np.array([6, 5, 5, 2, 2, 0])
+    targets = np.array([5, 3, 0, 1, 4])
+    found = of_ranks([np.inf, 2, 1, 3, np.inf], length=100)
+    groups = evaluate.by_group(found, evaluate.popularity_groups(counts)[targets], ks=[2])
+    recall = groups.xs("recall@2", level="metric")
+    assert recall.index.tolist() == ["head", "mid", "tail", "cold"]
+    assert recall["n"].tolist() == [1, 1, 2, 1]
+    assert recall["mean"].tolist() == [1, 0, 0.5, 0]
+    assert list(dict.fromkeys(groups.index.get_level_values("metric"))) == ["recall@2", "ndcg@5", "ndcg@10", "mrr"]
+    lengths = pd.cut([3, 12, 4, 7, 30], [0, 4, 9, np.inf], labels=["up to 4", "5 to 9", "10 or more"])
+    by_length = evaluate.by_group(found, lengths, ks=[2]).xs("recall@2", level="metric")
+    assert by_length.index.tolist() == ["up to 4", "5 to 9", "10 or more"]
+    assert by_length["n"].tolist() == [2, 1, 2]
+    beyond = pd.cut([3, 12, 4, 7, 30], [0, 4, 9])
+    with pytest.raises(ValueError, match="2 of them missing"):
+        evaluate.by_group(found, beyond)

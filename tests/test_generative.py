@@ -1,5 +1,6 @@
 """Models that write IDs behind one search, and what a language model writes without a trie."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +65,40 @@ def test_an_untrained_light_model_is_dense_retrieval(light, vectors, query_vecto
     assert (np.diff(found.scores) <= 0).all()
 
 
+def test_with_word_scores_it_begins_as_dense_and_bm25_together(light, ids, vectors, query_vectors):
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    words = retrieval.BM25(TEXTS)
+    model = QueryModel(replace(light.config, word_weight=0.3), ids.unique, unit)
+    found = LightSearch(model, words).search(QUERIES, N_ITEMS, query_vectors=query_vectors)
+    together = retrieval.Dense(vectors).scores(QUERIES, query_vectors) + 0.3 * words.scores(QUERIES)
+    np.testing.assert_array_equal(found.items, np.argsort(-together, axis=1, kind="stable"))
+
+
+def test_words_that_are_missing_not_wanted_or_of_other_items(light, ids, vectors):
+    with pytest.raises(ValueError, match=r"word_weight 0\.0 and 30 items and comes with word scores of 30"):
+        LightSearch(light, retrieval.BM25(TEXTS))
+    model = QueryModel(replace(light.config, word_weight=0.3), ids.unique, vectors)
+    with pytest.raises(ValueError, match="comes without word scores"):
+        LightSearch(model)
+    with pytest.raises(ValueError, match="30 items and comes with word scores of 2"):
+        LightSearch(model, retrieval.BM25(TEXTS[:2]))
+
+
+def test_batches_for_training_hold_every_query_once(light, ids, vectors, query_vectors):
+    words = retrieval.BM25(TEXTS)
+    search = LightSearch(QueryModel(replace(light.config, word_weight=0.3), ids.unique, vectors), words)
+    loader = search.training_batches(QUERIES, query_vectors, np.arange(5) + 10, batch_size=2)
+    seen = []
+    for asked, items in loader:
+        rows = items.numpy() - 10
+        expected = words.scores([QUERIES[row] for row in rows])
+        np.testing.assert_array_equal(asked.matches, expected)
+        lengths = np.linalg.norm(query_vectors[rows], axis=1, keepdims=True)
+        np.testing.assert_allclose(asked.vectors, query_vectors[rows] / lengths, atol=1e-6)
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(5)) != seen
+
+
 def test_vectors_are_made_if_they_are_not_given(light, query_vectors):
     asked = []
 
@@ -71,7 +106,7 @@ def test_vectors_are_made_if_they_are_not_given(light, query_vectors):
         asked.append(list(texts))
         return query_vectors[[QUERIES.index(text) for text in texts]]
 
-    search = LightSearch(light, embed, batch_size=2)
+    search = LightSearch(light, embed=embed, batch_size=2)
     found = search.search(QUERIES, 5)
     assert asked == [QUERIES[:2], QUERIES[2:4], QUERIES[4:]]
     expected = LightSearch(light).search(QUERIES, 5, query_vectors=query_vectors)

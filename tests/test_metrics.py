@@ -99,6 +99,51 @@ def test_bootstrap_of_nobody_and_of_one():
     assert metrics.bootstrap_intervals(np.array([[0.25]])) == [(0.25, 0.25, 0.25)]
 
 
+# --- what lists expose ---
+
+some_lists = st.integers(1, 6).flatmap(
+    lambda k: st.lists(
+        st.lists(st.integers(-1, 9), min_size=k, max_size=k, unique_by=lambda item: item if item >= 0 else object()),
+        min_size=1,
+        max_size=8,
+    ).map(np.array)
+)
+
+
+def test_coverage_by_hand():
+    assert metrics.coverage(np.array([[0, 3], [3, -1], [-1, -1]]), n_items=5) == 0.4
+    assert metrics.coverage(np.array([[-1, 5], [7, 4]]), n_items=5) == 0.2  # 5 and 7 are no items of five
+    assert metrics.coverage(np.empty((0, 10), dtype=int), n_items=5) == 0
+    with pytest.raises(ValueError, match="got 0"):
+        metrics.coverage(np.array([[0]]), n_items=0)
+
+
+@given(some_lists, st.integers(0, 7))
+def test_coverage_is_a_share_that_more_users_never_lower(lists, n):
+    part, whole = metrics.coverage(lists[:n], 10), metrics.coverage(lists, 10)
+    assert 0 <= part <= whole <= min(1, lists.size / 10)
+    assert whole == len({item for row in lists.tolist() for item in row} - {-1}) / 10
+
+
+def test_list_means_by_hand():
+    lists = np.array([[0, 3], [3, -1], [-1, -1], [-1, 1]])
+    found = metrics.list_means(lists, np.array([4, 2, 9, 1]))
+    np.testing.assert_array_equal(found, [2.5, 1, np.nan, 2])
+    tail = metrics.list_means(lists, np.array([False, True, False, True]))
+    np.testing.assert_array_equal(tail, [0.5, 1, np.nan, 1])
+    for wrong in ([[0, 4]], [[0, -2]]):
+        with pytest.raises(ValueError, match="expected -1 for none and rows below 4"):
+            metrics.list_means(np.array(wrong), np.ones(4))
+
+
+@given(some_lists, st.lists(st.integers(0, 50), min_size=10, max_size=10).map(np.array))
+def test_list_means_equal_plain_loops(lists, values):
+    found = metrics.list_means(lists, values)
+    for mean, row in zip(found, lists.tolist(), strict=True):
+        worth = [values[item] for item in row if item >= 0]
+        assert mean == pytest.approx(np.mean(worth)) if worth else np.isnan(mean)
+
+
 # --- several relevant items ---
 
 some_queries = st.lists(

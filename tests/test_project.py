@@ -27,9 +27,10 @@ ORDER = [
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
-    *("tiger", "timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
-    *("retrieval", "generative"),
-    *("metrics", "evaluate", "recommender", "report", "predict", "web", "modal_app"),
+    *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    *("sasrec", "tiger", "retrieval", "generative"),
+    *("metrics", "train_tiger", "evaluate", "recommender", "reproductions", "report"),
+    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
@@ -171,10 +172,13 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.trie", "pandas sklearn transformers"),
         ("semid_lib.decode", "pandas sklearn transformers numba"),
         ("semid_lib.scorers", "pandas sklearn transformers"),
+        ("semid_lib.tiger", "sklearn transformers"),
         ("semid_lib.adapters", "pandas sklearn transformers vllm"),
         ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
         ("semid_lib.sft", "sklearn transformers datasets peft trl"),
+        ("semid_lib.predict", "sklearn transformers sentence_transformers fastapi numba"),
+        ("semid_lib.web", "sklearn transformers sentence_transformers numba"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

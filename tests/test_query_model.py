@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from semid_lib import training
 from semid_lib.decode import constrained_beam_search, exact_ranking
-from semid_lib.query_model import Queries, QueryModel, QueryModelConfig, hashed_words
+from semid_lib.query_model import Queries, QueryModel, QueryModelConfig, balanced_weight, hashed_words
 from semid_lib.trie import PrefixTrie
 
 SIZES, DIM = (5, 5, 5), 8
@@ -38,11 +38,19 @@ def model(catalogue, **changes):
     return QueryModel(config, *catalogue).eval()
 
 
+def first(asked, n):
+    return Queries(*(part if part is None else part[:n] for part in asked))
+
+
 def trained(catalogue, n_epochs=80):
     """A model that has learned to answer the query of each item with the item two places on."""
     asked, untrained = queries(len(catalogue[0])), model(catalogue, dropout=0.0)
     items = (torch.arange(len(catalogue[0])) + 2) % len(catalogue[0])
-    loader = DataLoader(TensorDataset(*asked, items), batch_size=16, shuffle=True)
+
+    def read(rows):
+        return Queries(asked.vectors[rows], asked.words[rows]), items[rows]
+
+    loader = DataLoader(range(len(items)), batch_size=16, shuffle=True, collate_fn=read)
     settings = training.TrainingConfig(n_epochs=n_epochs, learning_rate=1e-2, weight_decay=0.0)
     losses = [epoch.loss for epoch in training.fit(untrained, loader, settings)]
     return untrained.eval(), asked, items, losses
@@ -56,6 +64,34 @@ def test_before_training_it_ranks_as_dense_retrieval(catalogue):
         exact_ranking(model(catalogue), asked, trie, 20),
     ):
         assert found.items.tolist() == expected[:, :20].tolist()
+
+
+def test_before_training_word_scores_weigh_what_they_are_told(catalogue):
+    asked, trie = queries(7), PrefixTrie.build(catalogue[0])
+    matches = np.random.default_rng(2).exponential(3.0, (7, len(catalogue[0]))).astype(np.float32)
+    cosines = asked.vectors.numpy() @ catalogue[1].T
+    weight = balanced_weight(cosines, matches)
+    assert weight * matches.std(axis=1).mean() == pytest.approx(cosines.std(axis=1).mean())
+    asked = asked._replace(matches=torch.from_numpy(matches))
+    found = exact_ranking(model(catalogue, word_weight=weight), asked, trie, 20).items
+    expected = np.argsort(-(cosines + weight * matches), axis=1)[:, :20]
+    np.testing.assert_array_equal(found, expected)
+    assert (expected != np.argsort(-cosines, axis=1)[:, :20]).any()
+
+
+def test_word_scores_that_are_missing_or_not_wanted_are_refused(catalogue):
+    asked, trie = queries(2), PrefixTrie.build(catalogue[0])
+    with pytest.raises(ValueError, match=r"word_weight 0\.1, the queries come without"):
+        exact_ranking(model(catalogue, word_weight=0.1), asked, trie, 1)
+    with pytest.raises(ValueError, match=r"word_weight 0\.0, the queries come with"):
+        exact_ranking(model(catalogue), asked._replace(matches=torch.zeros(2, len(catalogue[0]))), trie, 1)
+
+
+def test_no_weight_balances_words_that_nobody_shares():
+    with pytest.raises(ValueError, match="no query shares a word"):
+        balanced_weight(np.ones((1, 2)), np.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"\(1, 2\), word scores \(1, 3\)"):
+        balanced_weight(np.ones((1, 2)), np.zeros((1, 3)))
 
 
 @pytest.mark.parametrize("words", [True, False])
@@ -73,7 +109,7 @@ def test_the_loss_is_what_decoding_says(catalogue):
     found = exact_ranking(scorer, asked, PrefixTrie.build(catalogue[0]), len(catalogue[0]))
     own = found.scores[found.items == items[:, None]]
     with torch.inference_mode():
-        assert float(scorer((*asked, items))) == pytest.approx(-float(own.mean()), abs=1e-4)
+        assert float(scorer((asked, items))) == pytest.approx(-float(own.mean()), abs=1e-4)
 
 
 def test_it_learns_what_the_texts_do_not_say(catalogue):
@@ -89,7 +125,7 @@ def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue):
     free = next(row for row in np.ndindex(SIZES) if not (ids == row).all(axis=1).any())
     ids, vectors = np.vstack([ids, free]), np.vstack([vectors, asked.vectors[0]])
     grown = scorer.on_catalogue(ids, vectors)
-    found = constrained_beam_search(grown, Queries(*(part[:1] for part in asked)), PrefixTrie.build(ids), 60, 10)
+    found = constrained_beam_search(grown, first(asked, 1), PrefixTrie.build(ids), 60, 10)
     assert len(ids) - 1 in found.items[0].tolist()
     for name, weight in scorer.state_dict().items():
         assert torch.equal(weight, grown.state_dict()[name])
@@ -137,8 +173,9 @@ def test_a_saved_model_answers_as_before(catalogue, tmp_path):
     back = QueryModel.load(tmp_path / "model.safetensors", *catalogue)
     assert back.config == scorer.config
     trie = PrefixTrie.build(catalogue[0])
-    for found, expected in zip(*(exact_ranking(each, asked, trie, 20) for each in (back, scorer)), strict=True):
-        assert torch.equal(found, expected)
+    found, expected = (exact_ranking(each, asked, trie, 20) for each in (back, scorer))
+    assert torch.equal(found.items, expected.items)
+    assert torch.equal(found.scores, expected.scores)
 
 
 def test_another_file_is_no_query_model(catalogue, tmp_path):

@@ -8,9 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
+from semid_lib.base_models import small_model
+from semid_lib.embed import item_texts
+from semid_lib.generative import LanguageModelSearch, LightSearch
+from semid_lib.query_model import QueryModel, QueryModelConfig
 from semid_lib.recommender import Recommender
+from semid_lib.retrieval import BM25
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.timeline import Timeline
+from semid_lib.trie import PrefixTrie
+from semid_lib.vocabulary import extend_vocabulary
 
 FILES = ["config.json", "items.parquet", "model.safetensors", "semantic_ids.npz"]
 
@@ -282,3 +289,95 @@ def test_a_config_that_is_no_object_is_named(folder):
     (folder / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json"):
         Recommender.from_pretrained(folder)
+
+
+# --- search ---
+
+QUERIES = ["red tent", "a lamp for the garden", "soap"]
+
+
+@pytest.fixture
+def searchable(shop):
+    """The shop with titles to search in."""
+    things = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("tent", "lamp", "soap", "pen", "cup")]
+    paths = [[["Shop", "Garden"], ["Gifts"]], [], [["Shop", "Bath"]], [["Gifts"]]] * 10
+    return shop.items.assign(title=things * 4, categories=paths)
+
+
+@pytest.fixture
+def light(shop, searchable):
+    torch.manual_seed(0)
+    unit = shop.vectors / np.linalg.norm(shop.vectors, axis=1, keepdims=True)
+    config = QueryModelConfig(shop.ids.sizes, unit.shape[1], dim=16, n_buckets=64, word_weight=0.2)
+    return LightSearch(QueryModel(config, shop.ids.unique, unit), BM25(item_texts(searchable)))
+
+
+@pytest.fixture
+def language(shop, searchable):
+    texts = item_texts(searchable)
+    model, tokenizer = small_model(texts, 300, hidden_size=16, n_layers=1, n_heads=2)
+    tokens = extend_vocabulary(model, tokenizer, shop.ids, texts)
+    return LanguageModelSearch(model.eval(), tokenizer, tokens, PrefixTrie.build(shop.ids.unique), beam_width=20)
+
+
+@pytest.fixture
+def query_vectors(shop):
+    return np.random.default_rng(3).normal(size=(len(QUERIES), shop.vectors.shape[1])).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["light", "language"])
+def test_search_from_a_folder_answers_as_before(request, shop, searchable, query_vectors, tmp_path, kind):
+    recommender = Recommender(None, shop.ids, searchable, request.getfixturevalue(kind))
+    found = recommender.search(QUERIES, 5, query_vectors=query_vectors)
+    rows = recommender.searcher.search(QUERIES, 5, query_vectors=query_vectors)
+    np.testing.assert_array_equal(found.item_ids, searchable["item_id"].to_numpy()[rows.items])
+    recommender.save_pretrained(tmp_path)
+    loaded = Recommender.from_pretrained(tmp_path)
+    again = loaded.search(QUERIES, 5, query_vectors=query_vectors)
+    np.testing.assert_array_equal(again.item_ids, found.item_ids)
+    np.testing.assert_allclose(again.scores, found.scores, atol=1e-5)
+    assert loaded.items["categories"].tolist() == searchable["categories"].tolist()
+    assert loaded.model is None
+    with pytest.raises(ValueError, match="no model of the next item"):
+        loaded.recommend([[]], 5)
+
+
+def test_one_folder_holds_both_models(shop, searchable, new_timeline, light, query_vectors, histories, tmp_path):
+    both = Recommender(new_timeline(), shop.ids, searchable, light)
+    both.save_pretrained(tmp_path)
+    loaded = Recommender.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(loaded.recommend(histories).item_ids, both.recommend(histories).item_ids)
+    found, again = (each.search(QUERIES, 5, query_vectors=query_vectors) for each in (both, loaded))
+    np.testing.assert_array_equal(again.item_ids, found.item_ids)
+
+
+def test_search_keeps_to_what_is_allowed(shop, searchable, light, query_vectors):
+    recommender = Recommender(None, shop.ids, searchable, light)
+    allowed = np.arange(len(shop.items)) % 4 == 0
+    found = recommender.search(QUERIES, len(shop.items), allowed, query_vectors)
+    for row in found.item_ids:
+        assert set(row[row >= 0]) == set(searchable["item_id"][allowed])
+
+
+def test_a_file_of_the_searcher_is_checked_too(shop, searchable, language, light, tmp_path):
+    for name, searcher in {"llm/model.safetensors": language, "item_vectors.safetensors": light}.items():
+        folder = tmp_path / name.replace("/", "-")
+        Recommender(None, shop.ids, searchable, searcher).save_pretrained(folder)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match=f"{name} .*checksum"):
+            Recommender.from_pretrained(folder)
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"{name} is missing"):
+            Recommender.from_pretrained(folder)
+
+
+def test_a_recommender_needs_a_model_and_one_catalogue(shop, searchable, recommender, light):
+    with pytest.raises(ValueError, match="neither"):
+        Recommender(None, shop.ids, searchable)
+    with pytest.raises(ValueError, match="no model of search"):
+        recommender.search(QUERIES)
+    order = np.arange(len(shop.items))[::-1]
+    others = SemanticIDs(shop.ids.codes[order], shop.ids.disambiguation_code[order], 4)
+    with pytest.raises(ValueError, match="searcher's 40 semantic IDs are not those of the 40 items"):
+        Recommender(None, others, searchable, light)

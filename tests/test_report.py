@@ -51,6 +51,14 @@ def test_a_table_by_hand():
     assert "uncommitted" not in lines[6]
 
 
+def test_the_spread_over_seeds_stands_beside_the_interval():
+    rows = [row("mine", "mrr", 0.5, spread=0.0123, seeds=[0, 1, 2]), row("item_knn", "mrr", 0.25)]
+    lines = report.markdown_table(rows, "next_item").replace("\xa0", " ").splitlines()
+    assert lines[2] == "| MRR | .5000 ± .1000 (.0123) | .2500 ± .1000 |"
+    assert "(in brackets the standard deviation over 3 seeds)" in lines[4]
+    assert "seeds" not in report.markdown_table(ROWS, "next_item")
+
+
 def test_uncommitted_changes_are_told():
     assert "uncommitted" in report.markdown_table([row("mine", "mrr", 0.5, dirty=True)], "next_item")
 
@@ -61,6 +69,21 @@ def test_other_topics_and_rows_without_interval_stay_out():
         {"key": "next_item/shop/mine/seconds", "value": 3.0, **RUN},
     ]
     assert report.markdown_table(ROWS + others, "next_item") == report.markdown_table(ROWS, "next_item")
+
+
+def test_a_part_of_a_topic_makes_a_table_of_its_own():
+    rows = [
+        row(method, "recall@10", value) | {"key": f"search/shop/{method}/recall@10"}
+        for method, value in {"own_light": 0.25, "own_dense_and_bm25": 0.5, "synthetic_light": 0.75}.items()
+    ]
+    lines = report.markdown_table(rows, "search:own").replace("\xa0", " ").splitlines()
+    assert lines[0] == "| | light | dense + BM25 |"
+    assert lines[2].startswith("| Recall@10 | .2500") and ".5000" in lines[2] and ".7500" not in lines[2]
+    assert "queries of shop" in lines[-1]
+    page = "<!-- rows: search:own/shop/smoke -->\nold\n<!-- end rows -->\n"
+    assert "old" not in report.render(page, lambda *run: rows)
+    with pytest.raises(ValueError, match="search"):
+        report.markdown_table(rows, "search:others")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from semid_lib.semantic_ids import SemanticIDs, to_tokens
 from semid_lib.sft import (
     FineTuning,
     estimate,
+    estimate_known,
     fine_tune,
     last_checkpoint,
     measured_speed,
@@ -276,6 +277,44 @@ def test_the_loss_is_the_model_s_own_on_the_answers(extended, items, ids):
     for example in data:
         batch = {name: torch.tensor([example[name]]) for name in ("input_ids", "labels")}
         torch.testing.assert_close(answer_loss(model, batch), model(**batch).loss)
+
+
+def test_words_begin_where_an_encoder_puts_them(items):
+    """Tokens of like meaning begin as neighbours; the rest of the model is the same."""
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        near = {"tent": [3.0, 1.0], "lamp": [3.0, 0.9]}
+        noise = np.random.default_rng(0).normal(size=(len(texts), 20))
+        return np.hstack([[near.get(text, [0.0, 0.0]) for text in texts], 0.01 * noise])
+
+    shape = {"vocabulary_size": 400, "hidden_size": 8, "n_layers": 1, "n_heads": 2}
+    (random, tokenizer), (placed, _) = (small_model(items["title"], **shape, embed=each) for each in (None, embed))
+    assert asked == [tokenizer.decode([token]).strip() or " " for token in range(len(tokenizer))]
+    rows = {word: placed.get_input_embeddings().weight[asked.index(word)] for word in ("tent", "lamp", "soap")}
+    assert rows["tent"] @ rows["lamp"] > 0.99
+    assert rows["tent"] @ rows["soap"] < 0.5
+    assert placed.lm_head.weight is placed.model.embed_tokens.weight
+    before, after = weights(random), weights(placed)
+    other = [name for name in before if not torch.equal(before[name], after[name])]
+    assert sorted(other) == ["lm_head.weight", "model.embed_tokens.weight"]
+    with pytest.raises(ValueError, match="at least 64 of 64 dimensions"):
+        small_model(items["title"], 300, hidden_size=64, n_layers=1, n_heads=2, embed=embed)
+
+
+def test_what_known_models_would_take(extended, items, ids):
+    _, tokenizer, _ = extended()
+    data, config = (
+        tokenize(training_rows(items, ids, 64), tokenizer),
+        FineTuning(row_steps=10, n_epochs=2, batch_size=16),
+    )
+    table = estimate_known(data, 12, config, operations_per_second=1e12)
+    assert table.index.tolist() == list(MODELS)
+    n_tokens = (10 + 2 * 4) * 16 * np.mean([len(example) for example in data["input_ids"]])
+    row, facts = table.loc["qwen3-4b"], MODELS["qwen3-4b"]
+    assert row["hours"] == pytest.approx(int(n_tokens) * 6 * facts.n_parameters / 1e12 / 3600)
+    assert row["GiB at 4 bits"] < row["GiB at 16 bits"] < table.loc["qwen3-8b", "GiB at 16 bits"]
 
 
 GPU_LOSS = """

@@ -1,15 +1,24 @@
-"""The training loop: what it covers, keeps, refuses and repeats."""
+"""The training loop: what it covers, keeps, refuses and repeats, how it goes on, and how several processes share it."""
 
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
+from semid_lib import training
 from semid_lib.timeline import training_batches
 from semid_lib.training import LengthBuckets, TrainingConfig, fit
 
@@ -198,3 +207,210 @@ def test_sized_looks_about_as_often_as_asked():
 def test_settings_that_mean_nothing_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         TrainingConfig(**setting)
+
+
+# --- runs that are stopped ---
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Stopping(nn.Module):
+    """A model with dropout, until a step at which the process is as good as killed."""
+
+    def __init__(self, at=10**6, seed=1):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(nn.Linear(1, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.left = at
+
+    def forward(self, batch):
+        self.left -= 1
+        if self.left < 0:
+            raise StoppedError
+        return ((self.layers(batch[:, None]) - batch.sin()[:, None]) ** 2).mean()
+
+
+NUMBERS = torch.linspace(-3, 3, 60)
+
+
+def in_buckets():
+    return DataLoader(NUMBERS, batch_sampler=LengthBuckets(LENGTHS[:60], 8, seed=5, pool=3))
+
+
+def shuffled():
+    return DataLoader(NUMBERS, batch_size=8, shuffle=True)
+
+
+def shuffled_by_a_generator():
+    return DataLoader(NUMBERS, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(5))
+
+
+LOOKS = TrainingConfig(n_epochs=6, validate_every=1, patience=2, learning_rate=0.02, seed=3)
+
+
+def look(model):
+    """A figure that depends on the weights, so that it differs if they do; it falls after some epochs."""
+    return -abs(float(model.layers[3].weight.norm()) - 0.45)
+
+
+@pytest.mark.parametrize(
+    ("make_loader", "steps"),  # 8 steps are an epoch
+    [
+        (in_buckets, [1]),
+        (in_buckets, [11, 1, 7]),
+        (in_buckets, [16]),
+        (shuffled, [3, 10]),
+        (shuffled_by_a_generator, [13]),
+    ],
+)
+def test_a_run_that_is_stopped_ends_with_the_same_weights(tmp_path, make_loader, steps):
+    def start(at, folder=None):
+        model = Stopping(at)
+        return model, fit(model, make_loader(), LOOKS, look, folder=folder, save_every=3)
+
+    whole, expected = start(10**6)
+    for at in steps:
+        with pytest.raises(StoppedError):
+            start(at, tmp_path)
+    torch.manual_seed(99)  # what another process would have drawn before
+    resumed, epochs = start(10**6, tmp_path)
+    assert [epoch[:3] for epoch in epochs] == [epoch[:3] for epoch in expected]
+    assert len(epochs) < LOOKS.n_epochs  # it was stopped early, so that best weights and looks were kept as well
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert len(list(tmp_path.glob("step_*"))) == 1
+
+
+def test_a_run_that_is_over_is_not_run_again(tmp_path):
+    first, again = Stopping(), Stopping(at=0, seed=2)
+    epochs = fit(first, in_buckets(), LOOKS, look, folder=tmp_path)
+    assert fit(again, in_buckets(), LOOKS, look, folder=tmp_path) == epochs
+    for name, value in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("moment", ["while it is written", "before it has its name", "before the old one is gone"])
+def test_a_run_may_be_killed_while_it_saves(tmp_path, monkeypatch, moment):
+    whole = Stopping()
+    fit(whole, in_buckets(), LOOKS, look)
+    place = {
+        "while it is written": (training, "save_file"),
+        "before it has its name": (Path, "replace"),
+        "before the old one is gone": (shutil, "rmtree"),
+    }
+    owner, name = place[moment]
+    usual, calls = getattr(owner, name), []
+
+    def killed(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise StoppedError
+        return usual(*arguments, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(owner, name, killed)
+        fit(Stopping(), in_buckets(), LOOKS, look, folder=tmp_path, save_every=3)
+    resumed = Stopping(seed=7)
+    fit(resumed, in_buckets(), LOOKS, look, folder=tmp_path, save_every=3)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path):
+    fit(Stopping(), in_buckets(), TrainingConfig(n_epochs=1), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with learning_rate 0\.001, this one has 0\.25"):
+        fit(Stopping(), in_buckets(), TrainingConfig(n_epochs=1, learning_rate=0.25), folder=tmp_path)
+    with pytest.raises(ValueError, match="n_sequences 60, this one has 50"):
+        fit(Stopping(), DataLoader(NUMBERS[:50], batch_size=8), TrainingConfig(n_epochs=1), folder=tmp_path)
+    with pytest.raises(ValueError, match="save_every must be at least 1, got 0"):
+        fit(Stopping(), in_buckets(), TrainingConfig(n_epochs=1), folder=tmp_path / "new", save_every=0)
+
+
+# --- several processes, and half precision ---
+
+
+class Uneven(nn.Module):
+    """A regression whose loss is a mean over numbers of which sequences have unequally many (nan: none)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+
+    def forward(self, batch):
+        [values] = batch
+        return ((values[~values.isnan()] - self.weight.sum()) ** 2).mean() + self.weight.norm() / 9
+
+    def n_targets(self, batch):
+        return (~batch[0].isnan()).sum()
+
+
+def uneven_run():
+    """51 sequences, so that a process gets more than another, and of the last batch of three one gets two."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 51)
+    values = torch.full((51, 8), torch.nan)
+    for row, length in zip(values, lengths, strict=True):
+        row[:length] = torch.from_numpy(rng.normal(length, 1, length))
+    loader = DataLoader(TensorDataset(values), batch_sampler=LengthBuckets(lengths, 8, seed=4))
+    model = Uneven()
+    config = TrainingConfig(n_epochs=4, learning_rate=0.1, validate_every=1)
+    epochs = fit(model, loader, config, lambda model: -abs(float(model.weight.sum()) - 3))
+    return [epoch[:3] for epoch in epochs], model.weight.tolist()
+
+
+def one_sequence_run():
+    """A last batch of one sequence for two processes."""
+    loader = DataLoader(TensorDataset(torch.tensor([[1.0], [4.0], [7.0]])), batch_size=2)
+    model = Uneven()
+    epochs = fit(model, loader, TrainingConfig(n_epochs=3, learning_rate=0.1))
+    return [epoch[:2] for epoch in epochs], model.weight.tolist()
+
+
+def launched(tmp_path, what, n_processes=2):
+    """What a function of this file returns in each of several processes."""
+    program = f"import sys, json; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]}\n"
+    program += "import test_training; from accelerate import PartialState\n"
+    program += f"found = {what}\n"
+    program += f"open(f'{tmp_path}/found_{{PartialState().process_index}}', 'w').write(json.dumps(found))\n"
+    program += "PartialState().destroy_process_group()\n"
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n_processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, tmp_path / "program.py"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((tmp_path / f"found_{index}").read_text()) for index in range(n_processes)]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    expected = [uneven_run(), one_sequence_run()]
+    both = launched(tmp_path, "[test_training.uneven_run(), test_training.one_sequence_run()]")
+    for found in both:
+        for (epochs, weight), (expected_epochs, expected_weight) in zip(found, expected, strict=True):
+            np.testing.assert_allclose(np.array(epochs), np.array(expected_epochs), rtol=1e-4)
+            np.testing.assert_allclose(weight, expected_weight, rtol=1e-4)
+    assert both[0] == both[1]
+
+
+def test_a_run_begun_in_bfloat16_keeps_its_weights_in_float32(shop, new_timeline):
+    losses = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(True)
+        try:
+            Accelerator(mixed_precision=precision, cpu=True)
+            model = new_timeline(dropout=0.0)
+            before, seen = model.forward, []
+            model.head[0].register_forward_hook(lambda *made, seen=seen: seen.append(made[2].dtype))
+            loader = training_batches(shop.histories, 12, batch_size=20)
+            losses[precision] = fit(model, loader, TrainingConfig(n_epochs=2))[-1].loss
+        finally:
+            AcceleratorState._reset_state(True)
+        assert set(seen) == {torch.float32 if precision == "no" else torch.bfloat16}
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+        assert model.forward.__func__ is before.__func__
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
+    assert losses["bf16"] != losses["no"]

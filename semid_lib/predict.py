@@ -1,0 +1,339 @@
+"""Recommendations for a file of histories or queries:
+
+python -m semid_lib.predict --model FOLDER --input-path histories.txt --output-path preds.csv --topk 10
+
+`records` says what the input may look like; the output is CSV, JSONL or Parquet by its ending, one line per line that
+was answered, in the order of the input: `user_id` (or `query`), `item_ids` and `scores`, best first.
+
+Work is kept beside the output after every block, so that a run that was killed goes on where it stopped, and its file
+is the same to the last byte. The output itself appears whole or not at all. Lines that cannot be answered stand in
+`<output>.rejected` with their number and reason.
+
+Exit codes: 0 every line was answered, 2 some were rejected, 1 the run failed.
+"""
+
+import argparse
+import csv
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from semid_lib import records
+from semid_lib.recommender import Recommender
+from semid_lib.store import sha256
+
+ENDINGS = (".csv", ".jsonl", ".parquet")
+BLOCK = 4096  # lines that are answered, and kept, together
+
+
+class Outcome(NamedTuple):
+    """What a run did, counting what an interrupted run before it did."""
+
+    answered: int
+    rejected: int
+
+
+class _Done(NamedTuple):
+    """How far the files beside the output have come."""
+
+    lines: int = 0  # records of the input that are dealt with
+    output_bytes: int = 0
+    rejected_bytes: int = 0
+    rejected: int = 0
+
+
+def predict(
+    recommender: Recommender,
+    model_facts: str,
+    input_path: str | Path,
+    output_path: str | Path,
+    k: int = 10,
+    queries: bool = False,
+    progress: bool = False,
+) -> Outcome:
+    """Answer every line of a file; items of a history never come out again.
+
+    model_facts: what tells this model from others, as the checksum of its `config.json`; work that an interrupted run
+    left is taken up if model, input, k and version are the same, and thrown away otherwise.
+
+    Raises ValueError for an ending that is none of `ENDINGS`, input that `records.read` refuses as a whole, k below 1,
+    or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and for a
+    second run with the same output at the same time. The output is then what it was before.
+    """
+    input_path, output_path = Path(input_path), Path(output_path)
+    _check(recommender, input_path, output_path, k, queries)
+    facts = {
+        "version": metadata.version("semid-lib"),
+        "model": model_facts,
+        "input": sha256(input_path),
+        "settings": [input_path.suffix, output_path.suffix, k, queries, BLOCK],
+    }
+    key = "query" if queries else "user_id"
+    with _Work(output_path, facts, _FORMATS[output_path.suffix](key)) as work:
+        answer = _Answerer(recommender, k, queries)
+        n_bytes = input_path.stat().st_size
+        with tqdm(total=n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
+            everything = records.read(input_path, queries)
+            bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.lines)))
+            while block := list(itertools.islice(everything, BLOCK)):
+                work.keep(len(block), *answer(block))
+                bar.update(sum(record.n_bytes for record in block))
+            bar.update(n_bytes - bar.n)
+        done = work.publish()
+    return Outcome(done.lines - done.rejected, done.rejected)
+
+
+def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int, queries: bool) -> None:
+    if output_path.suffix not in ENDINGS:
+        raise ValueError(f"{output_path} ends in {output_path.suffix!r}, expected {', '.join(ENDINGS)}")
+    if k < 1:
+        raise ValueError(f"topk must be at least 1, got {k}")
+    if input_path.resolve() == output_path.resolve():
+        raise ValueError(f"{output_path} is the input as well")
+    next(records.read(input_path, queries), None)  # an input that is refused as a whole leaves no trace
+    if (recommender.searcher if queries else recommender.model) is None:
+        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
+
+
+class Answered(NamedTuple):
+    """One line of the output."""
+
+    key: str
+    item_ids: list[int]
+    scores: list[float]
+
+
+class _Answerer:
+    """Lines in, answers and rejected lines out."""
+
+    def __init__(self, recommender: Recommender, k: int, queries: bool):
+        self.recommender, self.k, self.queries = recommender, min(k, len(recommender.items)), queries
+        self.item_ids = recommender.items["item_id"].to_numpy(np.int64)
+        self.known = frozenset(self.item_ids.tolist())
+
+    def __call__(self, block: list[records.Record]) -> tuple[list[Answered], list[records.Record]]:
+        readable, rejected = [], []
+        for record in block:
+            unknown = next((item_id for item_id in record.item_ids if item_id not in self.known), None)
+            if record.reason is None and unknown is not None:
+                record = record._replace(reason=f"item id {unknown} is not in the catalogue")  # noqa: PLW2901
+            (readable if record.reason is None else rejected).append(record)
+        if not readable:
+            return [], rejected
+        if self.queries:
+            found = self.recommender.search([record.key for record in readable], self.k)
+        else:
+            found = self.recommender.recommend([record.item_ids for record in readable], self.k)
+        lengths = (found.item_ids >= 0).sum(axis=1).tolist()  # empty places stand at the end
+        lines = zip(readable, lengths, found.item_ids.tolist(), found.scores.tolist(), strict=True)
+        return [Answered(record.key, ids[:n], scores[:n]) for record, n, ids, scores in lines], rejected
+
+
+class _Work:
+    """The files beside an output that is not finished; a context manager that holds a lock on them.
+
+    `.partial` and `.rejected.partial` only grow, and `.progress` says how much of them counts: what stands after that
+    is of a block that was not finished, and is cut off.
+    """
+
+    def __init__(self, output_path: Path, facts: dict, form: "_Csv | _Jsonl | _Parquet"):
+        self.output, self.facts, self.form = output_path, facts, form
+        self.rejected = _beside(output_path, ".rejected")
+        self._paths = [_beside(output_path, ".partial"), _beside(output_path, ".rejected.partial")]
+        self._progress = _beside(output_path, ".progress")
+
+    def __enter__(self) -> "_Work":
+        self._files = [open(path, "ab") for path in self._paths]  # noqa: SIM115  (closed in __exit__)
+        try:
+            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OSError(f"another run is writing {self.output}") from error
+        self.done = self._resumed()
+        for file, size in zip(self._files, (self.done.output_bytes, self.done.rejected_bytes), strict=True):
+            file.truncate(size)
+        if not self.done.lines:
+            self._append(self.form.head, b"", 0, 0)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self._files:
+            file.close()
+
+    def _resumed(self) -> _Done:
+        try:
+            saved = json.loads(self._progress.read_text(encoding="utf-8"))
+            done = _Done(*saved["done"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return _Done()
+        sizes = [path.stat().st_size for path in self._paths]
+        whole = sizes[0] >= done.output_bytes and sizes[1] >= done.rejected_bytes
+        return done if saved["facts"] == self.facts and whole else _Done()
+
+    def keep(self, n_lines: int, answered: list[Answered], rejected: list[records.Record]) -> None:
+        """Write what became of a block, so that it is never answered again."""
+        refused = [{"line": one.line, "reason": one.reason, "text": one.text} for one in rejected]
+        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in refused)
+        body = self.form.encode(answered) if answered else b""
+        self._append(body, text.encode("utf-8"), n_lines, len(rejected))
+
+    def _append(self, output: bytes, rejected: bytes, n_lines: int, n_rejected: int) -> None:
+        for file, content in zip(self._files, (output, rejected), strict=True):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.done = _Done(
+            self.done.lines + n_lines,
+            self.done.output_bytes + len(output),
+            self.done.rejected_bytes + len(rejected),
+            self.done.rejected + n_rejected,
+        )
+        written = _beside(self._progress, ".new")
+        written.write_text(json.dumps({"facts": self.facts, "done": self.done}), encoding="utf-8")
+        written.replace(self._progress)
+
+    def publish(self) -> _Done:
+        """Put the finished files in their places."""
+        finished = self.form.finish(self._paths[0])
+        if self.done.rejected:
+            self._paths[1].replace(self.rejected)
+        else:
+            self._paths[1].unlink()
+            self.rejected.unlink(missing_ok=True)
+        finished.replace(self.output)
+        self._progress.unlink()
+        self._paths[0].unlink(missing_ok=True)
+        return self.done
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+# --- formats: a head, blocks that are appended as bytes, and what makes a whole of them ---
+
+
+class _Csv:
+    def __init__(self, key: str):
+        self.head = f"{key},item_ids,scores\n".encode()
+
+    def encode(self, answered: list[Answered]) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            (key, " ".join(map(str, item_ids)), " ".join(map(_short, scores))) for key, item_ids, scores in answered
+        )
+        return text.getvalue().encode("utf-8")
+
+    def finish(self, partial: Path) -> Path:
+        return partial
+
+
+class _Jsonl:
+    head = b""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def encode(self, answered: list[Answered]) -> bytes:
+        lines = (
+            json.dumps(
+                {self.key: key, "item_ids": item_ids, "scores": [float(_short(score)) for score in scores]},
+                ensure_ascii=False,
+            )
+            for key, item_ids, scores in answered
+        )
+        return "".join(line + "\n" for line in lines).encode("utf-8")
+
+    def finish(self, partial: Path) -> Path:
+        return partial
+
+
+class _Parquet:
+    """Blocks wait in Arrow's stream format, which can be appended to; Parquet cannot."""
+
+    def __init__(self, key: str):
+        self.schema = pa.schema({key: pa.string(), "item_ids": pa.list_(pa.int64()), "scores": pa.list_(pa.float32())})
+        self.head = self.schema.serialize().to_pybytes()
+
+    def encode(self, answered: list[Answered]) -> bytes:
+        columns = [list(column) for column in zip(*answered, strict=True)]
+        return pa.record_batch(columns, schema=self.schema).serialize().to_pybytes()
+
+    def finish(self, partial: Path) -> Path:
+        target = _beside(partial, ".parquet")
+        with open(partial, "rb") as stream, pq.ParquetWriter(target, self.schema) as writer:
+            for batch in _batches(stream):
+                writer.write_batch(batch)
+        with open(target, "rb+") as written:
+            os.fsync(written.fileno())
+        return target
+
+
+_FORMATS = {".csv": _Csv, ".jsonl": _Jsonl, ".parquet": _Parquet}
+
+
+def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_stream(stream) as reader:
+        yield from reader
+
+
+def _short(score: float) -> str:
+    """The shortest text that gives the same float32."""
+    return str(np.float32(score))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """A wrong command is a failure: 2 says that lines were rejected."""
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _Parser(
+        prog="python -m semid_lib.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="what Recommender.save_pretrained wrote")
+    parser.add_argument("--input-path", required=True, metavar="FILE", help=", ".join(records.ENDINGS))
+    parser.add_argument("--output-path", required=True, metavar="FILE", help=", ".join(ENDINGS))
+    parser.add_argument("--topk", type=int, default=10, help="items per line, 10 by default")
+    parser.add_argument("--queries", action="store_true", help="the input holds texts, not histories")
+    options = parser.parse_args(arguments)
+    try:
+        recommender = Recommender.from_pretrained(options.model)
+        outcome = predict(
+            recommender,
+            hashlib.sha256((Path(options.model) / "config.json").read_bytes()).hexdigest(),
+            options.input_path,
+            options.output_path,
+            options.topk,
+            options.queries,
+            progress=True,
+        )
+    except (ValueError, ImportError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"failed: {error}; blocks that were finished are kept, and the same command goes on", file=sys.stderr)
+        return 1
+    print(f"{outcome.answered} lines answered, {outcome.rejected} rejected: {options.output_path}", file=sys.stderr)
+    return 2 if outcome.rejected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The recommender behind a queue: questions as `messages` has them in, answers ready for JSON out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from semid_lib import messages
+from semid_lib.batching import Batcher
+from semid_lib.catalogue import Catalogue
+from semid_lib.guard import Limits, Meters
+from semid_lib.recommender import Recommender
+
+_NO_HISTORY = np.zeros(0, dtype=np.int64)
+
+
+class UnableError(Exception):
+    """The loaded folder holds no model for what was asked."""
+
+
+class _Kind(NamedTuple):
+    """What questions must have in common to be answered by one call; a call answers each as if it were alone."""
+
+    task: str  # "recommend" or "search"
+    k: int
+    exclude_seen: bool
+    has_mask: bool
+
+
+class _Question(NamedTuple):
+    asked: np.ndarray | str  # item rows of a history, or a query
+    mask: np.ndarray | None  # (n_items,) bool: what may come out
+
+
+class Found(NamedTuple):
+    """The answer to one question, best first."""
+
+    rows: list[int]
+    scores: list[float]
+
+
+class Service:
+    """A recommender, its catalogue, and the queue in front of it.
+
+    Start and stop it with `async with service.batcher`. All methods that answer raise UnableError, `OverloadedError`
+    when the queue is full, and `UnknownError` for an item or a category that the catalogue does not have.
+    """
+
+    def __init__(self, recommender: Recommender, limits: Limits, meters: Meters):
+        self.recommender, self.meters = recommender, meters
+        self.can_recommend = recommender.model is not None
+        self.can_search = recommender.searcher is not None
+        self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie)
+        self.batcher = Batcher(self._answer, limits.max_batch, limits.max_queue)
+
+    async def recommend(self, question: messages.RecommendQuestion) -> dict:
+        """The next items after a history, and what each has in common with it."""
+        history = self.catalogue.rows(question.item_ids)
+        mask = self.catalogue.allowed(question.allowed_categories, question.blocked_items)
+        [found] = await self._ask("recommend", question.k, question.exclude_seen, [history], mask)
+        return self._hits(found, history)
+
+    async def search(self, question: messages.SearchQuestion) -> dict:
+        """The items that a text asks for."""
+        mask = self.catalogue.allowed(question.allowed_categories, question.blocked_items)
+        [found] = await self._ask("search", question.k, False, [question.query], mask)
+        return self._hits(found, _NO_HISTORY)
+
+    async def predict(self, question: messages.PredictQuestion) -> dict:
+        """Histories of several users, answered with bare item ids."""
+        histories = [self.catalogue.rows(one.item_ids) for one in question.instances]
+        answers = await self._ask("recommend", question.topk, True, histories, None)
+        return {
+            "predictions": [
+                {"user_id": one.user_id, "predictions": [self.catalogue.item_ids[row] for row in found.rows]}
+                for one, found in zip(question.instances, answers, strict=True)
+            ]
+        }
+
+    def neighbours(self, row: int, limit: int) -> dict:
+        """An item and those whose semantic IDs begin as its own does."""
+        describe = self.catalogue.describe
+        groups = [
+            {"prefix": prefix.codes, "n_items": prefix.n_items, "items": [describe(near) for near in prefix.rows]}
+            for prefix in self.catalogue.neighbours(row, limit)
+        ]
+        return {"item": describe(row), "prefixes": groups}
+
+    def facts(self) -> dict:
+        """What there is, and what the loaded model can do."""
+        return {
+            "n_items": len(self.catalogue),
+            "n_levels": self.catalogue.codes.shape[1],
+            "can_recommend": self.can_recommend,
+            "can_search": self.can_search,
+            "max_k": messages.MAX_K,
+            "categories": [{"name": name, "n_items": n} for name, n in self.catalogue.category_names.items()],
+        }
+
+    def warm_up(self) -> None:
+        """Answer what nobody asked, alone and together: first calls are slow."""
+        tasks = [("recommend", np.zeros(1, dtype=np.int64))] * self.can_recommend + [("search", "a")] * self.can_search
+        mask = np.ones(len(self.catalogue), dtype=bool)
+        for task, asked in tasks:
+            for n, some in ((1, None), (8, None), (8, mask)):
+                kind = _Kind(task, min(10, len(self.catalogue)), task == "recommend", some is not None)
+                self._answer(kind, [_Question(asked, some)] * n)
+
+    async def _ask(
+        self, task: str, k: int, exclude_seen: bool, asked: Sequence, mask: np.ndarray | None
+    ) -> list[Found]:
+        if not (self.can_recommend if task == "recommend" else self.can_search):
+            needed = "model of the next item" if task == "recommend" else "model of search"
+            raise UnableError(f"the loaded folder holds no {needed}")
+        kind = _Kind(task, min(k, len(self.catalogue)), exclude_seen, mask is not None)
+        return await self.batcher.ask(kind, [_Question(one, mask) for one in asked])
+
+    def _answer(self, kind: _Kind, questions: list[_Question]) -> list[Found]:
+        """One call for all questions of a kind."""
+        asked = [question.asked for question in questions]
+        allowed = np.stack([question.mask for question in questions]) if kind.has_mask else None
+        if kind.task == "recommend":
+            rows, scores = self.recommender.rank(asked, kind.k, kind.exclude_seen, allowed=allowed)
+        else:
+            item_ids, scores = self.recommender.search(asked, kind.k, allowed=allowed)
+            row_of = self.catalogue.row_of
+            rows = np.array([[row_of.get(item_id, -1) for item_id in ids] for ids in item_ids.tolist()])
+        self.meters.batch.observe(len(questions))
+        lengths = (rows >= 0).sum(axis=1)  # empty places stand at the end
+        return [
+            Found(rows[at, :length].tolist(), scores[at, :length].tolist())
+            for at, length in enumerate(lengths.tolist())
+        ]
+
+    def _hits(self, found: Found, history: np.ndarray) -> dict:
+        return {
+            "items": [
+                {**self.catalogue.describe(row), "score": score, "why": self._why(row, history)}
+                for row, score in zip(found.rows, found.scores, strict=True)
+            ]
+        }
+
+    def _why(self, row: int, history: np.ndarray) -> dict | None:
+        shared = self.catalogue.shared_prefix(row, history)
+        if shared is None:
+            return None
+        item_id, title = self.catalogue.item_ids[shared.row], self.catalogue.titles[shared.row]
+        return {"item_id": item_id, "title": title or "", "shared_codes": shared.n_codes}

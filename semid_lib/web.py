@@ -1,0 +1,245 @@
+"""The recommender as an HTTP service, with a page to try it: `python -m semid_lib.web --model FOLDER --port 8080`.
+
+Loopback only, unless `--host` says otherwise. If the environment variable SEMID_TOKEN is set, every answer about items
+needs it as a bearer token. SIGTERM ends the service after what it has accepted is answered.
+"""
+
+import argparse
+import contextlib
+import ipaddress
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+
+from semid_lib import messages
+from semid_lib.batching import OverloadedError
+from semid_lib.catalogue import UnknownError
+from semid_lib.guard import Guard, JsonLines, Limits, Meters, log
+from semid_lib.recommender import Recommender
+from semid_lib.service import Service, UnableError
+from semid_lib.store import Clock
+
+_PAGE = Path(__file__).parent / "page"
+_TOKEN = "SEMID_TOKEN"
+_PROBLEMS = {
+    400: "the body is no JSON",
+    401: "no bearer token, or a wrong one",
+    404: "no such item, or the loaded model cannot do this",
+    408: "the request came too slowly",
+    413: "the body is too large",
+    503: "too many questions are waiting; Retry-After says when to come back",
+    504: "the answer took too long",
+}
+
+
+router = APIRouter(
+    responses={status: {"model": messages.Problem, "description": text} for status, text in _PROBLEMS.items()}
+)
+
+
+async def _service_of(request: Request) -> Service:
+    return request.app.state.service
+
+
+Serving = Annotated[Service, Depends(_service_of)]
+ItemId = Annotated[int, PathParameter(ge=-(2**63), lt=2**63)]
+
+
+@router.post("/recommend", response_model=messages.Answer, tags=["answers"])
+async def recommend(question: messages.RecommendQuestion, service: Serving, request: Request):
+    """The most probable next items after a history; an empty one gets what shoppers start with."""
+    answer = await service.recommend(question)
+    request.state.counts.update(k=question.k, history=len(question.item_ids), answers=len(answer["items"]))
+    return answer
+
+
+@router.post("/search", response_model=messages.Answer, tags=["answers"])
+async def search(question: messages.SearchQuestion, service: Serving, request: Request):
+    """The items that a text asks for."""
+    answer = await service.search(question)
+    request.state.counts.update(k=question.k, answers=len(answer["items"]))
+    return answer
+
+
+@router.post("/predictions/{model}", response_model=messages.Predictions, tags=["TorchServe"])
+async def predictions(model: str, question: messages.PredictQuestion, service: Serving, request: Request):
+    """Histories of several users, as TorchServe is asked. There is one model, whatever name it is called by."""
+    answer = await service.predict(question)
+    request.state.counts.update(k=question.topk, histories=len(question.instances))
+    return answer
+
+
+@router.get("/ping", response_model=messages.State, tags=["TorchServe"])
+async def ping():
+    """TorchServe's way to ask whether the process lives."""
+    return {"status": "Healthy"}
+
+
+@router.get("/catalogue", response_model=messages.CatalogueFacts, tags=["items"])
+async def facts(service: Serving):
+    """What there is, and what the loaded model can do."""
+    return service.facts()
+
+
+@router.get("/items", response_model=messages.Items, tags=["items"])
+async def find(
+    service: Serving,
+    title: Annotated[str, Query(min_length=1, max_length=messages.MAX_TEXT)],
+    limit: Annotated[int, Query(ge=1, le=50)] = 10,
+):
+    """Items whose titles hold every word, or the beginning of one."""
+    return {"items": [service.catalogue.describe(row) for row in service.catalogue.find(title, limit)]}
+
+
+@router.get("/items/{item_id}", response_model=messages.Item, tags=["items"])
+async def item(item_id: ItemId, service: Serving):
+    """One item."""
+    return service.catalogue.describe(_row_of(item_id, service))
+
+
+@router.get("/items/{item_id}/neighbours", response_model=messages.Neighbours, tags=["items"])
+async def neighbours(item_id: ItemId, service: Serving, limit: Annotated[int, Query(ge=1, le=50)] = 6):
+    """Items under the same prefixes, from the longest to a single code."""
+    return service.neighbours(_row_of(item_id, service), limit)
+
+
+@router.get("/healthz", response_model=messages.State, tags=["operation"])
+async def healthz():
+    """The process lives."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", response_model=messages.State, tags=["operation"])
+async def readyz(service: Serving):
+    """The model is loaded and half of the queue is free; 503 otherwise, so that a balancer asks elsewhere."""
+    if 2 * service.batcher.n_waiting >= service.batcher.max_queue:
+        raise OverloadedError("half of the queue is taken")
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse, tags=["operation"])
+async def metrics(service: Serving):
+    """Counts and times, as Prometheus reads them."""
+    service.meters.waiting.set(service.batcher.n_waiting)
+    return Response(service.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/", include_in_schema=False)
+async def page():
+    return FileResponse(_PAGE / "index.html")
+
+
+def _row_of(item_id: int, service: Service) -> int:
+    if item_id not in service.catalogue.row_of:
+        raise HTTPException(404, "no item has this id")
+    return service.catalogue.row_of[item_id]
+
+
+# --- the application ---
+
+
+def create_app(recommender: Recommender, limits: Limits | None = None, token: str | None = None) -> FastAPI:
+    """The service as an ASGI application; `messages` says what it takes, /docs shows it.
+
+    token: a bearer token that every question about items must bring; None lets everybody ask.
+    """
+    limits, meters = limits or Limits(), Meters()
+    service = Service(recommender, limits, meters)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI):
+        async with service.batcher:
+            yield
+        log.info("stopped")
+
+    app = FastAPIOffline(  # its documents come from this process
+        title="Recommendations by semantic IDs",
+        summary="Next items for a history, items for a query, and why.",
+        version=metadata.version("semid-lib"),
+        redoc_url=None,
+        lifespan=lifespan,
+        dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    app.add_middleware(Guard, limits=limits, token=token, meters=meters)
+    app.add_exception_handler(RequestValidationError, _refuse_shape)
+    app.add_exception_handler(UnknownError, lambda _, error: _refuse([{"loc": ["body"], "msg": str(error)}]))
+    app.add_exception_handler(UnableError, lambda _, error: JSONResponse({"detail": str(error)}, 404))
+    app.add_exception_handler(
+        OverloadedError, lambda _, error: JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
+    )
+    return app
+
+
+async def _refuse_shape(_: Request, error: RequestValidationError) -> JSONResponse:
+    return _refuse([{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()[:20]])
+
+
+def _refuse(wrong: list[dict]) -> JSONResponse:
+    """Where and why, in FastAPI's form but without repeating the input."""
+    return JSONResponse({"detail": [{**one, "type": "value_error"} for one in wrong]}, 422)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load a folder and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
+    parser = argparse.ArgumentParser(prog="python -m semid_lib.web", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="what Recommender.save_pretrained wrote")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--host", default="127.0.0.1", help="loopback by default; 0.0.0.0 for every network")
+    options = parser.parse_args(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    token = os.environ.get(_TOKEN)
+    if token is not None and not token.strip():
+        print(f"{_TOKEN} is set but empty: give it a value, or unset it to let everybody in", file=sys.stderr)
+        return 1
+    if token is None and not _is_loopback(options.host):
+        log.warning(
+            f"SERVING {options.host} WITHOUT A TOKEN: whoever reaches port {options.port} may ask. Set {_TOKEN}."
+        )
+    clock, limits = Clock(), Limits()
+    try:
+        recommender = Recommender.from_pretrained(options.model)
+        app = create_app(recommender, limits, token.strip() if token else None)
+        app.state.service.warm_up()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"cannot serve {options.model}: {error}", file=sys.stderr)
+        return 1
+    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2)}})
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,  # it would write down what people look for
+        server_header=False,
+        timeout_graceful_shutdown=int(2 * limits.seconds) + 5,
+    )
+    return 0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""A recommender in use: cold start, latency for one client, throughput for many, batch, and memory over time.
+
+Client and server share the machine, so run it where nothing else runs; rows go to the shelf of the data set at scale
+"bench". The wishes of users beside: an answer in less than 1 s when hot, 5 s when cold.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from semid_lib import store
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MUST = {  # what is asked of the Beauty model on two cores
+    "cold_start_s": "< 5",
+    "one_client_p50_ms": "< 30",
+    "one_client_p99_ms": "< 100",
+    "many_clients_requests_per_s": ">= 150",
+    "many_clients_p99_ms": "< 1000",
+    "errors": "0",
+    "batch_users_per_s": ">= 1000",
+    "memory_growth_mib": "flat",
+}
+
+
+class Server:
+    """The service as a process of its own."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "semid_lib.web", "--model", str(folder), "--port", str(port)],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def first_answer(self, history: list[int]) -> None:
+        """Ask until somebody answers."""
+        while self.process.poll() is None:
+            try:
+                return httpx.post(f"{self.url}/recommend", json={"item_ids": history}).raise_for_status()
+            except httpx.TransportError:
+                time.sleep(0.02)
+        raise RuntimeError(f"the service ended with code {self.process.returncode}")
+
+    def memory(self) -> float:
+        """Resident memory in MiB."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text(encoding="utf-8").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+
+async def load(url: str, histories: list[list[int]], n_clients: int, n_requests: int) -> tuple[np.ndarray, float, int]:
+    """Each client asks as soon as it is answered: milliseconds of each request, seconds in all, and errors."""
+    times, errors, left = [], 0, iter(tqdm(range(n_requests), desc=f"{n_clients} clients", file=sys.stderr))
+
+    async def client(number: int) -> None:
+        nonlocal errors
+        choose = random.Random(number)
+        async with httpx.AsyncClient(base_url=url, timeout=60) as one:
+            for _ in left:
+                started = time.perf_counter()
+                try:
+                    answer = await one.post("/recommend", json={"item_ids": choose.choice(histories), "k": 10})
+                    errors += answer.status_code != 200 or len(answer.json()["items"]) != 10
+                except httpx.HTTPError:
+                    errors += 1
+                times.append(1000 * (time.perf_counter() - started))
+
+    started = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(n_clients)))
+    return np.array(times), time.perf_counter() - started, errors
+
+
+def service(folder: Path, histories: list[list[int]], n_requests: int, n_soak: int) -> dict[str, float]:
+    measured, cold = {}, []
+    for _ in range(3):
+        started = time.perf_counter()
+        server = Server(folder)
+        server.first_answer(histories[0])
+        cold.append(time.perf_counter() - started)
+        server.stop()
+    measured["cold_start_s"] = float(np.median(cold))
+    server, errors = Server(folder), 0
+    try:
+        server.first_answer(histories[0])
+        asyncio.run(load(server.url, histories, 8, 500))  # warm
+        for name, n_clients in (("one_client", 1), ("many_clients", 32)):
+            times, seconds, wrong = asyncio.run(load(server.url, histories, n_clients, n_requests))
+            for quantile in (50, 99):
+                measured[f"{name}_p{quantile}_ms"] = float(np.percentile(times, quantile))
+            measured[f"{name}_requests_per_s"] = len(times) / seconds
+            errors += wrong
+        if n_soak:
+            memory = [server.memory()]
+            for _ in range(10):
+                errors += asyncio.run(load(server.url, histories, 32, n_soak // 10))[2]
+                memory.append(server.memory())
+            print("memory in MiB, each tenth of the requests:", *np.round(memory, 1))
+            measured["memory_mib"], measured["memory_growth_mib"] = memory[-1], memory[-1] - memory[1]
+    finally:
+        server.stop()
+    return {**measured, "errors": errors}
+
+
+def batch(folder: Path, histories: list[list[int]], n_users: int) -> dict[str, float]:
+    """A file in, a file out, with the start of the process."""
+    choose = random.Random(0)
+    with tempfile.TemporaryDirectory() as place:
+        source, target = Path(place) / "histories.txt", Path(place) / "preds.csv"
+        with open(source, "w", encoding="utf-8") as lines:
+            for user in range(n_users):
+                lines.write(f"{user} {' '.join(map(str, choose.choice(histories)))}\n")
+        paths = ["--model", folder, "--input-path", source, "--output-path", target, "--topk", "10"]
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "semid_lib.predict", *map(str, paths)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        seconds = time.perf_counter() - started
+        with open(target, "rb") as answers:
+            answered = sum(1 for _ in answers) - 1
+    return {"batch_users_per_s": answered / seconds, "batch_users": answered}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a folder that save_pretrained wrote")
+    parser.add_argument("--name", default="beauty", help="of the data set, for the rows")
+    parser.add_argument("--requests", type=int, default=3000, help="for each number of clients")
+    parser.add_argument("--soak", type=int, default=100_000, help="requests over which memory is watched; 0 for none")
+    parser.add_argument("--users", type=int, default=200_000, help="of the batch; 0 for none")
+    options = parser.parse_args()
+    items = pd.read_parquet(options.model / "items.parquet")["item_id"].tolist()
+    choose = random.Random(1)
+    histories = [choose.choices(items, k=choose.randint(1, 20)) for _ in range(5000)]
+    measured = service(options.model, histories, options.requests, options.soak)
+    if options.users:
+        measured |= batch(options.model, histories, options.users)
+    rows = [{"key": f"serving/{name}", "value": round(float(value), 4)} for name, value in measured.items()]
+    print(store.Store(options.name, "bench", fingerprint="").record("serving", rows))
+    for name, value in measured.items():
+        print(f"{name:30} {value:12,.2f}   {MUST.get(name, '')}")
+    print(store.hardware())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

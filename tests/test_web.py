@@ -1,0 +1,435 @@
+"""The HTTP service: the library's answers, limits that hold, nothing told to strangers or to the log."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis.errors import Unsatisfiable
+
+from semid_lib import messages, web
+from semid_lib.guard import JsonLines, Limits
+from semid_lib.recommender import Recommender
+
+ROOT = Path(__file__).resolve().parent.parent
+FUZZ_EXAMPLES = int(os.environ.get("SEMID_FUZZ", "10"))  # requests of each kind; more by hand
+
+
+@pytest.fixture
+def new_client(recommender_to_serve, serve):
+    """Makes a client of a new service."""
+
+    def make(limits: Limits | None = None, token: str | None = None, recommender=recommender_to_serve) -> httpx.Client:
+        app = web.create_app(recommender, limits, token)
+        app.state.service.warm_up()
+        return httpx.Client(base_url=serve(app), timeout=30)
+
+    return make
+
+
+@pytest.fixture
+def client(new_client) -> httpx.Client:
+    return new_client()
+
+
+@pytest.fixture
+def ids(shop) -> list[int]:
+    return shop.items["item_id"].tolist()
+
+
+def found(response: httpx.Response) -> list[int]:
+    assert response.status_code == 200, response.text
+    return [item["item_id"] for item in response.json()["items"]]
+
+
+# --- answers ---
+
+
+def test_recommendations_are_those_of_the_library(client, recommender_to_serve, ids):
+    history = ids[:4]
+    answer = client.post("/recommend", json={"item_ids": history, "k": 6}).json()["items"]
+    expected = recommender_to_serve.recommend([history], k=6)
+    assert [item["item_id"] for item in answer] == expected.item_ids[0].tolist()
+    np.testing.assert_allclose([item["score"] for item in answer], expected.scores[0], atol=1e-5)
+    assert set(answer[0]) == {"item_id", "title", "brand", "categories", "semantic_id", "score", "why"}
+    assert len(found(client.post("/recommend", json={"item_ids": []}))) == 10
+    everything = client.post("/recommend", json={"item_ids": history, "k": 200, "exclude_seen": False})
+    assert sorted(found(everything)) == sorted(ids)
+
+
+def test_why_names_the_item_of_the_history_with_the_longest_prefix(client, shop, ids):
+    answer = client.post("/recommend", json={"item_ids": ids[:10], "k": 30}).json()["items"]
+    unique = shop.ids.unique
+    for item in answer:
+        shared = [int(np.cumprod(code == item["semantic_id"]).sum()) for code in unique[:10]]
+        assert item["why"] is None if not max(shared) else item["why"]["shared_codes"] == max(shared)
+        if item["why"]:
+            assert shared[ids.index(item["why"]["item_id"])] == max(shared)
+    assert any(item["why"] for item in answer)
+
+
+def test_filters_hold(client, shop, ids):
+    question = {"item_ids": ids[:2], "k": 40, "allowed_categories": ["clocks", "Gifts"]}
+    rows = [row for row in range(2, 40) if row % 4 < 2]
+    assert sorted(found(client.post("/recommend", json=question))) == sorted(ids[row] for row in rows)
+    question["blocked_items"] = [ids[4], ids[5]]
+    assert set(found(client.post("/recommend", json=question))) == {ids[row] for row in rows} - {ids[4], ids[5]}
+    search = {"query": "item", "k": 40, "allowed_categories": ["garden"], "blocked_items": [ids[3]]}
+    assert sorted(found(client.post("/search", json=search))) == sorted(ids[7::4])
+
+
+def test_search_answers_texts(client, ids):
+    assert found(client.post("/search", json={"query": "row 17"}))[0] == ids[17]
+    assert found(client.post("/search", json={"query": "zebra"})) == []
+
+
+def test_answers_do_not_depend_on_company(new_client, recommender_to_serve, shop, ids):
+    client = new_client()
+    questions = [
+        {"item_ids": [ids[row] for row in history], "k": 1 + at % 3, "exclude_seen": at % 2 == 0}
+        for at, history in enumerate(shop.histories)
+    ]
+    for at in range(0, len(questions), 5):
+        questions[at]["blocked_items"] = ids[:at]
+
+    async def together():
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as many:
+            return await asyncio.gather(*(many.post("/recommend", json=question) for question in questions))
+
+    crowd = asyncio.run(together())
+    for question, answer in zip(questions, crowd, strict=True):
+        allowed = ~np.isin(recommender_to_serve.items["item_id"], question.get("blocked_items", []))
+        expected = recommender_to_serve.recommend(
+            [question["item_ids"]], question["k"], question["exclude_seen"], allowed=allowed
+        )
+        assert found(answer) == [item for item in expected.item_ids[0].tolist() if item >= 0]
+    sizes = client.get("/metrics").text
+    batches = next(float(line.split()[1]) for line in sizes.splitlines() if line.startswith("semid_batch_size_count"))
+    assert batches < len(questions)
+
+
+def test_items_by_id_title_and_prefix(client, shop, ids):
+    item = client.get(f"/items/{ids[5]}").json()
+    assert (item["title"], item["semantic_id"]) == ("item in row 5", shop.ids.unique[5].tolist())
+    assert found(client.get("/items", params={"title": "row 5"}))[0] == ids[5]
+    near = client.get(f"/items/{ids[5]}/neighbours", params={"limit": 3}).json()
+    assert near["item"] == item and near["prefixes"][-1]["prefix"] == item["semantic_id"][:1]
+    for group in near["prefixes"]:
+        for other in group["items"]:
+            assert other["semantic_id"][: len(group["prefix"])] == group["prefix"] and other != item
+    assert client.get("/items/5").status_code == client.get("/items/5/neighbours").status_code == 404
+
+
+def test_facts_say_what_can_be_asked(client):
+    facts = client.get("/catalogue").json()
+    assert (facts["n_items"], facts["can_recommend"], facts["can_search"]) == (40, True, True)
+    assert facts["categories"][0] == {"name": "Home", "n_items": 20}
+
+
+def test_torchserve_users_are_answered_as_before(client, recommender_to_serve, ids):
+    body = json.dumps({"topk": 4, "instances": [{"user_id": "1", "item_ids": ids[:4]}, {"user_id": 2, "item_ids": []}]})
+    expected = recommender_to_serve.recommend([ids[:4], []], 4).item_ids.tolist()
+    for headers in ({}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "application/json"}):
+        answer = client.post("/predictions/tiger", content=body, headers=headers)
+        assert answer.json() == {
+            "predictions": [{"user_id": "1", "predictions": expected[0]}, {"user_id": 2, "predictions": expected[1]}]
+        }
+    assert client.get("/ping").json() == {"status": "Healthy"}
+
+
+def test_what_the_model_cannot_do_is_said(new_client, recommender_to_serve):
+    both = recommender_to_serve
+    cold = new_client(recommender=Recommender(None, both.ids, both.items, both.searcher))
+    answer = cold.post("/recommend", json={"item_ids": []})
+    assert answer.status_code == 404 and "no model of the next item" in answer.json()["detail"]
+    assert len(found(cold.post("/search", json={"query": "row"}))) == 10
+    assert cold.get("/catalogue").json()["can_recommend"] is False
+    both.searcher = None
+    answer = new_client().post("/search", json={"query": "a"})
+    assert answer.status_code == 404 and "no model of search" in answer.json()["detail"]
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/recommend", {}, "Field required"),
+        ("/recommend", {"item_ids": [], "k": 0}, "greater than or equal to 1"),
+        ("/recommend", {"item_ids": [], "k": messages.MAX_K + 1}, "less than or equal to 256"),
+        ("/recommend", {"item_ids": [], "k": True}, "valid integer"),
+        ("/recommend", {"item_ids": ["1"]}, "valid integer"),
+        ("/recommend", {"item_ids": [1003] * 1001}, "at most 1000"),
+        ("/recommend", {"item_ids": [5]}, "item id 5 at position 0"),
+        ("/recommend", {"item_ids": [10**40]}, "less than"),
+        ("/recommend", {"item_ids": [], "blocked_items": [5]}, "item id 5"),
+        ("/recommend", {"item_ids": [], "allowed_categories": ["Boats"]}, "no item has the category 'Boats'"),
+        ("/recommend", {"item_ids": [], "topk": 5}, "Extra inputs"),
+        ("/search", {"query": " "}, "match pattern"),
+        ("/search", {"query": "a" * 201}, "at most 200"),
+        ("/predictions/m", {"instances": []}, "at least 1"),
+        ("/predictions/m", {"instances": [{"user_id": "1", "item_ids": []}] * 65}, "at most 64"),
+    ],
+)
+def test_questions_that_make_no_sense_get_422(client, path, body, said):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422 and said in answer.text
+    assert len(answer.text) < 1000  # the input is not sent back
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b'{"item_ids": [NaN]}', b"[" * 50_000, b'{"item_ids": [%s]}' % (b"9" * 9999)]
+)
+def test_bodies_that_are_no_json_are_refused(client, body):
+    answer = client.post("/recommend", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422) and answer.json()["detail"]
+
+
+def test_a_body_that_is_too_large_is_refused(new_client):
+    client = new_client(Limits(max_body=1000))
+    question = {"item_ids": [], "allowed_categories": []}
+    for size, status in ((900, 200), (1001, 413), (7000, 413), (100_000, 413)):
+        body = json.dumps(question).ljust(size)
+        headers = {"content-type": "application/json"}
+        assert client.post("/recommend", content=body, headers=headers).status_code == status
+        chunks = iter([body[: size // 2].encode(), body[size // 2 :].encode()])
+        assert client.post("/recommend", content=chunks, headers=headers).status_code == status
+
+
+def test_time_is_limited_for_question_and_answer(new_client, recommender_to_serve):
+    client = new_client(Limits(seconds=0.3))
+    rank = recommender_to_serve.rank
+    recommender_to_serve.rank = lambda *args, **more: time.sleep(0.6) or rank(*args, **more)
+    late = client.post("/recommend", json={"item_ids": []})
+    assert late.status_code == 504 and "0.3 seconds" in late.json()["detail"]
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as line:
+        line.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert line.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_full_queue_says_when_to_come_back(new_client, recommender_to_serve):
+    client = new_client(Limits(max_queue=4, max_batch=1))
+    rank = recommender_to_serve.rank
+    recommender_to_serve.rank = lambda *args, **more: time.sleep(0.05) or rank(*args, **more)
+
+    async def crowd():
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as many:
+            asked = [many.post("/recommend", json={"item_ids": []}) for _ in range(12)]
+            *answers, ready = await asyncio.gather(*asked, many.get("/readyz"))
+            return answers, ready
+
+    answers, _ = asyncio.run(crowd())
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 503} and 4 <= statuses.count(200) <= 6
+    refused = answers[statuses.index(503)]
+    assert refused.headers["retry-after"] == "1"
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_an_error_in_the_model_is_told_without_what_was_asked(new_client, recommender_to_serve, ids, caplog):
+    client = new_client()
+
+    def fail(*_, **__):
+        raise ZeroDivisionError(f"secret {ids[0]}")
+
+    recommender_to_serve.rank = fail
+    with caplog.at_level(logging.INFO, logger="semid_lib.web"):
+        answer = client.post("/recommend", json={"item_ids": [ids[0]]})
+    assert answer.status_code == 500 and "secret" not in answer.text
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.facts["error"] == "ZeroDivisionError" and any("test_web.py" in place for place in record.facts["at"])
+    assert "secret" not in JsonLines().format(record)
+    del recommender_to_serve.rank
+    assert client.post("/recommend", json={"item_ids": []}).status_code == 200
+
+
+# --- who may ask, and what is kept ---
+
+
+def test_a_token_guards_everything_about_items(new_client, ids):
+    client = new_client(token="säsam-123")
+    private = ["/catalogue", f"/items/{ids[0]}", "/items?title=row", f"/items/{ids[0]}/neighbours", "/metrics"]
+    wrong = ["", "Bearer", "Bearer wrong", "Basic säsam-123", "säsam-123"]
+    for path in private:
+        for header in wrong:
+            assert client.get(path, headers={"authorization": header.encode()}).status_code == 401, (path, header)
+        assert client.get(path, headers={"authorization": "bearer säsam-123".encode()}).status_code == 200
+    for path in ("/recommend", "/search", "/predictions/m"):
+        answer = client.post(path, json={})
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/", "/page/page.js", "/healthz", "/readyz", "/ping", "/openapi.json", "/docs"):
+        assert client.get(path).status_code == 200, path
+    for path in ("/page/../metrics", "/page/%2e%2e/metrics", "//metrics", "/page/..%2f..%2fmetrics"):
+        assert "semid_requests" not in client.get(path).text
+    assert "HTTPBearer" in client.get("/openapi.json").text
+
+
+def test_every_answer_forbids_other_hosts(client):
+    for path in ("/", "/page/page.css", "/catalogue", "/nowhere", "/items/5"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self'; ")
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+    docs = client.get("/docs")
+    assert "http://" not in docs.text and "https://" not in docs.text and "//cdn" not in docs.text
+
+
+def test_the_log_tells_how_it_went_and_nothing_about_users(client, ids, caplog):
+    with caplog.at_level(logging.INFO, logger="semid_lib.web"):
+        client.post("/recommend", json={"item_ids": [ids[7], ids[9]], "k": 3})
+        client.post("/search", json={"query": "row seventeen"})
+        client.post("/predictions/tiger", json={"instances": [{"user_id": "ann-77", "item_ids": [ids[7]]}]})
+        client.get("/items", params={"title": "seventeen"})
+        client.get(f"/items/{ids[7]}")
+        client.get("/secret/path")
+        client.post("/recommend", json={"item_ids": [987654]})
+        while len([record for record in caplog.records if record.message == "request"]) < 7:
+            time.sleep(0.01)  # a line is written after the answer is sent
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.message == "request"]
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", "/recommend", 200),
+        ("POST", "/search", 200),
+        ("POST", "/predictions/{model}", 200),
+        ("GET", "/items", 200),
+        ("GET", "/items/{item_id}", 200),
+        ("GET", "other", 404),
+        ("POST", "/recommend", 422),
+    ]
+    assert lines[0]["history"] == 2 and lines[0]["k"] == 3 and lines[0]["ms"] > 0
+    text = json.dumps(lines)
+    for private in (str(ids[7]), str(ids[9]), "seventeen", "ann-77", "tiger", "secret", "987654"):
+        assert private not in text
+
+
+def test_metrics_count_requests_by_template(client, ids):
+    client.get(f"/items/{ids[0]}")
+    client.get(f"/items/{ids[1]}")
+    text = client.get("/metrics").text
+    assert 'semid_requests_total{method="GET",path="/items/{item_id}",status="200"} 2.0' in text
+    assert "semid_waiting 0.0" in text and "process_resident_memory_bytes" in text
+    assert str(ids[0]) not in text
+
+
+# --- the process ---
+
+
+def start(folder, *more, **variables) -> tuple[subprocess.Popen, str]:
+    """The command in a process of its own, and its URL once it is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semid_lib.web", "--model", str(folder), "--port", str(port), *more],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    while process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                break
+        except httpx.TransportError:
+            time.sleep(0.05)
+    return process, url
+
+
+def test_sigterm_under_load_answers_what_was_accepted(served_folder, ids):
+    process, url = start(served_folder)
+    outcomes = []
+
+    async def client(n):
+        async with httpx.AsyncClient(base_url=url, timeout=30) as one:
+            while True:
+                try:
+                    answer = await one.post("/recommend", json={"item_ids": ids[:n], "k": 30})
+                except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
+                    outcomes.append(type(error))
+                    return
+                outcomes.append(answer.status_code)
+
+    async def load():
+        clients = [asyncio.create_task(client(n)) for n in range(1, 17)]
+        while outcomes.count(200) < 50:
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*clients)
+
+    try:
+        asyncio.run(asyncio.wait_for(load(), 60))
+        log = [json.loads(line) for line in process.communicate(timeout=30)[1].splitlines()]
+    finally:
+        process.kill()
+    served = [line["status"] for line in log if line["event"] == "request" and line["path"] == "/recommend"]
+    assert set(served) == {200}  # whatever it accepted, and each answer arrived:
+    assert outcomes.count(200) == len(served) and log[-1]["event"].startswith("Finished")
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "model.safetensors", "semantic_ids.npz", "config.json"])
+def test_a_damaged_folder_is_refused_by_the_name_of_the_file(served_folder, name, capsys):
+    content = (served_folder / name).read_bytes()
+    for damage in (content[: len(content) // 2], None):
+        (served_folder / name).unlink() if damage is None else (served_folder / name).write_bytes(damage)
+        assert web.main(["--model", str(served_folder)]) == 1
+        assert name in capsys.readouterr().err
+
+
+def test_the_command_serves_loopback_and_warns_of_more(served_folder, monkeypatch, capsys):
+    served = []
+    monkeypatch.setattr(web.uvicorn, "run", lambda app, **settings: served.append(settings["host"]))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    monkeypatch.delenv("SEMID_TOKEN", raising=False)
+    warned = []
+    monkeypatch.setattr(web.log, "warning", warned.append)
+    assert web.main(["--model", str(served_folder)]) == 0 and not warned
+    assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and "WITHOUT A TOKEN" in warned[0]
+    monkeypatch.setenv("SEMID_TOKEN", "sesame")
+    assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and len(warned) == 1
+    monkeypatch.setenv("SEMID_TOKEN", " ")
+    assert web.main(["--model", str(served_folder)]) == 1 and "set but empty" in capsys.readouterr().err
+    assert served == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
+
+
+# --- fuzzing ---
+
+
+def test_no_request_that_the_description_suggests_breaks_the_service(client):
+    import schemathesis
+    from hypothesis import HealthCheck, given, seed, settings
+    from schemathesis import GenerationMode
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import response_schema_conformance
+
+    schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 11
+    statuses = Counter()
+
+    def fuzz(operation, mode):
+        @seed(0)
+        @settings(max_examples=FUZZ_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(operation.as_strategy(generation_mode=mode))
+        def asked(case):
+            response = case.call()
+            statuses[response.status_code] += 1
+            case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
+
+        asked()
+
+    for operation in operations:
+        fuzz(operation, GenerationMode.POSITIVE)
+        with contextlib.suppress(Unsatisfiable):  # an operation without input has no wrong input
+            fuzz(operation, GenerationMode.NEGATIVE)
+    assert statuses[200] > 20 and statuses[422] > 40, statuses
+    assert client.get("/readyz").status_code == 200
