@@ -374,7 +374,7 @@ w = query_model.balanced_weight(*few_scores)
 torch.manual_seed(SEED)
 shape = query_model.QueryModelConfig(ids.sizes, item_vectors.shape[1], word_weight=w)
 light = query_model.QueryModel(shape, ids.unique, item_vectors)
-light_search = generative.LightSearch(light, bm25)
+light_search = generative.LightSearch(light, bm25, embedded.facts["embedder"])
 print(f"w = {w:.3f}")
 
 # %%

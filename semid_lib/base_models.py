@@ -238,20 +238,19 @@ def small_model(
 
 
 def meaning_rows(vectors: np.ndarray, hidden_size: int) -> np.ndarray:
-    """Vectors of tokens as rows of an embedding: centred, turned to their first `hidden_size` principal components, and
-    brought to length 1, which is that of the small model's random rows: -> (n_tokens, hidden_size) float32.
+    """Vectors of tokens as rows of an embedding: -> (n_tokens, hidden_size) float32 of length 1, as random rows have.
 
-    Raises ValueError if there are fewer dimensions, or fewer tokens, than hidden_size.
+    They are centred and turned to their first `hidden_size` principal components; where there are fewer, zeros follow.
+    A token at the very mean gets a row of zeros.
 
-    >>> rows = meaning_rows(np.array([[3.0, 0.1, 0.0], [1.0, -0.1, 0.0], [2.0, 0.0, 0.0]]), 1)
-    >>> np.abs(rows).round(2).tolist()  # the second dimension says little and is left out; the third token is the mean
+    >>> rows = meaning_rows(np.array([[3.0, 0.1], [1.0, -0.1], [2.0, 0.0]]), 1)
+    >>> np.abs(rows).round(2).tolist()  # the second dimension says little and is left out
     [[1.0], [1.0], [0.0]]
     """
-    if min(vectors.shape) < hidden_size:
-        raise ValueError(f"vectors are {vectors.shape}, expected at least {hidden_size} of {hidden_size} dimensions")
     centred = vectors - vectors.mean(axis=0)
     _, _, components = np.linalg.svd(centred, full_matrices=False)
-    return normalize(centred @ components[:hidden_size].T).astype(np.float32)
+    rows = normalize(centred @ components[:hidden_size].T).astype(np.float32)
+    return np.pad(rows, [(0, 0), (0, hidden_size - rows.shape[1])])
 
 
 # --- what it will cost ---

@@ -87,16 +87,17 @@ class _Written:
 class LightSearch(_Written):
     """Search by a `QueryModel`, which reads the vector of a query and its words.
 
-    model: in evaluation mode. words: of the items' texts, for a model with a `word_weight`. embed: texts to vectors of
-    the encoder of the items; by default an `embed.Encoder()`, loaded at the first query that comes without its vector.
-    Vectors may have any length. Raises ValueError if words are missing or not wanted, or are of other items.
+    model: in evaluation mode. words: of the items' texts, for a model with a `word_weight`. embed: the encoder of the
+    items, as the name that `embed.Encoder` takes, loaded at the first query that comes without its vector; or a
+    function from texts to vectors, of any length. Raises ValueError if words are missing or not wanted, or are of
+    other items.
     """
 
     def __init__(
         self,
         model: QueryModel,
         words: BM25 | None = None,
-        embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+        embed: str | Callable[[Sequence[str]], np.ndarray] = encoders.DEFAULT_MODEL,
         beam_width: int = 100,
         batch_size: int = 32,
     ):
@@ -106,6 +107,7 @@ class LightSearch(_Written):
             known = "without word scores" if words is None else f"with word scores of {words.n_items} items"
             raise ValueError(f"the model has word_weight {weight} and {self.n_items} items and comes {known}")
         self.words, self.embed = words, embed
+        self._encode = None if isinstance(embed, str) else embed
 
     def training_batches(
         self, queries: Sequence[str], query_vectors: np.ndarray, items: np.ndarray, batch_size: int = 256, seed: int = 0
@@ -125,18 +127,21 @@ class LightSearch(_Written):
     def save(self, folder: Path) -> tuple[dict, list[str]]:
         """Write `query_model.safetensors` and the items' vectors: -> what `load_searcher` has to know, file names.
 
-        Word scores are made again from the item table, and of an encoder of one's own (`embed`) nothing is kept.
+        Word scores are made again from the item table, and the encoder is kept by name. Raises ValueError if `embed` is
+        a function, which has none.
         """
+        if not isinstance(self.embed, str):
+            raise ValueError("embed is a function, which cannot be saved: give the name of a model")
         self.scorer.save(folder / "query_model.safetensors")
         vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item().cpu()]
         save_file({"vectors": vectors.contiguous()}, folder / "item_vectors.safetensors")
         files = ["query_model.safetensors", "item_vectors.safetensors"]
-        return {"type": "light", "beam_width": self.beam_width}, files
+        return {"type": "light", "beam_width": self.beam_width, "encoder": self.embed}, files
 
     def _contexts(self, queries, query_vectors):
         if query_vectors is None:
-            self.embed = self.embed or encoders.Encoder()
-            query_vectors = self.embed(queries)
+            self._encode = self._encode or encoders.Encoder(self.embed)
+            query_vectors = self._encode(queries)
         unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
         n_buckets = self.scorer.config.n_buckets
         hashed = hashed_words(queries, n_buckets) if n_buckets else torch.zeros((len(unit), 1), dtype=torch.long)
@@ -183,7 +188,7 @@ def load_searcher(
         vectors = load_file(folder / "item_vectors.safetensors")["vectors"].numpy()
         model = QueryModel.load(folder / "query_model.safetensors", ids.unique, vectors).to(device)
         words = BM25(encoders.item_texts(items)) if model.config.word_weight else None
-        return LightSearch(model, words, beam_width=width)
+        return LightSearch(model, words, facts["encoder"], width)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False).to(device).eval()

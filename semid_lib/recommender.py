@@ -57,8 +57,8 @@ class Recommender:
             raise ValueError(f"{len(items)} items, {len(ids)} semantic IDs and {known} do not belong together")
         if searcher is not None and not _same_items(searcher.trie, ids.unique):
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
-        self.model, self.ids, self.items = model and model.eval(), ids, items.reset_index(drop=True)
-        self.searcher = searcher
+        self.model, self.searcher = None if model is None else model.eval(), searcher
+        self.ids, self.items = ids, items.reset_index(drop=True)
         self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
         self._row_of = pd.Index(self.items["item_id"])
         if not self._row_of.is_unique:

@@ -372,6 +372,15 @@ def test_a_file_of_the_searcher_is_checked_too(shop, searchable, language, light
             Recommender.from_pretrained(folder)
 
 
+def test_the_encoder_is_kept_by_name(shop, searchable, light, tmp_path):
+    light.embed = "some/encoder"
+    Recommender(None, shop.ids, searchable, light).save_pretrained(tmp_path)
+    assert Recommender.from_pretrained(tmp_path).searcher.embed == "some/encoder"
+    nameless = LightSearch(light.scorer, light.words, embed=lambda texts: np.zeros((len(texts), 4)))
+    with pytest.raises(ValueError, match="embed is a function"):
+        Recommender(None, shop.ids, searchable, nameless).save_pretrained(tmp_path)
+
+
 def test_a_recommender_needs_a_model_and_one_catalogue(shop, searchable, recommender, light):
     with pytest.raises(ValueError, match="neither"):
         Recommender(None, shop.ids, searchable)
