@@ -168,8 +168,9 @@ evaluate.table(results)
 # code by code, and each code it has written is added to its state; the *item head* compares $h_t$ with all items at
 # once, as SASRec {cite}`kang2018` does, here by cosines over a temperature $\tau$:
 #
-# $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}},
-# \qquad p_{\text{item}}(i \mid h) = \mathrm{softmax}_j \bigl( \cos(Q h, v_j) / \tau \bigr)_i . $$ (eq-head)
+# $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
+#
+# $$ p_{\text{item}}(i \mid h) = \mathrm{softmax}_j \bigl( \cos(Q h, v_j) / \tau \bigr)_i . $$ (eq-item-head)
 #
 # The code head knows items by what they have in common, which serves rare ones; the item head knows each one. The loss
 # is $-\log p_{\text{code}} - \log p_{\text{item}}$ of the true next item, averaged over all positions of all histories, and
@@ -262,7 +263,7 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 # ## 5. The table
 #
 # A method that counts and a model that has learned err on different users. The last column lets the model's item head hear item-kNN
-# as well: $p_{\text{item}}$ is multiplied by $(s + 0.001)^2$, with $s$ the votes of item-kNN, and normalized anew. Floor and
+# as well: $p_{\text{item}}$ is multiplied by $(s + 0.01)^2$, with $s$ the votes of item-kNN, and normalized anew. Floor and
 # power were chosen on Beauty's validation items.
 
 # %%
@@ -289,7 +290,9 @@ seen_allowed = {
     )
     for name, rank in methods.items()
 }
-evaluate.table(seen_allowed)
+evaluate.table(seen_allowed).rename(
+    columns=lambda name: name.removesuffix("_seen_allowed")
+)
 
 # %%
 COLOURS = {
