@@ -119,11 +119,12 @@ assert torch.allclose(by_hand, rows[0])
 # %% [markdown]
 # Now a model. The small one gets a tokenizer made of this catalogue's texts and of the questions to learn from; a
 # pretrained one comes with its own. What a small one lacks is any idea of what words mean, and some hundred thousand
-# short questions teach little of it. So the row of each of its words begins with the vector that the sentence encoder gives to the word
+# short questions teach little of it. So the row of each of its words begins with the vector that the encoder gives to the word
 # alone, turned to as many principal components as the model is wide.
 
 # %%
 item_texts = embed.item_texts(shop.items)
+encode = embed.Encoder(embedded.facts["embedder"])
 base_model = BASE_MODEL or (
     "qwen3-4b" if SCALE == "full" and torch.cuda.is_available() else ""
 )
@@ -133,7 +134,6 @@ else:
     shape = (sizes.lm_vocabulary, sizes.lm_dim, sizes.lm_layers, sizes.lm_heads)
     questions = map(sft_examples.TASKS["query_to_id"][0].format, asked.train["query"])
     corpus = [*item_texts, *questions]
-    encode = embed.Encoder(embedded.facts["embedder"])
     model, tokenizer = base_models.small_model(corpus, *shape, seed=SEED, embed=encode)
 n_words = len(tokenizer)
 
@@ -559,7 +559,6 @@ evaluate.query_table(synthetic).T.drop(columns="validity_rate")
 # which all but BM25 and the language model need first:
 
 # %%
-encode = embed.Encoder(embedded.facts["embedder"])
 few = sample_queries[:20]
 encode(few[:1])
 lap = store.Clock()

@@ -21,7 +21,7 @@ from semid_lib.adapters import load_tokens, save_tokens
 from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search
 from semid_lib.query_model import Queries, QueryModel, hashed_words
-from semid_lib.retrieval import BM25
+from semid_lib.retrieval import BM25, checked_mask, checked_queries
 from semid_lib.scorers import CausalScorer
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.sft import save_model
@@ -54,17 +54,17 @@ class _Written:
         allowed: which items may come out, bool, (n_items,) or (n_queries, n_items), as `rules` makes them; None for
         all. query_vectors: (n_queries, dim) vectors of the queries by the encoder of the items; a language model reads
         the text alone. The beam is `beam_width`, or k if that is more. Places that no item can fill hold -1 and -inf.
-        Raises ValueError for a blank query, k below 1, or a mask that does not fit.
+        Raises ValueError for one text instead of several, a query that is no text or is blank, k below 1, or a mask
+        that does not fit.
         """
-        queries = list(queries)
-        if blank := [at for at, query in enumerate(queries) if not query.strip()]:
-            raise ValueError(f"query {blank[0]} is blank, expected some text")
+        queries = checked_queries(queries, k)
+        allowed = checked_mask(allowed, len(queries), self.n_items)
         parts = [Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))]
         starts = range(0, len(queries), self.batch_size)
         for start in tqdm(starts, desc="writing", unit="batch", disable=not progress):
             rows = slice(start, start + self.batch_size)
             vectors = None if query_vectors is None else query_vectors[rows]
-            mask = allowed[rows] if np.ndim(allowed) == 2 and len(allowed) == len(queries) else allowed
+            mask = allowed if allowed is None or len(allowed) == 1 else allowed[rows]
             found = constrained_beam_search(
                 self.scorer, self._contexts(queries[rows], vectors), self.trie, max(self.beam_width, k), k, mask
             )

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from semid_lib.timeline import HeadLevel
+from semid_lib.timeline import HeadLevel, log_masses
 from semid_lib.trie import PrefixTrie
 
 _WORD = re.compile(r"\w+")
@@ -191,15 +191,7 @@ class QueryModel(nn.Module):
             )
         if queries.matches is not None:
             items = items + self.config.word_weight * queries.matches[:, self._trie().item]
-        items = items * torch.exp(-self.log_temperature)
-        highest = items.detach().amax(dim=1, keepdim=True)
-        weight, leaf = torch.exp(items - highest), torch.arange(self.trie.n_items, device=items.device)
-        masses = []
-        for depth in range(1, self.n_levels):
-            total = weight.new_zeros((len(weight), self.trie.n_nodes(depth)))
-            total = total.index_add(1, self._trie().ancestor(depth, leaf), weight)
-            masses.append(torch.log(total + torch.finfo(total.dtype).tiny) + highest)
-        return (*masses, items)
+        return log_masses(self._trie(), items * torch.exp(-self.log_temperature))
 
     def _logits(self, level: int, node: torch.Tensor, hidden: torch.Tensor, masses) -> tuple[torch.Tensor, ...]:
         """Of the children of nodes (B, W): logits, -inf in unused places, nodes and codes, (B, W, branching) each."""

@@ -59,8 +59,8 @@ class _Scored:
         Raises ValueError for k below 1, a mask or vectors of another shape, and a query that is no text or is blank,
         with its position.
         """
-        queries = _checked_queries(queries, k)
-        allowed = _checked_mask(allowed, len(queries), self.n_items)
+        queries = checked_queries(queries, k)
+        allowed = checked_mask(allowed, len(queries), self.n_items)
         query_vectors = _checked_vectors(query_vectors, len(queries))
         parts = [Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))]
         for block in _blocks(len(queries), self.n_items, progress):
@@ -223,7 +223,7 @@ class FusedRanks:
         progress: bool = False,
     ) -> Ranked:
         """The k best items for each query, with the sums as scores; arguments and errors as of `BM25.search`."""
-        queries = _checked_queries(queries, k)
+        queries = checked_queries(queries, k)
         lists = [
             searcher.search(queries, self.depth, allowed, query_vectors, progress).items for searcher in self.searchers
         ]
@@ -239,7 +239,8 @@ class FusedRanks:
         return Ranked(items, scores)
 
 
-def _checked_queries(queries: Sequence[str], k: int) -> list[str]:
+def checked_queries(queries: Sequence[str], k: int) -> list[str]:
+    """The queries as a list; ValueError for one text instead of several, one that is blank or no text, k below 1."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if isinstance(queries, str):
@@ -251,8 +252,8 @@ def _checked_queries(queries: Sequence[str], k: int) -> list[str]:
     return queries
 
 
-def _checked_mask(allowed: np.ndarray | None, n_queries: int, n_items: int) -> np.ndarray | None:
-    """The mask as (1, n_items) or (n_queries, n_items)."""
+def checked_mask(allowed: np.ndarray | None, n_queries: int, n_items: int) -> np.ndarray | None:
+    """The mask as (1, n_items) or (n_queries, n_items); ValueError for another shape or type."""
     if allowed is None:
         return None
     mask = np.asarray(allowed)
