@@ -294,7 +294,8 @@ print("codes drawn along the trie: always")
 # ## Summary
 #
 # The IDs go to the next chapters, and to a folder in the forms that other repositories read: `codes.npy`,
-# `codes_with_suffix.npy`, `item_ids.json`, `semantic_ids.npz` and a summary.
+# `codes_with_suffix.npy`, `item_ids.json`, `semantic_ids.npz` and a summary. Those of the RQ-VAE, separated in the same
+# way, are kept for the TIGER of [chapter 07](07_next_item).
 
 # %%
 facts = {
@@ -303,11 +304,14 @@ facts = {
     "seed": SEED,
     "policy": "reassign",
 }
+learned_ids, _ = semantic_ids.resolve_collisions(learned.codes, vectors, learned)
 arrays = {"codes": ids.codes, "disambiguation_code": ids.disambiguation_code}
 arrays |= {
     "codebooks": kmeans.codebooks,
     "kmeans_codes": kmeans.codes,
     "rqvae_codes": learned.codes,
+    "rqvae_unique_codes": learned_ids.codes,
+    "rqvae_disambiguation_code": learned_ids.disambiguation_code,
 }
 shelf.save("semantic_ids", arrays, **facts, method="residual k-means")
 item_ids = shop.items["item_id"].tolist()

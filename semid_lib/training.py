@@ -335,7 +335,11 @@ class _Checkpoints:
         if not found:
             return _Run()
         content = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))
+        over = content["run"]["epoch"] > self.settings["n_epochs"]
+        over |= content["run"]["looks_since"] >= self.settings["patience"]
         for name, value in self.settings.items():
+            if over and name == "n_processes":
+                continue  # whoever trained it
             if content["settings"].get(name) != value:
                 held = content["settings"].get(name)
                 raise ValueError(f"{self.folder} holds a run with {name} {held}, this one has {value}")

@@ -1,0 +1,245 @@
+"""The models of chapter 07 with their recipes, and their runs, which are kept and found again.
+
+    python -m semid_lib.next_item timeline --data ../shared/data/beauty --scale laptop --seed 1
+    torchrun --nproc_per_node 8 -m semid_lib.next_item tiger --data ../shared/data/beauty --scale full
+
+A run belongs to its data, semantic IDs, settings, seed and code: trained once, it is read from
+`artefacts/<data>/<scale>/runs` by whoever asks for the same again, so that a chapter can be run anew in minutes, and
+what was stopped goes on. The commands do beforehand, in processes or on machines of their own, what chapter 07 would
+do itself; a batch is shared out among the processes, so their number changes how long it takes and, but for which
+units dropout hits, nothing else. `accelerate launch` does as well as `torchrun` where there are GPUs; on CPUs it starts
+one process only.
+"""
+
+import argparse
+import ast
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+
+from semid_lib import data, scale, training
+from semid_lib import tiger as tiger_module
+from semid_lib import timeline as timeline_module
+from semid_lib.embed import normalize
+from semid_lib.metrics import ranks, recall_at_k
+from semid_lib.recommender import Recommender
+from semid_lib.sasrec import SASRec, SASRecConfig
+from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.store import Store
+from semid_lib.tiger import Tiger, TigerConfig
+from semid_lib.timeline import Timeline, TimelineConfig
+from semid_lib.training import Epoch, TrainingConfig
+
+MODELS = ("timeline", "tiger", "sasrec")
+
+
+class Task(NamedTuple):
+    """What a model is trained on, by which examples it is stopped, and where its runs are kept."""
+
+    train: data.Histories
+    validation: data.Examples | None  # None: nobody is asked, the last weights are kept
+    sizes: scale.Scale
+    runs: Path | None = None  # None: nothing is kept
+
+
+class Trained(NamedTuple):
+    """A model in evaluation mode with its best weights on validation, and how it came there."""
+
+    model: torch.nn.Module
+    epochs: list[Epoch]  # `validation` is Recall@10
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch whose weights the model has."""
+        looks = [epoch for epoch in self.epochs if np.isfinite(epoch.validation)]
+        return max(looks, key=lambda epoch: epoch.validation) if looks else self.epochs[-1]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, without looks at validation."""
+        return self.epochs[-1].seconds
+
+
+def validation_sample(split: data.Split, sizes: scale.Scale, seed: int = 0) -> data.Examples:
+    """The users that training is stopped by: a random sample, as large as the scale says."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(split.validation.targets))[: sizes.validation_users])
+    histories = split.validation.histories.select(chosen)
+    return data.Examples(histories, split.validation.targets[chosen], split.validation.users[chosen])
+
+
+def train_timeline(
+    task: Task,
+    ids: SemanticIDs,
+    vectors: np.ndarray,
+    seed: int = 0,
+    n_epochs: int | None = None,
+    progress: bool = False,
+) -> Trained:
+    """A timeline model. n_epochs: other than what the scale says. vectors: (n_items, text_dim) text embeddings."""
+    sizes = task.sizes
+    config = TimelineConfig(
+        sizes=ids.sizes,
+        text_dim=vectors.shape[1],
+        n_items=len(ids),
+        dim=sizes.dim,
+        n_layers=sizes.n_layers,
+        dropout=sizes.dropout,
+    )
+    torch.manual_seed(seed)
+    model = Timeline(config, ids.unique, vectors)
+    loader = timeline_module.training_batches(task.train, config.max_length, sizes.batch_size, seed)
+    settings = TrainingConfig.sized(sizes.n_epochs, sizes.min_steps, len(loader), seed=seed)
+    who = Recommender(model, ids, pd.DataFrame({"item_id": np.arange(len(ids))}))
+    return _trained(model, loader, _with(settings, n_epochs), task, _narrow(who.rank), (ids, vectors), progress)
+
+
+def train_tiger(
+    task: Task, ids: SemanticIDs, seed: int = 0, n_epochs: int | None = None, progress: bool = False
+) -> Trained:
+    """A TIGER. At full the sizes are the paper's and the recipe is that of cornac's reproduction.
+
+    That is dropout .2, a peak rate of 3e-4 and a cosine, weight decay .035, the best epoch on validation. At laptop
+    model and epochs are cut down to an hour of one core on the Beauty benchmark, and the fewer steps are larger.
+    """
+    sizes = task.sizes
+    config = TigerConfig(
+        dim=sizes.tiger_dim,
+        n_layers=sizes.tiger_layers,
+        n_heads=sizes.tiger_heads,
+        head_dim=sizes.tiger_head_dim,
+        ff_dim=sizes.tiger_ff_dim,
+        dropout=sizes.tiger_dropout,
+    )
+    torch.manual_seed(seed)
+    model = Tiger(config, ids)
+    loader = tiger_module.training_batches(task.train, config, sizes.tiger_batch_size, seed)
+    recipe = {"learning_rate": 3e-4 if sizes.name == "full" else 1e-3, "weight_decay": 0.035, "seed": seed}
+    settings = TrainingConfig.sized(sizes.tiger_epochs, sizes.min_steps, len(loader), **recipe)
+    return _trained(model, loader, _with(settings, n_epochs), task, _narrow(model.rank), (ids,), progress)
+
+
+def train_sasrec(
+    task: Task, n_items: int, seed: int = 0, n_epochs: int | None = None, progress: bool = False
+) -> Trained:
+    """A SASRec with the full cross-entropy; its recipe was chosen on Beauty's validation items (see the log)."""
+    sizes = task.sizes
+    torch.manual_seed(seed)
+    model = SASRec(SASRecConfig(n_items=n_items))
+    loader = timeline_module.training_batches(task.train, model.config.max_length, sizes.sasrec_batch_size, seed)
+    recipe = {"learning_rate": 2e-3, "seed": seed}
+    settings = TrainingConfig.sized(sizes.sasrec_epochs, sizes.min_steps, len(loader), **recipe)
+    return _trained(model, loader, _with(settings, n_epochs), task, model.rank, (), progress)
+
+
+def _with(settings: TrainingConfig, n_epochs: int | None) -> TrainingConfig:
+    return settings if n_epochs is None else replace(settings, n_epochs=n_epochs)
+
+
+def _narrow(rank: Callable) -> Callable:
+    """With a narrow beam, which is good enough to compare epochs."""
+    return lambda histories, k: rank(histories, k, beam_width=20)
+
+
+def _trained(model, loader, settings, task: Task, rank: Callable, made_of: tuple, progress: bool) -> Trained:
+    def recall(_) -> float:
+        found = rank(task.validation.histories, 10)
+        return float(recall_at_k(ranks(found.items, task.validation.targets), 10).mean())
+
+    validate = None if task.validation is None else recall
+    folder = None
+    if task.runs is not None:
+        asked = task.train, task.validation, settings, loader.batch_sampler.batch_size, model.config, *made_of
+        folder = task.runs / f"{type(model).__name__.lower()}_{settings.seed}_{_digest(type(model), asked)}"
+    return Trained(model, training.fit(model, loader, settings, validate, progress, folder))
+
+
+def _digest(kind: type, asked: tuple) -> str:
+    """What a run hangs on, as 12 hexadecimal digits: everything asked for, and the code of model and training."""
+    found = hashlib.sha256()
+    for module in (sys.modules[kind.__module__], training):
+        found.update(ast.dump(ast.parse(inspect.getsource(module))).encode())  # comments and line breaks do not count
+    for part in asked:
+        _add(found, part)
+    return found.hexdigest()[:12]
+
+
+def _add(found, part: Any) -> None:
+    match part:
+        case np.ndarray():
+            found.update(f"{part.shape} {part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
+        case data.Histories():
+            _add(found, part.items)
+            _add(found, part.offsets)
+        case data.Examples():
+            _add(found, part.histories)
+            _add(found, part.targets)
+        case SemanticIDs():
+            _add(found, part.unique)
+        case _:
+            found.update(repr(part).encode())
+
+
+# --- from the command line ---
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m semid_lib.next_item", description=__doc__.split("\n\n")[0])
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--data", default="demo", help="a folder of data, or demo; default: %(default)s")
+    parser.add_argument("--scale", default="laptop", choices=scale.NAMES, help="default: %(default)s")
+    parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
+    parser.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "time"))
+    asked = parser.parse_args(arguments)
+    try:
+        trained, runs = _asked(asked)
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    processes = PartialState()  # as training began them
+    if processes.is_main_process:
+        best = trained.best
+        print(f"Recall@10 {best.validation:.4f} on validation after epoch {best.epoch}", end=", ")
+        print(f"{trained.seconds:.0f} s of training; chapter 07 finds it in {runs}")
+    processes.destroy_process_group()
+    return 0
+
+
+def _asked(asked: argparse.Namespace) -> tuple[Trained, Path]:
+    shop, sizes = data.load(asked.data), scale.get(asked.scale)
+    if shop.histories is None:
+        raise ValueError(f"{shop.name} has no histories: there is nothing to train on")
+    shelf = Store(shop.name, sizes.name, shop.fingerprint)
+    split = data.time_split(shop.histories) if asked.split == "time" else data.leave_one_out(shop.histories)
+    task = Task(split.train, validation_sample(split, sizes), sizes, shelf.path("runs"))
+    match asked.model:
+        case "timeline":
+            vectors = normalize(shelf.load("embeddings")["vectors"])
+            trained = train_timeline(task, load_ids(shelf), vectors, asked.seed, progress=True)
+        case "tiger":
+            trained = train_tiger(task, load_ids(shelf, rqvae=True), asked.seed, progress=True)
+        case "sasrec":
+            trained = train_sasrec(task, len(shop.items), asked.seed, progress=True)
+    return trained, task.runs
+
+
+def load_ids(shelf: Store, rqvae: bool = False) -> SemanticIDs:
+    """The semantic IDs that chapter 02 made by residual k-means, or those that it made by an RQ-VAE.
+
+    Raises FileNotFoundError if that chapter has not been run.
+    """
+    saved = shelf.load("semantic_ids")
+    names = ("rqvae_unique_codes", "rqvae_disambiguation_code") if rqvae else ("codes", "disambiguation_code")
+    return SemanticIDs(*(saved[name] for name in names), saved.facts["codebook_size"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
