@@ -134,7 +134,7 @@ def train_sasrec(
     sizes = task.sizes
     torch.manual_seed(seed)
     model = SASRec(SASRecConfig(n_items=n_items))
-    loader = timeline_module.training_batches(task.train, model.config.max_length, sizes.sasrec_batch_size, seed)
+    loader = timeline_module.training_batches(task.train, model.config.max_length, 64, seed)
     recipe = {"learning_rate": 2e-3, "seed": seed}
     settings = TrainingConfig.sized(sizes.sasrec_epochs, sizes.min_steps, len(loader), **recipe)
     return _trained(model, loader, _with(settings, n_epochs), task, model.rank, (), progress)
@@ -191,14 +191,18 @@ def _add(found, part: Any) -> None:
 # --- from the command line ---
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m semid_lib.next_item", description=__doc__.split("\n\n")[0])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--data", default="demo", help="a folder of data, or demo; default: %(default)s")
     parser.add_argument("--scale", default="laptop", choices=scale.NAMES, help="default: %(default)s")
     parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
     parser.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "time"))
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
     try:
         trained, runs = _asked(asked)
     except (ValueError, OSError) as error:

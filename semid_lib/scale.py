@@ -25,10 +25,9 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "tiger_head_dim": (16, 24, 64),
     "tiger_ff_dim": (64, 384, 1024),
     "tiger_dropout": (0.1, 0.1, 0.2),
-    "tiger_epochs": (1, 20, 200),
+    "tiger_epochs": (1, 24, 200),
     "tiger_batch_size": (128, 256, 256),
     "sasrec_epochs": (1, 17, 30),
-    "sasrec_batch_size": (128, 64, 64),
     "n_seeds": (2, 3, 3),
     "validation_users": (200, 2000, 5000),
     "test_users": (300, None, None),
@@ -74,7 +73,6 @@ class Scale:
     tiger_epochs: int  # at most; at laptop about an hour of one core on the Beauty benchmark
     tiger_batch_size: int  # prefixes of histories a step
     sasrec_epochs: int  # at most
-    sasrec_batch_size: int  # histories a step
     n_seeds: int  # runs of a next-item model, for the spread over seeds
     validation_users: int  # a fixed random sample, looked at during training
     test_users: int | None  # None: everybody

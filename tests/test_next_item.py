@@ -1,4 +1,4 @@
-"""Training a TIGER from the command line: one process, two that are stopped and started again, and what is refused."""
+"""Recipes and runs of the next-item models: found again, stopped and resumed, on one process and on two."""
 
 import os
 import subprocess
@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semid_lib import data, scale, synthetic, train_tiger
+from semid_lib import data, next_item, scale, synthetic, training
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import Store
-from semid_lib.tiger import Tiger
 
 # what two processes run: no dropout, and the first attempt is stopped at the last of the three steps of an epoch
 PROGRAM = """
 import sys
-from semid_lib import scale, tiger, train_tiger, training
+from semid_lib import next_item, scale, tiger, training
 scale._SIZES["tiger_dropout"] = (0.0, 0.1, 0.2)
 usual, left = tiger.Tiger.forward, [9]
 training.fit.__defaults__ = (*training.fit.__defaults__[:-1], 2)  # save_every
@@ -29,31 +28,53 @@ def forward(model, batch):
 
 tiger.Tiger.forward = forward
 try:
-    train_tiger.main(sys.argv[1:])
+    next_item.main(sys.argv[1:])
 except KeyboardInterrupt:
     print("stopped")
-sys.exit(train_tiger.main(sys.argv[1:]))
+sys.exit(next_item.main(sys.argv[1:]))
 """
 
 
 @pytest.fixture
 def shop_folder(tmp_path, monkeypatch):
-    """A small shop with semantic IDs, and artefacts in a folder of its own."""
+    """A small shop with vectors and semantic IDs, and artefacts in a folder of its own."""
     folder = tmp_path / "small"
     synthetic.write_demo_shop(folder, n_items=100, n_users=60, n_queries=5)
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "alone"))
     monkeypatch.setitem(scale._SIZES, "tiger_dropout", (0.0, 0.1, 0.2))
+    shop, rng = data.load(folder), np.random.default_rng(0)
+    arrays = {}
+    for prefix in ("", "rqvae_"):
+        ids = SemanticIDs.from_codes(rng.integers(0, 8, (100, 2)), codebook_size=8)
+        arrays |= {f"{prefix}{'unique_' if prefix else ''}codes": ids.codes}
+        arrays |= {f"{prefix}disambiguation_code": ids.disambiguation_code}
     for artefacts in ("alone", "together"):
-        shop = data.load(folder)
         shelf = Store(shop.name, "smoke", shop.fingerprint, root=tmp_path / artefacts)
-        ids = SemanticIDs.from_codes(np.random.default_rng(0).integers(0, 8, (100, 2)), codebook_size=8)
-        arrays = {"codes": ids.codes, "disambiguation_code": ids.disambiguation_code}
         shelf.save("semantic_ids", arrays, codebook_size=8)
+        shelf.save("embeddings", {"vectors": rng.normal(size=(100, 12)).astype(np.float32)})
     return folder
 
 
-def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_path, capsys):
-    asked = ["--data", str(shop_folder), "--scale", "smoke"]
+@pytest.fixture
+def task(shop_folder):
+    """What `main` trains on, as a chapter would ask for it."""
+    shop, sizes = data.load(shop_folder), scale.get("smoke")
+    split = data.leave_one_out(shop.histories)
+    shelf = Store(shop.name, sizes.name, shop.fingerprint)
+    return shelf, next_item.Task(split.train, next_item.validation_sample(split, sizes), sizes, shelf.path("runs"))
+
+
+def by_heart(monkeypatch):
+    """From here on nothing is trained any more: a run has to be there."""
+
+    def refuse(*_):
+        raise AssertionError("a run was not found")
+
+    monkeypatch.setattr(training, "_one_epoch", refuse)
+
+
+def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_path, capsys, monkeypatch):
+    asked = ["tiger", "--data", str(shop_folder), "--scale", "smoke"]
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {
@@ -68,21 +89,69 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
     assert done.stdout.count("stopped") == 2
     assert done.stdout.count("Recall@10") == 1  # only the first process prints
 
-    assert train_tiger.main(asked) == 0
+    assert next_item.main(asked) == 0
     printed = capsys.readouterr().out
     assert printed.split("Recall@10")[1].split()[0] == done.stdout.split("Recall@10")[1].split()[0]
-    alone, together = (tmp_path / name / "small" / "smoke" for name in ("alone", "together"))
-    one, two = (Tiger.from_pretrained(folder / "tiger") for folder in (alone, together))
+    monkeypatch.setattr(next_item, "_digest", lambda *_: "same")  # `forward` was another there
+    models = []
+    for artefacts in ("alone", "together"):
+        monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / artefacts))
+        [run] = (tmp_path / artefacts / "small" / "smoke" / "runs").iterdir()
+        run.rename(run.with_name("tiger_0_same"))
+        with monkeypatch.context() as patch:
+            by_heart(patch)
+            models.append(next_item._asked(next_item._parser().parse_args(asked))[0].model)
+    one, two = models
     for name, weight in one.state_dict().items():
         np.testing.assert_allclose(two.state_dict()[name], weight, atol=2e-4, err_msg=name)
-    for folder in (alone, together):
-        assert not (folder / "tiger_checkpoints").exists()
 
 
-def test_what_is_missing_is_said_in_a_line(shop_folder, tmp_path, capsys):
-    assert train_tiger.main(["--data", str(shop_folder), "--scale", "laptop"]) == 2
+@pytest.mark.parametrize("model", next_item.MODELS)
+@pytest.mark.parametrize("split", ["leave_one_out", "time"])
+def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypatch):
+    asked = [model, "--data", str(shop_folder), "--scale", "smoke", "--seed", "3", "--split", split]
+    assert next_item.main(asked) == 0
+    first = capsys.readouterr().out
+    assert "Recall@10" in first
+    by_heart(monkeypatch)
+    assert next_item.main(asked) == 0
+    assert capsys.readouterr().out == first
+    with pytest.raises(AssertionError, match="not found"):
+        next_item.main([*asked, "--seed", "4"])
+
+
+def test_a_chapter_finds_what_the_command_trained(shop_folder, task, monkeypatch):
+    assert next_item.main(["timeline", "--data", str(shop_folder), "--scale", "smoke"]) == 0
+    shelf, asked = task
+    vectors = next_item.normalize(shelf.load("embeddings")["vectors"])
+    by_heart(monkeypatch)
+    found = next_item.train_timeline(asked, next_item.load_ids(shelf), vectors)
+    assert not found.model.training
+    assert found.best.validation == max(epoch.validation for epoch in found.epochs if epoch.validation >= 0)
+    for other in (
+        {"n_epochs": 1},
+        {"seed": 1},
+        {"ids": next_item.load_ids(shelf, rqvae=True)},
+        {"vectors": 2 * vectors},
+        {"task": asked._replace(validation=None)},
+        {"task": asked._replace(train=data.leave_one_out(asked.train).train)},
+    ):
+        with pytest.raises(AssertionError, match="not found"):
+            next_item.train_timeline(**{"task": asked, "ids": next_item.load_ids(shelf), "vectors": vectors} | other)
+
+
+def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_asked(task):
+    trained = next_item.train_sasrec(task[1]._replace(validation=None, runs=None), n_items=100, n_epochs=3)
+    assert [epoch.epoch for epoch in trained.epochs] == [1, 2, 3]
+    assert trained.best.epoch == 3
+    assert trained.seconds == trained.epochs[2].seconds > 0
+    assert not task[1].runs.exists()
+
+
+def test_what_is_missing_is_said_in_a_line(shop_folder, capsys):
+    assert next_item.main(["tiger", "--data", str(shop_folder), "--scale", "laptop"]) == 2
     assert "run the chapter that writes 'semantic_ids'" in capsys.readouterr().err
     (shop_folder / "sequences.tsv.gz").unlink()
     (shop_folder / "timestamps.tsv.gz").unlink()
-    assert train_tiger.main(["--data", str(shop_folder), "--scale", "smoke"]) == 2
+    assert next_item.main(["sasrec", "--data", str(shop_folder), "--scale", "smoke"]) == 2
     assert capsys.readouterr().err == "error: small has no histories: there is nothing to train on\n"
