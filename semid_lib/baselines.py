@@ -35,7 +35,8 @@ class Popularity:
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
     ) -> Ranked:
         """The k most popular items, the same for everybody but for what they have seen."""
-        return rank_by_scores(histories, k, exclude_seen, progress, lambda block: np.tile(self.counts, (len(block), 1)))
+        score = lambda block: np.tile(self.counts, (len(block), 1))  # noqa: E731
+        return rank_by_scores(histories, len(self.counts), k, exclude_seen, progress, score)
 
 
 class ItemKNN:
@@ -86,7 +87,7 @@ class ItemKNN:
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
     ) -> Ranked:
         """The k items with the most votes from each history; an empty history gets the popular items."""
-        return rank_by_scores(histories, k, exclude_seen, progress, self.scores)
+        return rank_by_scores(histories, len(self.without_votes), k, exclude_seen, progress, self.scores)
 
     def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
         """What `Recommender.rank` may hear beside its model: weight x log(votes + floor), (n, n_items) float32.
@@ -114,6 +115,7 @@ class ItemKNN:
 
 def rank_by_scores(
     histories: Sequence[np.ndarray],
+    n_items: int,
     k: int,
     exclude_seen: bool,
     progress: bool,
@@ -121,26 +123,47 @@ def rank_by_scores(
 ) -> Ranked:
     """The k best items after each history by the scores of all items, block by block.
 
-    score: some histories -> (n, n_items) float32, which may be written to. Raises ValueError for k below 1.
+    score: some histories -> (n, n_items) float32, which may be written to. Raises ValueError for k below 1 and for what
+    `checked_rows` refuses.
 
-    >>> rank_by_scores([[1], [0]], 2, True, False, lambda block: np.tile([0.2, 0.5, 0.1], (len(block), 1))).items
+    >>> rank_by_scores([[1], [0]], 3, 2, True, False, lambda block: np.tile([0.2, 0.5, 0.1], (len(block), 1))).items
     array([[0, 2],
            [1, 2]])
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    if not len(histories):
+    histories = checked_rows(histories, n_items)
+    if not histories:
         return Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
-    blocks = range(0, len(histories), _BLOCK)
     parts = []
-    for start in tqdm(blocks, desc="ranking", unit="block", disable=not progress):
-        block = [histories[i] for i in range(start, min(start + _BLOCK, len(histories)))]
+    for start in tqdm(range(0, len(histories), _BLOCK), desc="ranking", unit="block", disable=not progress):
+        block = histories[start : start + _BLOCK]
         scores = score(block)
         if exclude_seen:
             for row, history in zip(scores, block, strict=True):
-                row[np.asarray(history, dtype=np.int64)] = -np.inf
+                row[history] = -np.inf
         parts.append(top_k(scores, k))
     return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def checked_rows(histories: Sequence[Sequence[int]], n_items: int) -> list[np.ndarray]:
+    """Histories as arrays of item rows, each (length,) int64.
+
+    Raises ValueError naming the first history that holds something else than rows of a catalogue of so many items.
+
+    >>> checked_rows([[2, 0], []], n_items=3)
+    [array([2, 0]), array([], dtype=int64)]
+    """
+    checked = []
+    for at, history in enumerate(histories):
+        rows = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)
+        if not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(f"history {at} holds {rows.dtype} values, expected integer item rows")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < n_items:
+            wrong = rows[(rows < 0) | (rows >= n_items)][0]
+            raise ValueError(f"history {at} holds item row {wrong}, expected 0 to {n_items - 1}")
+        checked.append(rows.astype(np.int64, copy=False))
+    return checked
 
 
 def top_k(scores: np.ndarray, k: int) -> Ranked:

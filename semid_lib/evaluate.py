@@ -68,13 +68,30 @@ def _per_user(evaluation: Evaluation, ks: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(values)
 
 
-def table(evaluations: dict[str, Evaluation], ks: Sequence[int] = KS) -> pd.DataFrame:
-    """One column per method, one row per metric, "mean ± half the interval's width" in each cell."""
+def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[int] = KS) -> pd.DataFrame:
+    """One column per method, one row per metric, "mean ± half the interval's width" in each cell.
+
+    Of a list of evaluations, one a seed, the means over seeds, and in brackets the standard deviation over them.
+    """
     columns = {}
-    for name, evaluation in evaluations.items():
-        measured = figures(evaluation, ks)
-        columns[name] = {metric: shown(*line) for metric, line in zip(measured.index, measured.to_numpy(), strict=True)}
+    for name, of_seeds in evaluations.items():
+        measured = [figures(each, ks) for each in (of_seeds if isinstance(of_seeds, list) else [of_seeds])]
+        mean = sum(measured) / len(measured)
+        cells = {metric: shown(*line) for metric, line in zip(mean.index, mean.to_numpy(), strict=True)}
+        if len(measured) > 1:
+            spread = pd.concat([each["mean"] for each in measured], axis=1).std(axis=1)
+            cells = {metric: cell + in_brackets(spread[metric]) for metric, cell in cells.items()}
+        columns[name] = cells
     return pd.DataFrame(columns)
+
+
+def in_brackets(spread: float) -> str:
+    """A standard deviation over seeds, to stand behind `shown`.
+
+    >>> in_brackets(0.00214) == "\\xa0(.0021)"
+    True
+    """
+    return f"\N{NO-BREAK SPACE}({spread:.4f})".replace("(0.", "(.")
 
 
 def shown(mean: float, low: float, high: float) -> str:

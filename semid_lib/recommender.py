@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from semid_lib.baselines import Ranked
+from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search
 from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
 from semid_lib.semantic_ids import SemanticIDs
@@ -120,12 +120,14 @@ class Recommender:
         """`recommend` in item rows: histories and answers hold positions in the item table.
 
         prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, by
-        which the model's item head multiplies its probabilities (they are logarithms).
+        which the model's item head multiplies its probabilities (they are logarithms). Raises ValueError for a row that
+        is not in the catalogue (naming the history) and for k < 1.
         """
         if self.model is None:
             raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        histories = checked_rows(histories, len(self.ids))
         beam_width = max(50, k) if beam_width is None else beam_width
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from semid_lib import reproductions, store
-from semid_lib.evaluate import shown
+from semid_lib.evaluate import in_brackets, shown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
@@ -25,7 +25,14 @@ _PLACE = re.compile(
     r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL
 )
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
-_NAMES = {"item_knn": "item-kNN", "sasrec": "SASRec", "timeline": "timeline model", "bm25": "BM25", "llm": "LLM"}
+_NAMES = {
+    "item_knn": "item-kNN",
+    "sasrec": "SASRec",
+    "tiger": "TIGER",
+    "timeline": "timeline model",
+    "bm25": "BM25",
+    "llm": "LLM",
+}
 _NAMES["timeline_item_knn"] = "timeline + item-kNN"
 _NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
 _UNITS = {"search": "queries"}  # of what the intervals are; users for any other topic
@@ -69,8 +76,7 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    spread = f"\N{NO-BREAK SPACE}({row['spread']:.4f})".replace("(0.", "(.") if "spread" in row else ""
-    return shown(row["value"], *row["ci95"]) + spread
+    return shown(row["value"], *row["ci95"]) + (in_brackets(row["spread"]) if "spread" in row else "")
 
 
 def _plain_table(rows: list[dict[str, Any]]) -> str:

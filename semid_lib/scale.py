@@ -29,6 +29,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "tiger_batch_size": (128, 256, 256),
     "sasrec_epochs": (1, 17, 30),
     "n_seeds": (2, 3, 3),
+    "tiger_seeds": (1, 1, 3),
     "validation_users": (200, 2000, 5000),
     "test_users": (300, None, None),
     "beam_width": (100, 1000, 1000),
@@ -70,10 +71,11 @@ class Scale:
     tiger_head_dim: int
     tiger_ff_dim: int
     tiger_dropout: float  # at full that of cornac's reproduction
-    tiger_epochs: int  # at most; at laptop about an hour of one core on the Beauty benchmark
+    tiger_epochs: int  # at most; at laptop an hour of one core on the Beauty benchmark
     tiger_batch_size: int  # prefixes of histories a step
     sasrec_epochs: int  # at most
     n_seeds: int  # runs of a next-item model, for the spread over seeds
+    tiger_seeds: int  # of them, how many of the TIGER
     validation_users: int  # a fixed random sample, looked at during training
     test_users: int | None  # None: everybody
     beam_width: int  # beam of the published table

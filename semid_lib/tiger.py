@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from semid_lib.baselines import Ranked
+from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import constrained_beam_search, exact_ranking
 from semid_lib.scorers import EncoderDecoderScorer
 from semid_lib.semantic_ids import SemanticIDs
@@ -141,7 +141,7 @@ class Tiger(nn.Module):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         beam_width = max(50, k) if beam_width is None else beam_width
-        rows = [self._checked(history, at) for at, history in enumerate(histories)]
+        rows = checked_rows(histories, len(self.ids))
         numbers = torch.from_numpy(hashed_users(users, len(rows), self.config.n_user_tokens))
         items = np.full((len(rows), k), -1, dtype=np.int64)
         scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
@@ -174,15 +174,6 @@ class Tiger(nn.Module):
         """The prefix trie, where the model is."""
         self._trie = self._trie.to(self.t5.device)
         return self._trie
-
-    def _checked(self, history: Sequence[int], at: int) -> np.ndarray:
-        rows = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)
-        if not np.issubdtype(rows.dtype, np.integer):
-            raise ValueError(f"history {at} holds {rows.dtype} values, expected integer item rows")
-        wrong = (rows < 0) | (rows >= len(self.ids))
-        if wrong.any():
-            raise ValueError(f"history {at} holds item row {rows[wrong][0]}, expected 0 to {len(self.ids) - 1}")
-        return rows.astype(np.int64)
 
     # to and from a folder
 

@@ -6,10 +6,12 @@ that a run takes the same steps on any number of them. Given a folder, a run tha
 """
 
 import json
+import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -279,6 +281,17 @@ def _adamw(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 # --- checkpoints ---
 
 
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class _Checkpoints:
     """The newest state of a run in `folder/step_<n>`, complete as soon as it has that name.
 
@@ -305,7 +318,8 @@ class _Checkpoints:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
+        with _without_warnings("accelerate.utils.other"):  # each save would tell that a T5's tied weights are kept once
+            self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:
             self._write(run, partial)
         self.accelerator.wait_for_everyone()

@@ -136,6 +136,13 @@ def test_k_below_one_is_refused(k):
         Popularity(HISTORIES, 4).rank([[0]], k)
 
 
+@pytest.mark.parametrize("method", [Popularity(HISTORIES, 4), ItemKNN(HISTORIES, 4)], ids=["popularity", "item-kNN"])
+@pytest.mark.parametrize(("history", "found"), [([4], "item row 4"), ([0, -1], "item row -1"), ([0.5], "float64")])
+def test_rows_outside_the_catalogue_are_refused(method, history, found):
+    with pytest.raises(ValueError, match=f"history 1 holds {found}.*, expected (0 to 3|integer item rows)"):
+        method.rank([[0], history], k=1)
+
+
 def test_no_history_to_learn_from():
     for histories in ([], [np.array([], dtype=np.int64)]):
         assert ItemKNN(histories, n_items=3).rank([[1]], k=3).items.tolist() == [[0, 2, -1]]

@@ -74,6 +74,19 @@ def test_table_has_a_column_a_method_and_a_row_a_metric():
     assert (shown["nothing"] == ".0000\xa0±\xa0.0000").all()
 
 
+def test_a_table_of_several_seeds_gives_means_and_the_spread():
+    rng = np.random.default_rng(0)
+    seeds = [of_ranks(rng.integers(1, 20, size=40), length=100) for _ in range(3)]
+    one, several = (evaluate.table({"mine": found}, ks=[10]) for found in (seeds[0], seeds))
+    values = np.array([(found.rank <= 10).mean() for found in seeds])
+    figures = [evaluate.figures(found, ks=[10]).loc["recall@10"] for found in seeds]
+    half = np.mean([(each["high"] - each["low"]) / 2 for each in figures])
+    expected = f"{values.mean():.4f}\xa0±\xa0{half:.4f}\xa0({values.std(ddof=1):.4f})".replace("0.", ".")
+    assert several["mine"]["recall@10"] == expected
+    assert one["mine"].equals(evaluate.table({"mine": seeds[:1]}, ks=[10])["mine"])
+    assert "(" not in one["mine"]["recall@10"]
+
+
 def test_shown_gives_half_of_the_interval():
     assert evaluate.shown(0.5, 0.4, 0.62) == ".5000\xa0±\xa0.1100"
     assert evaluate.shown(12.0, 11.0, 14.0) == "12.0000\xa0±\xa01.5000"
