@@ -97,9 +97,12 @@ print(
     f"{len(split.test.targets):,} users to test; {split.n_too_short} histories are too short to be tested"
 )
 unseen = ~np.isin(split.test.targets, split.train.items)
-print(
-    f"{unseen.sum()} test targets never occur in training; {ties:.0%} of last two items carry the same time"
-)
+facts_of_task = {
+    "same_time_share": round(ties, 4),
+    "unseen_target_share": round(unseen.mean(), 4),
+}
+print(f"{unseen.sum()} test targets never occur in training")
+print(f"{ties:.0%} of last two items carry the same time")
 
 # %% [markdown]
 # Four ways to fool oneself here, all seen in published code: counting a hit when only the codes match and several items
@@ -658,9 +661,9 @@ for name, options in {"timeline": {}, "timeline_item_knn": {"prior": knn.prior}}
         recommender.rank([history], 10, beam_width=50, **options)
         alone.append(1000 * (time.perf_counter() - started))
     waits[name] = {
-        "ms a user, in batches": batched,
-        "ms alone, median": np.median(alone),
-        "ms alone, 99%": np.quantile(alone, 0.99),
+        "batched_ms": batched,
+        "alone_p50_ms": np.median(alone),
+        "alone_p99_ms": np.quantile(alone, 0.99),
     }
 pd.DataFrame(waits).T.round(2)
 
@@ -726,6 +729,14 @@ for width, line in beam_rows.items():
             "value": round(float(value), 4),
         }
         for figure, value in line.items()
+    ]
+if shop.histories.times is not None:
+    rows += [
+        {"key": f"task/leave_one_out/{name}", "value": value}
+        for name, value in facts_of_task.items()
+    ]
+    rows += [
+        {"key": "task/one_moment/unseen_target_share", "value": round(cold.mean(), 4)}
     ]
 for name, line in waits.items():
     rows += [

@@ -2,7 +2,8 @@
 
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
 stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
-that begin with `own_`, without it. Between `<!-- reproductions -->` and
+that begin with `own_`, without it, and metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
+only ones shown. Between `<!-- reproductions -->` and
 `<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
 
     python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
@@ -12,6 +13,7 @@ that begin with `own_`, without it. Between `<!-- reproductions -->` and
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
 _PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
 _PLACE = re.compile(
-    r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)", re.DOTALL
+    r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+)((?: [\w@]+)*) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)",
+    re.DOTALL,
 )
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
 _NAMES = {
@@ -36,11 +39,14 @@ _NAMES = {
 _NAMES["timeline_item_knn"] = "timeline + item-kNN"
 _NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
 _UNITS = {"search": "queries"}  # of what the intervals are; users for any other topic
-_SEEN = "_seen_allowed"  # ends the name of a method whose lists may hold what the user has had
+# what may end the name of a method, and how its rows are headed
+_VARIANTS = {"_seen_allowed": "seen items allowed", "_refit": "trained on validation items too"}
 
 
-def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
+def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str] = ()) -> str:
     """The rows of a topic with keys topic/data/method/metric as a Markdown table, metrics down, methods across.
+
+    metrics: those to show, all by default.
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
     >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "", "fingerprint": ""}
@@ -60,11 +66,12 @@ def markdown_table(rows: list[dict[str, Any]], topic: str) -> str:
         raise ValueError(f"no row has a key that starts with {topic!r}")
     if not any("ci95" in row for row in rows):
         return _plain_table(rows)
-    rows = [row for row in rows if "ci95" in row]
+    rows = [row for row in rows if "ci95" in row and (not metrics or row["key"].split("/")[-1] in metrics)]
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
-        cells.setdefault(_heading(metric, method), {})[method.removesuffix(_SEEN)] = _cell(row)
+        variant = next((ending for ending in _VARIANTS if method.endswith(ending)), "")
+        cells.setdefault(_heading(metric, variant), {})[method.removesuffix(variant)] = _cell(row)
     methods = list(dict.fromkeys(method for line in cells.values() for method in line))
     lines = [
         "| | " + " | ".join(_NAMES.get(method, method) for method in methods) + " |",
@@ -86,9 +93,12 @@ def _plain_table(rows: list[dict[str, Any]]) -> str:
         _, _, method, metric = row["key"].split("/")
         cells.setdefault(method, {})[metric] = _number(row["value"])
     metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
-    lines = ["| | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
+    headings = [metric.replace("_", " ") for metric in metrics]
+    lines = ["| | " + " | ".join(headings) + " |", "| --- |" + " ---: |" * len(metrics)]
     for method, line in cells.items():
-        lines.append(f"| {method} | " + " | ".join(line.get(metric, "") for metric in metrics) + " |")
+        lines.append(
+            f"| {_NAMES.get(method, method)} | " + " | ".join(line.get(metric, "") for metric in metrics) + " |"
+        )
     return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
 
 
@@ -103,11 +113,11 @@ def _number(value: float) -> str:
     return f"{value:.3g}".removeprefix("0")
 
 
-def _heading(metric: str, method: str) -> str:
+def _heading(metric: str, variant: str) -> str:
     name, _, k = metric.partition("@")
     labels = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
     label = labels.get(name, name) + (f"@{k}" if k else "")
-    return label + (", seen items allowed" if method.endswith(_SEEN) else "")
+    return label + (f", {_VARIANTS[variant]}" if variant else "")
 
 
 def _origin(rows: list[dict[str, Any]], units: str) -> str:
@@ -136,9 +146,9 @@ def render(page: str, rows_of) -> str:
     """
 
     def table(place: re.Match) -> str:
-        start, topic, data, scale, end = place.groups()
+        start, topic, data, scale, metrics, end = place.groups()
         rows = rows_of(data, scale)
-        return place.group() if rows is None else f"{start}{markdown_table(rows, topic)}{end}"
+        return place.group() if rows is None else f"{start}{markdown_table(rows, topic, metrics.split())}{end}"
 
     def reproduced(place: re.Match) -> str:
         start, end = place.groups()

@@ -6,7 +6,7 @@ rows answers which of them. The verdict of a figure is
 - **reproduced** inside our 95% interval over users,
 - **close** outside it by no more than a few standard deviations over our seeds,
 - **differs** otherwise, which takes a sentence why,
-- **not measured yet** without a row.
+- **not measured yet** without a row, **not built here** without such a model.
 
 It says whether two numbers can be told apart, not whether one protocol was the other: read the notes under the table.
 """
@@ -110,7 +110,7 @@ def _line(system: System, data: str, metrics: list[str], close_within: float, ro
     ours = {metric: found.get(f"next_item/{data}/{system.ours}/{metric}") for metric in figures}
     cells = [_cell(figures[metric], ours[metric]) if metric in figures else "" for metric in metrics]
     verdicts = [verdict(value, ours[metric], close_within) for metric, value in figures.items()]
-    worst = max(verdicts, key=VERDICTS.index)
+    worst = max(verdicts, key=VERDICTS.index) if system.ours else "not built here"
     if worst == "differs" and not system.why.get(data):
         raise ValueError(f"{system.name} on {data} differs from our rows: say why in reproductions.yml")
     return [system.name, data, f"**{worst}**: {system.why[data]}" if worst == "differs" else worst, *cells]

@@ -86,6 +86,21 @@ def test_a_part_of_a_topic_makes_a_table_of_its_own():
         report.markdown_table(rows, "search:others")
 
 
+def test_only_the_metrics_that_a_place_names_are_shown():
+    rows = [
+        row(method, metric, 0.25) for method in ("mine", "mine_refit") for metric in ("recall@10", "mrr", "ndcg@10")
+    ]
+    page = "<!-- rows: next_item/shop/smoke mrr recall@10 -->\nold\n<!-- end rows -->\n"
+    lines = report.render(page, lambda *run: rows).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[3:7]] == [
+        "Recall@10",
+        "MRR",
+        "Recall@10, trained on validation items too",
+        "MRR, trained on validation items too",
+    ]
+    assert lines[0] == page.splitlines()[0] and lines[1] == "| | mine |"
+
+
 @pytest.mark.parametrize(
     "difference",
     [{"commit": "b" * 40}, {"scale": "full"}, {"hardware": "a GPU"}, {"data": "b"}, {"dirty": True}],

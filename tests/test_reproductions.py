@@ -63,12 +63,12 @@ def test_the_table_by_hand():
     ]
 
 
-def test_a_system_without_rows_or_without_ours_is_not_measured_yet():
+def test_a_system_without_rows_is_not_measured_yet_and_one_without_ours_not_built():
     assert "| Paper | shop | not measured yet | .5000 | .2500 |" in table([PAPER], [])
     other = System("Other", "s", "p", {"shop": {"recall@5": 0.5}})
     lines = table([PAPER, other], [row("recall@10", 0.55)]).splitlines()
     assert lines[2] == "| Paper | shop | reproduced |  | .5000 / .5500 ± .1000 | .2500 |"  # of what is measured
-    assert lines[3] == "| Other | shop | not measured yet | .5000 |  |  |"
+    assert lines[3] == "| Other | shop | not built here | .5000 |  |  |"
 
 
 def test_who_differs_says_why():
