@@ -7,12 +7,12 @@ measured by `evaluate_queries`, where a query may have several relevant items.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from semid_lib import metrics
+from semid_lib import metrics, store
 
 KS = (1, 5, 10, 50, 100, 1000)  # of every published Recall@K
 
@@ -66,6 +66,15 @@ def _per_user(evaluation: Evaluation, ks: Sequence[int]) -> pd.DataFrame:
     if length >= 100:
         values["mrr"] = metrics.reciprocal_rank(rank)
     return pd.DataFrame(values)
+
+
+def rows(key: str, of_seeds: list[Evaluation], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Result rows of one method: every metric with its interval, and over several seeds as `store.over_seeds`."""
+    found = []
+    for seed, each in zip(seeds, of_seeds, strict=True):
+        facts = {"n": len(each.rank), "seed": seed, "seconds": round(each.seconds, 1)}
+        found += store.metric_rows(key, figures(each), **facts)
+    return store.over_seeds(found) if len(of_seeds) > 1 else found
 
 
 def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[int] = KS) -> pd.DataFrame:

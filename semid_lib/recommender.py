@@ -119,9 +119,9 @@ class Recommender:
     ) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table.
 
-        prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, by
-        which the model's item head multiplies its probabilities (they are logarithms). Raises ValueError for a row that
-        is not in the catalogue (naming the history) and for k < 1.
+        prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, the
+        logarithms of factors for the model's item head, which speaks once with and once without them.
+        Raises ValueError for a row that is not in the catalogue (naming the history) and for k < 1.
         """
         if self.model is None:
             raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")

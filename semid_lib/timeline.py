@@ -8,7 +8,8 @@ From what the transformer knows two voices speak. *The code head* writes code af
 does; it is strong far down the list and for items that nobody bought yet. *The item head* is a softmax over the
 catalogue, as SASRec has it (Kang & McAuley 2018); items with an embedding of their own make it strong at the top. Both
 give every item a probability, and so every prefix of a semantic ID; the model's probability is the mean of the two. It
-is still written code by code under the trie, and its beam search approaches the exact mean.
+is still written code by code under the trie, and its beam search approaches the exact mean. A third voice may join: the
+item head after it has heard another method, such as item-kNN; then the mean is of three.
 """
 
 import math
@@ -61,7 +62,8 @@ class State(NamedTuple):
     node: torch.Tensor  # (B, W) int64 nodes of the model's own trie, -1 for a prefix of no item
     written: torch.Tensor  # (B, W, K) log-probability of each longer prefix under the code head
     total: torch.Tensor  # (B, W, K) the same under the model
-    masses: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log-probability of a node under the item head
+    code_share: float  # of the code head in the mean
+    masses: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log-probability of a node by the other voices
 
 
 class Timeline(nn.Module):
@@ -191,20 +193,23 @@ class Timeline(nn.Module):
         """Read a batch of histories and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
 
         A level has a vocabulary of its own here, so both normalizations are one. prior: (B, n_items) float32 in the
-        order of the catalogue, added to the item head's scores before they become probabilities. Raises ValueError
-        for a prior of another shape.
+        order of the catalogue; added to the item head's scores it makes the third voice. Raises ValueError for a prior
+        of another shape.
         """
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
         scores = F.linear(self._query(hidden), self._catalogue())
+        listed, code_share = scores.log_softmax(dim=-1), 1 / 2
         if prior is not None:
             if prior.shape != scores.shape:
                 raise ValueError(f"the prior is {tuple(prior.shape)}, expected {tuple(scores.shape)}: histories, items")
-            scores = scores + prior[:, self._trie().item.long()]
-        masses = log_masses(self._trie(), scores.log_softmax(dim=-1))
+            advised = (scores + prior[:, self._trie().item.long()]).log_softmax(dim=-1)
+            # without the item head's own word, items that the other method does not know would be lost in the tail
+            listed, code_share = torch.logaddexp(listed, advised) - math.log(2), 1 / 3
+        masses = log_masses(self._trie(), listed)
         root = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
         nothing = hidden.new_zeros(root.shape)
-        return self._score(0, hidden[:, None], root, nothing, nothing, masses)
+        return self._score(0, hidden[:, None], root, nothing, nothing, code_share, masses)
 
     def advance(
         self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor
@@ -217,16 +222,18 @@ class Timeline(nn.Module):
         node = self._trie().step(level, state.node.gather(1, parents), codes)
         at = parents * self.config.sizes[level] + codes
         written, total = (scores.flatten(1).gather(1, at) for scores in (state.written, state.total))
-        return self._score(level + 1, hidden + self.code[level](codes), node, written, total, state.masses)
+        hidden = hidden + self.code[level](codes)
+        return self._score(level + 1, hidden, node, written, total, state.code_share, state.masses)
 
-    def _score(self, level: int, hidden, node, written, total, masses) -> tuple[State, torch.Tensor]:
-        """Both heads' probabilities of prefixes that are one code longer, and of that code given the prefix."""
+    def _score(self, level: int, hidden, node, written, total, code_share, masses) -> tuple[State, torch.Tensor]:
+        """All voices' probabilities of prefixes that are one code longer, and of that code given the prefix."""
         written = written[..., None] + self.head[level](hidden).log_softmax(dim=-1)
-        longer = torch.logaddexp(written, self._listed(level, node, masses[level])) - math.log(2)
-        return State(hidden, node, written, longer, masses), longer - total[..., None]
+        listed = self._listed(level, node, masses[level]) + math.log((1 - code_share) / code_share)
+        longer = torch.logaddexp(written, listed) + math.log(code_share)
+        return State(hidden, node, written, longer, code_share, masses), longer - total[..., None]
 
     def _listed(self, level: int, node: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-        """What the item head gives to the children of nodes (B, W), by code: (B, W, sizes[level]), -inf for none."""
+        """What the voices that know items give to the children of nodes (B, W): (B, W, sizes[level]), -inf for none."""
         trie, known = self._trie(), node.clamp(min=0)
         first = trie.child_start[level][known].long()
         column = torch.arange(trie.branching[level], device=node.device)
