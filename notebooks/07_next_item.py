@@ -366,9 +366,7 @@ evaluate.table(results)
 # %%
 first = {name: evaluations[0] for name, evaluations in results.items()}
 ahead = {
-    f"{LABELS['timeline']} − {LABELS[name]}": evaluate.differences(
-        first["timeline"], first[name]
-    )
+    name: evaluate.differences(first["timeline"], first[name])
     for name in ("item_knn", "sasrec", "tiger", "timeline_item_knn")
 }
 shown = [
@@ -377,7 +375,7 @@ shown = [
 ]  # fmt: skip
 pd.DataFrame(
     {
-        name: {
+        f"{LABELS['timeline']} − {LABELS[name]}": {
             metric: f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
             for metric, line in table.loc[shown].iterrows()
         }
@@ -709,6 +707,8 @@ for name, of_seeds in zip(("timeline", "sasrec", "tiger"), runs.values(), strict
         )
     ]
     rows += store.over_seeds(lines) if len(of_seeds) > 1 else lines
+for name, table in ahead.items():
+    rows += store.metric_rows(f"timeline_ahead_of/{name}", table, n=len(test.targets))
 rows += store.table_rows("task", facts_of_task)
 rows += store.table_rows("exposure", shown_items.T.to_dict())
 rows += store.table_rows("beam", beam_rows)
