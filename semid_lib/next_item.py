@@ -97,7 +97,8 @@ def train_timeline(
     torch.manual_seed(seed)
     model = Timeline(config, ids.unique, vectors)
     loader = timeline_module.training_batches(task.train, config.max_length, sizes.batch_size, seed)
-    settings = TrainingConfig.sized(sizes.n_epochs, sizes.min_steps, len(loader), seed=seed)
+    recipe = {"learning_rate": 1e-3 if sizes.name == "full" else 3e-3, "seed": seed}
+    settings = TrainingConfig.sized(sizes.n_epochs, sizes.min_steps, len(loader), n_looks=7, **recipe)
     who = Recommender(model, ids, pd.DataFrame({"item_id": np.arange(len(ids))}))
     return _trained(model, loader, _with(settings, n_epochs), task, _narrow(who.rank), (ids, vectors), progress)
 

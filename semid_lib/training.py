@@ -30,7 +30,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a small model is trained; the defaults are the recipe of chapter 07."""
+    """How a small model is trained; the recipes of chapter 07 are in `next_item`."""
 
     n_epochs: int = 30
     learning_rate: float = 1e-3  # at its peak: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)
