@@ -669,17 +669,28 @@ pd.DataFrame(waits).T.round(2)
 # ## 10. The trained whole
 #
 # The recommender is saved as one folder: weights as safetensors, the semantic IDs, the item table and a `config.json`
-# with checksums. What is loaded recommends exactly what was saved. TIGER goes to a folder that transformers reads as a T5.
+# with checksums. Where chapter 05 has taught a model to answer queries on the same IDs, the folder takes it in. What is
+# loaded recommends exactly what was saved. TIGER goes to a folder that transformers reads as a T5.
 
 # %%
-folder = shelf.path("recommender")
-recommender.save_pretrained(folder)
+searcher = None
+try:
+    from_queries = Recommender.from_pretrained(shelf.path("recommender_light"))
+    if np.array_equal(from_queries.ids.unique, ids.unique):
+        searcher = from_queries.searcher
+except ValueError as error:  # not there, or of another version
+    print("no model for queries:", str(error).replace(str(shelf.folder), "..."))
+whole = Recommender(recommender.model, ids, shop.items, searcher)
+whole.save_pretrained(shelf.path("recommender"))
 tiger[SEED].model.save_pretrained(shelf.path("tiger"))
-loaded = Recommender.from_pretrained(folder)
+loaded = Recommender.from_pretrained(shelf.path("recommender"))
+print("answers histories", "and queries" if loaded.searcher else "only")
+
+# %%
 history = shop.items["item_id"].to_numpy()[test.histories[user]].tolist()
 before, after = (who.recommend([history], k=5) for who in (recommender, loaded))
 assert (before.item_ids == after.item_ids).all() and (before.scores == after.scores).all()
-print(sorted(path.name for path in folder.iterdir()), after.item_ids)
+print(*(title[row][:90] for row in shop.rows(after.item_ids[0])), sep="\n")
 
 # %% [markdown]
 # ## Summary
