@@ -32,7 +32,8 @@ def evaluate(rank: Callable, examples, k: int, **options) -> Evaluation:
     """
     started = time.perf_counter()
     recommended = np.asarray(rank(examples.histories, k, **options).items)
-    return Evaluation(metrics.ranks(recommended, examples.targets), recommended, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Evaluation(metrics.ranks(recommended, examples.targets), recommended, seconds)
 
 
 def figures(evaluation: Evaluation, ks: Sequence[int] = KS) -> pd.DataFrame:

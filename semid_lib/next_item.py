@@ -15,6 +15,7 @@ import argparse
 import ast
 import hashlib
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from semid_lib import data, scale, training
+from semid_lib import data, scale, store, training
 from semid_lib import tiger as tiger_module
 from semid_lib import timeline as timeline_module
 from semid_lib.embed import normalize
@@ -56,6 +57,7 @@ class Trained(NamedTuple):
 
     model: torch.nn.Module
     epochs: list[Epoch]  # `validation` is Recall@10
+    origin: dict[str, str]  # the machine and the commit that it was trained on
 
     @property
     def best(self) -> Epoch:
@@ -69,11 +71,10 @@ class Trained(NamedTuple):
         return self.epochs[-1].seconds
 
 
-def validation_sample(split: data.Split, sizes: scale.Scale, seed: int = 0) -> data.Examples:
-    """The users that training is stopped by: a random sample, as large as the scale says."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(split.validation.targets))[: sizes.validation_users])
-    histories = split.validation.histories.select(chosen)
-    return data.Examples(histories, split.validation.targets[chosen], split.validation.users[chosen])
+def sample(examples: data.Examples, n: int | None, seed: int = 0) -> data.Examples:
+    """A random sample of examples, in their order; all of them for None."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(examples.targets))[:n])
+    return data.Examples(examples.histories.select(chosen), examples.targets[chosen], examples.users[chosen])
 
 
 def train_timeline(
@@ -160,13 +161,32 @@ def _trained(model, loader, settings, task: Task, rank: Callable, made_of: tuple
     if task.runs is not None:
         asked = task.train, task.validation, settings, loader.batch_sampler.batch_size, model.config, *made_of
         folder = task.runs / f"{type(model).__name__.lower()}_{settings.seed}_{_digest(type(model), asked)}"
-    return Trained(model, training.fit(model, loader, settings, validate, progress, folder))
+    epochs = training.fit(model, loader, settings, validate, progress, folder)
+    return Trained(model, epochs, _origin(folder))
+
+
+def _origin(folder: Path | None) -> dict[str, str]:
+    """Where the run was trained, which is here if nobody has said so before."""
+    here = {"trained_on": store.hardware(), "trained_commit": store.commit()["commit"]}
+    if folder is None:
+        return here
+    file = folder / "origin.json"
+    if not file.is_file() and PartialState().is_main_process:
+        file.write_text(json.dumps(here), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else here
 
 
 def _digest(kind: type, asked: tuple) -> str:
-    """What a run hangs on, as 12 hexadecimal digits: everything asked for, and the code of model and training."""
+    """What a run hangs on, as 12 hexadecimal digits: everything asked for, and the code of model and training.
+
+    It does not see the versions of libraries, nor code that only ranks (`decode`, `recommender`), which may choose
+    another epoch: delete the runs after a change there that matters.
+    """
     found = hashlib.sha256()
-    for module in (sys.modules[kind.__module__], training):
+    modules = [sys.modules[kind.__module__], training]
+    if kind is SASRec:
+        modules.append(timeline_module)  # its batches are made there
+    for module in modules:
         found.update(ast.dump(ast.parse(inspect.getsource(module))).encode())  # comments and line breaks do not count
     for part in asked:
         _add(found, part)
@@ -206,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
         trained, runs = _asked(asked)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     processes = PartialState()  # as training began them
@@ -224,7 +244,7 @@ def _asked(asked: argparse.Namespace) -> tuple[Trained, Path]:
         raise ValueError(f"{shop.name} has no histories: there is nothing to train on")
     shelf = Store(shop.name, sizes.name, shop.fingerprint)
     split = data.time_split(shop.histories) if asked.split == "time" else data.leave_one_out(shop.histories)
-    task = Task(split.train, validation_sample(split, sizes), sizes, shelf.path("runs"))
+    task = Task(split.train, sample(split.validation, sizes.validation_users), sizes, shelf.path("runs"))
     match asked.model:
         case "timeline":
             vectors = normalize(shelf.load("embeddings")["vectors"])
@@ -239,10 +259,12 @@ def _asked(asked: argparse.Namespace) -> tuple[Trained, Path]:
 def load_ids(shelf: Store, rqvae: bool = False) -> SemanticIDs:
     """The semantic IDs that chapter 02 made by residual k-means, or those that it made by an RQ-VAE.
 
-    Raises FileNotFoundError if that chapter has not been run.
+    Raises FileNotFoundError if that chapter has not been run, ValueError if it was by an older version.
     """
     saved = shelf.load("semantic_ids")
     names = ("rqvae_unique_codes", "rqvae_disambiguation_code") if rqvae else ("codes", "disambiguation_code")
+    if missing := [name for name in names if name not in saved.arrays]:
+        raise ValueError(f"semantic_ids holds no {missing[0]!r}: it is of an older version, run chapter 02 again")
     return SemanticIDs(*(saved[name] for name in names), saved.facts["codebook_size"])
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from semid_lib.baselines import Ranked, checked_rows
-from semid_lib.decode import Diversity, constrained_beam_search
+from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
 from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, sha256
@@ -23,6 +23,7 @@ from semid_lib.trie import PrefixTrie, Subset
 
 _FORMAT = 2
 _ALWAYS = ("semantic_ids.npz", "items.parquet")
+_HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
@@ -116,11 +117,13 @@ class Recommender:
         allowed: np.ndarray | None = None,
         diversity: Diversity | tuple[int, int] | None = None,
         prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
+        exact: bool = False,
     ) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table.
 
         prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, the
         logarithms of factors for the model's item head, which speaks once with and once without them.
+        exact: score every item instead of searching; beam_width plays no part then, and there is no diversity.
         Raises ValueError for a row that is not in the catalogue (naming the history) and for k < 1.
         """
         if self.model is None:
@@ -135,6 +138,10 @@ class Recommender:
         size = max(1, min(_SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)), _ITEMS_AT_ONCE // len(self.ids)))
         trie = self.trie  # one for the whole call: another thread may move it meanwhile
         rules = self._rules(allowed, len(histories), trie)
+        if exact and diversity is not None:
+            raise ValueError("an exact ranking knows no diversity, expected one of the two")
+        if exact:
+            size = _HISTORIES_AT_ONCE
         if isinstance(rules, np.ndarray):  # a row of bytes per user
             size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
         with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
@@ -148,7 +155,10 @@ class Recommender:
                     subset = seen if subset is None else subset & seen
                 said = None if prior is None else torch.from_numpy(prior(batch)).to(contexts.device)
                 scorer = self.model if said is None else WithPrior(self.model, said)
-                beams = constrained_beam_search(scorer, contexts, trie, beam_width, k, subset, diversity=diversity)
+                if exact:
+                    beams = exact_ranking(scorer, contexts, trie, k, subset)
+                else:
+                    beams = constrained_beam_search(scorer, contexts, trie, beam_width, k, subset, diversity=diversity)
                 items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
                 bar.update(len(users))
         return Ranked(items, scores)

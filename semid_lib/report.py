@@ -64,9 +64,13 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
         ]
     if not rows:
         raise ValueError(f"no row has a key that starts with {topic!r}")
+    known = {row["key"].split("/")[-1] for row in rows}
+    if unknown := set(metrics) - known:
+        raise ValueError(f"no row of {topic!r} has the metric {min(unknown)!r}, expected some of {sorted(known)}")
+    rows = [row for row in rows if not metrics or row["key"].split("/")[-1] in metrics]
     if not any("ci95" in row for row in rows):
         return _plain_table(rows)
-    rows = [row for row in rows if "ci95" in row and (not metrics or row["key"].split("/")[-1] in metrics)]
+    rows = [row for row in rows if "ci95" in row]
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
@@ -103,12 +107,12 @@ def _plain_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float) -> str:
-    """Whole numbers with commas, others to three digits that count.
+    """Whole and large numbers with commas, others to three digits that count.
 
-    >>> [_number(value) for value in (1_000_000, 0.12345, 25.678, 1.5, 0)]
-    ['1,000,000', '.123', '25.7', '1.5', '0']
+    >>> [_number(value) for value in (1_000_000, 4137.12, 0.12345, 25.678, 1.5, 0)]
+    ['1,000,000', '4,137', '.123', '25.7', '1.5', '0']
     """
-    if float(value).is_integer():
+    if abs(value) >= 1000 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.3g}".removeprefix("0")
 

@@ -78,7 +78,7 @@ class Scale:
     tiger_seeds: int  # of them, how many of the TIGER
     validation_users: int  # a fixed random sample, looked at during training
     test_users: int | None  # None: everybody
-    beam_width: int  # beam of the published table
+    beam_width: int  # the widest beam that chapter 07 compares
     list_length: int  # K of the longest list that is evaluated
     queries_per_item: int  # synthetic queries that are written for an item
     queried_items: int | None  # items that get some, a fixed random sample; None: all of them

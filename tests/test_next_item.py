@@ -1,16 +1,18 @@
 """Recipes and runs of the next-item models: found again, stopped and resumed, on one process and on two."""
 
+import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from semid_lib import data, next_item, scale, synthetic, training
+from semid_lib import data, next_item, sasrec, scale, synthetic, timeline, training
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.store import Store
+from semid_lib.store import Store, hardware
 
 # what two processes run: no dropout, and the first attempt is stopped at the last of the three steps of an epoch
 PROGRAM = """
@@ -61,7 +63,9 @@ def task(shop_folder):
     shop, sizes = data.load(shop_folder), scale.get("smoke")
     split = data.leave_one_out(shop.histories)
     shelf = Store(shop.name, sizes.name, shop.fingerprint)
-    return shelf, next_item.Task(split.train, next_item.validation_sample(split, sizes), sizes, shelf.path("runs"))
+    return shelf, next_item.Task(
+        split.train, next_item.sample(split.validation, sizes.validation_users), sizes, shelf.path("runs")
+    )
 
 
 def by_heart(monkeypatch):
@@ -92,15 +96,15 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
     assert next_item.main(asked) == 0
     printed = capsys.readouterr().out
     assert printed.split("Recall@10")[1].split()[0] == done.stdout.split("Recall@10")[1].split()[0]
-    monkeypatch.setattr(next_item, "_digest", lambda *_: "same")  # `forward` was another there
-    models = []
+    models, names = [], set()
     for artefacts in ("alone", "together"):
         monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / artefacts))
         [run] = (tmp_path / artefacts / "small" / "smoke" / "runs").iterdir()
-        run.rename(run.with_name("tiger_0_same"))
+        names.add(run.name)
         with monkeypatch.context() as patch:
             by_heart(patch)
             models.append(next_item._asked(next_item._parser().parse_args(asked))[0].model)
+    assert len(names) == 1  # the number of processes is not part of it
     one, two = models
     for name, weight in one.state_dict().items():
         np.testing.assert_allclose(two.state_dict()[name], weight, atol=2e-4, err_msg=name)
@@ -134,10 +138,30 @@ def test_a_chapter_finds_what_the_command_trained(shop_folder, task, monkeypatch
         {"ids": next_item.load_ids(shelf, rqvae=True)},
         {"vectors": 2 * vectors},
         {"task": asked._replace(validation=None)},
+        {"task": asked._replace(sizes=replace(asked.sizes, batch_size=16))},
         {"task": asked._replace(train=data.leave_one_out(asked.train).train)},
     ):
         with pytest.raises(AssertionError, match="not found"):
             next_item.train_timeline(**{"task": asked, "ids": next_item.load_ids(shelf), "vectors": vectors} | other)
+
+
+@pytest.mark.parametrize("module", [sasrec, timeline, training])
+def test_a_run_of_other_code_is_not_found(task, monkeypatch, module):
+    run = next_item.train_sasrec(task[1], n_items=100)
+    assert run.origin["trained_on"] == hardware()
+    by_heart(monkeypatch)
+    source = inspect.getsource
+
+    def added(text):
+        change = lambda asked: source(asked) + text * (asked is module)  # noqa: E731
+        monkeypatch.setattr(inspect, "getsource", change)
+
+    added("\n# a comment\n")
+    monkeypatch.setattr(next_item.store, "hardware", lambda: "another machine")
+    assert next_item.train_sasrec(task[1], n_items=100).origin == run.origin
+    added("\nx = 1\n")
+    with pytest.raises(AssertionError, match="not found"):
+        next_item.train_sasrec(task[1], n_items=100)
 
 
 def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_asked(task):
@@ -151,6 +175,12 @@ def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_as
 def test_what_is_missing_is_said_in_a_line(shop_folder, capsys):
     assert next_item.main(["tiger", "--data", str(shop_folder), "--scale", "laptop"]) == 2
     assert "run the chapter that writes 'semantic_ids'" in capsys.readouterr().err
+    shelf = Store("small", "smoke", data.load(shop_folder).fingerprint)
+    saved = shelf.load("semantic_ids")
+    old = {name: saved[name] for name in ("codes", "disambiguation_code")}
+    shelf.save("semantic_ids", old, codebook_size=8)
+    assert next_item.main(["tiger", "--data", str(shop_folder), "--scale", "smoke"]) == 2
+    assert "of an older version, run chapter 02 again" in capsys.readouterr().err
     (shop_folder / "sequences.tsv.gz").unlink()
     (shop_folder / "timestamps.tsv.gz").unlink()
     assert next_item.main(["sasrec", "--data", str(shop_folder), "--scale", "smoke"]) == 2

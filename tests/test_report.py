@@ -99,6 +99,10 @@ def test_only_the_metrics_that_a_place_names_are_shown():
         "MRR, trained on validation items too",
     ]
     assert lines[0] == page.splitlines()[0] and lines[1] == "| | mine |"
+    plain = [{"key": f"beam/shop/50/{figure}", "value": 2.0, **RUN} for figure in ("recall@10", "ms_a_user")]
+    assert report.markdown_table(plain, "beam", ["ms_a_user"]).splitlines()[0] == "| | ms a user |"
+    with pytest.raises(ValueError, match=r"no row of 'next_item' has the metric 'mmr', expected .*'mrr'"):
+        report.markdown_table(rows, "next_item", ["mrr", "mmr"])
 
 
 @pytest.mark.parametrize(
