@@ -107,17 +107,17 @@ def test_a_prior_counts_by_its_differences_alone(shop, recommender):
     np.testing.assert_allclose(*(found.scores for found in ranked), atol=1e-4)
 
 
-def test_an_exact_ranking_is_that_of_a_beam_that_drops_nothing(shop, recommender, histories):
+def test_an_exact_ranking_is_that_of_a_beam_that_drops_nothing(shop, recommender):
     prior = np.linspace(0, 2, 40, dtype=np.float32)
     rules = {"allowed": np.arange(40) % 3 > 0, "prior": lambda batch: np.tile(prior, (len(batch), 1))}
     for options in ({}, {"exclude_seen": False}, rules):
         exact, wide = (
-            recommender.rank(histories, 12, **options, **how) for how in ({"exact": True}, {"beam_width": 500})
+            recommender.rank(shop.histories[:6], 12, **options, **how) for how in ({"exact": True}, {"beam_width": 500})
         )
         np.testing.assert_array_equal(exact.items, wide.items)
         np.testing.assert_allclose(exact.scores, wide.scores, atol=1e-4)
     with pytest.raises(ValueError, match="knows no diversity"):
-        recommender.rank(histories, 12, exact=True, diversity=(2, 1))
+        recommender.rank(shop.histories[:6], 12, exact=True, diversity=(2, 1))
 
 
 def test_a_prior_of_another_shape_is_refused(shop, recommender):
