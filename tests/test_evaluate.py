@@ -87,6 +87,20 @@ def test_a_table_of_several_seeds_gives_means_and_the_spread():
     assert "(" not in one["mine"]["recall@10"]
 
 
+def test_rows_of_one_seed_and_of_several():
+    first, second = of_ranks([1, np.inf, 3], length=10), of_ranks([1, 2, np.inf], length=10)
+    alone = {row["key"]: row for row in evaluate.rows("next_item/mine", [first], [7])}
+    assert alone["next_item/mine/recall@1"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert (alone["next_item/mine/recall@1"]["seed"], alone["next_item/mine/recall@1"]["n"]) == (7, 3)
+    both = {row["key"]: row for row in evaluate.rows("next_item/mine", [first, second], [7, 8])}
+    assert both["next_item/mine/recall@5"] | {"ci95": 0} == {
+        "key": "next_item/mine/recall@5", "n": 3, "seeds": [7, 8], "seconds": 0.0, "ci95": 0,
+        "value": pytest.approx(2 / 3, abs=1e-6), "spread": 0.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="zip"):
+        evaluate.rows("next_item/mine", [first], [7, 8])
+
+
 def test_shown_gives_half_of_the_interval():
     assert evaluate.shown(0.5, 0.4, 0.62) == ".5000\xa0±\xa0.1100"
     assert evaluate.shown(12.0, 11.0, 14.0) == "12.0000\xa0±\xa01.5000"
