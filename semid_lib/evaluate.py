@@ -5,6 +5,7 @@ negatives), lists hold items and not semantic IDs, and intervals come from resam
 measured by `evaluate_queries`, where a query may have several relevant items.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -109,10 +110,11 @@ def shown(mean: float, low: float, high: float) -> str:
 
     >>> shown(0.0714, 0.0680, 0.0748) == ".0714\\xa0±\\xa0.0034"
     True
+    >>> shown(-0.5, -0.6, -0.4).split("\\xa0")[0]
+    '−.5000'
     """
-    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(
-        f"{value:.4f}".removeprefix("0") for value in (mean, (high - low) / 2)
-    )
+    numbers = (f"{value:.4f}".replace("-", "−") for value in (mean, (high - low) / 2))
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(re.sub(r"^(−?)0\.", r"\1.", number) for number in numbers)
 
 
 # --- queries, which may have several relevant items ---
