@@ -25,7 +25,8 @@ class Batcher:
     """Collects questions of one kind and answers them with one call.
 
     work: (kind, questions) -> as many answers; called in one thread of its own, never twice at once; where several
-    fail together it is called again for each alone. max_batch: questions in one call. max_queue: questions that may wait; beyond it `ask` raises OverloadedError at once.
+    fail together it is called again for each alone. max_batch: questions in one call. max_queue: questions that may
+    wait; beyond it `ask` raises OverloadedError at once.
 
     >>> async def main():
     ...     async with Batcher(lambda kind, words: map(kind, words), max_batch=8, max_queue=100) as batcher:

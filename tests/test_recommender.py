@@ -300,6 +300,15 @@ def test_a_config_that_says_something_else_is_named(folder, change):
         Recommender.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("change", [{"n_layers": 2}, {"n_layer": 1}, {"sizes": None}])
+def test_a_config_of_another_model_is_named(folder, change):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model"] |= change
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json does not describe model\.safetensors"):
+        Recommender.from_pretrained(folder)
+
+
 def test_a_config_that_is_no_object_is_named(folder):
     (folder / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json"):
