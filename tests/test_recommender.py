@@ -405,6 +405,15 @@ def test_the_encoder_is_kept_by_name(shop, searchable, light, tmp_path):
         Recommender(None, shop.ids, searchable, nameless).save_pretrained(tmp_path)
 
 
+def test_a_config_of_another_searcher_is_named(shop, searchable, light, tmp_path):
+    Recommender(None, shop.ids, searchable, light).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["searcher"]["beam_width"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json does not describe its searcher: KeyError\('beam_width'\)"):
+        Recommender.from_pretrained(tmp_path)
+
+
 def test_a_recommender_needs_a_model_and_one_catalogue(shop, searchable, recommender, light):
     with pytest.raises(ValueError, match="neither"):
         Recommender(None, shop.ids, searchable)
