@@ -186,7 +186,8 @@ def test_what_was_typed_before_is_not_suggested(tab, url):
     tab.wait(f"{found} === 'no title holds these words'")
     assert tab.js("document.querySelectorAll('#history li').length") == 0
     tab.js(
-        "const now = fetch; fetch = (...all) => now(...all).then((one) => new Promise((go) => setTimeout(go, 300, one)))"
+        "const now = fetch;"
+        " fetch = (...all) => now(...all).then((one) => new Promise((go) => setTimeout(go, 300, one)))"
     )
     asked = len(tab.requests)
     tab.choose("#title", "row 3")
