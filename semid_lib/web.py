@@ -38,7 +38,7 @@ from semid_lib.store import Clock
 _PAGE = Path(__file__).parent / "page"
 _TOKEN = "SEMID_TOKEN"
 _PROBLEMS = {
-    400: "the body is no text, is nested too deep or holds a number of thousands of digits",
+    400: "the body is no text, nested too deep or with a number of thousands of digits; or Host is not this machine",
     401: "no bearer token, or a wrong one",
     404: "no such item, or the loaded model cannot do this",
     408: "the request came too slowly",
