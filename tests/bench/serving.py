@@ -130,7 +130,7 @@ def judged_by_wrk(url: str, questions: list[dict], seconds: int = 15) -> tuple[d
     if (wrk := shutil.which("wrk")) is None:
         print("wrk is not installed: no second judge of the load")
         return {}, 0
-    bodies = ", ".join(f"[[{json.dumps(question, separators=(', ', ': '))}]]" for question in questions[:1000])
+    bodies = ", ".join(f"[[{json.dumps(question)}]]" for question in questions[:1000])
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(f"bodies = {{{bodies}}}\n{_WRK}")
         script.flush()
