@@ -37,8 +37,8 @@ from semid_lib.recommender import Recommender
 from semid_lib.store import sha256
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
-BLOCK = 4096  # lines that are answered, and kept, together;
-_BLOCK_BYTES = 2**24  # fewer if they are long: 2**24 bytes of item ids take some 200 MiB as Python's numbers
+BLOCK = 4096  # lines that are answered, and kept, together
+_BLOCK_BYTES = 2**24  # or fewer that have so many bytes: the item ids in them take up to 200 MiB
 
 
 class Outcome(NamedTuple):
