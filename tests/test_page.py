@@ -169,7 +169,8 @@ def test_a_history_is_built_by_keyboard_and_answered_as_by_the_library(tab, url,
     tab.js("document.querySelector('#cards .hide').click()")
     tab.wait(f"document.querySelectorAll('#cards h3')[0].textContent === {json.dumps(clocks[1])}")
     assert clocks[0] not in tab.titles() and "1 item is hidden" in tab.js("document.body.innerText")
-    tab.js("document.querySelector('#unhide').click()")
+    tab.js("document.querySelector('#unhide').focus()")
+    tab.press("Enter")
     tab.wait(f"document.querySelectorAll('#cards h3')[0].textContent === {json.dumps(clocks[0])}")
     assert tab.js("document.activeElement.id") == "results-heading"
     assert all(asked.startswith(url) for asked in tab.requests) and tab.complaints == []
