@@ -1,24 +1,29 @@
 # Offline inference on a CPU. The model is not in the image: mount the folder that Recommender.save_pretrained wrote.
 #
 #   docker build --tag semid .
-#   docker run --rm --network none -v "$PWD/recommender:/model:ro" -v "$PWD:/data" --user "$(id -u)" semid \
+#   docker run --rm --init --network none -v "$PWD/recommender:/model:ro" -v "$PWD:/data" --user "$(id -u)" semid \
 #       --model /model --input-path histories.txt --output-path preds.csv --topk 10
-#   docker run --rm -p 127.0.0.1:8080:8080 -e SEMID_TOKEN -v "$PWD/recommender:/model:ro" --entrypoint python semid \
-#       -m semid_lib.web --model /model --host 0.0.0.0
+#   docker run --rm --init --stop-timeout 30 -p 127.0.0.1:8080:8080 -e SEMID_TOKEN \
+#       -v "$PWD/recommender:/model:ro" --entrypoint python semid -m semid_lib.web --model /model --host 0.0.0.0
 #
-# To get the small CPU build of torch, name an index that has it: --build-arg PIP_EXTRA_INDEX_URL=...
+# As it stands pip takes the torch that brings CUDA, several GB which a CPU never uses. For the small CPU build name an
+# index that has it: docker build --build-arg PIP_EXTRA_INDEX_URL=...
 
 FROM python:3.11.14-slim-bookworm AS build
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+# what the package needs, by an empty package: a layer that changes of the code leave as it is
+RUN python -m venv /opt/semid && mkdir semid_lib && touch semid_lib/__init__.py \
+    && /opt/semid/bin/pip install --no-cache-dir --constraint constraints.txt ".[serve,search,embed]" \
+    && /opt/semid/bin/pip uninstall --yes semid-lib && rm -r semid_lib build *.egg-info
 COPY semid_lib semid_lib
-RUN python -m venv /opt/semid
-RUN /opt/semid/bin/pip install --no-cache-dir --constraint constraints.txt ".[serve]"
+RUN /opt/semid/bin/pip install --no-cache-dir --no-deps --target /opt/code .
 
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /opt/semid /opt/semid
-ENV PATH=/opt/semid/bin:$PATH HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+COPY --from=build /opt/code /opt/code
+ENV PATH=/opt/semid/bin:$PATH PYTHONPATH=/opt/code HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /data
 VOLUME /model

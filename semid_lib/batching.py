@@ -24,8 +24,9 @@ class _Job(NamedTuple):
 class Batcher:
     """Collects questions of one kind and answers them with one call.
 
-    work: (kind, questions) -> as many answers; called in one thread of its own, never twice at once. max_batch:
-    questions in one call. max_queue: questions that may wait; beyond it `ask` raises OverloadedError at once.
+    work: (kind, questions) -> as many answers; called in one thread of its own, never twice at once; where several
+    fail together it is called again for each alone. max_batch: questions in one call. max_queue: questions that may
+    wait; beyond it `ask` raises OverloadedError at once.
 
     >>> async def main():
     ...     async with Batcher(lambda kind, words: map(kind, words), max_batch=8, max_queue=100) as batcher:
@@ -71,20 +72,14 @@ class Batcher:
         return await asyncio.gather(*(job.answer for job in jobs))
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             batch = self._take()
             if not batch:
                 self._arrived.clear()
                 continue
-            questions, self._working = [job.question for job in batch], True
-            try:
-                answers = await loop.run_in_executor(self._thread, self.work, batch[0].kind, questions)
-                answered = list(zip(batch, answers, strict=True))
-            except Exception as error:  # the batch failed, the service goes on
-                answered = [(job, error) for job in batch]
-            for job, answer in answered:
+            self._working = True
+            for job, answer in await self._answered(batch):
                 if job.answer.done():
                     continue
                 if isinstance(answer, Exception):
@@ -92,6 +87,17 @@ class Batcher:
                 else:
                     job.answer.set_result(answer)
             self._working = False
+
+    async def _answered(self, batch: list[_Job]) -> list[tuple[_Job, Any]]:
+        """The jobs of a batch with answers or errors; if they fail together each is asked alone, to fail for itself."""
+        questions, loop = [job.question for job in batch], asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(self._thread, self.work, batch[0].kind, questions)
+            return list(zip(batch, answers, strict=True))
+        except Exception as error:  # the service goes on
+            if len(batch) == 1:
+                return [(batch[0], error)]
+        return [pair for job in batch if not job.answer.done() for pair in await self._answered([job])]
 
     def _take(self) -> list[_Job]:
         """The oldest question that somebody still waits for, and those of its kind, off the queue."""

@@ -97,7 +97,7 @@ class Catalogue:
 
     def find(self, text: str, limit: int) -> list[int]:
         """Rows of at most so many items whose titles hold every word of a text, or its beginning: earliest first."""
-        words = text.casefold().split()
+        words = list(dict.fromkeys(text.casefold().split()))
         if not words:
             return []
         found = []

@@ -30,6 +30,7 @@ _HEADERS = {
 }
 # Swagger's page has its script and styles inside; it shows nothing that somebody else wrote
 _DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what else a client makes up is "other"
 _DRAINED = 8  # times the limit on a body that is read before the answer, so that the client gets to read it
 
 
@@ -54,7 +55,7 @@ class Meters:
         )
         self.seconds = prometheus_client.Histogram(
             "semid_request_seconds",
-            "Time from the first byte to the last",
+            "Time from the end of the request's headers to the end of the answer",
             ["path"],
             buckets=(0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
             registry=self.registry,
@@ -108,7 +109,7 @@ class Guard:
         reading = True
         try:
             if not self._may_ask(scope):
-                await refuse(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer"})
+                await refuse(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer", "Connection": "close"})
             else:
                 async with asyncio.timeout(self.limits.seconds):
                     body = await self._read(receive)
@@ -121,8 +122,11 @@ class Guard:
         except _TooLargeError:
             await refuse(413, f"a body holds at most {self.limits.max_body} bytes", Connection="close")
         except TimeoutError:
-            code, doing = (408, "sending the request") if reading else (504, "the answer")
-            await refuse(code, f"{doing} took more than {self.limits.seconds:g} seconds")
+            late = f"took more than {self.limits.seconds:g} seconds"
+            if reading:
+                await refuse(408, f"sending the request {late}", Connection="close")
+            else:
+                await refuse(504, f"the answer {late}")
         except _GoneError:
             status = 499
         except Exception as error:  # said without its message, which may hold data of the user
@@ -157,9 +161,10 @@ class Guard:
 
     def _note(self, scope: dict, status: int, seconds: float, more: dict[str, Any]) -> None:
         path = getattr(scope.get("route"), "path", "other")
-        self.meters.requests.labels(scope["method"], path, str(status)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self.meters.requests.labels(method, path, str(status)).inc()
         self.meters.seconds.labels(path).observe(seconds)
-        facts = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 2), **more}
+        facts = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2), **more}
         log.log(logging.ERROR if "error" in more else logging.INFO, "request", extra={"facts": facts})
 
 

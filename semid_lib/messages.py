@@ -13,15 +13,18 @@ MAX_TEXT = 200  # characters of a query, a category, a user id
 
 ItemId = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-History = Annotated[list[ItemId], Field(max_length=MAX_HISTORY, description="item ids, oldest first")]
+# fail_fast: the first mistake in a list is told, not a thousand
+History = Annotated[list[ItemId], Field(max_length=MAX_HISTORY, fail_fast=True, description="item ids, oldest first")]
 
 
 class _Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     k: int = Field(10, strict=True, ge=1, le=MAX_K, description="how many items")
-    allowed_categories: list[Text] = Field([], max_length=MAX_CATEGORIES, description="none: all of them")
-    blocked_items: list[ItemId] = Field([], max_length=MAX_BLOCKED)
+    allowed_categories: list[Text] = Field(
+        [], max_length=MAX_CATEGORIES, fail_fast=True, description="none: all of them"
+    )
+    blocked_items: list[ItemId] = Field([], max_length=MAX_BLOCKED, fail_fast=True)
 
 
 class RecommendQuestion(_Question):
@@ -34,7 +37,8 @@ class RecommendQuestion(_Question):
 class SearchQuestion(_Question):
     """Items that a text asks for."""
 
-    query: Text = Field(pattern=r"\S")
+    # \s of the validator is narrower than Python's idea of a space
+    query: Text = Field(pattern=r"[^\s\x1c-\x1f]", description="some text, not only spaces")
 
 
 class Item(BaseModel):
@@ -102,7 +106,7 @@ class PredictQuestion(BaseModel):
     """TorchServe's contract: histories of several users."""
 
     topk: int = Field(10, strict=True, ge=1, le=MAX_K)
-    instances: list[Instance] = Field(min_length=1, max_length=MAX_INSTANCES)
+    instances: list[Instance] = Field(min_length=1, max_length=MAX_INSTANCES, fail_fast=True)
 
 
 class Prediction(BaseModel):

@@ -13,6 +13,7 @@ Exit codes: 0 every line was answered, 2 some were rejected, 1 the run failed.
 """
 
 import argparse
+import contextlib
 import csv
 import fcntl
 import hashlib
@@ -21,7 +22,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -37,6 +38,7 @@ from semid_lib.store import sha256
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 BLOCK = 4096  # lines that are answered, and kept, together
+_BLOCK_BYTES = 2**24  # or fewer that have so many bytes: the item ids in them take up to 200 MiB
 
 
 class Outcome(NamedTuple):
@@ -70,8 +72,8 @@ def predict(
     left is taken up if model, input, k and version are the same, and thrown away otherwise.
 
     Raises ValueError for an ending that is none of `ENDINGS`, input that `records.read` refuses as a whole, k below 1,
-    or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and for a
-    second run with the same output at the same time. The output is then what it was before.
+    or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and
+    BlockingIOError for a second run with the same output at the same time. The output is then what it was before.
     """
     input_path, output_path = Path(input_path), Path(output_path)
     _check(recommender, input_path, output_path, k, queries)
@@ -79,7 +81,7 @@ def predict(
         "version": metadata.version("semid-lib"),
         "model": model_facts,
         "input": sha256(input_path),
-        "settings": [input_path.suffix, output_path.suffix, k, queries, BLOCK],
+        "settings": [input_path.suffix, output_path.suffix, k, queries, BLOCK, _BLOCK_BYTES],
     }
     key = "query" if queries else "user_id"
     with _Work(output_path, facts, _FORMATS[output_path.suffix](key)) as work:
@@ -88,7 +90,7 @@ def predict(
         with tqdm(total=n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
             everything = records.read(input_path, queries)
             bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.lines)))
-            while block := list(itertools.islice(everything, BLOCK)):
+            for block in _blocks(everything):
                 work.keep(len(block), *answer(block))
                 bar.update(sum(record.n_bytes for record in block))
             bar.update(n_bytes - bar.n)
@@ -108,6 +110,18 @@ def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int
         raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
 
 
+def _blocks(everything: Iterable[records.Record]) -> Iterator[list[records.Record]]:
+    block, n_bytes = [], 0
+    for record in everything:
+        block.append(record)
+        n_bytes += record.n_bytes
+        if len(block) == BLOCK or n_bytes >= _BLOCK_BYTES:
+            yield block
+            block, n_bytes = [], 0
+    if block:
+        yield block
+
+
 class Answered(NamedTuple):
     """One line of the output."""
 
@@ -122,23 +136,25 @@ class _Answerer:
     def __init__(self, recommender: Recommender, k: int, queries: bool):
         self.recommender, self.k, self.queries = recommender, min(k, len(recommender.items)), queries
         self.item_ids = recommender.items["item_id"].to_numpy(np.int64)
-        self.known = frozenset(self.item_ids.tolist())
+        self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids.tolist())}
 
     def __call__(self, block: list[records.Record]) -> tuple[list[Answered], list[records.Record]]:
         readable, rejected = [], []
         for record in block:
-            unknown = next((item_id for item_id in record.item_ids if item_id not in self.known), None)
+            unknown = next((item_id for item_id in record.item_ids if item_id not in self.row_of), None)
             if record.reason is None and unknown is not None:
                 record = record._replace(reason=f"item id {unknown} is not in the catalogue")  # noqa: PLW2901
             (readable if record.reason is None else rejected).append(record)
         if not readable:
             return [], rejected
         if self.queries:
-            found = self.recommender.search([record.key for record in readable], self.k)
+            item_ids, scores = self.recommender.search([record.key for record in readable], self.k)
         else:
-            found = self.recommender.recommend([record.item_ids for record in readable], self.k)
-        lengths = (found.item_ids >= 0).sum(axis=1).tolist()  # empty places stand at the end
-        lines = zip(readable, lengths, found.item_ids.tolist(), found.scores.tolist(), strict=True)
+            histories = [np.array([self.row_of[one] for one in record.item_ids], dtype=np.int64) for record in readable]
+            rows, scores = self.recommender.rank(histories, self.k)
+            item_ids = np.where(rows >= 0, self.item_ids[rows], -1)
+        lengths = (item_ids >= 0).sum(axis=1).tolist()  # empty places stand at the end
+        lines = zip(readable, lengths, item_ids.tolist(), scores.tolist(), strict=True)
         return [Answered(record.key, ids[:n], scores[:n]) for record, n, ids, scores in lines], rejected
 
 
@@ -156,31 +172,40 @@ class _Work:
         self._progress = _beside(output_path, ".progress")
 
     def __enter__(self) -> "_Work":
-        self._files = [open(path, "ab") for path in self._paths]  # noqa: SIM115  (closed in __exit__)
-        try:
-            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(f"another run is writing {self.output}") from error
-        self.done = self._resumed()
-        for file, size in zip(self._files, (self.done.output_bytes, self.done.rejected_bytes), strict=True):
-            file.truncate(size)
-        if not self.done.lines:
-            self._append(self.form.head, b"", 0, 0)
+        with contextlib.ExitStack() as opened:
+            partial = opened.enter_context(open(self._paths[0], "ab"))
+            self._lock(partial)
+            self._files = [partial, opened.enter_context(open(self._paths[1], "ab"))]
+            self.done = self._resumed()
+            for file, size in zip(self._files, (self.done.output_bytes, self.done.rejected_bytes), strict=True):
+                file.truncate(size)
+            if not self.done.output_bytes:
+                self._append(self.form.head, b"", 0, 0)
+            self._close = opened.pop_all().close
         return self
 
     def __exit__(self, *_) -> None:
-        for file in self._files:
-            file.close()
+        self._close()
+
+    def _lock(self, partial: BinaryIO) -> None:
+        """Raises BlockingIOError if another run has the file, or has just published it as its output."""
+        try:
+            fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(partial.fileno()), os.stat(self._paths[0]))
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise BlockingIOError(f"another run is writing {self.output}")
 
     def _resumed(self) -> _Done:
         try:
             saved = json.loads(self._progress.read_text(encoding="utf-8"))
             done = _Done(*saved["done"])
+            sizes = [path.stat().st_size for path in self._paths]
+            whole = sizes[0] >= done.output_bytes and sizes[1] >= done.rejected_bytes
+            return done if saved["facts"] == self.facts and whole else _Done()
         except (OSError, ValueError, KeyError, TypeError):
             return _Done()
-        sizes = [path.stat().st_size for path in self._paths]
-        whole = sizes[0] >= done.output_bytes and sizes[1] >= done.rejected_bytes
-        return done if saved["facts"] == self.facts and whole else _Done()
 
     def keep(self, n_lines: int, answered: list[Answered], rejected: list[records.Record]) -> None:
         """Write what became of a block, so that it is never answered again."""
@@ -205,16 +230,17 @@ class _Work:
         written.replace(self._progress)
 
     def publish(self) -> _Done:
-        """Put the finished files in their places."""
+        """Put the finished files in their places; the lock is given up last, since the next run begins then."""
         finished = self.form.finish(self._paths[0])
         if self.done.rejected:
             self._paths[1].replace(self.rejected)
         else:
             self._paths[1].unlink()
             self.rejected.unlink(missing_ok=True)
-        finished.replace(self.output)
         self._progress.unlink()
-        self._paths[0].unlink(missing_ok=True)
+        finished.replace(self.output)
+        if finished != self._paths[0]:
+            self._paths[0].unlink()
         return self.done
 
 
@@ -325,11 +351,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.queries,
             progress=True,
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, BlockingIOError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"failed: {error}; blocks that were finished are kept, and the same command goes on", file=sys.stderr)
+        kept = _beside(Path(options.output_path), ".progress").exists()
+        goes_on = "; blocks that were finished are kept, and the same command goes on" if kept else ""
+        print(f"failed: {error}{goes_on}", file=sys.stderr)
         return 1
     print(f"{outcome.answered} lines answered, {outcome.rejected} rejected: {options.output_path}", file=sys.stderr)
     return 2 if outcome.rejected else 0

@@ -231,7 +231,12 @@ class Recommender:
         if "model" in config:
             model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
         if "searcher" in config:
-            searcher = load_searcher(folder, config["searcher"], ids, items, device)
+            try:
+                searcher = load_searcher(folder, config["searcher"], ids, items, device)
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{folder / 'config.json'} does not describe the model of search: {error!r}"
+                ) from error
         return cls(model, ids, items, searcher)
 
 
@@ -249,9 +254,12 @@ def _read_items(path: Path) -> pd.DataFrame:
 def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:
     weights = load_file(path, device=str(device))
     shape = {name: value for name, value in shape.items() if name != "type"}
-    config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
-    model = Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
-    model.load_state_dict(weights)
+    try:
+        config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
+        model = Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {error!r}") from error
     return model.to(device)
 
 

@@ -25,8 +25,8 @@ class Record(NamedTuple):
     """One line: what it says, or why it cannot be read."""
 
     line: int  # from 1; a CSV header counts
-    n_bytes: int
-    text: str  # the line as it stands, without its end
+    n_bytes: int  # about: 1 for a line of spaces
+    text: str  # the line as it stands, without its end; of spaces nothing
     key: str  # the user id, or the query itself
     item_ids: list[int]  # oldest first; empty for a query
     reason: str | None = None
@@ -47,14 +47,15 @@ def read(path: str | Path, queries: bool) -> Iterator[Record]:
             parse = _csv_parser(path, next(lines, None), queries)
         else:
             parse = {".txt": _parse_text, ".jsonl": _parse_json}[path.suffix]
-        empty: list[Record] = []
+        n_empty = 0  # they are counted, not kept: there may be any number
         for line, raw, reason in lines:
             text = raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
             if reason is None and not text.strip():
-                empty.append(Record(line, len(raw), text, "", [], "the line is empty"))
+                n_empty += 1
                 continue
-            yield from empty
-            empty.clear()
+            for number in range(line - n_empty, line):
+                yield Record(number, 1, "", "", [], "the line is empty")
+            n_empty = 0
             yield _record(line, raw, text, reason, parse, queries)
 
 

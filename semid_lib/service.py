@@ -98,13 +98,17 @@ class Service:
         }
 
     def warm_up(self) -> None:
-        """Answer what nobody asked, alone and together: first calls are slow."""
-        tasks = [("recommend", np.zeros(1, dtype=np.int64))] * self.can_recommend + [("search", "a")] * self.can_search
+        """Answer what nobody asked, alone and together: first calls are slow.
+
+        Where histories are answered too, the first query is left to be slow: it loads a text encoder, for seconds in
+        which the service could answer histories already.
+        """
+        task = "recommend" if self.can_recommend else "search"
+        asked = np.zeros(1, dtype=np.int64) if self.can_recommend else "a"
         mask = np.ones(len(self.catalogue), dtype=bool)
-        for task, asked in tasks:
-            for n, some in ((1, None), (8, None), (8, mask)):
-                kind = _Kind(task, min(10, len(self.catalogue)), task == "recommend", some is not None)
-                self._answer(kind, [_Question(asked, some)] * n)
+        for n, some in ((1, None), (8, None), (8, mask)):
+            kind = _Kind(task, min(10, len(self.catalogue)), self.can_recommend, some is not None)
+            self._answer(kind, [_Question(asked, some)] * n)
 
     async def _ask(
         self, task: str, k: int, exclude_seen: bool, asked: Sequence, mask: np.ndarray | None

@@ -6,9 +6,11 @@ needs it as a bearer token. SIGTERM ends the service after what it has accepted 
 
 import argparse
 import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -23,6 +25,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from semid_lib import messages
 from semid_lib.batching import OverloadedError
@@ -35,7 +38,7 @@ from semid_lib.store import Clock
 _PAGE = Path(__file__).parent / "page"
 _TOKEN = "SEMID_TOKEN"
 _PROBLEMS = {
-    400: "the body is no JSON",
+    400: "the body is no text, nested too deep or with a number of thousands of digits; or Host is not this machine",
     401: "no bearer token, or a wrong one",
     404: "no such item, or the loaded model cannot do this",
     408: "the request came too slowly",
@@ -151,11 +154,17 @@ def _row_of(item_id: int, service: Service) -> int:
 # --- the application ---
 
 
-def create_app(recommender: Recommender, limits: Limits | None = None, token: str | None = None) -> FastAPI:
+def create_app(
+    recommender: Recommender, limits: Limits | None = None, token: str | None = None, loopback_only: bool = False
+) -> FastAPI:
     """The service as an ASGI application; `messages` says what it takes, /docs shows it.
 
-    token: a bearer token that every question about items must bring; None lets everybody ask.
+    token: a bearer token that every question about items must bring; None lets everybody ask. loopback_only: answer
+    only who calls this machine by a name of its own, so that no foreign page reaches it under a name that it pointed
+    here (DNS rebinding). Raises ValueError for a token that no client could send.
     """
+    if token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token):
+        raise ValueError(f"the token ({_TOKEN}) is empty, has spaces at its ends or more in it than printable ASCII")
     limits, meters = limits or Limits(), Meters()
     service = Service(recommender, limits, meters)
 
@@ -176,18 +185,36 @@ def create_app(recommender: Recommender, limits: Limits | None = None, token: st
     app.state.service = service
     app.include_router(router)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    if loopback_only:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     app.add_middleware(Guard, limits=limits, token=token, meters=meters)
+    # coroutines all of them: anything else Starlette runs in threads, each with memory of its own
     app.add_exception_handler(RequestValidationError, _refuse_shape)
-    app.add_exception_handler(UnknownError, lambda _, error: _refuse([{"loc": ["body"], "msg": str(error)}]))
-    app.add_exception_handler(UnableError, lambda _, error: JSONResponse({"detail": str(error)}, 404))
-    app.add_exception_handler(
-        OverloadedError, lambda _, error: JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
-    )
+    app.add_exception_handler(UnknownError, _refuse_unknown)
+    app.add_exception_handler(UnableError, _refuse_task)
+    app.add_exception_handler(OverloadedError, _refuse_more)
     return app
 
 
 async def _refuse_shape(_: Request, error: RequestValidationError) -> JSONResponse:
-    return _refuse([{"loc": list(one["loc"]), "msg": one["msg"]} for one in error.errors()[:20]])
+    return _refuse([{"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]])
+
+
+async def _refuse_unknown(_: Request, error: UnknownError) -> JSONResponse:
+    return _refuse([{"loc": ["body"], "msg": str(error)}])
+
+
+async def _refuse_task(_: Request, error: UnableError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 404)
+
+
+async def _refuse_more(_: Request, error: OverloadedError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
+
+
+def _cut(part: str | int) -> str | int:
+    """A place in the input; the name of an unknown field may be as long as the body."""
+    return part[:50] if isinstance(part, str) else part
 
 
 def _refuse(wrong: list[dict]) -> JSONResponse:
@@ -197,26 +224,30 @@ def _refuse(wrong: list[dict]) -> JSONResponse:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load a folder and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
-    parser = argparse.ArgumentParser(prog="python -m semid_lib.web", description=__doc__.partition("\n")[0])
+    _few_arenas()
+    parser = argparse.ArgumentParser(
+        prog="python -m semid_lib.web",
+        description=__doc__.partition("\n")[0],
+        epilog=f"If the environment variable {_TOKEN} is set, questions about items need it as a bearer token.",
+    )
     parser.add_argument("--model", required=True, metavar="FOLDER", help="what Recommender.save_pretrained wrote")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default="127.0.0.1", help="loopback by default; 0.0.0.0 for every network")
     options = parser.parse_args(arguments)
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port is {options.port}, expected 0 to 65535")
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    token = os.environ.get(_TOKEN)
-    if token is not None and not token.strip():
-        print(f"{_TOKEN} is set but empty: give it a value, or unset it to let everybody in", file=sys.stderr)
-        return 1
-    if token is None and not _is_loopback(options.host):
+    token, loopback = os.environ.get(_TOKEN), _is_loopback(options.host)
+    if token is None and not loopback:
         log.warning(
             f"SERVING {options.host} WITHOUT A TOKEN: whoever reaches port {options.port} may ask. Set {_TOKEN}."
         )
     clock, limits = Clock(), Limits()
     try:
         recommender = Recommender.from_pretrained(options.model)
-        app = create_app(recommender, limits, token.strip() if token else None)
+        app = create_app(recommender, limits, token, loopback_only=token is None and loopback)
         app.state.service.warm_up()
     except (ValueError, OSError, ImportError) as error:
         print(f"cannot serve {options.model}: {error}", file=sys.stderr)
@@ -229,9 +260,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_config=None,
         access_log=False,  # it would write down what people look for
         server_header=False,
+        limit_concurrency=2 * limits.max_queue,
         timeout_graceful_shutdown=int(2 * limits.seconds) + 5,
     )
     return 0
+
+
+def _few_arenas() -> None:
+    """Let glibc keep two heaps, not eight per core: every heap holds on to what it once gave. Elsewhere nothing."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _is_loopback(host: str) -> bool:

@@ -87,12 +87,14 @@ def recommender_to_serve(shop, new_timeline):
     """A recommender of the shop with brands and categories, which finds items by the words of their titles too."""
     from semid_lib.baselines import Ranked, top_k
     from semid_lib.recommender import Recommender
+    from semid_lib.retrieval import checked_queries
     from semid_lib.trie import PrefixTrie
 
     class ByWords:
         trie, n_items = PrefixTrie.build(shop.ids.unique), N_ITEMS
 
         def search(self, queries, k, allowed=None, query_vectors=None, progress=False) -> Ranked:
+            queries = checked_queries(queries, k)
             titles = [set(title.split()) for title in shop.items["title"]]
             scores = np.array([[len(set(query.split()) & title) for title in titles] for query in queries], np.float32)
             scores[(scores == 0) | ~np.broadcast_to(True if allowed is None else allowed, scores.shape)] = -np.inf

@@ -111,14 +111,15 @@ def test_who_gave_up_is_not_answered_and_disturbs_nobody():
     assert [batch for _, batch in work.batches] == [[0], [4]]
 
 
-def test_a_batch_that_fails_tells_those_in_it_and_the_next_goes_on():
+def test_a_question_that_fails_spoils_no_other_of_its_batch():
     async def scenario(batcher, work):
         work.release.set()
-        with pytest.raises(ZeroDivisionError):
-            await batcher.ask("a", ["bad", "good"])
-        return await batcher.ask("a", ["good"])
+        asked = [batcher.ask("a", [question]) for question in ("good", "bad", "fine")]
+        return await asyncio.gather(*asked, return_exceptions=True)
 
-    assert run(scenario)[0] == ["goodgood"]
+    (good, bad, fine), work = run(scenario)
+    assert (good, fine) == (["goodgood"], ["finefine"]) and isinstance(bad, ZeroDivisionError)
+    assert [batch for _, batch in work.batches] == [["good", "bad", "fine"], ["good"], ["bad"], ["fine"]]
 
 
 def test_what_was_accepted_is_answered_before_the_end():

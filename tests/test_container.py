@@ -56,17 +56,20 @@ def sent(path: Path) -> bool:
 def copied(to: Path) -> None:
     """Do what the first stage's COPY lines do."""
     for argument in (argument for step, argument in stage(0) if step == "COPY"):
-        *sources, target = shlex.split(argument)
-        for source in sources:
-            path, inside = ROOT / source, to / target / ("" if (ROOT / source).is_dir() else source)
-            assert path.exists() and (path.is_dir() or sent(path)), source
-            if path.is_dir():
-                shutil.copytree(
-                    path, inside, ignore=lambda folder, names: [n for n in names if not sent(Path(folder) / n)]
-                )
-            else:
-                inside.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, inside)
+        copy(argument, to)
+
+
+def copy(argument: str, to: Path) -> None:
+    """Do what one COPY line of the first stage does."""
+    *sources, target = shlex.split(argument)
+    for source in sources:
+        path, inside = ROOT / source, to / target / ("" if (ROOT / source).is_dir() else source)
+        assert path.exists() and (path.is_dir() or sent(path)), source
+        if path.is_dir():
+            shutil.copytree(path, inside, ignore=lambda folder, names: [n for n in names if not sent(Path(folder) / n)])
+        else:
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, inside)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -79,11 +82,22 @@ def test_the_image_is_pinned_small_and_not_root():
     bases = [argument.split()[0] for step, argument in steps() if step == "FROM"]
     assert len(set(bases)) == 1 and re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+", bases[0])
     assert int(only("USER")) > 0
-    assert only("COPY").startswith("--from=build ") and not [step for step, _ in stage(1) if step == "RUN"]
+    taken = [argument for step, argument in stage(1) if step == "COPY"]
+    assert taken == [f"--from=build {folder} {folder}" for folder in ("/opt/semid", "/opt/code")]
+    assert not [step for step, _ in stage(1) if step == "RUN"]
     names = [step for step, _ in stage(1)]
     assert names.index("USER") < names.index("ENTRYPOINT")
-    install = [argument for step, argument in stage(0) if step == "RUN"][-1]
-    assert "--no-cache-dir" in install and "--constraint constraints.txt" in install and '".[serve]"' in install
+    depend, code = [argument for step, argument in stage(0) if step == "RUN"]
+    assert "--no-cache-dir" in depend and "--constraint constraints.txt" in depend
+    assert '".[serve,search,embed]"' in depend  # a folder of chapter 07 may search too
+    assert "--no-cache-dir" in code and "--no-deps" in code
+
+
+def test_a_change_of_the_code_installs_nothing_again():
+    made = [step for step, _ in stage(0)]
+    copies_code = stage(0).index(("COPY", "semid_lib semid_lib"))
+    assert made[copies_code:] == ["COPY", "RUN"]  # before it stand the layer of dependencies and what that needs
+    assert "semid_lib" not in "".join(argument for step, argument in stage(0)[:copies_code] if step == "COPY")
 
 
 def test_only_what_is_copied_is_sent(tmp_path):
@@ -144,9 +158,12 @@ def test_what_is_copied_predicts_and_serves(tmp_path, served_folder, shop):
 
 @pytest.mark.skipif(os.environ.get("SEMID_CONTAINER") != "1", reason="SEMID_CONTAINER=1 installs for minutes")
 def test_the_image_is_built_and_answers(tmp_path, served_folder, shop):
-    copied(tmp_path / "build")
-    for argument in (argument for step, argument in stage(0) if step == "RUN"):
-        command = argument.replace("/opt/semid", str(tmp_path / "semid"))
-        subprocess.run(command, shell=True, cwd=tmp_path / "build", check=True)
-    shutil.rmtree(tmp_path / "build")  # the second stage has the environment alone
-    answered(tmp_path / "semid/bin/python", tmp_path, int(shop.items["item_id"][0]), environment())
+    (tmp_path / "build").mkdir()
+    for step, argument in stage(0):
+        if step == "COPY":
+            copy(argument, tmp_path / "build")
+        elif step == "RUN":
+            subprocess.run(argument.replace("/opt", str(tmp_path)), shell=True, cwd=tmp_path / "build", check=True)
+    shutil.rmtree(tmp_path / "build")  # the second stage has the environment and the code alone
+    variables = {name: value.replace("/opt", str(tmp_path)) for name, value in environment().items()}
+    answered(tmp_path / "semid/bin/python", tmp_path, int(shop.items["item_id"][0]), variables)

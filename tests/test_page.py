@@ -169,9 +169,53 @@ def test_a_history_is_built_by_keyboard_and_answered_as_by_the_library(tab, url,
     tab.js("document.querySelector('#cards .hide').click()")
     tab.wait(f"document.querySelectorAll('#cards h3')[0].textContent === {json.dumps(clocks[1])}")
     assert clocks[0] not in tab.titles() and "1 item is hidden" in tab.js("document.body.innerText")
-    tab.js("document.querySelector('#unhide').click()")
+    tab.js("document.querySelector('#unhide').focus()")
+    tab.press("Enter")
     tab.wait(f"document.querySelectorAll('#cards h3')[0].textContent === {json.dumps(clocks[0])}")
+    assert tab.js("document.activeElement.id") == "results-heading"
     assert all(asked.startswith(url) for asked in tab.requests) and tab.complaints == []
+
+
+def test_what_was_typed_before_is_not_suggested(tab, url):
+    tab.open(url).cards("to start with")
+    found = "document.querySelector('#found').textContent"
+    tab.js("document.querySelector('#title').focus()")
+    tab.type("row 17")
+    tab.wait(f"{found} === '1 title'")
+    tab.type("zzz")
+    tab.press("Enter")  # at once: the list of "row 17" is gone, that of "row 17zzz" not yet here
+    tab.wait(f"{found} === 'no title holds these words'")
+    assert tab.js("document.querySelectorAll('#history li').length") == 0
+    tab.js(
+        "const now = fetch;"
+        " fetch = (...all) => now(...all).then((one) => new Promise((go) => setTimeout(go, 300, one)))"
+    )
+    asked = len(tab.requests)
+    tab.choose("#title", "row 3")
+    tab.js("document.querySelector('#title').dispatchEvent(new Event('input'))")
+    while len(tab.requests) == asked:
+        tab.js("0")
+    tab.press("Escape")  # while the answer is on its way
+    tab.js("new Promise((go) => setTimeout(go, 600))")
+    assert tab.js("document.querySelectorAll('#suggestions li').length") == 0 and tab.js(found) == ""
+
+
+def test_an_error_leaves_no_answer_to_another_question(tab, url):
+    tab.open(url).cards("to start with")
+    tab.js("fetch = () => Promise.reject(new Error('the line is cut'))")
+    tab.js("document.querySelector('#recommend').click()")
+    assert tab.cards("the line is cut") == []
+
+
+def test_a_second_start_and_half_an_item_do_no_harm(tab, url):
+    tab.open(url).cards("10 items to start with")
+    n_options = tab.js("document.querySelectorAll('#category option').length")
+    tab.js("start()")
+    assert tab.js("document.querySelectorAll('#category option').length") == n_options
+    tab.choose("#k", "2.5")
+    assert len(tab.cards("2 items to start with")) == 2
+    tab.choose("#k", "1")
+    assert len(tab.cards("1 item to start with")) == 1
 
 
 def test_search_and_why(tab, url, shop):
@@ -197,6 +241,11 @@ def test_search_and_why(tab, url, shop):
     why = f"document.querySelectorAll('#cards .why')[{related}].innerText"
     tab.wait(f"{why}.includes('more under')")
     assert "begins with the same" in tab.js(why) and "item in row 17" in tab.js(why)
+    tab.js(f"document.querySelectorAll('#cards .why')[{related}].querySelector('button').focus()")
+    tab.press("Enter")
+    tab.cards("after a history of 2")
+    assert tab.js("document.activeElement.id") == "results-heading"
+    assert tab.js("getComputedStyle(document.activeElement).outlineStyle") == "solid"  # by keyboard it is seen
     assert all(asked.startswith(url) for asked in tab.requests) and tab.complaints == []
 
 

@@ -1,6 +1,8 @@
 """A file in, a file out: right answers in every format, after kill -9 the same file, and on a full disk the old one."""
 
+import contextlib
 import csv
+import fcntl
 import json
 import os
 import resource
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 
 from semid_lib import predict as batch
+from semid_lib import records
 from semid_lib.predict import Outcome, main, predict
 from semid_lib.recommender import Recommender
 
@@ -91,8 +94,9 @@ def test_lines_that_cannot_be_answered_are_told(recommender_to_serve, shop, tmp_
 
 @pytest.mark.parametrize("ending", batch.ENDINGS)
 @pytest.mark.parametrize("cut", [0, 5])
+@pytest.mark.parametrize("stop", [1, 4])
 def test_an_interrupted_run_goes_on_with_the_same_bytes(
-    recommender_to_serve, input_path, tmp_path, monkeypatch, ending, cut
+    recommender_to_serve, input_path, tmp_path, monkeypatch, ending, cut, stop
 ):
     monkeypatch.setattr(batch, "BLOCK", 8)
     input_path.write_text(input_path.read_text().replace("u9 ", "u9 x "))
@@ -100,11 +104,11 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(
     output, calls = tmp_path / f"out{ending}", []
 
     class Failing(Recommender):
-        def recommend(self, histories, k):
+        def rank(self, histories, k):
             calls.append(len(histories))
-            if len(calls) == 4:
+            if len(calls) == stop:
                 raise KeyboardInterrupt
-            return Recommender.recommend(self, histories, k)
+            return Recommender.rank(self, histories, k)
 
     failing = Failing(recommender_to_serve.model, recommender_to_serve.ids, recommender_to_serve.items)
     with pytest.raises(KeyboardInterrupt):
@@ -113,12 +117,22 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(
     with open(f"{output}.partial", "ab") as partial:  # a block that was being written when the process died
         partial.write(b"x" * cut)
     assert predict(failing, "", input_path, output) == Outcome(59, 1)
-    assert calls == [8, 7, 8, 8, *[8] * 4, 4]  # the fourth block again, and what came after it
+    blocks = [8, 7, 8, 8, 8, 8, 8, 4]
+    assert calls == blocks[:stop] + blocks[stop - 1 :]  # the block that was broken off again, and what came after it
     assert output.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
     assert Path(f"{output}.rejected").read_bytes() == (tmp_path / f"whole{ending}.rejected").read_bytes()
 
 
-@pytest.mark.parametrize("change", ["model", "input", "k", "partial", "progress"])
+def test_blocks_of_long_lines_are_short(input_path, monkeypatch):
+    monkeypatch.setattr(batch, "_BLOCK_BYTES", 200)
+    everything = list(records.read(input_path, queries=False))
+    blocks = list(batch._blocks(everything))
+    assert [record for block in blocks for record in block] == everything and len(blocks) > 5
+    for block in blocks:
+        assert sum(record.n_bytes for record in block[:-1]) < 200
+
+
+@pytest.mark.parametrize("change", ["model", "input", "k", "partial", "progress", "facts"])
 def test_work_for_something_else_is_thrown_away(recommender_to_serve, input_path, tmp_path, monkeypatch, change):
     monkeypatch.setattr(batch, "BLOCK", 16)
     output, keep = tmp_path / "out.csv", batch._Work.keep
@@ -134,6 +148,8 @@ def test_work_for_something_else_is_thrown_away(recommender_to_serve, input_path
         input_path.write_text(input_path.read_text().replace("u0 ", "v0 "))
     if change in ("partial", "progress"):
         Path(f"{output}.{change}").write_bytes(b"{")
+    if change == "facts":
+        Path(f"{output}.progress").write_text('{"done": [1, 1, 0, 0]}')
     settings = {"model_facts": "b" if change == "model" else "a", "k": 9 if change == "k" else 10}
     predict(recommender_to_serve, input_path=input_path, output_path=output, **settings)
     predict(recommender_to_serve, input_path=input_path, output_path=tmp_path / "fresh.csv", **settings)
@@ -143,13 +159,47 @@ def test_work_for_something_else_is_thrown_away(recommender_to_serve, input_path
 def test_a_second_run_for_the_same_output_is_refused(recommender_to_serve, input_path, tmp_path, monkeypatch):
     def meanwhile(work, *_):
         monkeypatch.undo()
-        with pytest.raises(OSError, match="another run is writing"):
+        with pytest.raises(BlockingIOError, match="another run is writing"):
             predict(recommender_to_serve, "", input_path, tmp_path / "out.csv")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(batch._Work, "keep", meanwhile)
     with pytest.raises(KeyboardInterrupt):
         predict(recommender_to_serve, "", input_path, tmp_path / "out.csv")
+
+
+def test_a_run_that_ends_before_another_has_its_lock_keeps_its_output(
+    recommender_to_serve, input_path, tmp_path, monkeypatch
+):
+    output, partial, flock = tmp_path / "out.csv", tmp_path / "out.csv.partial", fcntl.flock
+
+    def publish_then_lock(file, how):
+        partial.write_text("published")
+        partial.replace(output)  # what `file` is now
+        flock(file, how)
+
+    monkeypatch.setattr(batch.fcntl, "flock", publish_then_lock)
+    with pytest.raises(BlockingIOError, match="another run is writing"):
+        predict(recommender_to_serve, "", input_path, output)
+    assert output.read_text() == "published"
+
+
+@pytest.mark.parametrize("ending", batch.ENDINGS)
+def test_the_next_run_begins_when_everything_is_in_its_place(
+    recommender_to_serve, input_path, tmp_path, monkeypatch, ending
+):
+    output, replace, begun = tmp_path / f"out{ending}", Path.replace, []
+
+    def meanwhile(path, target):
+        replace(path, target)
+        if target == output and not begun:
+            begun.append(True)
+            with contextlib.suppress(BlockingIOError):
+                predict(recommender_to_serve, "", input_path, output)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    assert predict(recommender_to_serve, "", input_path, output) == Outcome(60, 0)
+    assert begun and sorted(path.name for path in tmp_path.iterdir()) == ["histories.txt", output.name]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +235,7 @@ def test_exit_codes(served_folder, input_path, tmp_path, capsys):
     assert "60 lines answered, 0 rejected" in capsys.readouterr().err
     assert run("--topk", "0") == 1
     assert run(output="nowhere/out.csv") == 1
+    assert "goes on" not in capsys.readouterr().err  # nothing was kept there
     assert run(model=tmp_path) == 1
     assert "config.json is missing" in capsys.readouterr().err
     input_path.write_text("ann x\n")
@@ -236,6 +287,7 @@ def test_kill_9_then_a_full_disk_then_the_same_file(served_folder, input_path, t
         check=False,
     )
     assert full.returncode == 1 and "failed: [Errno 27] File too large" in full.stderr
+    assert "the same command goes on" in full.stderr
     assert output.read_text() == "the old output"
 
     assert (

@@ -300,6 +300,15 @@ def test_a_config_that_says_something_else_is_named(folder, change):
         Recommender.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("change", [{"n_layers": 2}, {"n_layer": 1}, {"sizes": None}])
+def test_a_config_of_another_model_is_named(folder, change):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model"] |= change
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json does not describe model\.safetensors"):
+        Recommender.from_pretrained(folder)
+
+
 def test_a_config_that_is_no_object_is_named(folder):
     (folder / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json"):
@@ -394,6 +403,15 @@ def test_the_encoder_is_kept_by_name(shop, searchable, light, tmp_path):
     nameless = LightSearch(light.scorer, light.words, embed=lambda texts: np.zeros((len(texts), 4)))
     with pytest.raises(ValueError, match="embed is a function"):
         Recommender(None, shop.ids, searchable, nameless).save_pretrained(tmp_path)
+
+
+def test_a_config_of_another_searcher_is_named(shop, searchable, light, tmp_path):
+    Recommender(None, shop.ids, searchable, light).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["searcher"]["beam_width"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config\.json does not describe the model of search.*beam_width"):
+        Recommender.from_pretrained(tmp_path)
 
 
 def test_a_recommender_needs_a_model_and_one_catalogue(shop, searchable, recommender, light):

@@ -1,5 +1,7 @@
 """Lines of a batch: what each format says, and a reason with its number for what cannot be read."""
 
+import tracemalloc
+
 import pytest
 
 from semid_lib import records
@@ -90,6 +92,16 @@ def test_empty_lines_count_unless_they_end_the_file(tmp_path):
     assert [one[0] for one in read(written(tmp_path, "a.txt", "a 1\n\n\nb 2\n\n\n\n"))] == [1, 2, 3, 4]
     assert read(written(tmp_path, "a.txt", "")) == []
     assert read(written(tmp_path, "a.csv", "user_id,item_ids\n")) == []
+
+
+def test_empty_lines_take_no_memory_however_many(tmp_path):
+    path = written(tmp_path, "a.txt", "a 1\n" + 20_000 * " \n" + "b 2\n" + 20_000 * "\n")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in records.read(path, queries=False)) == 20_002
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_json_user_id_may_be_a_number(tmp_path):

