@@ -496,8 +496,9 @@ plt.show()
 
 # %% [markdown]
 # *Figure 4.* Recall@10 by the popularity of the target and by the length of the history, with the number of users below;
-# grey lines are 95% intervals. Counting cannot reach a cold item at all; a model that reads texts or codes can. What it
-# reaches is little, and the few users say no more than that.
+# grey lines are 95% intervals. Who counts what stands together finds rare items better; who has learned what sells finds
+# popular ones. Cold items are hardly found by anybody. In training they stand among the wrong answers, so what their texts
+# and codes would say for them is unlearned; and the few users with such a target say little.
 #
 # The other side is what the lists hold, hit or not. *Coverage* is the share of the catalogue that is in anybody's first
 # ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of places. What users
@@ -562,7 +563,8 @@ if later:
 # %% [markdown]
 # Two things change at once: what is known at the moment, and which users are asked, since only those with interactions
 # before and after the cut are. So the two tables differ for both reasons, and only the order of the methods can be
-# compared. For targets that nobody had bought yet, the text is all there is.
+# compared. Targets that nobody had bought yet are found by hardly any method, although codes and texts could speak for
+# them: see the doubt at Figure 4. What SASRec finds of them it owes to vectors that nothing has taught.
 
 # %% [markdown]
 # ## 9. How wide a beam, and what does an answer cost?
