@@ -359,7 +359,8 @@ methods = {
 }
 for name, ranks in methods.items():
     results[name] = results.get(name) or [measure(rank) for rank in ranks]
-evaluate.table(results)
+headline = [f"recall@{k}" for k in (5, 10, 100, 1000) if k <= LENGTH] + ["ndcg@10"]
+evaluate.table(results).T[headline].rename(index=LABELS)
 
 # %% [markdown]
 # Each cell is a mean over seeds ± half of the 95% interval over users, with the standard deviation over seeds in
@@ -413,9 +414,8 @@ seen_allowed = {
     f"{name}_seen_allowed": [measure(rank, k=10, exclude_seen=False) for rank in ranks]
     for name, ranks in methods.items()
 }
-evaluate.table(seen_allowed).rename(
-    columns=lambda name: name.removesuffix("_seen_allowed")
-)
+short = {f"{name}_seen_allowed": label for name, label in LABELS.items()}
+evaluate.table(seen_allowed).T.rename(index=short)
 
 # %% [markdown]
 # So far nobody has learned from the validation items. A model that goes into production would, and so do some papers
@@ -438,7 +438,8 @@ refitted = {
     "timeline_refit": [measure(late)],
     "timeline_item_knn_refit": [measure(partial(late, prior=late_knn.prior))],
 }
-evaluate.table(refitted)
+short = {f"{name}_refit": label for name, label in LABELS.items()}
+evaluate.table(refitted).T[headline].rename(index=short)
 
 # %% [markdown]
 # An answer to look at: one user's last items, what came next, and the first five recommendations.
@@ -553,7 +554,7 @@ if shop.histories.times is not None:
         "timeline_item_knn": partial(rank_now, prior=knn_now.prior),
     }
     later = {name: measure(rank, present) for name, rank in later.items()}
-evaluate.table(later) if later else None
+evaluate.table(later).T[headline].rename(index=LABELS) if later else None
 
 # %%
 if later:

@@ -3,7 +3,7 @@
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
 stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
 that begin with `own_`, without it, and metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
-only ones shown. Between `<!-- reproductions -->` and
+only ones shown, across, with a line a method. Between `<!-- reproductions -->` and
 `<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
 
     python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
@@ -46,7 +46,7 @@ _VARIANTS = {"_seen_allowed": "seen items allowed", "_refit": "trained on valida
 def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str] = ()) -> str:
     """The rows of a topic with keys topic/data/method/metric as a Markdown table, metrics down, methods across.
 
-    metrics: those to show, all by default.
+    metrics: those to show, in this order, and then across, with a line a method.
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
     >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "", "fingerprint": ""}
@@ -71,19 +71,37 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
     if not any("ci95" in row for row in rows):
         return _plain_table(rows)
     rows = [row for row in rows if "ci95" in row]
-    cells: dict[str, dict[str, str]] = {}
+    cells: dict[tuple[str, str], dict[str, str]] = {}  # by metric and variant, then by method
     for row in rows:
         _, _, method, metric = row["key"].split("/")
         variant = next((ending for ending in _VARIANTS if method.endswith(ending)), "")
-        cells.setdefault(_heading(metric, variant), {})[method.removesuffix(variant)] = _cell(row)
-    methods = list(dict.fromkeys(method for line in cells.values() for method in line))
-    lines = [
-        "| | " + " | ".join(_NAMES.get(method, method) for method in methods) + " |",
-        "| --- |" + " ---: |" * len(methods),
-    ]
-    for metric, line in cells.items():
-        lines.append(f"| {metric} | " + " | ".join(line.get(method, "") for method in methods) + " |")
+        cells.setdefault((metric, variant), {})[method.removesuffix(variant)] = _cell(row)
+    lines = _methods_down(cells, metrics) if metrics else _methods_across(cells)
     return "\n".join(lines) + "\n\n" + _origin(rows, _UNITS.get(topic, "users")) + "\n"
+
+
+def _methods_across(cells: dict[tuple[str, str], dict[str, str]]) -> list[str]:
+    methods = list(dict.fromkeys(method for line in cells.values() for method in line))
+    table = {_heading(*key): [line.get(method, "") for method in methods] for key, line in cells.items()}
+    return _lines([_NAMES.get(method, method) for method in methods], table)
+
+
+def _methods_down(cells: dict[tuple[str, str], dict[str, str]], metrics: Sequence[str]) -> list[str]:
+    table = {}
+    for variant in dict.fromkeys(variant for _, variant in cells):
+        lines = [cells.get((metric, variant), {}) for metric in metrics]
+        for method in dict.fromkeys(method for line in lines for method in line):
+            name = _NAMES.get(method, method) + (f", {_VARIANTS[variant]}" if variant else "")
+            table[name] = [line.get(method, "") for line in lines]
+    return _lines([_heading(metric, "") for metric in metrics], table)
+
+
+def _lines(headings: Sequence[str], table: dict[str, list[str]]) -> list[str]:
+    return [
+        "| | " + " | ".join(headings) + " |",
+        "| --- |" + " ---: |" * len(headings),
+        *(f"| {name} | " + " | ".join(line) + " |" for name, line in table.items()),
+    ]
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -97,12 +115,8 @@ def _plain_table(rows: list[dict[str, Any]]) -> str:
         _, _, method, metric = row["key"].split("/")
         cells.setdefault(method, {})[metric] = _number(row["value"])
     metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
-    headings = [metric.replace("_", " ") for metric in metrics]
-    lines = ["| | " + " | ".join(headings) + " |", "| --- |" + " ---: |" * len(metrics)]
-    for method, line in cells.items():
-        lines.append(
-            f"| {_NAMES.get(method, method)} | " + " | ".join(line.get(metric, "") for metric in metrics) + " |"
-        )
+    table = {_NAMES.get(method, method): [line.get(metric, "") for metric in metrics] for method, line in cells.items()}
+    lines = _lines([metric.replace("_", " ") for metric in metrics], table)
     return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
 
 

@@ -81,7 +81,7 @@ def test_a_table_of_several_seeds_gives_means_and_the_spread():
     values = np.array([(found.rank <= 10).mean() for found in seeds])
     figures = [evaluate.figures(found, ks=[10]).loc["recall@10"] for found in seeds]
     half = np.mean([(each["high"] - each["low"]) / 2 for each in figures])
-    expected = f"{values.mean():.4f}\xa0±\xa0{half:.4f}\xa0({values.std(ddof=1):.4f})".replace("0.", ".")
+    expected = f"{values.mean():.4f}\xa0±\xa0{half:.4f} ({values.std(ddof=1):.4f})".replace("0.", ".")
     assert several["mine"]["recall@10"] == expected
     assert one["mine"].equals(evaluate.table({"mine": seeds[:1]}, ks=[10])["mine"])
     assert "(" not in one["mine"]["recall@10"]
