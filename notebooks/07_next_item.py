@@ -742,7 +742,7 @@ print(f"the whole chapter took {clock.seconds:.0f} s, without the runs that it f
 # %% [markdown]
 # **Can it beat counting?** On the Beauty benchmark the timeline model is level with item-kNN at the head of the list and
 # ahead of it further down, SASRec lies between them, a small TIGER far behind; model and counting together beat both (all
-# in the [results](../results)). On the demo shop, whose shoppers follow a rule, the model needs no help: see the table above.
+# in the [results](../results)). On the demo shop, whose shoppers follow a rule, the model is far ahead of counting.
 #
 # **What did not work.** Product-quantized codes, augmentation and averages of weights did not pay, and the mean of two runs
 # gains too little for twice the time; other widths were not tried. The [log](../log) has the figures, the
