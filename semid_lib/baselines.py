@@ -35,8 +35,9 @@ class Popularity:
         self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
     ) -> Ranked:
         """The k most popular items, the same for everybody but for what they have seen."""
-        score = lambda block: np.tile(self.counts, (len(block), 1))  # noqa: E731
-        return rank_by_scores(histories, len(self.counts), k, exclude_seen, progress, score)
+        return rank_by_scores(
+            histories, len(self.counts), k, exclude_seen, progress, lambda block: np.tile(self.counts, (len(block), 1))
+        )
 
 
 class ItemKNN:

@@ -6,9 +6,9 @@
 A run belongs to its data, semantic IDs, settings, seed and code: trained once, it is read from
 `artefacts/<data>/<scale>/runs` by whoever asks for the same again, so that a chapter can be run anew in minutes, and
 what was stopped goes on. The commands do beforehand, in processes or on machines of their own, what chapter 07 would
-do itself; a batch is shared out among the processes, so their number changes how long it takes and, but for which
-units dropout hits, nothing else. `accelerate launch` does as well as `torchrun` where there are GPUs; on CPUs it starts
-one process only.
+do itself. A batch is shared out among the processes: they take the same steps on the same batches, and only what is
+drawn at random differs, such as the items that each process of a timeline compares. `accelerate launch` does as well as
+`torchrun` where there are GPUs; on CPUs it starts one process only. Nothing keeps two commands from writing one run.
 """
 
 import argparse

@@ -135,13 +135,12 @@ class Recommender:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         by_length = np.argsort([len(history) for history in histories], kind="stable")
-        size = max(1, min(_SCORES_AT_ONCE // (beam_width * max(self.ids.sizes)), _ITEMS_AT_ONCE // len(self.ids)))
+        size = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes))
+        size = max(1, min(size, _ITEMS_AT_ONCE // len(self.ids)))
         trie = self.trie  # one for the whole call: another thread may move it meanwhile
         rules = self._rules(allowed, len(histories), trie)
         if exact and diversity is not None:
             raise ValueError("an exact ranking knows no diversity, expected one of the two")
-        if exact:
-            size = _HISTORIES_AT_ONCE
         if isinstance(rules, np.ndarray):  # a row of bytes per user
             size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
         with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from semid_lib import report, store
+from semid_lib import report, reproductions, store
 
 RUN = {
     "data": "shop",
@@ -206,3 +206,14 @@ def test_the_lead_of_the_rqvae_in_chapter_02_is_in_the_rows():
     unseen = 1 - value["rqvae_held_out_distortion"] / value["held_out_distortion"]
     chapter = (report._REPOSITORY / "notebooks" / "02_semantic_ids.py").read_text(encoding="utf-8")
     assert f"a lead of {fitted:.0%} on fitted items became {unseen:.0%} on unseen ones" in chapter
+
+
+def test_what_the_readme_says_of_training_is_in_the_rows():
+    rows = {row["key"]: row["value"] for row in report.published_rows("beauty", "laptop")}
+    readme = " ".join((report._REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    assert "timeline model, trained for under six minutes" in readme
+    assert 300 < rows["training/beauty/timeline/seconds"] < 360
+    assert "seventy minutes of a shared core" in readme
+    assert round(rows["training/beauty/tiger/seconds"] / 60) == 70
+    [tiger] = [system for system in reproductions.load()[0] if system.name == "TIGER"]
+    assert f"TIGER paper reports Recall@10 {tiger.figures['beauty']['recall@10']:.4f}".replace(" 0.", " .") in readme
