@@ -59,7 +59,7 @@ class Hub:
     """The state of the Hub, and its server; use as a context manager."""
 
     def __init__(self):
-        self.users = {"hf_ann": ("ann", "write"), "hf_reader": ("ann", "read"), "hf_bob": ("bob", "write")}
+        self.users = {"sesame_ann": ("ann", "write"), "sesame_reader": ("ann", "read"), "sesame_bob": ("bob", "write")}
         self.repositories: dict[str, Repository] = {}
         self.store: dict[str, bytes] = {}  # large files by SHA-256, whether a commit names them or not
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
@@ -152,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"transfer": "basic", "objects": [self._place(one) for one in asked["objects"]]})
             case ["GET" | "HEAD", owner, name, "resolve", revision, *file]:
                 self._resolve(f"{owner}/{name}", revision, "/".join(file))
+            case ["GET", "api", "models", owner, name, "tree", revision, *folder]:
+                self._tree(self._repository(f"{owner}/{name}"), revision, "/".join(folder))
             case ["GET", "api", "models", owner, name, *rest]:
                 repository = self._repository(f"{owner}/{name}")
                 oid, tree = self._revision(repository, rest[1] if rest else "main")
@@ -278,6 +280,13 @@ class _Handler(BaseHTTPRequestHandler):
                 large = {"lfs": {"oid": file.sha256, "size": size, "pointerSize": 134}} if file.large else {}
                 found.append({"type": "file", "path": path, "size": size, "oid": file.etag, **large})
         self._json(found)
+
+    def _tree(self, repository: Repository, revision: str, folder: str):
+        _, tree = self._revision(repository, revision)
+        files = [path for path in tree if path.startswith(folder)]
+        if not files:
+            raise RefusedError(404, "EntryNotFound", f"{folder} does not exist")
+        self._json([{"type": "file", "path": path, "size": 0, "oid": tree[path].etag} for path in files])
 
     def _resolve(self, name: str, revision: str, path: str):
         oid, tree = self._revision(self._repository(name), revision)
