@@ -7,6 +7,7 @@ commit whose large files never arrived. `cut` breaks transfers off; `requests` s
 import base64
 import hashlib
 import json
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,6 +56,16 @@ class Repository:
         return {path: file.content for path, file in self.commits[self.refs["main"]].items()}
 
 
+def xet_hash(content: bytes) -> str:
+    """The name of a file's content among the chunks."""
+    import hf_xet
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return hf_xet.hash_files([file.name])[0].hash
+
+
 class Hub:
     """The state of the Hub, and its server; use as a context manager."""
 
@@ -66,6 +77,8 @@ class Hub:
         self.cut: dict[str, int] = {}  # "GET" or "PUT", and a SHA-256 or a file: bytes after which it breaks off
         self.cut_once = False
         self.fail: dict[str, int] = {}  # a word in the path: the status to answer
+        self.chunks = None  # a folder to which the client brings large files by the Xet protocol instead
+        self.sent_by_xet: dict[str, bytes] = {}  # what it will bring, by SHA-256: chunks are not read here
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -127,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
                     raise RefusedError(status, "", "it does not work today")
             self._route(path)
         except RefusedError as refused:
+            self.close_connection = True  # the body may not have been read
             status, code, words = refused.args
             self._send(status, json.dumps({"error": words}).encode(), {"X-Error-Code": code, "X-Error-Message": words})
 
@@ -152,21 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"transfer": "basic", "objects": [self._place(one) for one in asked["objects"]]})
             case ["GET" | "HEAD", owner, name, "resolve", revision, *file]:
                 self._resolve(f"{owner}/{name}", revision, "/".join(file))
-            case ["GET", "api", "models", owner, name, "tree", revision, *folder]:
-                self._tree(self._repository(f"{owner}/{name}"), revision, "/".join(folder))
             case ["GET", "api", "models", owner, name, *rest]:
-                repository = self._repository(f"{owner}/{name}")
-                oid, tree = self._revision(repository, rest[1] if rest else "main")
-                siblings = [{"rfilename": file} for file in tree]
-                self._json(
-                    {
-                        "id": f"{owner}/{name}",
-                        "sha": oid,
-                        "private": repository.private,
-                        "siblings": siblings,
-                        "tags": [],
-                    }
-                )
+                self._describe(f"{owner}/{name}", *rest)
             case ["POST", "api", "models", owner, name, what, revision]:
                 body = self._read()
                 repository = self._repository(f"{owner}/{name}", write=what != "paths-info")
@@ -258,9 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "lfsFile":
-                if value["oid"] not in self.hub.store:
+                arrived = self.hub.sent_by_xet if self.hub.chunks else self.hub.store
+                if value["oid"] not in arrived:
                     raise RefusedError(400, "", f"{value['path']} was never uploaded")
-                tree[value["path"]] = File(self.hub.store[value["oid"]], True)
+                tree[value["path"]] = File(arrived[value["oid"]], True)
             else:
                 assert line["key"] == "file" and value["encoding"] == "base64"
                 tree[value["path"]] = File(base64.b64decode(value["content"]), False)
@@ -281,12 +283,22 @@ class _Handler(BaseHTTPRequestHandler):
                 found.append({"type": "file", "path": path, "size": size, "oid": file.etag, **large})
         self._json(found)
 
-    def _tree(self, repository: Repository, revision: str, folder: str):
-        _, tree = self._revision(repository, revision)
-        files = [path for path in tree if path.startswith(folder)]
+    def _describe(self, name: str, what: str = "revision", revision: str = "main", *folder: str):
+        repository = self._repository(name, write=what == "xet-write-token")
+        if what.startswith("xet-"):
+            place = {"casUrl": f"local://{self.hub.chunks}", "accessToken": "for a while", "exp": 2**40}
+            names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+            self._json(place, dict(zip(names, map(str, place.values()), strict=True)))
+            return
+        oid, tree = self._revision(repository, revision)
+        files = [path for path in tree if path.startswith("/".join(folder))]
         if not files:
             raise RefusedError(404, "EntryNotFound", f"{folder} does not exist")
-        self._json([{"type": "file", "path": path, "size": 0, "oid": tree[path].etag} for path in files])
+        if what == "tree":
+            self._json([{"type": "file", "path": path, "size": 0, "oid": tree[path].etag} for path in files])
+        else:
+            siblings = [{"rfilename": path} for path in files]
+            self._json({"id": name, "sha": oid, "private": repository.private, "siblings": siblings})
 
     def _resolve(self, name: str, revision: str, path: str):
         oid, tree = self._revision(self._repository(name), revision)
@@ -296,6 +308,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": oid}
         if file.large:
             large = {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.content))}
+            if self.hub.chunks:
+                large["X-Xet-Hash"] = xet_hash(file.content)
+                large["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/models/{name}/xet-read-token/{oid}"
             self._send(302, b"", {**headers, **large, "Location": f"{self.hub.large_url}/large/{file.sha256}"})
         else:
             self._send_file(file.content, path, {**headers, "ETag": f'"{file.etag}"'})
@@ -305,8 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _json(self, content):
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _json(self, content, headers: dict[str, str] | None = None):
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _send_file(self, content: bytes, name: str, headers: dict[str, str]):
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))

@@ -17,7 +17,7 @@ import torch
 import yaml
 from hub_server import Hub
 from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import _http, _xet
 
 from semid_lib import hub, predict, web
 from semid_lib.embed import item_texts
@@ -212,6 +212,22 @@ def test_an_adapter_must_be_pinned_and_hold_the_rows(adapted, tmp_path):
     adapted.adapter = pinned._replace(folder=tmp_path)
     assert "adapter_config.json is missing" in error_of(lambda: adapted.save(tmp_path / "saved"))
     assert not (tmp_path / "saved").exists()
+
+
+def test_large_files_go_and_come_by_xet_where_the_hub_has_it(server, recommender, histories, tmp_path, monkeypatch):
+    """As the client does by default: chunks to a store beside the Hub, which is a folder here."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # for its cache and its log
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+    server.chunks = tmp_path / "chunks"
+    for content in content_of(recommender, tmp_path / "saved").values():
+        server.sent_by_xet[hashlib.sha256(content).hexdigest()] = content
+    source = recommender.push_to_hub(REPO)
+    assert any(server.chunks.rglob("*")) and not server.asked("PUT")
+    loaded = Recommender.from_pretrained(REPO)
+    assert loaded.source == source and not server.asked("GET", "/large/")
+    np.testing.assert_array_equal(loaded.recommend(histories).item_ids, recommender.recommend(histories).item_ids)
 
 
 # --- which commit ---
