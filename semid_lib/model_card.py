@@ -109,17 +109,15 @@ def _searcher(searcher) -> str:
 def _usage(recommender, repo: str) -> str:
     first = recommender.items["item_id"].iloc[0]
     asked = f"recommend([[{first}]], k=10)" if recommender.model is not None else 'search(["what I look for"], k=10)'
-    lines = [
-        "from semid_lib.recommender import Recommender",
-        f'recommender = Recommender.from_pretrained("{repo}", revision="main")  # better a commit, which stays',
-        f"recommender.{asked}.item_ids",
-    ]
-    return (
-        "```python\n"
-        + "\n".join(lines)
-        + "\n```\n\nAs a service: "
-        + (f"`python -m semid_lib.web --model {repo} --revision main`.")
-    )
+    return f"""Where `semid_lib` is installed; of a private repository with HF_TOKEN set:
+
+```python
+from semid_lib.recommender import Recommender
+recommender = Recommender.from_pretrained("{repo}", revision="main")  # better a commit, which stays
+recommender.{asked}.item_ids
+```
+
+As a service: `python -m semid_lib.web --model {repo} --revision main`."""
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
