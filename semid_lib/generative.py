@@ -240,10 +240,7 @@ def _check_pinned(adapter: Adapter) -> None:
 
 
 def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) -> None:
-    if not re.fullmatch(r"[0-9a-f]{40}", adapter.revision):
-        raise ValueError(
-            f"the adapter is one of {adapter.base} at {adapter.revision!r}, expected a commit of 40 digits"
-        )
+    _check_pinned(adapter)
     source = Path(adapter.folder)
     for name in _ADAPTER_FILES:
         if not (source / name).is_file():
