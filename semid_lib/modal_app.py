@@ -27,7 +27,14 @@ from semid_lib.guard import TOKEN
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _PYTHON = "3.11"
-_VLLM = "vllm==0.32.0"  # asks for the torch of constraints.txt; it is no extra, since it installs on a GPU box alone
+_VLLM = "vllm==0.32.0"  # no extra, since its wheels are for GPU boxes; it asks for the torch of constraints.txt
+_VLLM_PINS = (
+    "apache-tvm-ffi",
+    "lark",
+    "llvmlite",
+    "numba",
+    "numpy",
+)  # and for other versions than those there of these
 _SERVING = "embed,search,serve"  # as in the Dockerfile
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
 _DAY = 24 * 3600
@@ -58,7 +65,7 @@ SETTINGS = _settings()
 # --- what containers are made of ---
 
 
-def _image(extras: str, *more: str, extra_index: str | None = None) -> modal.Image:
+def _image(extras: str, vllm: bool = False, extra_index: str | None = None) -> modal.Image:
     """An image with what the extras need, at the versions of constraints.txt, and the code of this working tree.
 
     The code is added when a container starts: an edit builds nothing again. extra_index: of packages, where a CPU
@@ -67,11 +74,12 @@ def _image(extras: str, *more: str, extra_index: str | None = None) -> modal.Ima
     image = modal.Image.debian_slim(_PYTHON)
     for name in ("pyproject.toml", "constraints.txt"):
         image = image.add_local_file(_REPOSITORY / name, f"/build/{name}", copy=True)
-    wanted = " ".join([f'".[{extras}]"', *more])
+    wanted = f'".[{extras}]"' + f" {_VLLM}" * vllm
+    loosen = f"sed -Ei '/^({'|'.join(_VLLM_PINS)})==/d' constraints.txt && " * vllm
     return image.run_commands(
         # an empty package that needs what ours does; its metadata stay, and tell the version
         "cd /build && mkdir semid_lib && touch semid_lib/__init__.py README.md LICENSE"
-        f" && pip install --no-cache-dir --constraint constraints.txt {wanted}"
+        f" && {loosen}pip install --no-cache-dir --constraint constraints.txt {wanted}"
         " && rm -r $(python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')/semid_lib",
         env={"PIP_EXTRA_INDEX_URL": extra_index} if extra_index else None,
     ).add_local_python_source("semid_lib", ignore=["**/__pycache__", "**/*.pyc"])
@@ -79,7 +87,7 @@ def _image(extras: str, *more: str, extra_index: str | None = None) -> modal.Ima
 
 _EXTRA_INDEX = os.environ.get("PIP_EXTRA_INDEX_URL")
 CPU_IMAGE = _image(_SERVING, extra_index=_EXTRA_INDEX)
-GPU_IMAGE = _image(f"{_SERVING},sft", *[_VLLM] * (SETTINGS.engine == "vllm"))
+GPU_IMAGE = _image(f"{_SERVING},sft", vllm=SETTINGS.engine == "vllm")
 CHAPTERS_IMAGE = _image(
     f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger", extra_index=None if SETTINGS.gpu else _EXTRA_INDEX
 ).add_local_dir(_REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"])
@@ -187,9 +195,12 @@ app = on_gpu if SETTINGS.gpu else on_cpu  # what `modal deploy` and `modal serve
 )
 def keep_warm() -> None:
     """Ask the endpoint whether it is ready, which wakes a container; it stays for SEMID_SCALEDOWN seconds."""
-    url = (LanguageModel if SETTINGS.gpu else SmallModels)().web.get_web_url()
-    with urllib.request.urlopen(f"{url}/readyz", timeout=_ENDPOINT["startup_timeout"]) as answer:
+    with urllib.request.urlopen(f"{_url()}/readyz", timeout=_ENDPOINT["startup_timeout"]) as answer:
         answer.read()
+
+
+def _url() -> str:
+    return (LanguageModel if SETTINGS.gpu else SmallModels)().web.get_web_url()
 
 
 def check_deployment(settings: Settings, token: str | None) -> None:
@@ -200,17 +211,21 @@ def check_deployment(settings: Settings, token: str | None) -> None:
     account.
     """
     settings.check_token(token)
-    config, names = (_on_hub if settings.revision else _in_volume)(settings)
-    missing = sorted(set(config.get("sha256", {"config.json with checksums": ""})) - names)
+    text, names = (_on_hub if settings.revision else _in_volume)(settings)
+    try:
+        config = json.loads(text)
+        missing = sorted(set(config["sha256"]) - names)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"the config.json of {settings.model} is not what save_pretrained wrote") from None
     if missing:
-        raise ValueError(f"{settings.model} has no {missing[0]}: it is not what save_pretrained wrote")
+        raise ValueError(f"{settings.model} has no {missing[0]}, which its config.json names: send it again")
     if settings.engine == "vllm" and config.get("searcher", {}).get("type") != "language model":
         raise ValueError(f"SEMID_ENGINE is vllm, and {settings.model} holds no language model")
 
 
-def _in_volume(settings: Settings) -> tuple[dict, set[str]]:
+def _in_volume(settings: Settings) -> tuple[bytes, set[str]]:
     try:
-        config = json.loads(b"".join(VOLUME.read_file(f"{settings.model}/config.json")))
+        config = b"".join(VOLUME.read_file(f"{settings.model}/config.json"))
         entries = VOLUME.listdir(settings.model, recursive=True)
     except (FileNotFoundError, modal.exception.NotFoundError):
         raise ValueError(
@@ -220,12 +235,12 @@ def _in_volume(settings: Settings) -> tuple[dict, set[str]]:
     return config, {str(PurePosixPath(entry.path).relative_to(settings.model)) for entry in entries}
 
 
-def _on_hub(settings: Settings) -> tuple[dict, set[str]]:
+def _on_hub(settings: Settings) -> tuple[bytes, set[str]]:
     from huggingface_hub import hf_hub_download, model_info
 
     facts = model_info(settings.model, revision=settings.revision)
     path = hf_hub_download(settings.model, "config.json", revision=settings.revision)
-    return json.loads(Path(path).read_text(encoding="utf-8")), {file.rfilename for file in facts.siblings}
+    return Path(path).read_bytes(), {file.rfilename for file in facts.siblings}
 
 
 # --- batch ---

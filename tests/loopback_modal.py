@@ -25,7 +25,7 @@ SUCCESS = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
 
 
 class LoopbackModal:
-    """calls: (name, request) of everything that was asked. files: volume -> path -> content. run: what a function is."""
+    """calls: (name, request) of all that was asked. files: volume -> path -> content. run: name -> what is called."""
 
     def __init__(self):
         self.calls: list[tuple[str, object]] = []
@@ -161,7 +161,9 @@ class LoopbackModal:
         self._tags[request.existing_function_id] = definition.function_name
         function_id = request.existing_function_id
         data = pb.FunctionData(ranked_functions=[pb.FunctionData.RankedFunction(rank=0, function=definition)])
-        return pb.FunctionCreateResponse(function_id=function_id, handle_metadata=_handle(definition), function_data=data)
+        return pb.FunctionCreateResponse(
+            function_id=function_id, handle_metadata=_handle(definition), function_data=data
+        )
 
     def ClassCreate(self, _):  # noqa: N802
         return pb.ClassCreateResponse(class_id="cs-1", handle_metadata=pb.ClassHandleMetadata())
@@ -237,7 +239,7 @@ def _handle(definition) -> pb.FunctionHandleMetadata:
         supported_input_formats=[pb.DATA_FORMAT_PICKLE],
         supported_output_formats=[pb.DATA_FORMAT_PICKLE],
     )
-    for name, method in definition.method_definitions.items():
+    for name in definition.method_definitions:
         handle.method_handle_metadata[name].CopyFrom(
             pb.FunctionHandleMetadata(function_name=name, web_url=f"https://loopback.invalid/{name}")
         )
