@@ -5,6 +5,9 @@ function measures them all, and `retrieval.FusedScores` or `FusedRanks` merges t
 model write whatever it likes: how often that names an item says how much of the trie it has learned.
 """
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +21,19 @@ from tqdm import tqdm
 
 from semid_lib import embed as encoders
 from semid_lib.adapters import load_tokens, save_tokens
+from semid_lib.base_models import load_base
 from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search
 from semid_lib.query_model import Queries, QueryModel, hashed_words
 from semid_lib.retrieval import BM25, checked_mask, checked_queries
 from semid_lib.scorers import CausalScorer
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.sft import save_model
+from semid_lib.sft import merge_adapter, save_model
 from semid_lib.sft_examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
 from semid_lib.trie import PrefixTrie
+from semid_lib.vocabulary import trained_tokens
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class _Written:
@@ -148,11 +155,20 @@ class LightSearch(_Written):
         return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
 
 
+class Adapter(NamedTuple):
+    """What fine-tuning by LoRA added to a model of the hub: all that has to be kept of it."""
+
+    base: str  # the model's name on the hub
+    revision: str  # its commit, 40 hexadecimal digits
+    folder: Path  # where `sft.fine_tune` left the adapter: `lora/final` of the run's folder
+
+
 class LanguageModelSearch(_Written):
     """Search by a language model that was fine-tuned to answer queries with semantic IDs (`sft`).
 
     tokens: per level the token of each code, as `vocabulary.extend_vocabulary` returns them. task: as what a query is
-    asked, a key of `sft_examples.TASKS`.
+    asked, a key of `sft_examples.TASKS`. adapter: what to save instead of the model, which it must have been merged
+    into; hundreds of megabytes where a model of 4 billion parameters has eight gigabytes.
     """
 
     def __init__(
@@ -164,16 +180,28 @@ class LanguageModelSearch(_Written):
         beam_width: int = 100,
         batch_size: int = 16,
         task: str = "query_to_id",
+        adapter: Adapter | None = None,
     ):
         super().__init__(CausalScorer(model, tokens), trie, beam_width, batch_size)
         self.model, self.tokenizer, self.tokens, self.task = model, tokenizer, tokens, task
+        self.adapter = adapter
 
     def save(self, folder: Path) -> tuple[dict, list[str]]:
-        """Write the model as vLLM loads it to `llm/` with its tokenizer and tokens: -> as `LightSearch.save`."""
-        written = save_model(self.model, self.tokenizer, folder / "llm")
+        """Write the model as vLLM loads it to `llm/` with its tokenizer and tokens: -> as `LightSearch.save`.
+
+        With an adapter, that takes the place of the model, which is fetched by name and commit to load it. Raises
+        ValueError for an adapter of a model that is not pinned, or one that does not hold the rows of the tokens.
+        """
+        facts = {"type": "language model", "beam_width": self.beam_width, "task": self.task}
+        written = folder / "llm"
+        if self.adapter is None:
+            save_model(self.model, self.tokenizer, written)
+        else:
+            _copy_adapter(self.adapter, self.tokens, written)
+            self.tokenizer.save_pretrained(written)
+            facts["base"] = {"name": self.adapter.base, "revision": self.adapter.revision}
         save_tokens(written / "semantic_id_tokens.json", self.tokens, end_token(self.tokenizer))
-        files = sorted(str(path.relative_to(folder)) for path in written.iterdir())
-        return {"type": "language model", "beam_width": self.beam_width, "task": self.task}, files
+        return facts, sorted(str(path.relative_to(folder)) for path in written.iterdir())
 
     def _contexts(self, queries, query_vectors):
         return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query, self.task) for query in queries])
@@ -191,11 +219,36 @@ def load_searcher(
         return LightSearch(model, words, facts["encoder"], width)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm", trust_remote_code=False)
+    adapter = None
+    if "base" in facts:
+        adapter = Adapter(facts["base"]["name"], facts["base"]["revision"], folder / "llm")
+        model = merge_adapter(load_base(*adapter[:2], four_bit=False)[0], tokenizer, adapter.folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False, use_safetensors=True)
     tokens, _ = load_tokens(folder / "llm" / "semantic_id_tokens.json")
     trie = PrefixTrie.build(ids.unique).to(device)
-    return LanguageModelSearch(model, tokenizer, tokens, trie, width, task=facts["task"])
+    return LanguageModelSearch(
+        model.to(device).eval(), tokenizer, tokens, trie, width, task=facts["task"], adapter=adapter
+    )
+
+
+def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) -> None:
+    if not re.fullmatch(r"[0-9a-f]{40}", adapter.revision):
+        raise ValueError(
+            f"the adapter is one of {adapter.base} at {adapter.revision!r}, expected a commit of 40 digits"
+        )
+    source = Path(adapter.folder)
+    for name in _ADAPTER_FILES:
+        if not (source / name).is_file():
+            raise ValueError(f"{source / name} is missing: expected the folder lora/final of a run of sft.fine_tune")
+    trained = json.loads((source / _ADAPTER_FILES[0]).read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    if not trained or any(sorted(rows) != trained_tokens(tokens) for rows in trained.values()):
+        raise ValueError(f"{source} is an adapter without the rows of these semantic-ID tokens")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _ADAPTER_FILES:
+        if source.resolve() != folder.resolve():
+            shutil.copyfile(source / name, folder / name)
 
 
 # --- without a trie ---

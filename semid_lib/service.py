@@ -94,6 +94,7 @@ class Service:
             "can_recommend": self.can_recommend,
             "can_search": self.can_search,
             "max_k": messages.MAX_K,
+            "source": None if self.recommender.source is None else str(self.recommender.source),
             "categories": [{"name": name, "n_items": n} for name, n in self.catalogue.category_names.items()],
         }
 

@@ -1,5 +1,7 @@
 """The recommender as an HTTP service, with a page to try it: `python -m semid_lib.web --model FOLDER --port 8080`.
 
+FOLDER may be a repository on the Hugging Face Hub, "org/name", of which `--revision` gives a branch, tag or commit.
+
 Loopback only, unless `--host` says otherwise. If the environment variable SEMID_TOKEN is set, every answer about items
 needs it as a bearer token. SIGTERM ends the service after what it has accepted is answered.
 """
@@ -237,18 +239,20 @@ def load_app(
     recommender = Recommender.from_pretrained(model, **how)
     app = create_app(recommender, limits, token, loopback_only)
     app.state.service.warm_up()
-    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2)}})
+    source = {} if recommender.source is None else {"source": str(recommender.source)}
+    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2), **source}})
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load a folder and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
+    """Load a recommender and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
     parser = argparse.ArgumentParser(
         prog="python -m semid_lib.web",
         description=__doc__.partition("\n")[0],
         epilog=f"If the environment variable {TOKEN} is set, questions about items need it as a bearer token.",
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="what Recommender.save_pretrained wrote")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
+    parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default="127.0.0.1", help="loopback by default; 0.0.0.0 for every network")
     options = parser.parse_args(arguments)
@@ -262,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     limits = Limits()
     try:
-        app = load_app(options.model, limits, token, loopback_only=token is None and loopback)
+        app = load_app(options.model, limits, token, token is None and loopback, revision=options.revision)
     except (ValueError, OSError, ImportError) as error:
         print(f"cannot serve {options.model}: {error}", file=sys.stderr)
         return 1
@@ -284,6 +288,7 @@ def log_as_json() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log addresses that are signed for a while
 
 
 def _few_arenas() -> None:

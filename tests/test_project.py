@@ -29,7 +29,7 @@ ORDER = [
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("sasrec", "tiger", "retrieval", "generative"),
-    *("metrics", "evaluate", "recommender", "next_item", "reproductions", "report"),
+    *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
     *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
     *("deployment", "modal_app"),
 ]
