@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -139,9 +140,13 @@ class _Endpoint:
         web.log_as_json()
         self.token = os.environ.get(TOKEN)
         self.service = web.load_app(_model(), token=self.token, **SETTINGS.how())
-        recommender = self.service.state.service.recommender
-        if SETTINGS.snapshots and recommender.searcher is not None:  # so that the text encoder is in the picture too
-            recommender.search(["a"], 1)
+        service = self.service.state.service
+        if not SETTINGS.snapshots:  # as `web` does: beside the first answers
+            threading.Thread(target=service.warm_up_batches, daemon=True).start()
+            return
+        service.warm_up_batches()
+        if service.can_search:  # so that the text encoder is in the picture too
+            service.recommender.search(["a"], 1)
 
     @modal.enter(snap=False)
     def wake(self) -> None:
@@ -261,11 +266,11 @@ def answer(input_path: str, output_path: str, topk: int = 10, queries: bool = Fa
 
     Work is kept in the Volume after every block, so a container that is taken away goes on in the next one.
     """
-    from semid_lib import predict
+    from semid_lib import predict, store
     from semid_lib.recommender import Recommender
 
     recommender = Recommender.from_pretrained(_model(), **SETTINGS.how())
-    facts = SETTINGS.revision or hashlib.sha256(Path(_model(), "config.json").read_bytes()).hexdigest()
+    facts = str(recommender.source or store.sha256(Path(_model()) / "config.json"))
     return tuple(predict.predict(recommender, facts, _ROOM / input_path, _ROOM / output_path, topk, queries))
 
 
