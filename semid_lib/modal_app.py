@@ -19,6 +19,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import modal
@@ -216,36 +217,46 @@ def check_deployment(settings: Settings, token: str | None) -> None:
     account.
     """
     settings.check_token(token)
-    text, names = (_on_hub if settings.revision else _in_volume)(settings)
+    text, check = (_on_hub if settings.revision else _in_volume)(settings)
     try:
         config = json.loads(text)
-        missing = sorted(set(config["sha256"]) - names)
-    except (ValueError, TypeError, KeyError):
+        sums, searcher = dict(config["sha256"]), config.get("searcher", {}).get("type")
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"the config.json of {settings.model} is not what save_pretrained wrote") from None
-    if missing:
-        raise ValueError(f"{settings.model} has no {missing[0]}, which its config.json names: send it again")
-    if settings.engine == "vllm" and config.get("searcher", {}).get("type") != "language model":
+    check(sums)
+    if settings.engine == "vllm" and searcher != "language model":
         raise ValueError(f"SEMID_ENGINE is vllm, and {settings.model} holds no language model")
 
 
-def _in_volume(settings: Settings) -> tuple[bytes, set[str]]:
+def _in_volume(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], None]]:
+    """The model's config.json, and what checks that files are there."""
     try:
         config = b"".join(VOLUME.read_file(f"{settings.model}/config.json"))
-        entries = VOLUME.listdir(settings.model, recursive=True)
     except (FileNotFoundError, modal.exception.NotFoundError):
         raise ValueError(
             f"there is no model {settings.model!r} in the Volume: send one with `python -m semid_lib.modal_app upload "
             "--folder FOLDER`, or name a repository on the Hub and its commit (SEMID_MODEL, SEMID_REVISION)"
         ) from None
-    return config, {str(PurePosixPath(entry.path).relative_to(settings.model)) for entry in entries}
+
+    def check(sums: dict[str, str]) -> None:
+        missing = sorted(set(sums) - {str(PurePosixPath(path).relative_to(settings.model)) for path in there})
+        if missing:
+            raise ValueError(f"{settings.model} has no {missing[0]} in the Volume: send it again")
+
+    there = list(_files(settings.model))
+    return config, check
 
 
-def _on_hub(settings: Settings) -> tuple[bytes, set[str]]:
-    from huggingface_hub import hf_hub_download, model_info
+def _on_hub(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], None]]:
+    from huggingface_hub import HfApi, get_token
 
-    facts = model_info(settings.model, revision=settings.revision)
-    path = hf_hub_download(settings.model, "config.json", revision=settings.revision)
-    return Path(path).read_bytes(), {file.rfilename for file in facts.siblings}
+    from semid_lib import hub
+
+    source = hub.Source(settings.model, settings.revision)
+    config = hub.fetch(source, {"config.json": None}) / "config.json"
+    if get_token() and not os.environ.get("HF_TOKEN") and not HfApi(token=False).repo_exists(settings.model):
+        raise ValueError(f"{settings.model} is private: set HF_TOKEN, since containers do not have your login")
+    return config.read_bytes(), partial(hub.check, source)
 
 
 # --- batch ---
@@ -285,7 +296,6 @@ training = modal.App("semid-training")
     env={**_ENVIRONMENT, "SEMID_ARTEFACTS": f"{_ROOM}/artefacts", "PYTHONPATH": "/root", "HF_HUB_OFFLINE": "0"},
     volumes={str(_ROOM): VOLUME, _CACHE: CACHE},
     timeout=_DAY,
-    retries=2,
     **_CONTAINER,
 )
 def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", commit: str = "") -> str:
@@ -446,11 +456,11 @@ def _files(folder: str) -> Iterator[str]:
 def _download(remote: str, local: Path) -> None:
     """A file of the Volume, whole or not at all."""
     local.parent.mkdir(parents=True, exist_ok=True)
-    partial = local.with_name(local.name + ".download")
-    with open(partial, "wb") as stream:
+    coming = local.with_name(local.name + ".download")
+    with open(coming, "wb") as stream:
         for block in VOLUME.read_file(remote):
             stream.write(block)
-    partial.replace(local)
+    coming.replace(local)
 
 
 def measure_endpoint(url: str, data: str, scale: str, cold: int, warm: int, wait: float) -> Path | None:
