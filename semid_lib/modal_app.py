@@ -30,13 +30,8 @@ from semid_lib.guard import TOKEN
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _PYTHON = "3.11"
 _VLLM = "vllm==0.32.0"  # no extra, since its wheels are for GPU boxes; it asks for the torch of constraints.txt
-_VLLM_PINS = (
-    "apache-tvm-ffi",
-    "lark",
-    "llvmlite",
-    "numba",
-    "numpy",
-)  # and for other versions than those there of these
+# and for other versions than those there of these
+_VLLM_PINS = ("apache-tvm-ffi", "lark", "llvmlite", "numba", "numpy")
 _SERVING = "embed,search,serve"  # as in the Dockerfile
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
 _DAY = 24 * 3600
@@ -62,6 +57,85 @@ def _settings() -> Settings:
 
 
 SETTINGS = _settings()
+
+
+VOLUME = modal.Volume.from_name("semid", create_if_missing=True)  # models, data/, artefacts/, batch/
+CACHE = modal.Volume.from_name("semid-cache", create_if_missing=True)
+
+
+# --- refused before anything is built ---
+
+
+def check_deployment(settings: Settings, token: str | None) -> str:
+    """Refuse an endpoint that could not answer, or that everybody could ask by oversight; tells models apart.
+
+    The token is looked at first, then the model: all files that its `config.json` names must be in the Volume, or in
+    the commit on the Hub. Returns the checksum of that. Raises ValueError that says what to do; OSError or modal's
+    errors without a network or an account.
+    """
+    settings.check_token(token)
+    text, check = (_on_hub if settings.revision else _in_volume)(settings)
+    try:
+        config = json.loads(text)
+        sums, searcher = dict(config["sha256"]), config.get("searcher", {}).get("type")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"the config.json of {settings.model} is not what save_pretrained wrote") from None
+    check(sums)
+    if settings.engine == "vllm" and searcher != "language model":
+        raise ValueError(f"SEMID_ENGINE is vllm, and {settings.model} holds no language model")
+    return hashlib.sha256(text).hexdigest()
+
+
+def _in_volume(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], None]]:
+    """The model's config.json, and what checks that files are there."""
+    try:
+        config = b"".join(VOLUME.read_file(f"{settings.model}/config.json"))
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        raise ValueError(
+            f"there is no model {settings.model!r} in the Volume: send one with `python -m semid_lib.modal_app upload "
+            "--folder FOLDER`, or name a repository on the Hub and its commit (SEMID_MODEL, SEMID_REVISION)"
+        ) from None
+
+    there = {str(PurePosixPath(path).relative_to(settings.model)) for path in _files(settings.model)}
+
+    def check(sums: dict[str, str]) -> None:
+        if missing := sorted(set(sums) - there):
+            raise ValueError(f"{settings.model} has no {missing[0]} in the Volume: send it again")
+
+    return config, check
+
+
+def _on_hub(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], None]]:
+    from huggingface_hub import HfApi, get_token
+
+    from semid_lib import hub
+
+    source = hub.Source(settings.model, settings.revision)
+    config = hub.fetch(source, {"config.json": None}) / "config.json"
+    if get_token() and not os.environ.get("HF_TOKEN") and not HfApi(token=False).repo_exists(settings.model):
+        raise ValueError(f"{settings.model} is private: set HF_TOKEN, since containers do not have your login")
+    return config.read_bytes(), partial(hub.check, source)
+
+
+def _checked() -> str:
+    """Which model `modal deploy` or `modal serve` is about to serve; they end here if it cannot be served."""
+    if not modal.is_local() or _command() not in ("deploy", "serve"):
+        return ""
+    try:
+        if __name__ != "semid_lib.modal_app":
+            raise ValueError("this file was named by its path, expected -m semid_lib.modal_app")
+        return check_deployment(SETTINGS, os.environ.get(TOKEN))
+    except _REFUSALS as error:
+        sys.exit(f"refused: {error}")
+
+
+def _files(folder: str) -> Iterator[str]:
+    try:
+        for entry in VOLUME.listdir(folder, recursive=True):
+            if entry.type == modal.types.FileEntryType.FILE:
+                yield entry.path.lstrip("/")
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        return
 
 
 # --- what containers are made of ---
@@ -94,11 +168,9 @@ CHAPTERS_IMAGE = _image(
     f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger", extra_index=None if SETTINGS.gpu else _EXTRA_INDEX
 ).add_local_dir(_REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"])
 
-VOLUME = modal.Volume.from_name("semid", create_if_missing=True)  # models, data/, artefacts/, batch/
-CACHE = modal.Volume.from_name("semid-cache", create_if_missing=True)
-
 _ENVIRONMENT = {
     **SETTINGS.environment(),
+    "SEMID_MODEL_STATE": _checked(),  # another model is another deployment, so that no old snapshot answers
     "OMP_NUM_THREADS": str(max(1, round(SETTINGS.cpu))),
     "PYTHONUNBUFFERED": "1",
     "HF_HUB_OFFLINE": "0" if SETTINGS.revision else "1",
@@ -207,56 +279,6 @@ def keep_warm() -> None:
 
 def _url() -> str:
     return (LanguageModel if SETTINGS.gpu else SmallModels)().web.get_web_url()
-
-
-def check_deployment(settings: Settings, token: str | None) -> None:
-    """Refuse an endpoint that could not answer, or that everybody could ask by oversight.
-
-    The token is looked at first, then the model: all files that its `config.json` names must be in the Volume, or in
-    the commit on the Hub. Raises ValueError that says what to do; OSError or modal's errors without a network or an
-    account.
-    """
-    settings.check_token(token)
-    text, check = (_on_hub if settings.revision else _in_volume)(settings)
-    try:
-        config = json.loads(text)
-        sums, searcher = dict(config["sha256"]), config.get("searcher", {}).get("type")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"the config.json of {settings.model} is not what save_pretrained wrote") from None
-    check(sums)
-    if settings.engine == "vllm" and searcher != "language model":
-        raise ValueError(f"SEMID_ENGINE is vllm, and {settings.model} holds no language model")
-
-
-def _in_volume(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], None]]:
-    """The model's config.json, and what checks that files are there."""
-    try:
-        config = b"".join(VOLUME.read_file(f"{settings.model}/config.json"))
-    except (FileNotFoundError, modal.exception.NotFoundError):
-        raise ValueError(
-            f"there is no model {settings.model!r} in the Volume: send one with `python -m semid_lib.modal_app upload "
-            "--folder FOLDER`, or name a repository on the Hub and its commit (SEMID_MODEL, SEMID_REVISION)"
-        ) from None
-
-    def check(sums: dict[str, str]) -> None:
-        missing = sorted(set(sums) - {str(PurePosixPath(path).relative_to(settings.model)) for path in there})
-        if missing:
-            raise ValueError(f"{settings.model} has no {missing[0]} in the Volume: send it again")
-
-    there = list(_files(settings.model))
-    return config, check
-
-
-def _on_hub(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], None]]:
-    from huggingface_hub import HfApi, get_token
-
-    from semid_lib import hub
-
-    source = hub.Source(settings.model, settings.revision)
-    config = hub.fetch(source, {"config.json": None}) / "config.json"
-    if get_token() and not os.environ.get("HF_TOKEN") and not HfApi(token=False).repo_exists(settings.model):
-        raise ValueError(f"{settings.model} is private: set HF_TOKEN, since containers do not have your login")
-    return config.read_bytes(), partial(hub.check, source)
 
 
 # --- batch ---
@@ -444,15 +466,6 @@ def fetch(data: str, scale: str, everything: bool = False) -> list[Path]:
     return got
 
 
-def _files(folder: str) -> Iterator[str]:
-    try:
-        for entry in VOLUME.listdir(folder, recursive=True):
-            if entry.type == modal.types.FileEntryType.FILE:
-                yield entry.path.lstrip("/")
-    except (FileNotFoundError, modal.exception.NotFoundError):
-        return
-
-
 def _download(remote: str, local: Path) -> None:
     """A file of the Volume, whole or not at all."""
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -555,17 +568,6 @@ def _run_measure(options: argparse.Namespace) -> int:
     print(f"rows: {path}" if path else "nothing was measured")
     return 0 if path else 1
 
-
-def _refuse_early() -> None:
-    """What `modal deploy` and `modal serve` must not begin with, told before they see the app."""
-    if modal.is_local() and _command() in ("deploy", "serve"):
-        try:
-            check_deployment(SETTINGS, os.environ.get(TOKEN))
-        except _REFUSALS as error:
-            sys.exit(f"refused: {error}")
-
-
-_refuse_early()
 
 if __name__ == "__main__":
     sys.exit(main())

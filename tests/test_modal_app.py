@@ -4,6 +4,7 @@ What Modal itself does with a snapshot, a GPU or a built image cannot be seen he
 """
 
 import ast
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -180,6 +181,8 @@ def test_deploying_is_refused_before_anything_is_built(cloud, served_folder):
 
     assert refused("serve").startswith("SEMID_TOKEN is not set")
     assert refused("deploy", SEMID_SCALEDOWN="1").startswith("SEMID_SCALEDOWN is 1, expected")
+    by_path = command(*MODAL, "deploy", "semid_lib/modal_app.py", SEMID_TOKEN="t")
+    assert by_path.stderr.startswith("refused: this file was named by its path, expected -m")
     assert refused("deploy", SEMID_TOKEN="t").startswith("Token missing")  # Modal's own: no account
     assert "no model 'recommender' in the Volume" in refused("deploy", SEMID_TOKEN="t", **cloud.environment)
     put(cloud, served_folder)
@@ -226,6 +229,8 @@ def test_a_deployment_is_what_the_settings_say(cloud, served_folder):
     assert not made["keep_warm"].HasField("schedule")
     secrets = [dict(request.env_dict) for request in cloud.asked("SecretGetOrCreate")]
     assert {"SEMID_TOKEN": "t"} in secrets
+    config = hashlib.sha256((served_folder / "config.json").read_bytes()).hexdigest()  # another model, another snapshot
+    assert any(secret.get("SEMID_MODEL_STATE") == config for secret in secrets)
     assert not any("SEMID_TOKEN" in secret for secret in secrets if len(secret) > 1)
 
 
