@@ -223,6 +223,7 @@ def load_searcher(
     adapter = None
     if "base" in facts:
         adapter = Adapter(facts["base"]["name"], facts["base"]["revision"], folder / "llm")
+        _check_pinned(adapter)
         model = merge_adapter(load_base(*adapter[:2], four_bit=False)[0], tokenizer, adapter.folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False, use_safetensors=True)
@@ -233,11 +234,13 @@ def load_searcher(
     )
 
 
-def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) -> None:
+def _check_pinned(adapter: Adapter) -> None:
     if not re.fullmatch(r"[0-9a-f]{40}", adapter.revision):
-        raise ValueError(
-            f"the adapter is one of {adapter.base} at {adapter.revision!r}, expected a commit of 40 digits"
-        )
+        raise ValueError(f"the adapter is for {adapter.base} at {adapter.revision!r}, expected a commit of 40 digits")
+
+
+def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) -> None:
+    _check_pinned(adapter)
     source = Path(adapter.folder)
     for name in _ADAPTER_FILES:
         if not (source / name).is_file():

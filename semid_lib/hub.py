@@ -88,8 +88,8 @@ def check(source: Source, sums: Mapping[str, str | None]) -> None:
             raise ValueError(f"{name} of {source} is not the file that was saved with it: its checksum differs")
 
 
-def check_push(repo: str, private: bool) -> None:
-    """Whether a push can succeed, before anything is made for it.
+def check_push(repo: str, private: bool) -> bool:
+    """Whether there is such a repository, after everything that could stop a push before it begins.
 
     Raises ValueError for a name that is none, no token or a wrong one, and a repository that exists but is public
     where a private one is asked for, or the other way round; ConnectionError if the Hub cannot be asked.
@@ -102,17 +102,20 @@ def check_push(repo: str, private: bool) -> None:
         raise ValueError(f"there is no token to push to {repo} with: {_LOGIN}")
     with _plain_errors(repo):
         client.whoami()
-        with contextlib.suppress(RepositoryNotFoundError):
+        try:
             is_private = bool(client.model_info(repo).private)
-            if is_private != private:
-                found, wanted = ("private", "public") if is_private else ("public", "private")
-                raise ValueError(
-                    f"{repo} exists and is {found}, and a {wanted} one is asked for: give private={is_private}, or "
-                    "change it in its settings on the Hub"
-                )
+        except RepositoryNotFoundError:
+            return False
+    if is_private != private:
+        found, wanted = ("private", "public") if is_private else ("public", "private")
+        raise ValueError(
+            f"{repo} exists and is {found}, and a {wanted} one is asked for: give private={is_private}, or change it "
+            "in its settings on the Hub"
+        )
+    return True
 
 
-def push(folder: str | Path, repo: str, private: bool = True, message: str = "A recommender") -> Source:
+def push(folder: str | Path, repo: str, private: bool = True) -> Source:
     """Put the files of a folder into a repository as one commit, and return that; the repository is made if need be.
 
     Large files go first, beside the repository, and the commit last: whatever breaks off before leaves the repository
@@ -120,12 +123,13 @@ def push(folder: str | Path, repo: str, private: bool = True, message: str = "A 
     are there already, there is no new commit. Raises as `check_push` does, and ValueError for a token that may not
     write there.
     """
-    check_push(repo, private)
+    exists, client = check_push(repo, private), _client()
     with _plain_errors(repo), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # the item table
-        client = _client()
-        client.create_repo(repo, private=private, exist_ok=True)
-        return Source(repo, client.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).oid)
+        if not exists:
+            client.create_repo(repo, private=private)
+        written = client.upload_folder(repo_id=repo, folder_path=folder, commit_message="A recommender, by semid_lib")
+        return Source(repo, written.oid)
 
 
 def _client():
@@ -165,7 +169,7 @@ def _plain_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _refusal(repo, error) from error
     except (
-        httpx.TransportError,
+        httpx.RequestError,
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
         errors.RevisionResolutionError,

@@ -27,7 +27,7 @@ from semid_lib.trie import PrefixTrie, Subset
 
 _FORMAT = 2
 _ALWAYS = ("semantic_ids.npz", "items.parquet")
-_ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # none that can hold code
+_ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
@@ -228,7 +228,7 @@ class Recommender:
         """Read what `save_pretrained` wrote to a folder, or `push_to_hub` to a repository, "org/name", on the Hub.
 
         revision: of the repository, a branch, tag or commit, by default main; `source` says which commit it was. Only
-        the files that `config.json` lists are fetched, none that could hold code.
+        the files that `config.json` lists are fetched, neither pickle nor Python among them.
         Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
         another format, and what `hub.resolve` and `hub.fetch` raise.
         """

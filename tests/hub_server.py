@@ -140,9 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
                     raise RefusedError(status, "", "it does not work today")
             self._route(path)
         except RefusedError as refused:
-            self.close_connection = True  # the body may not have been read
             status, code, words = refused.args
-            self._send(status, json.dumps({"error": words}).encode(), {"X-Error-Code": code, "X-Error-Message": words})
+            headers = {"X-Error-Code": code, "X-Error-Message": words, "Connection": "close"}  # the body may be unread
+            self._send(status, json.dumps({"error": words}).encode(), headers)
 
     def _route(self, path: str):
         parts = path.strip("/").split("/")

@@ -201,8 +201,12 @@ def test_an_adapter_is_pushed_without_its_model_and_finds_it_at_its_commit(serve
     )
 
 
-def test_an_adapter_must_be_pinned_and_hold_the_rows(adapted, tmp_path):
+def test_an_adapter_must_be_pinned_and_hold_the_rows(shop, searchable, adapted, tmp_path):
     pinned = adapted.adapter
+    Recommender(None, shop.ids, searchable, adapted).save_pretrained(tmp_path / "moving")
+    path = tmp_path / "moving" / "config.json"
+    path.write_text(path.read_text().replace(pinned.revision, "main"))
+    assert "'main', expected a commit" in error_of(lambda: Recommender.from_pretrained(tmp_path / "moving"))
     adapted.adapter = pinned._replace(revision="main")
     assert "'main', expected a commit" in error_of(lambda: adapted.save(tmp_path / "saved"))
     path = pinned.folder / "adapter_config.json"
