@@ -100,7 +100,7 @@ class Settings:
 
     @property
     def snapshots(self) -> bool:
-        """Whether containers start from snapshots: vLLM's engine is a process of its own, which they do not hold."""
+        """Whether containers start from snapshots; not with vLLM, which nobody has tried to wake from one."""
         return self.snapshot and self.engine != "vllm"
 
     def check_token(self, token: str | None) -> None:
