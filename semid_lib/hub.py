@@ -55,25 +55,37 @@ def fetch(source: Source, sums: Mapping[str, str | None]) -> Path:
 
     Raises ValueError naming a file that is missing there or has another checksum, and as `resolve` does.
     """
-    from huggingface_hub import RepoFile, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     repo, commit = source
     missing = [name for name in sums if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)]
+    if missing:
+        check(source, {name: sums[name] for name in missing})
     with _plain_errors(repo, commit):
         client = _client()
-        found = client.get_paths_info(repo, missing, revision=commit) if missing else []
-        held = {file.path: file for file in found if isinstance(file, RepoFile)}
-        for name in missing:
-            if name not in held:
-                raise ValueError(f"{source} has no {name}: expected what Recommender.push_to_hub wrote")
-            large = held[name].lfs
-            if large is not None and sums[name] not in (None, large.sha256):
-                raise ValueError(f"{name} of {source} is not the file that was saved with it: its checksum differs")
         for name in missing:
             client.hf_hub_download(repo, name, revision=commit)
     first = next(iter(sums))
     path = Path(try_to_load_from_cache(repo, first, revision=commit))
     return path.parents[first.count("/")]
+
+
+def check(source: Source, sums: Mapping[str, str | None]) -> None:
+    """Whether the Hub has files of a commit, and knows the checksums that are given; nothing is downloaded.
+
+    Raises as `fetch` does.
+    """
+    from huggingface_hub import RepoFile
+
+    with _plain_errors(*source):
+        found = _client().get_paths_info(source.repo, list(sums), revision=source.commit)
+    held = {file.path: file for file in found if isinstance(file, RepoFile)}
+    for name in sums:
+        if name not in held:
+            raise ValueError(f"{source} has no {name}: expected what Recommender.push_to_hub wrote")
+        large = held[name].lfs
+        if large is not None and sums[name] not in (None, large.sha256):
+            raise ValueError(f"{name} of {source} is not the file that was saved with it: its checksum differs")
 
 
 def check_push(repo: str, private: bool) -> bool:

@@ -77,7 +77,9 @@ def predict(
     BlockingIOError for a second run with the same output at the same time. The output is then what it was before.
     """
     input_path, output_path = Path(input_path), Path(output_path)
-    _check(recommender, input_path, output_path, k, queries)
+    check(input_path, output_path, k, queries)
+    if (recommender.searcher if queries else recommender.model) is None:
+        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
     facts = {
         "version": metadata.version("semid-lib"),
         "model": model_facts,
@@ -99,7 +101,8 @@ def predict(
     return Outcome(done.lines - done.rejected, done.rejected)
 
 
-def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int, queries: bool) -> None:
+def check(input_path: Path, output_path: Path, k: int, queries: bool) -> None:
+    """Refuse what can be refused before a model is loaded; raises as `predict` does."""
     if output_path.suffix not in ENDINGS:
         raise ValueError(f"{output_path} ends in {output_path.suffix!r}, expected {', '.join(ENDINGS)}")
     if k < 1:
@@ -107,8 +110,6 @@ def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int
     if input_path.resolve() == output_path.resolve():
         raise ValueError(f"{output_path} is the input as well")
     next(records.read(input_path, queries), None)  # an input that is refused as a whole leaves no trace
-    if (recommender.searcher if queries else recommender.model) is None:
-        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
 
 
 def _blocks(everything: Iterable[records.Record]) -> Iterator[list[records.Record]]:

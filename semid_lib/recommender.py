@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
@@ -296,9 +297,10 @@ def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
 
 def _read_items(path: Path) -> pd.DataFrame:
     """The item table as it was saved: lists are lists again, which pandas reads as arrays."""
-    items = pd.read_parquet(path)
-    nested = [name for name in items if any(isinstance(value, np.ndarray) for value in items[name])]
-    return items.assign(**pq.read_table(path, columns=nested).to_pydict()) if nested else items
+    schema = pq.read_schema(path)
+    nested = [field.name for field in schema if pa.types.is_nested(field.type)]
+    items = pd.read_parquet(path, columns=[name for name in schema.names if name not in nested])
+    return items.assign(**pq.read_table(path, columns=nested).to_pydict())[schema.names]
 
 
 def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:

@@ -99,17 +99,28 @@ class Service:
         }
 
     def warm_up(self) -> None:
-        """Answer what nobody asked, alone and together: first calls are slow.
+        """Answer what nobody asked, once: first calls are slow.
 
         Where histories are answered too, the first query is left to be slow: it loads a text encoder, for seconds in
         which the service could answer histories already.
         """
+        self._answer_nobody((1, False))
+
+    def warm_up_batches(self) -> None:
+        """The same for questions that are answered together, which numba's loop is loaded for.
+
+        It takes longer than all that one question needs, so a service may open before it and do this beside its first
+        answers: it is safe in a thread of its own.
+        """
+        self._answer_nobody((8, False), (8, True))
+
+    def _answer_nobody(self, *batches: tuple[int, bool]) -> None:
         task = "recommend" if self.can_recommend else "search"
         asked = np.zeros(1, dtype=np.int64) if self.can_recommend else "a"
         mask = np.ones(len(self.catalogue), dtype=bool)
-        for n, some in ((1, None), (8, None), (8, mask)):
-            kind = _Kind(task, min(10, len(self.catalogue)), self.can_recommend, some is not None)
-            self._answer(kind, [_Question(asked, some)] * n)
+        for n, has_mask in batches:
+            kind = _Kind(task, min(10, len(self.catalogue)), self.can_recommend, has_mask)
+            self._answer(kind, [_Question(asked, mask if has_mask else None)] * n)
 
     async def _ask(
         self, task: str, k: int, exclude_seen: bool, asked: Sequence, mask: np.ndarray | None

@@ -277,7 +277,13 @@ def _processor() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit that this code runs at and whether the working tree differs from it; empty outside a git checkout."""
+    """The commit that this code runs at and whether the working tree differs from it; empty outside a git checkout.
+
+    Where the code was sent without its repository, the environment variable SEMID_COMMIT may name it, with a + behind
+    it if the tree differed.
+    """
+    if name := os.environ.get("SEMID_COMMIT"):
+        return {"commit": name.rstrip("+"), "dirty": name.endswith("+")}
 
     def git(*words):
         return subprocess.run(["git", "-C", _REPOSITORY, *words], capture_output=True, text=True, check=True).stdout

@@ -30,7 +30,8 @@ ORDER = [
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("sasrec", "tiger", "retrieval", "generative"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
-    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web", "modal_app"),
+    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
+    *("deployment", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
