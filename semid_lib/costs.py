@@ -26,6 +26,7 @@ import numpy as np
 
 _HOUR = 3600.0
 _DAYS = 365.25 / 12  # of a month
+SECONDS_A_MONTH = 24 * _HOUR * _DAYS
 
 
 @dataclass(frozen=True)

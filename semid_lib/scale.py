@@ -48,6 +48,9 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "query_epochs": (1, 3, 6),
     "query_steps": (5, 200, 1000),
     "test_queries": (60, 1000, 4000),
+    "cold_starts": (1, 5, 10),
+    "cold_ways": (2, 8, 8),
+    "warm_answers": (40, 1000, 2000),
 }
 
 
@@ -94,6 +97,9 @@ class Scale:
     query_epochs: int  # of the light query model
     query_steps: int  # more epochs on few queries, to come to this many steps
     test_queries: int  # synthetic queries that methods of search are measured on, as many from each cell
+    cold_starts: int  # of the service, for each way to start it
+    cold_ways: int  # of `cold_start.WAYS`, from the first on
+    warm_answers: int  # that are timed
 
 
 def get(name: str) -> Scale:

@@ -44,10 +44,10 @@ def test_closed_forms_agree_with_a_simulation(rate, window):
 
 def test_quantiles_agree_with_a_simulation():
     rate, window = 0.5, 10.0  # busy enough for the 99th percentile to come while a container wakes, not at its start
-    waits, _ = simulate(rate, ENDPOINT, window, 60_000)
+    waits, _ = simulate(rate, ENDPOINT, window, 200_000)
     paid = bill(ENDPOINT, PRICE, Traffic(86400 * rate, EVEN), Policy(window))
     assert 0.5 < paid.p99 - ENDPOINT.seconds < 3.9
-    assert paid.p99 - ENDPOINT.seconds == pytest.approx(np.quantile(waits, 0.99), abs=0.2)
+    assert paid.p99 - ENDPOINT.seconds == pytest.approx(np.quantile(waits, 0.99), abs=0.3)
     assert paid.p50 - ENDPOINT.seconds == np.quantile(waits, 0.5) == 0
 
 
