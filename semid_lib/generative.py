@@ -29,8 +29,8 @@ from semid_lib.sft_examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_ch
 from semid_lib.trie import PrefixTrie
 
 
-class _Written:
-    """Search by a constrained beam; `_contexts` is what the scorer reads."""
+class WrittenSearch:
+    """Search by a constrained beam, for models that write IDs; `_contexts` makes of queries what the scorer reads."""
 
     def __init__(self, scorer, trie: PrefixTrie, beam_width: int, batch_size: int):
         if beam_width < 1 or batch_size < 1:
@@ -84,7 +84,7 @@ class _Written:
         return scores
 
 
-class LightSearch(_Written):
+class LightSearch(WrittenSearch):
     """Search by a `QueryModel`, which reads the vector of a query and its words.
 
     model: in evaluation mode. words: of the items' texts, for a model with a `word_weight`. embed: the encoder of the
@@ -148,7 +148,7 @@ class LightSearch(_Written):
         return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
 
 
-class LanguageModelSearch(_Written):
+class LanguageModelSearch(WrittenSearch):
     """Search by a language model that was fine-tuned to answer queries with semantic IDs (`sft`).
 
     tokens: per level the token of each code, as `vocabulary.extend_vocabulary` returns them. task: as what a query is

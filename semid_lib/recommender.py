@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
-from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
+from semid_lib.generative import LanguageModelSearch, LightSearch
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, sha256
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
+from semid_lib.vllm_search import VLLMSearch, load_searcher
 
 _FORMAT = 2
 _ALWAYS = ("semantic_ids.npz", "items.parquet")
@@ -49,7 +50,7 @@ class Recommender:
         model: Timeline | None,
         ids: SemanticIDs,
         items: pd.DataFrame,
-        searcher: LightSearch | LanguageModelSearch | None = None,
+        searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
     ):
         if model is None and searcher is None:
             raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
@@ -215,9 +216,12 @@ class Recommender:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Recommender":
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", engine: str = "transformers"
+    ) -> "Recommender":
         """Read what `save_pretrained` wrote.
 
+        engine: "vllm" to let a language model answer through vLLM (`vllm_search`).
         Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
         another format.
         """
@@ -231,7 +235,7 @@ class Recommender:
             model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
         if "searcher" in config:
             try:
-                searcher = load_searcher(folder, config["searcher"], ids, items, device)
+                searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
             except (KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder / 'config.json'} does not describe the model of search: {error!r}"
