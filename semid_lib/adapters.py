@@ -251,6 +251,7 @@ class _VLLMTrie:
     are no item.
 
     vLLM's V2 model runner, the default on a GPU, has another interface: set VLLM_USE_V2_MODEL_RUNNER=0.
+    `vllm_search.VLLMSearch` does all this for a folder, and keeps to rules by a beam search of its own.
     """
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
