@@ -6,10 +6,10 @@ that `decode.constrained_beam_search` ranks, breaks ties and keeps to rules as f
 `LLM.beam_search` finds the same items, knows no rules, and was no faster (`tests/bench/vllm_decoding.py`).
 
 A request begins with a prefix that vLLM may have cached, but only in whole blocks of 16 tokens (32 on a processor):
-what is left over is computed again for every beam, where `scorers.CausalScorer` reads a prompt once. So for one query
-after the other our own decoder is the faster one, by far on a processor. vLLM is worth its weight where it brings
-something of its own: quantized weights, a model on several GPUs, adapters that change from request to request, or many
-clients at a time on a GPU that serves other tasks of the model too.
+what is left over is computed again for every beam, where `scorers.CausalScorer` reads a prompt once. So our own decoder
+is the faster one, on a processor by far. vLLM is worth its weight where it brings something of its own: here, quantized
+weights or a model on several GPUs; by `vllm serve` with our processor, adapters that change from request to request, or
+many clients with different tasks on one GPU.
 """
 
 import os
@@ -32,8 +32,8 @@ from semid_lib.trie import PrefixTrie
 VERSION = "0.32"  # the interface of logits processors changes between versions
 ENGINES = ("transformers", "vllm")
 _MAX_LENGTH = 2048  # tokens of a prompt with its codes, where the model takes as many
-# whatever vLLM takes by default on a processor is made for servers: blocks of 128 tokens share no prompt of a query,
-# compiling the model takes a minute, and nearly all memory would go to the cache
+# what vLLM takes by default on a processor is made for servers: blocks of 128 tokens, which the prompt of a query does
+# not fill, a model that is compiled at the start, and nearly all memory for the cache
 _ON_PROCESSOR = {"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": 2**30}
 
 
