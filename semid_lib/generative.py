@@ -36,8 +36,8 @@ from semid_lib.vocabulary import trained_tokens
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-class _Written:
-    """Search by a constrained beam; `_contexts` is what the scorer reads."""
+class WrittenSearch:
+    """Search by a constrained beam, for models that write IDs; `_contexts` makes of queries what the scorer reads."""
 
     def __init__(self, scorer, trie: PrefixTrie, beam_width: int, batch_size: int):
         if beam_width < 1 or batch_size < 1:
@@ -91,7 +91,7 @@ class _Written:
         return scores
 
 
-class LightSearch(_Written):
+class LightSearch(WrittenSearch):
     """Search by a `QueryModel`, which reads the vector of a query and its words.
 
     model: in evaluation mode. words: of the items' texts, for a model with a `word_weight`. embed: the encoder of the
@@ -163,7 +163,7 @@ class Adapter(NamedTuple):
     folder: Path  # where `sft.fine_tune` left the adapter: `lora/final` of the run's folder
 
 
-class LanguageModelSearch(_Written):
+class LanguageModelSearch(WrittenSearch):
     """Search by a language model that was fine-tuned to answer queries with semantic IDs (`sft`).
 
     tokens: per level the token of each code, as `vocabulary.extend_vocabulary` returns them. task: as what a query is

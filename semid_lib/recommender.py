@@ -18,12 +18,13 @@ from tqdm import tqdm
 from semid_lib import hub
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
-from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
+from semid_lib.generative import LanguageModelSearch, LightSearch
 from semid_lib.model_card import model_card
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, check_names, sha256
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
+from semid_lib.vllm_search import VLLMSearch, load_searcher
 
 _FORMAT = 2
 _ALWAYS = ("semantic_ids.npz", "items.parquet")
@@ -54,7 +55,7 @@ class Recommender:
         model: Timeline | None,
         ids: SemanticIDs,
         items: pd.DataFrame,
-        searcher: LightSearch | LanguageModelSearch | None = None,
+        searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
     ):
         if model is None and searcher is None:
             raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
@@ -223,12 +224,17 @@ class Recommender:
 
     @classmethod
     def from_pretrained(
-        cls, where: str | Path, device: str | torch.device = "cpu", revision: str | None = None
+        cls,
+        where: str | Path,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        engine: str = "transformers",
     ) -> "Recommender":
         """Read what `save_pretrained` wrote to a folder, or `push_to_hub` to a repository, "org/name", on the Hub.
 
         revision: of the repository, a branch, tag or commit, by default main; `source` says which commit it was. Only
-        the files that `config.json` lists are fetched, neither pickle nor Python among them.
+        the files that `config.json` lists are fetched, neither pickle nor Python among them. engine: "vllm" to let a
+        language model answer through vLLM (`vllm_search`).
         Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
         another format, and what `hub.resolve` and `hub.fetch` raise.
         """
@@ -246,7 +252,7 @@ class Recommender:
             model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
         if "searcher" in config:
             try:
-                searcher = load_searcher(folder, config["searcher"], ids, items, device)
+                searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
             except (KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder / 'config.json'} does not describe the model of search: {error!r}"

@@ -28,7 +28,7 @@ ORDER = [
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
-    *("sasrec", "tiger", "retrieval", "generative"),
+    *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
     *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
     *("cold_start", "costs", "deployment", "modal_app"),
