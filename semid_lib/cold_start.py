@@ -269,10 +269,10 @@ def _serve() -> None:
     loaded = _clocked(spent, "weights", recommender.Recommender.from_pretrained)
     recommender.Recommender.from_pretrained = staticmethod(loaded)
     web.create_app = _clocked(spent, "app", web.create_app)
-    one, batches = service.Service.warm_up, service.Service.warm_up_batches
+    one, batches = service.Service.warm_up, service.Service.warm_up_rest
     if way.batches_first or way.forked:  # a fork beside the thread of the other warm-up would leave its locks locked
         service.Service.warm_up = _clocked(spent, "warm-up", lambda self: (one(self), batches(self)))
-        service.Service.warm_up_batches = lambda self: None
+        service.Service.warm_up_rest = lambda self: None
     else:
         service.Service.warm_up = _clocked(spent, "warm-up", one)
     run = uvicorn.run

@@ -8,6 +8,7 @@ model write whatever it likes: how often that names an item says how much of the
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +116,7 @@ class LightSearch(WrittenSearch):
             raise ValueError(f"the model has word_weight {weight} and {self.n_items} items and comes {known}")
         self.words, self.embed = words, embed
         self._encode = None if isinstance(embed, str) else embed
+        self._loading = threading.Lock()
 
     def training_batches(
         self, queries: Sequence[str], query_vectors: np.ndarray, items: np.ndarray, batch_size: int = 256, seed: int = 0
@@ -147,7 +149,8 @@ class LightSearch(WrittenSearch):
 
     def _contexts(self, queries, query_vectors):
         if query_vectors is None:
-            self._encode = self._encode or encoders.Encoder(self.embed)
+            with self._loading:  # a service may warm it up while it is asked
+                self._encode = self._encode or encoders.Encoder(self.embed)
             query_vectors = self._encode(queries)
         unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
         n_buckets = self.scorer.config.n_buckets

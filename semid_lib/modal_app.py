@@ -215,11 +215,9 @@ class _Endpoint:
         self.service = web.load_app(_model(), token=self.token, **SETTINGS.how())
         service = self.service.state.service
         if not SETTINGS.snapshots:  # as `web` does: beside the first answers
-            threading.Thread(target=service.warm_up_batches, daemon=True).start()
+            threading.Thread(target=service.warm_up_rest, daemon=True).start()
             return
-        service.warm_up_batches()
-        if service.can_search:  # so that the text encoder is in the picture too
-            service.recommender.search(["a"], 1)
+        service.warm_up_rest()
 
     @modal.enter(snap=False)
     def wake(self) -> None:

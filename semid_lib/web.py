@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     gc.freeze()  # what is loaded stays: nothing to look through again and again while answering
     gc.enable()
-    threading.Thread(target=app.state.service.warm_up_batches, daemon=True).start()
+    threading.Thread(target=app.state.service.warm_up_rest, daemon=True).start()
     uvicorn.run(
         app,
         host=options.host,

@@ -133,7 +133,7 @@ def test_a_search_is_warm_in_a_snapshot(recommender_to_serve, monkeypatch):
     asked, search = [], recommender_to_serve.search
     recommender_to_serve.search = lambda *words: asked.append(words) or search(*words)
     monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **how: asked.append(how) or recommender_to_serve)
-    monkeypatch.setattr(Service, "warm_up_batches", lambda _: asked.append("batches"))
+    monkeypatch.setattr(Service, "warm_up_rest", lambda _: asked.append("batches"))
     for settings, found in (
         (Settings(), [{}, "batches", (["a"], 1)]),
         (Settings(snapshot=False), [{}, "batches"]),
