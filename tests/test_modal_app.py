@@ -351,6 +351,21 @@ def test_the_image_installs_what_the_code_imports(cloud, served_folder, variable
     assert not missing, f"the image of {extras} lacks {sorted(missing)}"
 
 
+def test_vllm_comes_with_the_versions_that_it_pins_itself(cloud, served_folder, tmp_path):
+    config = json.loads((served_folder / "config.json").read_text())
+    (served_folder / "config.json").write_text(json.dumps(config | {"searcher": {"type": "language model"}}))
+    put(cloud, served_folder)
+    made = deployed(cloud, SEMID_TOKEN="t", SEMID_GPU="L4", SEMID_ENGINE="vllm")
+    assert not made["LanguageModel.*"].checkpointing_enabled and not made["LanguageModel.*"].experimental_options
+    [line] = built(cloud)
+    assert line.index("constraints.txt") < line.index("pip install") and "vllm==0.32.0" in line
+    (tmp_path / "constraints.txt").write_bytes((ROOT / "constraints.txt").read_bytes())
+    subprocess.run(re.search(r"sed [^&]*", line)[0], shell=True, cwd=tmp_path, check=True)
+    left = (tmp_path / "constraints.txt").read_text().splitlines()
+    gone = [name for name in (ROOT / "constraints.txt").read_text().splitlines() if name not in left]
+    assert [name.split("==")[0] for name in gone] == list(modal_app._VLLM_PINS)
+
+
 def test_what_is_sent_is_enough_to_answer(cloud, served_folder, shop, tmp_path):
     """The files that Modal mounts, in an empty place, with the environment that it sets and no package but those of
     the image and of Modal's client: import, load, answer."""
