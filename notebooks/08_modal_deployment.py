@@ -115,7 +115,7 @@ if folder is not None:
     print(f"{ours:.2f} s of them ours, the others Python's and its libraries'")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "One horizontal bar, stacked from the parts of a cold start: most of it is the import of torch, then other libraries; what is ours is at its right end."}}
-GREYS = ["0.35", "0.5", "0.65", "0.8"]
+GREYS = ["0.3", "0.45", "0.6", "0.75", "0.85"]
 BLUES = [plt.get_cmap("Blues")(shade) for shade in np.linspace(0.95, 0.3, 7)]
 if starts is not None:
     figure, axis = plt.subplots(figsize=(10, 2.6), layout="constrained")
@@ -128,12 +128,12 @@ if starts is not None:
     axis.legend(ncol=6, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     plt.show()
     share = 1 - ours / parts.sum()
-    print(f"{share:.0%} of the time passes before the first line of ours is run")
+    print(f"{share:.0%} of the time is not ours")
 
 # %% [markdown]
 # *Figure 1.* The parts of a start, each the median over the starts: in grey Python and the libraries that it imports, in
-# blue ours. Reading the weights is a small part of it: the model is small, and the libraries are not. That is why
-# making the *model* smaller would save nothing here. Which imports cost what:
+# blue ours (*text encoder* is what reads queries where the model answers nothing else). The model is small and the
+# libraries are not, so making the *model* smaller would save next to nothing. Which imports cost what:
 
 # %%
 cold_start.imports().head(8).round(3)
