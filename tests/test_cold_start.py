@@ -26,7 +26,7 @@ def test_a_table_has_a_row_a_start_and_nothing_left_out(served_folder, questions
     assert found.index.tolist() == [("as it is", 0), ("checksums off", 0)]
     assert found.columns.tolist() == [*PARTS, "total", "p50", "p99"]
     np.testing.assert_allclose(found[list(PARTS)].sum(axis=1), found["total"])
-    assert set(OURS) < set(PARTS) and (found.loc["as it is", list(PARTS)] > 0).all(axis=None)
+    assert set(OURS) < set(PARTS) and (found.loc["as it is"].drop(columns="text encoder") > 0).all(axis=None)
     assert found.loc[("as it is", 0), "checksums"] > found.loc[("checksums off", 0), "checksums"] == 0
     assert (found["p50"] <= found["p99"]).all() and (found["p50"] > 0).all()
 
