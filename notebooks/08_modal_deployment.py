@@ -52,11 +52,10 @@ WARM_HOURS = (8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 PATIENCE = 5.0  # seconds that the unluckiest hundredth of the shoppers may wait
 
 # only for what nobody has measured yet: assumptions, and every table that uses them says so
-SMALL_ASSUMED = (
-    2.0,
-    0.02,
-)  # seconds until a cold, and of a warm answer, where no model is on the shelf
-LLM_ASSUMED = (60.0, 0.5)  # the same of the language model, until rows of a GPU are found
+# seconds until a cold, and of a warm answer: where no model is on the shelf, and of the language model until rows of a
+# GPU are found
+SMALL_ASSUMED = (2.0, 0.02)
+LLM_ASSUMED = (60.0, 0.5)
 
 # %%
 import matplotlib.pyplot as plt

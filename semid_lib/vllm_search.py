@@ -84,9 +84,8 @@ class VLLMScorer:
         for row, answer in zip(scores, answers, strict=True):
             found = answer.outputs[0].logprobs
             code = code_of[np.minimum(found.token_ids, len(code_of) - 1)]
-            known = (
-                code >= 0
-            )  # fewer may follow than were asked for: others come with -inf, and after a dead beam the end
+            # fewer may follow than were asked for: others come with -inf, and after a dead beam the end
+            known = code >= 0
             row[code[known]] = np.array(found.logprobs, dtype=np.float32)[known]
         return torch.from_numpy(scores[[place[tokens] for tokens in asked]].reshape(*written.shape[:2], -1))
 
