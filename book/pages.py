@@ -1,4 +1,4 @@
-"""A Sphinx extension: a chapter's page says how to run it, and the status page what this copy of the book was made from.
+"""A Sphinx extension: a chapter's page says how to run it, and status.md what this copy of the book was made from.
 
 Everything is read from the executed notebooks in `book/chapters`, `pyproject.toml` and what is installed, whenever the
 book is built; nothing is typed. Pages name the place of such a text by a comment: `<!-- runs -->`, `<!-- versions -->`.
@@ -40,9 +40,11 @@ def run_of(notebook: dict[str, Any]) -> Run | None:
 def how_to_run(chapter: str, run: Run | None) -> str:
     """The line under a chapter's introduction, as Markdown.
 
-    >>> print(how_to_run("07_next_item", Run("beauty", "laptop", "0a7b", "2 cores", "2026-11-22", 265.3)))
-    **Run it yourself**: `make run NOTEBOOK=07_next_item DATA=path/to/beauty SCALE=laptop` runs this chapter, and before it \
-those that it needs; `make lab` opens it in JupyterLab. This page was made in 4 min 25 s ([status](../status.md)).
+    >>> run = Run("beauty", "laptop", "0a7b", "2 cores", "2026-11-22", 9)
+    >>> how_to_run("07_next_item", run).split("`")[1]
+    'make run NOTEBOOK=07_next_item DATA=path/to/beauty SCALE=laptop'
+    >>> how_to_run("07_next_item", None).split(". ")[-1]
+    'This page was not executed ([status](../status.md)).'
     """
     command = f"make run NOTEBOOK={chapter}"
     if run:
@@ -50,8 +52,8 @@ those that it needs; `make lab` opens it in JupyterLab. This page was made in 4 
         command += f" SCALE={run.scale}"
     made = f"was made in {_duration(run.seconds)}" if run else "was not executed"
     return (
-        f"**Run it yourself**: `{command}` runs this chapter, and before it those that it needs; `make lab` opens it in "
-        f"JupyterLab. This page {made} ([status](../status.md))."
+        f"**Run it yourself**: `{command}` runs this chapter, and before it those that it needs; `make lab` opens it "
+        f"in JupyterLab. This page {made} ([status](../status.md))."
     )
 
 
@@ -61,7 +63,9 @@ def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
     lines = ["| chapter | data | scale | run on | commit | took |", "| --- | --- | --- | --- | --- | ---: |"]
     for chapter, run in runs.items():
         cells = [run.data, run.scale, run.day, f"`{run.commit}`", _duration(run.seconds)] if run else ["not executed"]
-        lines.append(f"| [](chapters/{chapter}) | " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |")
+        lines.append(
+            f"| {chapter[:2]} [](chapters/{chapter}) | " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |"
+        )
     executed = {chapter: run for chapter, run in runs.items() if run}
     if executed:
         lines.append(f"| all | | | | | {_duration(sum(run.seconds for run in executed.values()))} |")
@@ -84,7 +88,7 @@ def versions_table() -> str:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes}\u00a0min\u00a0{rest}\u00a0s" if minutes else f"{rest}\u00a0s"
 
 
 def _fill(app, docname: str, source: list[str]) -> None:
@@ -104,9 +108,18 @@ def _fill(app, docname: str, source: list[str]) -> None:
         source[0] = text.replace("<!-- versions -->", versions_table())
 
 
+def _mend(app, pagename, templatename, context, doctree) -> None:
+    """docutils calls a bibliography a list whose entries are none, which screen readers stumble over."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
+
+
 def setup(app) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("source-read", _fill)
+    app.connect("html-page-context", _mend)
     # the status page is made from files that are not its own source
     app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["status"])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
