@@ -41,7 +41,9 @@ def book(tmp_path_factory) -> Path:
     shutil.copy(ROOT / "pyproject.toml", root)  # what status.md reads
     for chapter in sorted((ROOT / "notebooks").glob("[0-9]*.py")):
         (root / "book" / "chapters").mkdir(exist_ok=True)
-        jupytext.write(jupytext.read(chapter), root / "book" / "chapters" / f"{chapter.stem}.ipynb")
+        notebook = jupytext.read(chapter)
+        notebook.metadata["language_info"] = {"name": "python"}
+        jupytext.write(notebook, root / "book" / "chapters" / f"{chapter.stem}.ipynb")
     command = [str(Path(sys.executable).parent / "jupyter-book"), "build", "--warningiserror", "--keep-going", "book"]
     build = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert build.returncode == 0, build.stdout + build.stderr
@@ -147,14 +149,15 @@ def test_pages_ask_no_other_host_and_complain_of_nothing(tab, book, url):
 @pytest.mark.parametrize("place", ["server", "file"])
 def test_search_finds_a_word(tab, book, url, place):
     root = url if place == "server" else book.as_uri()
-    tab.open(f"{root}/search.html?q=disambiguation")
-    tab.wait("document.querySelectorAll('#search-results li a').length > 2")
-    assert "notation.html" in tab.js("[...document.querySelectorAll('#search-results li a')].map((a) => a.href).join()")
+    tab.open(f"{root}/search.html?q=codeword")
+    found = "[...document.querySelectorAll('#search-results li a')].map((a) => a.pathname.split('/').pop())"
+    tab.wait(f"({found}).includes('notation.html')")
 
 
 # findings of axe-core that keep somebody from reading, by rule, with the first element
 FINDINGS = """
-axe.run(%s).then((all) => all.violations
+Promise.allSettled(document.getAnimations().map((one) => one.finished))  // colours fade over
+    .then(() => axe.run(%s)).then((all) => all.violations
     .filter((one) => ["serious", "critical"].includes(one.impact))
     .map((one) => `${one.id}, ${one.nodes.length} times, first ${one.nodes[0].html.slice(0, 200)}`))
 """
@@ -168,7 +171,9 @@ def test_pages_are_accessible(tab, book, url):
         pytest.skip("no axe-core here: pip install --no-deps axe-playwright-python")
     axe = (Path(carrier.origin).parent / "axe.min.js").read_text(encoding="utf-8")
     findings = []
-    for name in names(book):
+    own = [name for name in names(book) if not name.startswith("chapters/")]
+    chapters = [name for name in names(book) if name.startswith("chapters/")]
+    for name in own + (chapters if "SEMID_BOOK" in os.environ else chapters[:1]):  # not executed all are alike
         as_the_system_asks(tab, "light")
         tab.open(f"{url}/{name}")
         tab.js(f"{axe}; true")
