@@ -398,7 +398,8 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
-# With an account at Modal, after `pip install 'semid-lib[deploy]'` and `modal setup`, which logs in:
+# With an account at Modal, in the environment of `make setup` (`source .venv/bin/activate`), and after `modal setup`, which
+# logs in:
 #
 # ```text
 # python -m semid_lib.modal_app upload --folder artefacts/demo/laptop/recommender

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -129,24 +130,27 @@ def test_the_token_is_that_of_now_not_of_the_snapshot(in_room, shop, monkeypatch
     assert endpoint.service.state.service.recommender is before.state.service.recommender
 
 
-def test_a_search_is_warm_in_a_snapshot(recommender_to_serve, monkeypatch):
-    asked, search = [], recommender_to_serve.search
-    recommender_to_serve.search = lambda *words: asked.append(words) or search(*words)
+def test_everything_is_warm_before_a_snapshot(recommender_to_serve, monkeypatch):
+    asked, warm = [], threading.Event()
+
+    def warm_up_rest(_):
+        time.sleep(0.2)
+        warm.set()
+
     monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **how: asked.append(how) or recommender_to_serve)
-    monkeypatch.setattr(Service, "warm_up_rest", lambda _: asked.append("batches"))
-    for settings, found in (
-        (Settings(), [{}, "batches", (["a"], 1)]),
-        (Settings(snapshot=False), [{}, "batches"]),
-        (Settings(gpu="L4", engine="vllm"), [{"device": "cuda", "engine": "vllm"}, "batches"]),
+    monkeypatch.setattr(Service, "warm_up_rest", warm_up_rest)
+    for settings, how in (
+        (Settings(), {}),
+        (Settings(snapshot=False), {}),
+        (Settings(gpu="L4", engine="vllm"), {"device": "cuda", "engine": "vllm"}),
     ):
-        asked.clear()
+        warm.clear()
         monkeypatch.setattr(modal_app, "SETTINGS", settings)
         endpoint = modal_app.SmallModels._get_user_cls()()
         type(endpoint).load._get_raw_f()(endpoint)
-        deadline = time.monotonic() + 10  # without a snapshot batches are warmed beside the first answers
-        while len(asked) < len(found) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert asked == found
+        assert asked.pop() == how
+        assert warm.is_set() == settings.snapshots  # without one the rest is warmed beside the first answers
+        assert warm.wait(10)
 
 
 def test_a_broken_model_stops_the_container_at_once(in_room):
