@@ -50,6 +50,7 @@ $(RUN_FOLDER)/04_synthetic_queries.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddi
 $(RUN_FOLDER)/05_llm_sft.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb $(RUN_FOLDER)/04_synthetic_queries.ipynb
 $(RUN_FOLDER)/06_constrained_generation.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
 $(RUN_FOLDER)/07_next_item.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
+$(RUN_FOLDER)/08_modal_deployment.ipynb: $(RUN_FOLDER)/05_llm_sft.ipynb $(RUN_FOLDER)/07_next_item.ipynb
 
 $(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
 	@mkdir -p $(RUN_FOLDER)

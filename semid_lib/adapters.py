@@ -251,6 +251,7 @@ class _VLLMTrie:
     are no item.
 
     vLLM's V2 model runner, the default on a GPU, has another interface: set VLLM_USE_V2_MODEL_RUNNER=0.
+    `vllm_search.VLLMSearch` does all this for a folder, and keeps to rules by a beam search of its own.
     """
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
@@ -265,9 +266,7 @@ class _VLLMTrie:
         self._walk, self.trie = _TokenTrie(trie, tokens, vocab_size), trie
         if not 0 <= self.end_token < vocab_size:
             raise ValueError(f"end token {self.end_token} is outside the vocabulary of {vocab_size}")
-        self._level = {token: level for level, ids in enumerate(tokens) for token in ids.tolist()}
-        if len(self._level) < sum(map(len, tokens)) or self.end_token in self._level:
-            raise ValueError("a token stands for two levels, or the end: vLLM needs tokens that differ")
+        self._level = level_of_tokens(tokens, self.end_token)
         self._requests = {}  # place in the batch -> tokens of the prompt, tokens since (vLLM extends them), subset
 
     @classmethod
@@ -334,6 +333,18 @@ class _VLLMTrie:
         if depth == self.trie.n_levels and not output:
             return []  # an item of the history: the answer is still to come
         return [*prompt[max(0, len(prompt) + len(output) - depth) :], *output][-depth:] if depth else []
+
+
+def level_of_tokens(tokens: Sequence[np.ndarray], end_token: int) -> dict[int, int]:
+    """The level of each token. Raises ValueError if one stands for two levels, or is the one that ends an answer.
+
+    >>> level_of_tokens([np.array([7, 4]), np.array([5])], end_token=1)
+    {7: 0, 4: 0, 5: 1}
+    """
+    level = {token: level for level, ids in enumerate(tokens) for token in ids.tolist()}
+    if len(level) < sum(map(len, tokens)) or end_token in level:
+        raise ValueError("a token stands for two levels, or the end: vLLM needs tokens that differ")
+    return level
 
 
 @cache

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from tqdm import tqdm
 
 _BLOCK = 1024  # users scored at once: block x n_items float32 in memory
@@ -65,6 +64,8 @@ class ItemKNN:
         decay: float = 0.7,
         window: int = 50,
     ):
+        import scipy.sparse as sp  # a sixth of a second that a service does without
+
         self.decay = decay
         flat, user = _flat(histories), np.repeat(np.arange(len(histories)), [len(h) for h in histories])
         followed = sp.csr_array((n_items, n_items), dtype=np.float32)
@@ -103,6 +104,8 @@ class ItemKNN:
 
     def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """The votes for every item, (n, n_items) float32; items without a vote lie between -1 and 0, by popularity."""
+        import scipy.sparse as sp
+
         lengths = np.array([len(history) for history in histories], dtype=np.int64)
         age = np.concatenate([np.empty(0), *[np.arange(length)[::-1] for length in lengths]])
         row = np.repeat(np.arange(len(histories)), lengths)

@@ -153,11 +153,11 @@ def _by_category(paths: list[list[list[str]]]) -> tuple[dict[str, np.ndarray], d
     rows: dict[str, list[int]] = {}
     written: dict[str, str] = {}
     for row, item in enumerate(paths):
-        for name in {name for path in item for name in path}:
-            rows.setdefault(name.casefold(), []).append(row)
-            written.setdefault(name.casefold(), name)
+        for folded, name in {name.casefold(): name for path in item for name in path}.items():
+            rows.setdefault(folded, []).append(row)
+            written.setdefault(folded, name)
     by_size = sorted(rows, key=lambda folded: (-len(rows[folded]), folded))
     return (
-        {folded: np.unique(found) for folded, found in rows.items()},
-        {written[folded]: len(set(rows[folded])) for folded in by_size},
+        {folded: np.array(found) for folded, found in rows.items()},
+        {written[folded]: len(rows[folded]) for folded in by_size},
     )

@@ -5,6 +5,10 @@ function measures them all, and `retrieval.FusedScores` or `FusedRanks` merges t
 model write whatever it likes: how often that names an item says how much of the trie it has learned.
 """
 
+import json
+import re
+import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,19 +22,23 @@ from tqdm import tqdm
 
 from semid_lib import embed as encoders
 from semid_lib.adapters import load_tokens, save_tokens
+from semid_lib.base_models import load_base
 from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search
 from semid_lib.query_model import Queries, QueryModel, hashed_words
 from semid_lib.retrieval import BM25, checked_mask, checked_queries
 from semid_lib.scorers import CausalScorer
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.sft import save_model
+from semid_lib.sft import merge_adapter, save_model
 from semid_lib.sft_examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
 from semid_lib.trie import PrefixTrie
+from semid_lib.vocabulary import trained_tokens
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-class _Written:
-    """Search by a constrained beam; `_contexts` is what the scorer reads."""
+class WrittenSearch:
+    """Search by a constrained beam, for models that write IDs; `_contexts` makes of queries what the scorer reads."""
 
     def __init__(self, scorer, trie: PrefixTrie, beam_width: int, batch_size: int):
         if beam_width < 1 or batch_size < 1:
@@ -84,7 +92,7 @@ class _Written:
         return scores
 
 
-class LightSearch(_Written):
+class LightSearch(WrittenSearch):
     """Search by a `QueryModel`, which reads the vector of a query and its words.
 
     model: in evaluation mode. words: of the items' texts, for a model with a `word_weight`. embed: the encoder of the
@@ -108,6 +116,7 @@ class LightSearch(_Written):
             raise ValueError(f"the model has word_weight {weight} and {self.n_items} items and comes {known}")
         self.words, self.embed = words, embed
         self._encode = None if isinstance(embed, str) else embed
+        self._loading = threading.Lock()
 
     def training_batches(
         self, queries: Sequence[str], query_vectors: np.ndarray, items: np.ndarray, batch_size: int = 256, seed: int = 0
@@ -140,7 +149,8 @@ class LightSearch(_Written):
 
     def _contexts(self, queries, query_vectors):
         if query_vectors is None:
-            self._encode = self._encode or encoders.Encoder(self.embed)
+            with self._loading:  # a service may warm it up while it is asked
+                self._encode = self._encode or encoders.Encoder(self.embed)
             query_vectors = self._encode(queries)
         unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
         n_buckets = self.scorer.config.n_buckets
@@ -148,11 +158,20 @@ class LightSearch(_Written):
         return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
 
 
-class LanguageModelSearch(_Written):
+class Adapter(NamedTuple):
+    """What fine-tuning by LoRA added to a model of the hub: all that has to be kept of it."""
+
+    base: str  # the model's name on the hub
+    revision: str  # its commit, 40 hexadecimal digits
+    folder: Path  # where `sft.fine_tune` left the adapter: `lora/final` of the run's folder
+
+
+class LanguageModelSearch(WrittenSearch):
     """Search by a language model that was fine-tuned to answer queries with semantic IDs (`sft`).
 
     tokens: per level the token of each code, as `vocabulary.extend_vocabulary` returns them. task: as what a query is
-    asked, a key of `sft_examples.TASKS`.
+    asked, a key of `sft_examples.TASKS`. adapter: what to save instead of the model, which it must have been merged
+    into; hundreds of megabytes where a model of 4 billion parameters has eight gigabytes.
     """
 
     def __init__(
@@ -164,16 +183,28 @@ class LanguageModelSearch(_Written):
         beam_width: int = 100,
         batch_size: int = 16,
         task: str = "query_to_id",
+        adapter: Adapter | None = None,
     ):
         super().__init__(CausalScorer(model, tokens), trie, beam_width, batch_size)
         self.model, self.tokenizer, self.tokens, self.task = model, tokenizer, tokens, task
+        self.adapter = adapter
 
     def save(self, folder: Path) -> tuple[dict, list[str]]:
-        """Write the model as vLLM loads it to `llm/` with its tokenizer and tokens: -> as `LightSearch.save`."""
-        written = save_model(self.model, self.tokenizer, folder / "llm")
+        """Write the model as vLLM loads it to `llm/` with its tokenizer and tokens: -> as `LightSearch.save`.
+
+        With an adapter, that takes the place of the model, which is fetched by name and commit to load it. Raises
+        ValueError for an adapter of a model that is not pinned, or one that does not hold the rows of the tokens.
+        """
+        facts = {"type": "language model", "beam_width": self.beam_width, "task": self.task}
+        written = folder / "llm"
+        if self.adapter is None:
+            save_model(self.model, self.tokenizer, written)
+        else:
+            _copy_adapter(self.adapter, self.tokens, written)
+            self.tokenizer.save_pretrained(written)
+            facts["base"] = {"name": self.adapter.base, "revision": self.adapter.revision}
         save_tokens(written / "semantic_id_tokens.json", self.tokens, end_token(self.tokenizer))
-        files = sorted(str(path.relative_to(folder)) for path in written.iterdir())
-        return {"type": "language model", "beam_width": self.beam_width, "task": self.task}, files
+        return facts, sorted(str(path.relative_to(folder)) for path in written.iterdir())
 
     def _contexts(self, queries, query_vectors):
         return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query, self.task) for query in queries])
@@ -191,11 +222,39 @@ def load_searcher(
         return LightSearch(model, words, facts["encoder"], width)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm", trust_remote_code=False)
+    adapter = None
+    if "base" in facts:
+        adapter = Adapter(facts["base"]["name"], facts["base"]["revision"], folder / "llm")
+        _check_pinned(adapter)
+        model = merge_adapter(load_base(*adapter[:2], four_bit=False)[0], tokenizer, adapter.folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False, use_safetensors=True)
     tokens, _ = load_tokens(folder / "llm" / "semantic_id_tokens.json")
     trie = PrefixTrie.build(ids.unique).to(device)
-    return LanguageModelSearch(model, tokenizer, tokens, trie, width, task=facts["task"])
+    return LanguageModelSearch(
+        model.to(device).eval(), tokenizer, tokens, trie, width, task=facts["task"], adapter=adapter
+    )
+
+
+def _check_pinned(adapter: Adapter) -> None:
+    if not re.fullmatch(r"[0-9a-f]{40}", adapter.revision):
+        raise ValueError(f"the adapter is for {adapter.base} at {adapter.revision!r}, expected a commit of 40 digits")
+
+
+def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) -> None:
+    _check_pinned(adapter)
+    source = Path(adapter.folder)
+    for name in _ADAPTER_FILES:
+        if not (source / name).is_file():
+            raise ValueError(f"{source / name} is missing: expected the folder lora/final of a run of sft.fine_tune")
+    trained = json.loads((source / _ADAPTER_FILES[0]).read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    if not trained or any(sorted(rows) != trained_tokens(tokens) for rows in trained.values()):
+        raise ValueError(f"{source} is an adapter without the rows of these semantic-ID tokens")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _ADAPTER_FILES:
+        if source.resolve() != folder.resolve():
+            shutil.copyfile(source / name, folder / name)
 
 
 # --- without a trie ---

@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ import prometheus_client
 from starlette.responses import JSONResponse
 
 log = logging.getLogger("semid_lib.web")
+TOKEN = "SEMID_TOKEN"  # the environment variable of the bearer token
 
 # without a token nobody sees items or answers; these show none
 _PUBLIC = ("/page/", "/static-offline-docs/")
@@ -42,6 +44,12 @@ class Limits:
     seconds: float = 10.0  # for reading a request, and again for answering it
     max_batch: int = 32  # histories or queries that are answered together
     max_queue: int = 512  # that may wait; then 503
+
+
+def check_token(token: str) -> None:
+    """Raises ValueError for a bearer token that no client could send."""
+    if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token):
+        raise ValueError(f"the token ({TOKEN}) is empty, has spaces at its ends or more in it than printable ASCII")
 
 
 class Meters:

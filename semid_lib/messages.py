@@ -94,6 +94,7 @@ class CatalogueFacts(BaseModel):
     can_recommend: bool
     can_search: bool
     max_k: int
+    source: str | None  # org/name@commit on the Hub; of a folder, null
     categories: list[Category]
 
 

@@ -2,6 +2,8 @@
 
 python -m semid_lib.predict --model FOLDER --input-path histories.txt --output-path preds.csv --topk 10
 
+FOLDER may be a repository on the Hugging Face Hub, "org/name", of which `--revision` gives a branch, tag or commit.
+
 `records` says what the input may look like; the output is CSV, JSONL or Parquet by its ending, one line per line that
 was answered, in the order of the input: `user_id` (or `query`), `item_ids` and `scores`, best first.
 
@@ -16,7 +18,6 @@ import argparse
 import contextlib
 import csv
 import fcntl
-import hashlib
 import io
 import itertools
 import json
@@ -68,15 +69,17 @@ def predict(
 ) -> Outcome:
     """Answer every line of a file; items of a history never come out again.
 
-    model_facts: what tells this model from others, as the checksum of its `config.json`; work that an interrupted run
-    left is taken up if model, input, k and version are the same, and thrown away otherwise.
+    model_facts: what tells this model from others, as its commit or the checksum of its `config.json`; work that an
+    interrupted run left is taken up if model, input, k and version are the same, and thrown away otherwise.
 
     Raises ValueError for an ending that is none of `ENDINGS`, input that `records.read` refuses as a whole, k below 1,
     or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and
     BlockingIOError for a second run with the same output at the same time. The output is then what it was before.
     """
     input_path, output_path = Path(input_path), Path(output_path)
-    _check(recommender, input_path, output_path, k, queries)
+    check(input_path, output_path, k, queries)
+    if (recommender.searcher if queries else recommender.model) is None:
+        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
     facts = {
         "version": metadata.version("semid-lib"),
         "model": model_facts,
@@ -98,7 +101,8 @@ def predict(
     return Outcome(done.lines - done.rejected, done.rejected)
 
 
-def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int, queries: bool) -> None:
+def check(input_path: Path, output_path: Path, k: int, queries: bool) -> None:
+    """Refuse what can be refused before a model is loaded; raises as `predict` does."""
     if output_path.suffix not in ENDINGS:
         raise ValueError(f"{output_path} ends in {output_path.suffix!r}, expected {', '.join(ENDINGS)}")
     if k < 1:
@@ -106,8 +110,6 @@ def _check(recommender: Recommender, input_path: Path, output_path: Path, k: int
     if input_path.resolve() == output_path.resolve():
         raise ValueError(f"{output_path} is the input as well")
     next(records.read(input_path, queries), None)  # an input that is refused as a whole leaves no trace
-    if (recommender.searcher if queries else recommender.model) is None:
-        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
 
 
 def _blocks(everything: Iterable[records.Record]) -> Iterator[list[records.Record]]:
@@ -334,17 +336,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="what Recommender.save_pretrained wrote")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
+    parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
     parser.add_argument("--input-path", required=True, metavar="FILE", help=", ".join(records.ENDINGS))
     parser.add_argument("--output-path", required=True, metavar="FILE", help=", ".join(ENDINGS))
     parser.add_argument("--topk", type=int, default=10, help="items per line, 10 by default")
     parser.add_argument("--queries", action="store_true", help="the input holds texts, not histories")
     options = parser.parse_args(arguments)
     try:
-        recommender = Recommender.from_pretrained(options.model)
+        recommender = Recommender.from_pretrained(options.model, revision=options.revision)
         outcome = predict(
             recommender,
-            hashlib.sha256((Path(options.model) / "config.json").read_bytes()).hexdigest(),
+            str(recommender.source or sha256(Path(options.model) / "config.json")),
             options.input_path,
             options.output_path,
             options.topk,

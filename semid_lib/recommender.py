@@ -1,28 +1,34 @@
 """The trained whole: models, semantic IDs and item table in one folder; item ids in and out, or text in."""
 
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from semid_lib import hub
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
-from semid_lib.generative import LanguageModelSearch, LightSearch, load_searcher
+from semid_lib.generative import LanguageModelSearch, LightSearch
+from semid_lib.model_card import model_card
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.store import check_files, sha256
+from semid_lib.store import check_files, check_names, sha256
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
+from semid_lib.vllm_search import VLLMSearch, load_searcher
 
 _FORMAT = 2
 _ALWAYS = ("semantic_ids.npz", "items.parquet")
+_ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
@@ -49,7 +55,7 @@ class Recommender:
         model: Timeline | None,
         ids: SemanticIDs,
         items: pd.DataFrame,
-        searcher: LightSearch | LanguageModelSearch | None = None,
+        searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
     ):
         if model is None and searcher is None:
             raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
@@ -60,6 +66,7 @@ class Recommender:
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
         self.ids, self.items = ids, items.reset_index(drop=True)
+        self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
         self._row_of = pd.Index(self.items["item_id"])
         if not self._row_of.is_unique:
@@ -211,32 +218,83 @@ class Recommender:
         if self.searcher is not None:
             config["searcher"], written = self.searcher.save(folder)
             files += written
+        _check_endings(files, folder)
         config["sha256"] = {name: sha256(folder / name) for name in files}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Recommender":
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        engine: str = "transformers",
+    ) -> "Recommender":
+        """Read what `save_pretrained` wrote to a folder, or `push_to_hub` to a repository, "org/name", on the Hub.
 
+        revision: of the repository, a branch, tag or commit, by default main; `source` says which commit it was. Only
+        the files that `config.json` lists are fetched, neither pickle nor Python among them. engine: "vllm" to let a
+        language model answer through vLLM (`vllm_search`).
         Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
-        another format.
+        another format, and what `hub.resolve` and `hub.fetch` raise.
         """
-        folder = Path(folder)
+        source = hub.resolve(where, revision)
+        folder = Path(where) if source is None else hub.fetch(source, {"config.json": None})
         config = _read_config(folder)
-        check_files(folder, config["sha256"], (*_ALWAYS, *["model.safetensors"] * ("model" in config)))
-        ids = SemanticIDs.load(folder / "semantic_ids.npz")
-        items = _read_items(folder / "items.parquet")
+        _bring(folder, source, config["sha256"], _ALWAYS)
+        ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), _read_items(folder / "items.parquet")
+        if len(items) != len(ids):  # known before the models are fetched
+            raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs do not belong together")
+        others = [name for name in config["sha256"] if name not in _ALWAYS]
+        _bring(folder, source, config["sha256"], (*others, *["model.safetensors"] * ("model" in config)))
         model = searcher = None
         if "model" in config:
             model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
         if "searcher" in config:
             try:
-                searcher = load_searcher(folder, config["searcher"], ids, items, device)
+                searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
             except (KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder / 'config.json'} does not describe the model of search: {error!r}"
                 ) from error
-        return cls(model, ids, items, searcher)
+        loaded = cls(model, ids, items, searcher)
+        loaded.source = source
+        return loaded
+
+    def push_to_hub(
+        self,
+        repo: str,
+        private: bool = True,
+        rows: Sequence[dict[str, Any]] | None = None,
+        data: str | None = None,
+        licence: str | None = None,
+    ) -> hub.Source:
+        """Put it into a repository on the Hub, "org/name", as one commit with a model card; returns the commit.
+
+        rows: what was measured of it, as `store.Store.rows` has it. data: the name of the data set, by default that of
+        the rows. licence: as the Hub calls it, such as "apache-2.0". The card, README.md, is written anew each time.
+        Raises ValueError for rows that make no table, and what `hub.check_push` and `hub.push` raise.
+        """
+        card = model_card(self, repo, rows or [], data, licence)
+        hub.check_push(repo, private)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            return hub.push(folder, repo, private)
+
+
+def _bring(folder: Path, source: hub.Source | None, sums: dict[str, str], names: Iterable[str]) -> None:
+    """Make sure of files of the folder; where it is the cache of a repository, what is not there yet is fetched."""
+    listed = {name: sums[name] for name in names if name in sums}
+    if source is not None and listed:
+        hub.fetch(source, listed)
+    check_files(folder, listed, names)
+
+
+def _check_endings(names: Iterable[str], where: Path) -> None:
+    for name in names:
+        if Path(name).suffix not in _ENDINGS:
+            raise ValueError(f"{where} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
 
 
 def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
@@ -245,9 +303,10 @@ def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
 
 def _read_items(path: Path) -> pd.DataFrame:
     """The item table as it was saved: lists are lists again, which pandas reads as arrays."""
-    items = pd.read_parquet(path)
-    nested = [name for name in items if any(isinstance(value, np.ndarray) for value in items[name])]
-    return items.assign(**pq.read_table(path, columns=nested).to_pydict()) if nested else items
+    schema = pq.read_schema(path)
+    nested = [field.name for field in schema if pa.types.is_nested(field.type)]
+    items = pd.read_parquet(path, columns=[name for name in schema.names if name not in nested])
+    return items.assign(**pq.read_table(path, columns=nested).to_pydict())[schema.names]
 
 
 def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:
@@ -279,4 +338,6 @@ def _read_config(folder: Path) -> dict:
         if name in found and found[name].get("type") not in known:
             kind = found[name].get("type")
             raise ValueError(f"{path} describes a {name} of type {kind!r}, expected {' or '.join(map(repr, known))}")
+    check_names(found["sha256"], path)
+    _check_endings(found["sha256"], path)
     return found

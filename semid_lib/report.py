@@ -22,7 +22,7 @@ from semid_lib.evaluate import in_brackets, shown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
-_PAGES = (_REPOSITORY / "README.md", _REPOSITORY / "book" / "index.md", _REPOSITORY / "book" / "results.md")
+_PAGES = (_REPOSITORY / "README.md", *(_REPOSITORY / "book" / f"{name}.md" for name in ("index", "results", "serving")))
 _PLACE = re.compile(
     r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+)((?: [\w@]+)*) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)",
     re.DOTALL,
@@ -68,6 +68,8 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
     if unknown := set(metrics) - known:
         raise ValueError(f"no row of {topic!r} has the metric {min(unknown)!r}, expected some of {sorted(known)}")
     rows = [row for row in rows if not metrics or row["key"].split("/")[-1] in metrics]
+    if any("must" in row for row in rows):
+        return _promises_table(rows)
     if not any("ci95" in row for row in rows):
         return _plain_table(rows)
     rows = [row for row in rows if "ci95" in row]
@@ -118,6 +120,15 @@ def _plain_table(rows: list[dict[str, Any]]) -> str:
     table = {_NAMES.get(method, method): [line.get(metric, "") for metric in metrics] for method, line in cells.items()}
     lines = _lines([metric.replace("_", " ") for metric in metrics], table)
     return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
+
+
+def _promises_table(rows: list[dict[str, Any]]) -> str:
+    """Rows with keys topic/data/figure that say what they had to reach: figures down."""
+    table = {
+        row["key"].split("/")[2].replace("_", " "): [_number(row["value"]), row["must"] or "", row["wish"] or ""]
+        for row in rows
+    }
+    return "\n".join(_lines(["measured", "asked for", "wished for"], table)) + f"\n\n*{_run(rows)}.*\n"
 
 
 def _number(value: float) -> str:

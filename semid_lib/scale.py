@@ -17,7 +17,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "n_layers": (1, 2, 4),
     "dropout": (0.1, 0.2, 0.3),
     "n_epochs": (1, 14, 60),
-    "min_steps": (30, 1200, 5000),
+    "min_steps": (30, 300, 5000),
     "batch_size": (128, 128, 256),
     "tiger_dim": (32, 96, 128),
     "tiger_layers": (1, 2, 4),
@@ -48,6 +48,9 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "query_epochs": (1, 3, 6),
     "query_steps": (5, 200, 1000),
     "test_queries": (60, 1000, 4000),
+    "cold_starts": (1, 3, 10),
+    "cold_ways": (2, 7, 8),
+    "warm_answers": (40, 1000, 2000),
 }
 
 
@@ -94,6 +97,9 @@ class Scale:
     query_epochs: int  # of the light query model
     query_steps: int  # more epochs on few queries, to come to this many steps
     test_queries: int  # synthetic queries that methods of search are measured on, as many from each cell
+    cold_starts: int  # of the service, for each way to start it
+    cold_ways: int  # of `cold_start.WAYS`, from the first on
+    warm_answers: int  # that are timed
 
 
 def get(name: str) -> Scale:

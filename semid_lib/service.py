@@ -94,21 +94,32 @@ class Service:
             "can_recommend": self.can_recommend,
             "can_search": self.can_search,
             "max_k": messages.MAX_K,
+            "source": None if self.recommender.source is None else str(self.recommender.source),
             "categories": [{"name": name, "n_items": n} for name, n in self.catalogue.category_names.items()],
         }
 
     def warm_up(self) -> None:
-        """Answer what nobody asked, alone and together: first calls are slow.
+        """Answer what nobody asked, once: first calls are slow. A history, where those can be answered."""
+        self._answer_nobody("recommend" if self.can_recommend else "search", 1)
 
-        Where histories are answered too, the first query is left to be slow: it loads a text encoder, for seconds in
-        which the service could answer histories already.
+    def warm_up_rest(self) -> None:
+        """The same for questions that are answered together, which numba's loop is loaded for, and then for a query
+        where histories were answered first, which a text encoder is loaded for.
+
+        It takes longer than all that one question needs, so a service may open before it and do this beside its first
+        answers: it is safe in a thread of its own.
         """
         task = "recommend" if self.can_recommend else "search"
-        asked = np.zeros(1, dtype=np.int64) if self.can_recommend else "a"
-        mask = np.ones(len(self.catalogue), dtype=bool)
-        for n, some in ((1, None), (8, None), (8, mask)):
-            kind = _Kind(task, min(10, len(self.catalogue)), self.can_recommend, some is not None)
-            self._answer(kind, [_Question(asked, some)] * n)
+        self._answer_nobody(task, 8)
+        self._answer_nobody(task, 8, has_mask=True)
+        if self.can_recommend and self.can_search:
+            self._answer_nobody("search", 1)
+
+    def _answer_nobody(self, task: str, n: int, has_mask: bool = False) -> None:
+        asked = np.zeros(1, dtype=np.int64) if task == "recommend" else "a"
+        mask = np.ones(len(self.catalogue), dtype=bool) if has_mask else None
+        kind = _Kind(task, min(10, len(self.catalogue)), task == "recommend", has_mask)
+        self._answer(kind, [_Question(asked, mask)] * n)
 
     async def _ask(
         self, task: str, k: int, exclude_seen: bool, asked: Sequence, mask: np.ndarray | None

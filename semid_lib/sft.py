@@ -153,13 +153,16 @@ def merge_adapter(base, tokenizer, adapter: str | Path):
 def save_model(model, tokenizer, folder: str | Path) -> Path:
     """Write a merged model and its tokenizer as transformers and vLLM load them (safetensors), and return the folder.
 
-    Sampling is off in its generation config: left on, as many instruct models have it, it silently breaks beams.
+    Its generation config keeps the tokens that end, start and pad and says nothing else but not to sample: sampling or
+    a penalty on repetitions, as many instruct models bring them, would silently break beams.
     Raises ValueError for a model whose adapter is not merged.
     """
     if hasattr(model, "peft_config"):
         raise ValueError("the model still has an adapter beside its weights: merge it first (merge_adapter)")
-    generation = model.generation_config
-    generation.do_sample, generation.temperature, generation.top_p, generation.top_k = False, None, None, None
+    from transformers import GenerationConfig
+
+    kept = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(do_sample=False, **kept)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -210,13 +211,29 @@ def _over_seeds(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def check_files(folder: Path, sums: dict[str, str], names: Iterable[str] = ()) -> None:
     """Hold the files of a folder against checksums, by name, that were saved with it; `names` must be among them.
 
-    Raises ValueError naming the first file that is missing or differs.
+    Raises ValueError naming the first file that is missing or differs, or lies outside the folder (`check_names`).
     """
+    check_names([*names, *sums], folder)
     for name in dict.fromkeys([*names, *sums]):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing")
         if sha256(folder / name) != sums.get(name):
             raise ValueError(f"{folder / name} is not the file that was saved in this folder: its checksum differs")
+
+
+def check_names(names: Iterable[str], where: str | Path) -> None:
+    """Hold names that were read from a file against paths inside a folder, such as "llm/model.safetensors".
+
+    Raises ValueError naming the first that could lead out of it, is hidden, or is not plain.
+
+    >>> check_names(["model.safetensors", "../model.safetensors"], "here")
+    Traceback (most recent call last):
+        ...
+    ValueError: here lists '../model.safetensors', expected paths of plain names inside the folder
+    """
+    for name in names:
+        if not all(re.fullmatch(r"\w[\w.-]*", part) for part in name.split("/")):
+            raise ValueError(f"{where} lists {name!r}, expected paths of plain names inside the folder")
 
 
 def sha256(file: str | Path) -> str:
@@ -260,7 +277,13 @@ def _processor() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit that this code runs at and whether the working tree differs from it; empty outside a git checkout."""
+    """The commit that this code runs at and whether the working tree differs from it; empty outside a git checkout.
+
+    Where the code was sent without its repository, the environment variable SEMID_COMMIT may name it, with a + behind
+    it if the tree differed.
+    """
+    if name := os.environ.get("SEMID_COMMIT"):
+        return {"commit": name.rstrip("+"), "dirty": name.endswith("+")}
 
     def git(*words):
         return subprocess.run(["git", "-C", _REPOSITORY, *words], capture_output=True, text=True, check=True).stdout

@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from semid_lib.training import LengthBuckets
 from semid_lib.trie import PrefixTrie
 
 # Adam moves all weights at one pace, but an item occurs rarely: its own embedding moves so many times further a step
@@ -356,6 +355,8 @@ def training_batches(histories: Sequence[np.ndarray], max_length: int, batch_siz
 
     Histories without an item teach nothing and are left out; of longer ones than `max_length` the end is kept.
     """
+    from semid_lib.training import LengthBuckets  # accelerate comes with it, which a service does without
+
     histories = [history for history in histories if len(history)]
     if not histories:
         raise ValueError("no history holds an item: there is nothing to train on")

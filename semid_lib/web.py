@@ -1,5 +1,7 @@
 """The recommender as an HTTP service, with a page to try it: `python -m semid_lib.web --model FOLDER --port 8080`.
 
+FOLDER may be a repository on the Hugging Face Hub, "org/name", of which `--revision` gives a branch, tag or commit.
+
 Loopback only, unless `--host` says otherwise. If the environment variable SEMID_TOKEN is set, every answer about items
 needs it as a bearer token. SIGTERM ends the service after what it has accepted is answered.
 """
@@ -7,15 +9,19 @@ needs it as a bearer token. SIGTERM ends the service after what it has accepted 
 import argparse
 import contextlib
 import ctypes
+import gc
 import ipaddress
 import logging
 import os
-import re
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
+
+if __name__ == "__main__":
+    gc.disable()  # hardly anything of what is imported is garbage, and to look for it takes a tenth of a cold start
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
@@ -30,13 +36,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from semid_lib import messages
 from semid_lib.batching import OverloadedError
 from semid_lib.catalogue import UnknownError
-from semid_lib.guard import Guard, JsonLines, Limits, Meters, log
+from semid_lib.guard import TOKEN, Guard, JsonLines, Limits, Meters, check_token, log
 from semid_lib.recommender import Recommender
 from semid_lib.service import Service, UnableError
 from semid_lib.store import Clock
 
 _PAGE = Path(__file__).parent / "page"
-_TOKEN = "SEMID_TOKEN"
 _PROBLEMS = {
     400: "the body is no text, nested too deep or with a number of thousands of digits; or Host is not this machine",
     401: "no bearer token, or a wrong one",
@@ -163,8 +168,8 @@ def create_app(
     only who calls this machine by a name of its own, so that no foreign page reaches it under a name that it pointed
     here (DNS rebinding). Raises ValueError for a token that no client could send.
     """
-    if token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token):
-        raise ValueError(f"the token ({_TOKEN}) is empty, has spaces at its ends or more in it than printable ASCII")
+    if token is not None:
+        check_token(token)
     limits, meters = limits or Limits(), Meters()
     service = Service(recommender, limits, meters)
 
@@ -222,37 +227,57 @@ def _refuse(wrong: list[dict]) -> JSONResponse:
     return JSONResponse({"detail": [{**one, "type": "value_error"} for one in wrong]}, 422)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Load a folder and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
+def load_app(
+    model: str | Path,
+    limits: Limits | None = None,
+    token: str | None = None,
+    loopback_only: bool = False,
+    **how,
+) -> FastAPI:
+    """From a folder to a service that has answered once: what every way to serve does before the first question.
+
+    model and how: what `Recommender.from_pretrained` takes; the others are `create_app`'s. Raises ValueError, OSError
+    or ImportError if the model cannot be loaded.
+    """
     _few_arenas()
+    clock = Clock()
+    recommender = Recommender.from_pretrained(model, **how)
+    app = create_app(recommender, limits, token, loopback_only)
+    app.state.service.warm_up()
+    source = {} if recommender.source is None else {"source": str(recommender.source)}
+    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2), **source}})
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load a recommender and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
     parser = argparse.ArgumentParser(
         prog="python -m semid_lib.web",
         description=__doc__.partition("\n")[0],
-        epilog=f"If the environment variable {_TOKEN} is set, questions about items need it as a bearer token.",
+        epilog=f"If the environment variable {TOKEN} is set, questions about items need it as a bearer token.",
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="what Recommender.save_pretrained wrote")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
+    parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--host", default="127.0.0.1", help="loopback by default; 0.0.0.0 for every network")
     options = parser.parse_args(arguments)
     if not 0 <= options.port < 2**16:
         parser.error(f"--port is {options.port}, expected 0 to 65535")
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    token, loopback = os.environ.get(_TOKEN), _is_loopback(options.host)
+    log_as_json()
+    token, loopback = os.environ.get(TOKEN), _is_loopback(options.host)
     if token is None and not loopback:
         log.warning(
-            f"SERVING {options.host} WITHOUT A TOKEN: whoever reaches port {options.port} may ask. Set {_TOKEN}."
+            f"SERVING {options.host} WITHOUT A TOKEN: whoever reaches port {options.port} may ask. Set {TOKEN}."
         )
-    clock, limits = Clock(), Limits()
+    limits = Limits()
     try:
-        recommender = Recommender.from_pretrained(options.model)
-        app = create_app(recommender, limits, token, loopback_only=token is None and loopback)
-        app.state.service.warm_up()
+        app = load_app(options.model, limits, token, token is None and loopback, revision=options.revision)
     except (ValueError, OSError, ImportError) as error:
         print(f"cannot serve {options.model}: {error}", file=sys.stderr)
         return 1
-    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2)}})
+    gc.freeze()  # what is loaded stays: nothing to look through again and again while answering
+    gc.enable()
+    threading.Thread(target=app.state.service.warm_up_rest, daemon=True).start()
     uvicorn.run(
         app,
         host=options.host,
@@ -264,6 +289,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timeout_graceful_shutdown=int(2 * limits.seconds) + 5,
     )
     return 0
+
+
+def log_as_json() -> None:
+    """Let this process write its log to stderr, one JSON object a line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log addresses that are signed for a while
 
 
 def _few_arenas() -> None:

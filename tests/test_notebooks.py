@@ -48,6 +48,9 @@ def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefa
     if chapter.stem == "07_next_item":
         assert "cold has no histories" in printed
         assert not (artefacts / "cold" / "smoke" / "rows" / "07_next_item.json").exists()
+    if chapter.stem == "08_modal_deployment":
+        has_light = (artefacts / "cold" / "smoke" / "recommender_light" / "config.json").is_file()
+        assert ("the service of recommender_light" if has_light else "no recommender is on the shelf") in printed
 
 
 def _error_output(notebook) -> list[str]:

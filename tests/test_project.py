@@ -28,9 +28,10 @@ ORDER = [
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
-    *("sasrec", "tiger", "retrieval", "generative"),
-    *("metrics", "evaluate", "recommender", "next_item", "reproductions", "report"),
-    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web", "modal_app"),
+    *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
+    *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
+    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
+    *("cold_start", "costs", "deployment", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
@@ -178,7 +179,9 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
         ("semid_lib.sft", "sklearn transformers datasets peft trl"),
         ("semid_lib.predict", "sklearn transformers sentence_transformers fastapi numba"),
-        ("semid_lib.web", "sklearn transformers sentence_transformers numba"),
+        ("semid_lib.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
+        ("semid_lib.cold_start", "numpy pandas torch fastapi"),
+        ("semid_lib.costs", "pandas torch sklearn scipy"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

@@ -100,6 +100,17 @@ def test_only_the_metrics_that_a_place_names_are_shown():
         report.markdown_table(rows, "next_item", ["mrr", "mmr"])
 
 
+def test_what_had_to_be_reached_stands_beside_what_was():
+    rows = [
+        {"key": "serving/shop/cold_start_s", "value": 2.5, "must": "< 5", "wish": "< 1", **RUN},
+        {"key": "serving/shop/batch_users_per_s", "value": 1595.3, "must": ">= 1000", "wish": None, **RUN},
+    ]
+    lines = report.markdown_table(rows, "serving").splitlines()
+    assert lines[0] == "| | measured | asked for | wished for |"
+    assert lines[2:4] == ["| cold start s | 2.5 | < 5 | < 1 |", "| batch users per s | 1,595 | >= 1000 |  |"]
+    assert RUN["commit"][:10] in lines[-1]
+
+
 @pytest.mark.parametrize(
     "difference",
     [{"commit": "b" * 40}, {"scale": "full"}, {"hardware": "a GPU"}, {"data": "b"}, {"dirty": True}],

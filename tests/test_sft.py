@@ -1,6 +1,7 @@
 """Fine-tuning a language model on semantic IDs: what is added, what is taught, what moves, and what comes out."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -382,13 +383,16 @@ def test_the_merged_folder_loads_without_peft_and_answers_the_same(extended, ite
     model, tokenizer, tokens = extended(tied=tied)
     untouched = copy.deepcopy(model)
     tuned = fine_tune(model, tokenizer, training_rows(items, ids, 40), tokens, SHORT, tmp_path / "run").model
-    tuned.generation_config.do_sample = True
+    tuned.generation_config.update(do_sample=True, temperature=0.6, top_p=0.95, min_p=0.1, repetition_penalty=1.05)
     save_model(tuned, tokenizer, tmp_path / "merged")
+    kept = json.loads((tmp_path / "merged" / "generation_config.json").read_text(encoding="utf-8"))
+    kept = {name: value for name, value in kept.items() if value is not None}
+    ends = {"eos_token_id": [tokenizer.eos_token_id], "pad_token_id": tokenizer.pad_token_id}  # trl makes it a list
+    assert kept.pop("transformers_version") and kept == {"do_sample": False} | ends
     assert not [file for file in (tmp_path / "merged").iterdir() if "adapter" in file.name or file.suffix == ".bin"]
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     words = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert not any("peft" in type(module).__module__ for module in plain.modules())
-    assert not plain.generation_config.do_sample
     prompt = prompt_for(words, "soap")
     assert prompt == prompt_for(tokenizer, "soap")
     batch = encode_prompts(words, [prompt + to_tokens(ids.unique)[3], prompt])

@@ -192,6 +192,26 @@ def test_a_text_encoder_is_not_waited_for_where_histories_are_answered(recommend
     assert asked
 
 
+def test_a_service_is_warm_for_one_question_first_and_for_batches_afterwards(recommender_to_serve):
+    asked, rank = [], recommender_to_serve.rank
+    recommender_to_serve.rank = lambda *args, **more: asked.append((len(args[0]), more)) or rank(*args, **more)
+    service = Service(recommender_to_serve, Limits(), Meters())
+    service.warm_up()
+    assert [n for n, _ in asked] == [1]
+    service.warm_up_rest()
+    assert [(n, more["allowed"] is not None) for n, more in asked[1:]] == [(8, False), (8, True)]
+
+
+def test_the_first_query_is_asked_beside_the_first_answers(recommender_to_serve):
+    asked, search = [], recommender_to_serve.search
+    recommender_to_serve.search = lambda *args, **more: asked.append(args) or search(*args, **more)
+    service = Service(recommender_to_serve, Limits(), Meters())
+    service.warm_up()
+    assert not asked
+    service.warm_up_rest()
+    assert [queries for queries, _ in asked] == [["a"]]
+
+
 # --- limits ---
 
 

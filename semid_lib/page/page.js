@@ -242,8 +242,9 @@ async function start() {
     byId("facts").textContent = error.message;
     return;
   }
-  const { n_items, n_levels, can_search, can_recommend, categories, max_k } = state.facts;
-  byId("facts").textContent = `${n_items.toLocaleString("en")} items, ${n_levels} codes each.`;
+  const { n_items, n_levels, can_search, can_recommend, categories, max_k, source } = state.facts;
+  const from = source ? ` From ${source}.` : "";
+  byId("facts").textContent = `${n_items.toLocaleString("en")} items, ${n_levels} codes each.${from}`;
   byId("search-form").hidden = !can_search;
   byId("history-panel").hidden = byId("seen-label").hidden = !can_recommend;
   byId("token-form").hidden = true;

@@ -38,7 +38,7 @@ MUST = {  # what is asked of the Beauty model on two cores
 }
 WISH = {
     "cold_start_s": "< 5",
-    "first_query_s": "< 5",
+    "search_cold_start_s": "< 5",
     "one_client_p99_ms": "< 1000",
     "many_clients_p99_ms": "< 1000",
     "search_one_client_p99_ms": "< 1000",
@@ -139,15 +139,22 @@ def judged_by_wrk(url: str, questions: list[dict], seconds: int = 15) -> tuple[d
     return {"wrk_many_clients_requests_per_s": float(said[0]), "wrk_many_clients_p99_ms": float(said[1])}, int(said[2])
 
 
-def service(folder: Path, histories: list[dict], queries: list[dict], n_requests: int, n_soak: int) -> dict[str, float]:
-    measured, cold = {}, []
+def cold_start(folder: Path, question: dict) -> float:
+    """Seconds from the start of a process to its answer to one question, the median of three."""
+    seconds = []
     for _ in range(3):
         started = time.perf_counter()
         server = Server(folder)
-        server.first_answer(histories[0])
-        cold.append(time.perf_counter() - started)
-        server.stop()
-    measured["cold_start_s"] = float(np.median(cold))
+        try:
+            server.first_answer(question)
+            seconds.append(time.perf_counter() - started)
+        finally:
+            server.stop()
+    return float(np.median(seconds))
+
+
+def service(folder: Path, histories: list[dict], queries: list[dict], n_requests: int, n_soak: int) -> dict[str, float]:
+    measured = {"cold_start_s": cold_start(folder, histories[0])}
     server, errors = Server(folder), 0
     try:
         server.first_answer(histories[0])
@@ -158,9 +165,8 @@ def service(folder: Path, histories: list[dict], queries: list[dict], n_requests
             measured |= found
             errors += wrong
         if httpx.get(f"{server.url}/catalogue").json()["can_search"]:
-            started = time.perf_counter()
+            measured["search_cold_start_s"] = cold_start(folder, queries[0])
             server.first_answer(queries[0])
-            measured["first_query_s"] = time.perf_counter() - started
             found, wrong = measured_load(server.url, queries, n_requests // 5, "search_")
             measured |= found
             errors += wrong
