@@ -30,7 +30,8 @@ ORDER = [
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("sasrec", "tiger", "retrieval", "generative"),
     *("metrics", "evaluate", "recommender", "next_item", "reproductions", "report"),
-    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web", "modal_app"),
+    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
+    *("tracking", "chapters", "sweep", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
@@ -177,6 +178,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
         ("semid_lib.sft", "sklearn transformers datasets peft trl"),
+        ("semid_lib.chapters", "torch pandas mlflow papermill"),
         ("semid_lib.predict", "sklearn transformers sentence_transformers fastapi numba"),
         ("semid_lib.web", "sklearn transformers sentence_transformers numba"),
     ],
