@@ -136,8 +136,8 @@ def run(
             running.replace(notebook)
     facts |= {"seconds": round(clock.seconds, 1), "ended": round(time.time())}
     rows = _rows(rows_file, rows_before, facts["state"])
-    facts |= {"rows": len(rows), "hardware": rows[0]["hardware"] if rows else store.hardware()}
-    facts |= {"fingerprint": rows[0]["fingerprint"] if rows else ""}
+    origin = rows[0] if rows else {}
+    facts |= {"rows": len(rows)} | {name: origin.get(name, "") for name in ("hardware", "fingerprint")}
     if facts["state"] == "executed":
         (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
         _write(folder.parent / "metrics" / f"{name}.json", {row["key"]: row["value"] for row in rows})
@@ -168,7 +168,6 @@ def check(source: Path, data: str, scale: str, parameters: Mapping[str, Any]) ->
 def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: bool) -> dict[str, Any]:
     """Convert and execute; `running` is written after every cell. What is found: state, error, the slowest cell."""
     import jupytext
-    import nbformat
     import papermill
 
     notebook = jupytext.read(source)
@@ -185,12 +184,10 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
         found |= _failure(f"In [{error.exec_count}]", error.source, f"{error.ename}: {error.evalue}")
     except Exception as error:  # a kernel that died or did not start
         _log("the run ended with an error", exc_info=True)
-        begun = [cell for cell in nbformat.read(running, as_version=4).cells if _status(cell) in ("running", "failed")]
-        at = begun[-1] if begun else {}
-        number = at.get("execution_count") or "?"
-        found |= _failure(f"In [{number}]", at.get("source", ""), f"{type(error).__name__}: {error}")
-    cells = [cell for cell in nbformat.read(running, as_version=4).cells if cell.cell_type == "code"]
-    timed = [(cell.metadata.get("papermill", {}).get("duration") or 0.0, cell) for cell in cells]
+        begun = [cell for cell in _code_cells(running) if cell.metadata.get("papermill", {}).get("start_time")]
+        code = begun[-1].source if begun else ""
+        found |= _failure(f"In [{len(begun)}]", code, f"{type(error).__name__}: {error}")
+    timed = [(cell.metadata.get("papermill", {}).get("duration") or 0.0, cell) for cell in _code_cells(running)]
     seconds, slowest = max(timed, key=lambda pair: pair[0], default=(0.0, {"source": ""}))
     slow = {
         "cell": slowest.get("execution_count"),
@@ -205,8 +202,10 @@ def _failure(cell: str, code: str, error: str) -> dict[str, str]:
     return {"error": line[:500], "cell": f"{cell}, `{_first_line(code)}`"}
 
 
-def _status(cell: Mapping[str, Any]) -> str:
-    return cell.get("metadata", {}).get("papermill", {}).get("status", "")
+def _code_cells(notebook: Path) -> list[Any]:
+    import nbformat
+
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
 
 
 def _first_line(code: str) -> str:
@@ -367,20 +366,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m semid_lib.chapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, metavar="FOLDER", help="of the chapters")
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run one chapter")
     runner.add_argument("name", metavar="NAME", help="such as 07_next_item")
     for command in (runner, commands.add_parser("summary", help="how all chapters stand")):
         command.add_argument("--data", default="demo", metavar="FOLDER", help="demo, or the folder of a data set")
         command.add_argument("--scale", default="laptop", help=", ".join(scales.NAMES))
-        command.add_argument("--notebooks", type=Path, default=NOTEBOOKS, metavar="FOLDER", help="of the chapters")
     runner.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     runner.add_argument("--artefacts", metavar="FOLDER", help="where the artefacts of this run go")
     runner.add_argument("--group", default="", help="a name for runs that belong together, a tag in MLflow")
     runner.add_argument("--progress", action="store_true", help="a bar over the cells, on a terminal")
     options = parser.parse_args(arguments)
     if options.command == "summary":
-        print(summary(options.data, options.scale, notebooks=options.notebooks))
+        print(summary(options.data, options.scale, notebooks=options.notebooks.resolve()))
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended, too
     source = options.notebooks.resolve() / f"{options.name}.py"

@@ -114,8 +114,20 @@ def run(
     def one(task: tuple[Path, Mapping[str, Any]]) -> None:
         place, point = task
         words = [word for key, value in point.items() for word in ("-p", key, repr(value))]
-        command = [sys.executable, "-m", "semid_lib.chapters", "run", source.stem, "--notebooks", str(source.parent)]
-        command += ["--data", data, "--scale", scale, "--artefacts", str(place), "--group", group, *words]
+        command = [sys.executable, "-m", "semid_lib.chapters", "--notebooks", str(source.parent)]
+        command += [
+            "run",
+            source.stem,
+            "--data",
+            data,
+            "--scale",
+            scale,
+            "--artefacts",
+            str(place),
+            "--group",
+            group,
+            *words,
+        ]
         subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
 
     with ThreadPoolExecutor(jobs) as pool:
