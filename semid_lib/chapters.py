@@ -6,7 +6,7 @@
 In `artefacts/<data>/<scale>/executed/` stand for each chapter `<chapter>.ipynb`, only when all of it ran; else
 `<chapter>.failed.ipynb`, as far as it came; `<chapter>.log`, everything that its cells printed and, at the end, the
 error; `<chapter>.json`, the facts of its last run. The rows' values alone are in `metrics/<chapter>.json` next to it,
-for `dvc metrics`. Exit codes: 0 it ran, 1 it failed or cannot be run.
+for `dvc metrics`. Exit codes: 0 it ran, 1 it failed or cannot be run, 130 it was stopped.
 """
 
 import argparse
@@ -381,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "summary":
         print(summary(options.data, options.scale, notebooks=options.notebooks.resolve()))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is ended, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is ended, too
     source = options.notebooks.resolve() / f"{options.name}.py"
     parameters = {key: value(text) for key, text in options.parameter}
     print(f"{options.name}: started on {data_name(options.data)}, {options.scale}", flush=True)
@@ -393,6 +393,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"{options.name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{options.name}: stopped", file=sys.stderr)
+        return 130
     if facts["state"] == "executed":
         print(f"{options.name}: ran in {facts['seconds'] / 60:.1f} minutes", flush=True)
         return 0

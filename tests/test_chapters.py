@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -52,8 +53,7 @@ def notebooks(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def untracked(monkeypatch, tmp_path):
-    monkeypatch.setenv("SEMID_TRACKING", "0")
+def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
@@ -123,6 +123,36 @@ def test_a_kernel_that_dies_is_a_failure_of_its_cell(notebooks):
     folder = chapters.folder_of("demo", "smoke")
     assert not (folder / "01_toy.ipynb").exists() and (folder / "01_toy.failed.ipynb").is_file()
     assert "DeadKernelError" in (folder / "01_toy.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_ends_its_kernel_and_leaves_no_executed_notebook(notebooks, how):
+    told = notebooks / "kernel"
+    slow = PLAIN.replace(
+        "print(", f"import os, time\n\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(99)\nprint("
+    )
+    (notebooks / "01_toy.py").write_text(slow, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "semid_lib.chapters",
+        "--notebooks",
+        notebooks,
+        "run",
+        "01_toy",
+        "--scale",
+        "smoke",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not told.exists() or not told.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.rstrip().endswith("01_toy: stopped")
+    folder = chapters.folder_of("demo", "smoke")
+    assert sorted(file.name for file in folder.iterdir()) == ["01_toy.failed.ipynb", "01_toy.log"]
+    assert not Path("/proc", told.read_text()).exists()
 
 
 def test_rows_of_an_earlier_run_do_not_stay_when_a_run_records_none(notebooks):

@@ -134,7 +134,7 @@ def test_make_help_lists_the_commands():
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     make = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True, env=clean)
     listed = set(re.findall(r"^  ([a-z]+) +\S", make.stdout, flags=re.MULTILINE))
-    assert listed >= {"setup", "lint", "test", "run", "book", "lab", "bench", "clean"}
+    assert listed >= {"setup", "lint", "test", "run", "sweep", "pipeline", "ui", "book", "lab", "bench", "clean"}
 
 
 # --- modules ---

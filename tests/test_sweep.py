@@ -45,7 +45,6 @@ PIPELINE = """stages:
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """The second chapter of two; the first has left factor.txt."""
-    monkeypatch.setenv("SEMID_TRACKING", "0")
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebooks = tmp_path / "repository" / "notebooks"
