@@ -3,6 +3,7 @@
 #   make book                                             the book on the built-in demo shop
 #   make book DATA=../shared/data/beauty SCALE=laptop     the same on a catalogue of your own
 #   make run NOTEBOOK=07_next_item DATA=... SCALE=...     one chapter, and those it needs
+#   make sweep NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'   one chapter at each point of a grid, all rows in one table
 #   make test
 
 .DEFAULT_GOAL := help
@@ -33,33 +34,44 @@ $(INSTALLED):
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
+# tools whose dependencies do not fit beside those of the library have environments of their own, at the versions of
+# constraints-*.txt: DVC with S3 (its botocore wants another python-dateutil), MLflow's page (another pyarrow)
+$(VENV)/%/installed: constraints-%.txt | $(INSTALLED)
+	"$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --requirement $<
+	@touch $@
+
 # --- the chapters ------------------------------------------------------------------------------------------------
 
 CHAPTERS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.py))))
 DATA_NAME := $(if $(filter demo,$(DATA)),demo,$(notdir $(abspath $(DATA))))
 DATA_PATH := $(if $(filter demo,$(DATA)),demo,$(abspath $(DATA)))
 DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(DATA)/*.gz $(DATA)/*.jsonl $(DATA)/*.tsv $(DATA)/*.csv $(DATA)/*.parquet))
-RUN_FOLDER := artefacts/$(DATA_NAME)/$(SCALE)/executed
+RUN_FOLDER := $(or $(SEMID_ARTEFACTS),artefacts)/$(DATA_NAME)/$(SCALE)/executed
 EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
 LIBRARY := $(wildcard semid_lib/*.py)
 
+# chapters that run at once: at full one has the accelerator for itself, else two where there are two cores
+CORES := $(shell nproc 2>/dev/null || echo 1)
+JOBS ?= $(if $(filter full,$(SCALE)),1,$(if $(filter 1,$(CORES)),1,2))
+# and together they have no more threads than there are cores
+ifneq ($(JOBS),1)
+run book sweep: export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
+endif
+
 # what each chapter needs to have been run before it
-$(RUN_FOLDER)/02_semantic_ids.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
-$(RUN_FOLDER)/03_codebook_analysis.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
-$(RUN_FOLDER)/04_synthetic_queries.ipynb: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb
-$(RUN_FOLDER)/05_llm_sft.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb $(RUN_FOLDER)/04_synthetic_queries.ipynb
-$(RUN_FOLDER)/06_constrained_generation.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
-$(RUN_FOLDER)/07_next_item.ipynb: $(RUN_FOLDER)/02_semantic_ids.ipynb
-$(RUN_FOLDER)/08_modal_deployment.ipynb: $(RUN_FOLDER)/05_llm_sft.ipynb $(RUN_FOLDER)/07_next_item.ipynb
+needs = $(patsubst %,$(RUN_FOLDER)/%.ipynb,$(shell sed -n 's/^$(1)://p' notebooks/needs.txt))
+$(foreach chapter,$(CHAPTERS),$(eval $(RUN_FOLDER)/$(chapter).ipynb: $(call needs,$(chapter))))
 
+CHAPTER := $(BIN)/python -m semid_lib.chapters
 $(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
-	@mkdir -p $(RUN_FOLDER)
-	$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(RUN_FOLDER)/$*.running.ipynb $<
-	$(BIN)/papermill --cwd notebooks --parameters_raw DATA '$(DATA_PATH)' --parameters_raw SCALE $(SCALE) \
-		$(RUN_FOLDER)/$*.running.ipynb $(RUN_FOLDER)/$*.running.ipynb
-	@mv $(RUN_FOLDER)/$*.running.ipynb $@
+	@$(CHAPTER) run $* --data "$(DATA_PATH)" --scale $(SCALE) $(if $(filter 1,$(JOBS)),--progress)
 
-.PHONY: help setup lint format test run book check-book check-links lab results bench dist clean distclean
+# makes $(1), goes on with what does not need a chapter that failed, and says in the end how all of them stand
+chapters = $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going $(1); made=$$?; \
+	$(CHAPTER) summary --data "$(DATA_PATH)" --scale $(SCALE); exit $$made
+
+.PHONY: help setup lint format test run sweep pipeline ui book check-book check-links lab results bench dist clean distclean
 
 help: ## list the commands
 	@echo "make COMMAND [DATA=demo|FOLDER] [SCALE=smoke|laptop|full]"
@@ -82,7 +94,7 @@ format: $(INSTALLED) ## put the formatting right
 TEST_FOLDER := artefacts/tests
 # on tensors this small one thread is as fast as two, and several times faster beside another busy process
 test: export OMP_NUM_THREADS ?= 1
-test: $(INSTALLED) ## unit tests, doctests, and every chapter at smoke
+test: $(INSTALLED) $(VENV)/dvc/installed ## unit tests, doctests, and every chapter at smoke
 	$(BIN)/python -m pytest
 	rm -rf $(TEST_FOLDER) && mkdir -p $(TEST_FOLDER)/notebooks
 	for chapter in $(CHAPTERS); do \
@@ -95,13 +107,27 @@ run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs,
 ifdef NOTEBOOK
 	@test -f notebooks/$(NOTEBOOK).py || { echo "no chapter $(NOTEBOOK); there are: $(CHAPTERS)" >&2; exit 1; }
 	@rm -f $(RUN_FOLDER)/$(NOTEBOOK).ipynb
-	@$(MAKE) --no-print-directory $(RUN_FOLDER)/$(NOTEBOOK).ipynb
+	@$(call chapters,$(RUN_FOLDER)/$(NOTEBOOK).ipynb)
 else
-	@$(MAKE) --no-print-directory $(EXECUTED)
+	@$(call chapters,$(EXECUTED))
 endif
-	@echo "executed chapters are in $(RUN_FOLDER)"
+	@echo "executed chapters, and a log of each, are in $(RUN_FOLDER)"
 
-book: $(EXECUTED) ## run what is out of date and build the book
+sweep: | $(INSTALLED) ## run a chapter at each point of a grid: NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'
+	@test -n "$(NOTEBOOK)" && test -n "$(SWEEP)" || { echo "name NOTEBOOK=... and SWEEP='KEY=VALUE,VALUE ...'" >&2; exit 1; }
+	@$(foreach needed,$(call needs,$(NOTEBOOK)),$(MAKE) --no-print-directory --jobs $(JOBS) $(needed) && ) \
+	$(BIN)/python -m semid_lib.sweep $(NOTEBOOK) $(SWEEP) --data "$(DATA_PATH)" --scale $(SCALE) --jobs $(JOBS)
+
+pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); then .venv/dvc/bin/dvc metrics show, push, pull
+	$(VENV)/dvc/bin/dvc repro
+
+PORT ?= 5000
+ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (PORT=5000)
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(VENV)/ui/bin/python -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib import tracking; print(tracking.uri())')"
+
+book: | $(INSTALLED) ## run what is out of date and build the book
+	@$(call chapters,$(EXECUTED))
 	rm -rf book/chapters && mkdir -p book/chapters && cp $(EXECUTED) book/chapters/
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"
@@ -143,7 +169,7 @@ dist: ## sdist and wheel in artefacts/release; TAG, if given, must be the versio
 	PIP_CONSTRAINT=$(abspath constraints.txt) artefacts/build/bin/python -m build --outdir $(RELEASE)/dist
 
 clean: ## remove what runs and builds have written
-	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb
+	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb .dvc/cache .dvc/tmp
 
 distclean: clean ## the same, and the virtual environment
 	rm -rf $(VENV) *.egg-info

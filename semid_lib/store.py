@@ -289,7 +289,8 @@ def commit() -> dict[str, Any]:
         return subprocess.run(["git", "-C", _REPOSITORY, *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        dirty = bool(git("status", "--porcelain").strip())
+        # dvc.lock says what DVC has run, and is written between two chapters
+        dirty = bool(git("status", "--porcelain", "--", ":/", ":(top,exclude)dvc.lock").strip())
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": dirty}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "", "dirty": True}

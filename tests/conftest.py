@@ -6,6 +6,7 @@ import threading
 import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SEMID_TRACKING"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from typing import NamedTuple

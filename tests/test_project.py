@@ -31,7 +31,7 @@ ORDER = [
     *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
     *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
-    *("cold_start", "costs", "deployment", "modal_app"),
+    *("cold_start", "costs", "deployment", "tracking", "chapters", "sweep", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
@@ -134,7 +134,7 @@ def test_make_help_lists_the_commands():
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     make = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True, env=clean)
     listed = set(re.findall(r"^  ([a-z]+) +\S", make.stdout, flags=re.MULTILINE))
-    assert listed >= {"setup", "lint", "test", "run", "book", "lab", "bench", "clean"}
+    assert listed >= {"setup", "lint", "test", "run", "sweep", "pipeline", "ui", "book", "lab", "bench", "clean"}
 
 
 # --- modules ---
@@ -178,6 +178,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
         ("semid_lib.sft", "sklearn transformers datasets peft trl"),
+        ("semid_lib.chapters", "torch pandas mlflow papermill"),
         ("semid_lib.predict", "sklearn transformers sentence_transformers fastapi numba"),
         ("semid_lib.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
         ("semid_lib.cold_start", "numpy pandas torch fastapi"),

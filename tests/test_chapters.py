@@ -1,0 +1,255 @@
+"""The runner on a chapter of a few lines, and on one that fails; the Makefile on three of them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import pytest
+
+from semid_lib import chapters, store
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = """# %% tags=["parameters"]
+DATA = "demo"
+SCALE = "laptop"
+SEED = 0
+WIDTH = None
+
+# %%
+import matplotlib.pyplot as plt
+
+from semid_lib import store
+
+shelf = store.Store("demo", SCALE, "f" * 64)
+
+# %%
+figure, axes = plt.subplots(figsize=(1, 1))
+axes.plot([0, SEED])
+plt.show()
+
+# %%
+rows = [{"key": "toy/seed", "value": SEED}, {"key": "toy/mine/recall@10", "value": 0.5, "ci95": [0.25, 0.75], "n": 4}]
+shelf.record("01_toy", rows)
+print("seed", SEED, "width", WIDTH)
+"""
+# the same without a figure and rows, which take seconds to import
+PLAIN = SOURCE[: SOURCE.index("# %%\nimport")] + '# %%\nseen = SEED\nprint("seed", SEED)\n'
+FAILING = PLAIN.replace("print(", 'raise KeyError("no such shelf")\nprint(')
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    folder = tmp_path / "repository" / "notebooks"
+    folder.mkdir(parents=True)
+    (folder / "01_toy.py").write_text(SOURCE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def run(notebooks, *words):
+    command = [
+        sys.executable,
+        "-m",
+        "semid_lib.chapters",
+        "--notebooks",
+        notebooks,
+        "run",
+        "01_toy",
+        "--scale",
+        "smoke",
+    ]
+    return subprocess.run([*command, *words], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_a_chapter_runs_whole(notebooks):
+    ran = run(notebooks, "-p", "SEED", "3", "-p", "WIDTH", "two")
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(r"01_toy: started on demo, smoke\n01_toy: ran in \d+\.\d minutes\n", ran.stdout)
+    folder = chapters.folder_of("demo", "smoke")
+    assert sorted(file.name for file in folder.iterdir()) == ["01_toy.ipynb", "01_toy.json", "01_toy.log"]
+    assert "seed 3 width two" in (folder / "01_toy.log").read_text(encoding="utf-8")
+    facts = chapters.facts_of("01_toy", folder)
+    assert facts["parameters"] == {"DATA": "demo", "SCALE": "smoke", "SEED": 3, "WIDTH": "two"}
+    assert (facts["state"], facts["rows"], facts["fingerprint"]) == ("executed", 2, "f" * 64)
+    assert facts["commit"] == store.commit()["commit"] and facts["seconds"] > 0
+    metrics = json.loads((folder.parent / "metrics" / "01_toy.json").read_text(encoding="utf-8"))
+    assert metrics == {"toy/demo/seed": 3, "toy/demo/mine/recall@10": 0.5}
+    cells = jupytext.read(folder / "01_toy.ipynb").cells
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+
+
+def test_a_chapter_that_fails_leaves_its_error_and_no_executed_notebook(notebooks):
+    source = notebooks / "01_toy.py"
+    source.write_text(PLAIN, encoding="utf-8")
+    assert chapters.run(source, scale="smoke")["state"] == "executed"
+    folder = chapters.folder_of("demo", "smoke")
+    whole = (folder / "01_toy.ipynb").read_bytes()
+    source.write_text(FAILING, encoding="utf-8")
+    failed = run(notebooks)
+    assert failed.returncode == 1
+    [sentence] = [line for line in failed.stderr.splitlines() if line.startswith("01_toy")]
+    told = r"01_toy: failed after 0\.\d minutes in In \[\d+\], `seen = SEED`: KeyError: 'no such shelf'; log: "
+    assert re.match(told, sentence)
+    assert str(folder / "01_toy.log") in sentence
+    assert (folder / "01_toy.log").read_text(encoding="utf-8").rstrip().endswith("KeyError: 'no such shelf'")
+    assert "no such shelf" in (folder / "01_toy.failed.ipynb").read_text(encoding="utf-8")
+    assert (folder / "01_toy.ipynb").read_bytes() == whole  # of the run before, and older than the source
+    assert not list(folder.glob("*.running*"))
+    assert chapters.state("01_toy", "demo", folder, notebooks) == "failed"
+    source.write_text(PLAIN, encoding="utf-8")
+    assert chapters.run(source, scale="smoke")["state"] == "executed"
+    assert not (folder / "01_toy.failed.ipynb").exists()
+    assert chapters.state("01_toy", "demo", folder, notebooks) == "executed"
+
+
+def test_a_kernel_that_dies_is_a_failure_of_its_cell(notebooks):
+    dying = PLAIN.replace("print(", "import os\n\nos._exit(9)\nprint(")
+    (notebooks / "01_toy.py").write_text(dying, encoding="utf-8")
+    facts = chapters.run(notebooks / "01_toy.py", scale="smoke")
+    assert facts["state"] == "failed"
+    assert "DeadKernelError" in facts["error"] and "seen = SEED" in facts["cell"]
+    folder = chapters.folder_of("demo", "smoke")
+    assert not (folder / "01_toy.ipynb").exists() and (folder / "01_toy.failed.ipynb").is_file()
+    assert "DeadKernelError" in (folder / "01_toy.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_ends_its_kernel_and_leaves_no_executed_notebook(notebooks, how):
+    told = notebooks / "kernel"
+    slow = PLAIN.replace(
+        "print(", f"import os, time\n\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(99)\nprint("
+    )
+    (notebooks / "01_toy.py").write_text(slow, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "semid_lib.chapters",
+        "--notebooks",
+        notebooks,
+        "run",
+        "01_toy",
+        "--scale",
+        "smoke",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not told.exists() or not told.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.rstrip().endswith("01_toy: stopped")
+    folder = chapters.folder_of("demo", "smoke")
+    assert sorted(file.name for file in folder.iterdir()) == ["01_toy.failed.ipynb", "01_toy.log"]
+    assert not Path("/proc", told.read_text()).exists()
+
+
+def test_rows_of_an_earlier_run_do_not_stay_when_a_run_records_none(notebooks):
+    store.Store("demo", "smoke", "f" * 64).record("01_toy", [{"key": "toy/seed", "value": 0}])
+    (notebooks / "01_toy.py").write_text(PLAIN, encoding="utf-8")
+    assert chapters.run(notebooks / "01_toy.py", scale="smoke")["rows"] == 0
+    assert store.Store("demo", "smoke", "").rows() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["-p", "SEDE", "1"], "no parameter 'SEDE' here, expected one of SEED, WIDTH"),
+        (["-p", "SCALE", "full"], "no parameter 'SCALE'"),
+        (["--scale", "huge"], "SCALE is 'huge', expected one of smoke"),
+        (["--data", "nowhere"], "DATA is 'nowhere', expected demo or a folder"),
+        (["--notebooks", "."], "no chapter '01_toy'"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_anything_runs(notebooks, words, problem, capsys):
+    folder = words.pop() if words[0] == "--notebooks" else str(notebooks)
+    command = ["--notebooks", folder, "run", "01_toy", "--scale", "smoke", *words[words[0] == "--notebooks" :]]
+    assert chapters.main(command) == 1
+    assert problem in capsys.readouterr().err
+    assert not (Path(os.environ["SEMID_ARTEFACTS"]) / "demo").exists()
+
+
+def test_the_summary_says_how_each_chapter_stands(notebooks):
+    for name in ("01_toy", "02_next"):
+        (notebooks / f"{name}.py").write_text(PLAIN, encoding="utf-8")
+    (notebooks / "needs.txt").write_text("# who needs whom\n02_next: 01_toy\n", encoding="utf-8")
+    folder = chapters.folder_of("demo", "smoke")
+    assert [line.split()[1:] for line in chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()[2:]] == [
+        ["not", "run"]
+    ] * 2
+    for name, seconds in (("01_toy", 60.0), ("02_next", 120.0)):
+        chapters.run(notebooks / f"{name}.py", scale="smoke")
+        file = folder / f"{name}.json"
+        facts = json.loads(file.read_text(encoding="utf-8")) | {"seconds": seconds}
+        file.write_text(json.dumps(facts), encoding="utf-8")
+    lines = chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()
+    assert lines[-1] == "critical path: 01_toy -> 02_next, 3.0 of 3.0 minutes"
+    assert "executed" in lines[2] and "executed" in lines[3]
+    os.utime(folder / "01_toy.ipynb", (time.time() + 9,) * 2)  # as after another run of the first
+    assert "out of date" in chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()[3]
+
+
+def test_chapters_that_wait_for_each_other_by_hand():
+    minutes = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 1.0}
+    wanted = {"a": [], "b": ["a"], "c": [], "d": ["b", "c"]}
+    assert chapters.critical_path(minutes, wanted) == ["c", "d"]
+    assert chapters.critical_path({}, wanted) == []
+
+
+# --- the Makefile ---
+
+
+@pytest.fixture
+def repository(notebooks):
+    """Three chapters under the real Makefile: the second needs the first, which fails; the third needs nothing."""
+    folder = notebooks.parent
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, folder)
+    (notebooks / "01_toy.py").write_text(FAILING, encoding="utf-8")
+    (notebooks / "02_next.py").write_text(PLAIN, encoding="utf-8")
+    (notebooks / "03_other.py").write_text(PLAIN, encoding="utf-8")
+    (notebooks / "needs.txt").write_text("02_next: 01_toy\n", encoding="utf-8")
+    return folder
+
+
+def make(repository, *words):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "OMP_"))}
+    chapter = f"{sys.executable} -m semid_lib.chapters"
+    # nothing is installed: the interpreter of the tests takes the place of the project's environment
+    command = ["make", "INSTALLED=pyproject.toml", f"BIN={Path(sys.executable).parent}", "SCALE=smoke", "CORES=4"]
+    runner = f"CHAPTER={chapter} --notebooks {repository / 'notebooks'}"
+    return subprocess.run(
+        [*command, runner, *words], capture_output=True, text=True, check=False, cwd=repository, env=clean
+    )
+
+
+def test_make_goes_on_with_what_does_not_need_a_failed_chapter_and_fails_in_the_end(repository):
+    first = make(repository, "run")
+    assert first.returncode != 0
+    assert "03_other: ran in" in first.stdout and "02_next: started" not in first.stdout
+    table = first.stdout[first.stdout.index("demo, smoke\n") :]
+    assert re.search(r"01_toy +failed", table) and re.search(r"02_next +not run", table)
+    assert re.search(r"03_other +executed", table)
+    assert chapters.facts_of("03_other", chapters.folder_of("demo", "smoke"))["threads"] == "2"  # 4 cores, 2 at once
+    (repository / "notebooks" / "01_toy.py").write_text(PLAIN, encoding="utf-8")
+    second = make(repository, "run")
+    assert second.returncode == 0, second.stderr
+    assert "01_toy: ran" in second.stdout and "02_next: ran" in second.stdout and "03_other: " not in second.stdout
+    third = make(repository, "run")
+    assert third.returncode == 0 and "started" not in third.stdout
+
+
+def test_at_full_one_chapter_runs_at_a_time(repository):
+    assert "--jobs 1 " in make(repository, "run", "SCALE=full", "--dry-run").stdout
+    assert "--jobs 2 " in make(repository, "run", "--dry-run").stdout

@@ -1,0 +1,195 @@
+"""dvc.yaml against the chapters, and DVC itself on a clone of the repository: two real stages on a tiny catalogue.
+
+DVC has an environment of its own (constraints-dvc.txt, `make test` makes it); without it what needs it is skipped.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from semid_lib import chapters, sweep, synthetic
+from semid_lib.folder import write_folder
+from semid_lib.store import sha256
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+TOOL = Path(sys.prefix) / "dvc" / "bin" / "python"
+needs_dvc = pytest.mark.skipif(not TOOL.exists(), reason="no DVC: `make test` installs it in .venv/dvc")
+RUN = "artefacts/tiny/smoke"
+
+
+# --- dvc.yaml ---
+
+
+def test_each_chapter_is_a_stage_that_runs_it_as_make_does():
+    assert list(STAGES) == chapters.names()
+    for name, stage in STAGES.items():
+        [command, *_] = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
+        assert command == f".venv/bin/python -m semid_lib.chapters run {name} --data ${{data}} --scale ${{scale}}"
+        assert {f"notebooks/{name}.py", "semid_lib", "${files}"} <= set(stage["deps"])
+        folder = "artefacts/${name}/${scale}/"
+        assert {f"executed/{name}.ipynb", f"rows/{name}.json"} <= set(sweep.outputs(ROOT / "dvc.yaml")[name])
+        assert stage["metrics"] == [f"{folder}metrics/{name}.json"]
+
+
+def test_stages_need_each_other_as_chapters_do():
+    written = {path: name for name, outs in sweep.outputs(ROOT / "dvc.yaml").items() for path in outs}
+    for name, stage in STAGES.items():
+        read = [path.removeprefix("artefacts/${name}/${scale}/") for path in stage["deps"] if path.startswith("art")]
+        assert {written[path] for path in read} <= set(chapters.before(name))
+        assert set(chapters.needs()[name]) <= {written[path] for path in read}
+
+
+def test_parameters_of_stages_are_parameters_of_their_chapters():
+    for name, stage in STAGES.items():
+        [(file, listed)] = stage["params"][0].items()
+        assert file == f"notebooks/{name}.py"
+        assert set(listed) <= chapters.parameters_of(ROOT / file).keys() - {"DATA", "SCALE"}
+
+
+def test_nothing_secret_and_no_remote_is_committed():
+    config = (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+    assert re.findall(r"^\[(.*)\]", config, flags=re.MULTILINE) == ["core"]
+    assert "analytics = false" in config
+    assert "/config.local" in (ROOT / ".dvc" / ".gitignore").read_text(encoding="utf-8")
+
+
+# --- DVC ---
+
+
+class Clone:
+    """The files of the repository under a git of their own, on a catalogue of 150 items."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("semid_lib", "notebooks"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
+        for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "pyproject.toml"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        items = [{"item_id": item["item_id"], "title": item["title"]} for item in synthetic.demo_shop().items[:150]]
+        write_folder(folder / "data" / "tiny", items)
+        parameters = {"data": "data/tiny", "name": "tiny", "files": "data/tiny", "scale": "smoke"}
+        (folder / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
+        (folder / ".venv").symlink_to(sys.prefix)
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "AWS_"))}
+        own.pop("SEMID_ARTEFACTS")
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        identity = {
+            f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+        }
+        secrets = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEFAULT_REGION": "us-east-1"}
+        self.environment = own | identity | secrets | {
+            "PYTHONPATH": path, "SEMID_TRACKING": "0", "HOME": str(folder.parent), "DVC_NO_ANALYTICS": "1",
+        }  # fmt: skip
+        for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "as it is"]):
+            self._run(["git", *words])
+
+    def _run(self, command) -> str:
+        ran = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout + ran.stderr
+
+    def dvc(self, *words) -> str:
+        return self._run([TOOL, "-m", "dvc", *words])
+
+    def status(self) -> str:
+        return self._run(["git", "status", "--porcelain"])
+
+    def sums(self) -> dict[str, str]:
+        files = [file for file in (self.folder / RUN).rglob("*") if file.is_file() and file.name != ".gitignore"]
+        kept = [file for file in files if file.suffix not in (".log", ".json") or file.parent.name == "rows"]
+        return {str(file.relative_to(self.folder)): sha256(file) for file in kept}
+
+    def forget(self) -> None:
+        """As on another machine: neither outputs nor cache."""
+        shutil.rmtree(self.folder / "artefacts")
+        shutil.rmtree(self.folder / ".dvc" / "cache")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone on which two chapters have been run by DVC."""
+    made = Clone(tmp_path_factory.mktemp("clone") / "repository")
+    made.printed = made.dvc("repro", "02_semantic_ids")
+    return made
+
+
+@needs_dvc
+def test_dvc_runs_what_has_changed_and_nothing_else(clone):
+    assert "01_catalogue_and_embeddings: ran" in clone.printed and "02_semantic_ids: ran" in clone.printed
+    assert clone.status() == "?? dvc.lock\n"
+    rows = yaml.safe_load((clone.folder / RUN / "rows" / "02_semantic_ids.json").read_text(encoding="utf-8"))
+    assert not any(row["dirty"] for row in rows)  # dvc.lock alone is no change of the source
+    assert "ran in" not in clone.dvc("repro", "02_semantic_ids")
+    source = clone.folder / "notebooks" / "02_semantic_ids.py"
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("N_LEVELS = 3", "N_LEVELS = 2"), encoding="utf-8")
+    assert "N_LEVELS" in clone.dvc("params", "diff")
+    again = clone.dvc("repro", "02_semantic_ids")
+    assert "02_semantic_ids: ran" in again and "01_catalogue_and_embeddings: ran" not in again
+    assert "semantic_ids/tiny" in clone.dvc("metrics", "show")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def bucket():
+    """An S3-compatible server on loopback with a bucket; its URL."""
+    port = free_port()
+    server = subprocess.Popen(
+        [TOOL, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, "the server did not start"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@needs_dvc
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_what_was_pushed_is_pulled_byte_for_byte(clone, kind, tmp_path, request):
+    if kind == "s3":
+        url = request.getfixturevalue("bucket")
+        code = f"import boto3; boto3.client('s3', endpoint_url='{url}').create_bucket(Bucket='runs')"
+        clone._run([TOOL, "-c", code])
+        clone.dvc("remote", "add", "--local", "s3", "s3://runs/semid")
+        clone.dvc("remote", "modify", "--local", "s3", "endpointurl", url)
+    else:
+        clone.dvc("remote", "add", "--local", "folder", str(tmp_path / "remote"))
+    before = clone.sums()
+    assert len(before) >= 6
+    clone.dvc("push", "--remote", kind, "02_semantic_ids", "--with-deps")
+    clone.forget()
+    clone.dvc("pull", "--remote", kind, "02_semantic_ids", "--with-deps")
+    assert clone.sums() == before
+    assert "config" not in clone.status()
+
+
+def test_the_parameters_of_params_yaml_are_those_of_dvc_yaml():
+    known = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == known.keys()
+    assert known["data"] == known["name"] == "demo"
