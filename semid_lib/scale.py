@@ -17,7 +17,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "n_layers": (1, 2, 4),
     "dropout": (0.1, 0.2, 0.3),
     "n_epochs": (1, 14, 60),
-    "min_steps": (30, 300, 5000),
+    "min_steps": (30, 1200, 5000),
     "batch_size": (128, 128, 256),
     "tiger_dim": (32, 96, 128),
     "tiger_layers": (1, 2, 4),
