@@ -143,7 +143,9 @@ def test_a_run_that_is_stopped_ends_its_kernel_and_leaves_no_executed_notebook(n
         "--scale",
         "smoke",
     ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    heard = {"preexec_fn": lambda: signal.signal(how, signal.SIG_DFL)}  # what runs in the background ignores SIGINT
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes, **heard) as process:
         while not told.exists() or not told.read_text():
             assert process.poll() is None
             time.sleep(0.05)
