@@ -28,6 +28,8 @@ $(INSTALLED):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name one with PYTHON=..." >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	@# it carries axe-core; the browser that it asks for is driven by our tests (tests/chromium.py)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-deps axe-playwright-python
 	@rm -f $(VENV)/installed-*
 	@touch $@
 
@@ -57,18 +59,19 @@ $(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
 		$(RUN_FOLDER)/$*.running.ipynb $(RUN_FOLDER)/$*.running.ipynb
 	@mv $(RUN_FOLDER)/$*.running.ipynb $@
 
-.PHONY: help setup lint format test run book lab results bench clean distclean
+.PHONY: help setup lint format test run book check-book check-links lab results bench dist clean distclean
 
 help: ## list the commands
 	@echo "make COMMAND [DATA=demo|FOLDER] [SCALE=smoke|laptop|full]"
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "chapters: $(CHAPTERS)"
 
 setup: $(INSTALLED) ## make the virtual environment, at the versions of constraints.txt
 
-lint: $(INSTALLED) ## style, formatting, and that chapters survive the round trip to .ipynb
+lint: $(INSTALLED) ## style, formatting, workflows, and that chapters survive the round trip to .ipynb
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/jupytext --quiet --test-strict --to ipynb notebooks/*.py
 
 format: $(INSTALLED) ## put the formatting right
@@ -103,6 +106,15 @@ book: $(EXECUTED) ## run what is out of date and build the book
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"
 
+BUILT := book/_build/html/index.html
+check-book: $(INSTALLED) ## links, requests, search and accessibility of the book that was built
+	@test -f $(BUILT) || { echo "there is no $(BUILT): make book first" >&2; exit 1; }
+	SEMID_BOOK=$(dir $(BUILT)) $(BIN)/python -m pytest tests/test_book.py
+
+check-links: $(INSTALLED) ## that the links of the book to elsewhere still lead somewhere; asks the network
+	@test -f $(BUILT) || { echo "there is no $(BUILT): make book first" >&2; exit 1; }
+	$(BIN)/jupyter-book build --builder linkcheck book
+
 lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is saved in notebooks/*.py
 	$(BIN)/jupytext --sync notebooks/*.py
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -115,6 +127,20 @@ bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb $(RUN_FOLDER)/07_next_ite
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
 	$(BIN)/python tests/bench/serving.py --model $(dir $(RUN_FOLDER))recommender --name $(DATA_NAME)
+
+# the tag is read by the shell alone: a name that somebody chose must not be expanded by make
+RELEASE := artefacts/release
+dist: ## sdist and wheel in artefacts/release; TAG, if given, must be the version, and CHANGELOG.md have notes for it
+	@rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+	grep -qx "version: $$version" CITATION.cff || { echo "CITATION.cff does not say $$version" >&2; exit 1; }; \
+	test -z "$$TAG" && exit; \
+	test "$$TAG" = "v$$version" || { echo "the tag is not v$$version, as pyproject.toml says" >&2; exit 1; }; \
+	awk -v version="$$version" '/^## / { on = ($$2 == version); next } on' CHANGELOG.md > $(RELEASE)/notes.md; \
+	grep -q . $(RELEASE)/notes.md || { echo "CHANGELOG.md has no notes under ## $$version" >&2; exit 1; }
+	"$(PYTHON)" -m venv artefacts/build
+	artefacts/build/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt build
+	PIP_CONSTRAINT=$(abspath constraints.txt) artefacts/build/bin/python -m build --outdir $(RELEASE)/dist
 
 clean: ## remove what runs and builds have written
 	rm -rf artefacts book/_build book/chapters notebooks/*.ipynb

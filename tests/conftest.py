@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from typing import NamedTuple
 
+import chromium
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,6 +114,13 @@ def served_folder(recommender_to_serve, tmp_path):
     recommender_to_serve.searcher = None
     recommender_to_serve.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Port of a headless Chromium's DevTools."""
+    with chromium.running(tmp_path_factory.mktemp("chromium")) as port:
+        yield port
 
 
 @pytest.fixture

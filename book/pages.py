@@ -1,0 +1,125 @@
+"""A Sphinx extension: a chapter's page says how to run it, and status.md what this copy of the book was made from.
+
+Everything is read from the executed notebooks in `book/chapters`, `pyproject.toml` and what is installed, whenever the
+book is built; nothing is typed. Pages name the place of such a text by a comment: `<!-- runs -->`, `<!-- versions -->`.
+"""
+
+import json
+import platform
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_BOOK = Path(__file__).resolve().parent
+# the line that `Store.origin` prints: data, scale; commit; machine; day
+_ORIGIN = re.compile(r"^(\S+), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
+_NOT_IN_CHAPTERS = ("all", "book", "dev")
+
+
+class Run(NamedTuple):
+    """Where an executed chapter comes from."""
+
+    data: str
+    scale: str
+    commit: str
+    hardware: str
+    day: str
+    seconds: float
+
+
+def run_of(notebook: dict[str, Any]) -> Run | None:
+    """What an executed notebook says of its run; None if it was not run to its end by papermill."""
+    seconds = notebook["metadata"].get("papermill", {}).get("duration")
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    found = _ORIGIN.search("\n".join("".join(output.get("text", "")) for output in outputs))
+    return Run(*found.groups(), seconds) if found and seconds else None
+
+
+def how_to_run(chapter: str, run: Run | None) -> str:
+    """The line under a chapter's introduction, as Markdown.
+
+    >>> run = Run("beauty", "laptop", "0a7b", "2 cores", "2026-11-22", 9)
+    >>> how_to_run("07_next_item", run).split("`")[1]
+    'make run NOTEBOOK=07_next_item DATA=path/to/beauty SCALE=laptop'
+    >>> how_to_run("07_next_item", None).split(". ")[-1]
+    'This page was not executed ([status](../status.md)).'
+    """
+    command = f"make run NOTEBOOK={chapter}"
+    if run:
+        command += "" if run.data == "demo" else f" DATA=path/to/{run.data}"
+        command += f" SCALE={run.scale}"
+    made = f"was made in {_duration(run.seconds)}" if run else "was not executed"
+    return (
+        f"**Run it yourself**: `{command}` runs this chapter, and before it those that it needs; `make lab` opens it "
+        f"in JupyterLab. This page {made} ([status](../status.md))."
+    )
+
+
+def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
+    """A line a chapter, by name, then the machines, as Markdown."""
+    runs = {chapter: run_of(notebook) for chapter, notebook in notebooks.items()}
+    lines = ["| chapter | data | scale | run on | commit | took |", "| --- | --- | --- | --- | --- | ---: |"]
+    for chapter, run in runs.items():
+        cells = [run.data, run.scale, run.day, f"`{run.commit}`", _duration(run.seconds)] if run else ["not executed"]
+        lines.append(
+            f"| {chapter[:2]} [](chapters/{chapter}) | " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |"
+        )
+    executed = {chapter: run for chapter, run in runs.items() if run}
+    if executed:
+        lines.append(f"| all | | | | | {_duration(sum(run.seconds for run in executed.values()))} |")
+    machines = {run.hardware: [] for run in executed.values()}
+    for chapter, run in executed.items():
+        machines[run.hardware].append(chapter[:2])
+    where = [f"- chapters {', '.join(chapters)}: {machine}" for machine, chapters in machines.items()]
+    return "\n".join([*lines, "", *where])
+
+
+def versions_table() -> str:
+    """Python, this package and what its chapters depend on, at the versions installed here, as Markdown."""
+    project = tomllib.loads((_BOOK.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [needs for extra, needs in project["optional-dependencies"].items() if extra not in _NOT_IN_CHAPTERS]
+    wanted = {re.split(r"[\s<>=!~;\[]", line)[0] for needs in (project["dependencies"], *extras) for line in needs}
+    found = {name: version(name) for name in sorted(wanted, key=str.lower)}
+    found = {"Python": platform.python_version(), project["name"]: project["version"]} | found
+    return "\n".join(["| | version |", "| --- | --- |", *(f"| {name} | {number} |" for name, number in found.items())])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}\u00a0min\u00a0{rest}\u00a0s" if minutes else f"{rest}\u00a0s"
+
+
+def _fill(app, docname: str, source: list[str]) -> None:
+    """What stands in a page's source before it is parsed; the files stay as they are."""
+    folder, _, name = docname.rpartition("/")
+    if folder == "chapters":
+        notebook = json.loads(source[0])
+        line = {"cell_type": "markdown", "metadata": {}, "source": how_to_run(name, run_of(notebook))}
+        if "id" in notebook["cells"][0]:
+            line["id"] = "how-to-run"
+        notebook["cells"].insert(1, line)
+        source[0] = json.dumps(notebook)
+    elif "<!-- runs -->" in source[0] or "<!-- versions -->" in source[0]:
+        files = sorted((_BOOK / "chapters").glob("*.ipynb"))
+        notebooks = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+        text = source[0].replace("<!-- runs -->", runs_table(notebooks))
+        source[0] = text.replace("<!-- versions -->", versions_table())
+
+
+def _mend(app, pagename, templatename, context, doctree) -> None:
+    """docutils calls a bibliography a list whose entries are none, which screen readers stumble over."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<div role="list" class="citation-list">', '<div class="citation-list">'
+        )
+
+
+def setup(app) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect("source-read", _fill)
+    app.connect("html-page-context", _mend)
+    # the status page is made from files that are not its own source
+    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["status"])
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
