@@ -8,7 +8,7 @@ import json
 import platform
 import re
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,9 +81,16 @@ def versions_table() -> str:
     project = tomllib.loads((_BOOK.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [needs for extra, needs in project["optional-dependencies"].items() if extra not in _NOT_IN_CHAPTERS]
     wanted = {re.split(r"[\s<>=!~;\[]", line)[0] for needs in (project["dependencies"], *extras) for line in needs}
-    found = {name: version(name) for name in sorted(wanted, key=str.lower)}
+    found = {name: _version(name) for name in sorted(wanted, key=str.lower)}
     found = {"Python": platform.python_version(), project["name"]: project["version"]} | found
     return "\n".join(["| | version |", "| --- | --- |", *(f"| {name} | {number} |" for name, number in found.items())])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -229,3 +230,10 @@ def test_the_table_of_runs(book_pages):
     assert table[4] == "| 03 [](chapters/03_c) | not executed | | | | |".replace("| |", "|  |").replace("| |", "|  |")
     assert table[5] == "| all | | | | | 2 min 1 s |"
     assert table[-2:] == ["- chapters 01: 2 x CPU, 24 GiB, no GPU", "- chapters 02: 8 x CPU, 128 GiB, H200"]
+
+
+def test_the_table_of_versions(book_pages, monkeypatch):
+    table = book_pages.versions_table()
+    assert f"| numpy | {version('numpy')} |" in table and "ruff" not in table and "sphinx" not in table
+    monkeypatch.setattr(book_pages, "version", lambda name: version(name if name != "modal" else "no-such-package"))
+    assert "| modal | not installed |" in book_pages.versions_table()
