@@ -19,7 +19,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,9 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
     found: dict[str, Any] = {"state": "failed"}
     try:
         papermill.execute_notebook(
-            running, running, parameters, cwd=source.parent, progress_bar=progress, log_output=True
-        )
+            running, running, parameters, cwd=source.parent, progress_bar=progress, log_output=True,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns that it listens on loopback
+        )  # fmt: skip
         found["state"] = "executed"
     except papermill.PapermillExecutionError as error:
         _log("%s", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
@@ -289,13 +290,20 @@ def state(name: str, data: str, folder: Path, notebooks: Path = NOTEBOOKS) -> st
         return "failed"
     if not executed.exists():
         return "not run"
-    inputs = [notebooks / f"{name}.py", *(notebooks.parent / "semid_lib").glob("*.py")]
-    if data != "demo":
-        inputs += [file for file in Path(data).iterdir() if file.suffix in _ENDINGS]
-    inputs += [folder / f"{each}.ipynb" for each in needs(notebooks)[name]]
-    written = executed.stat().st_mtime_ns
-    stale = any(not file.exists() or file.stat().st_mtime_ns > written for file in inputs)
-    return "out of date" if stale else "executed"
+    earlier = [folder / f"{each}.ipynb" for each in needs(notebooks)[name]]
+    return "executed" if is_younger(executed, [*inputs(notebooks / f"{name}.py", data), *earlier]) else "out of date"
+
+
+def inputs(source: Path, data: str) -> list[Path]:
+    """The files that a chapter is made from: its source, the library and the data."""
+    files = [source, *(source.parent.parent / "semid_lib").glob("*.py")]
+    return files if data == "demo" else files + [one for one in Path(data).iterdir() if one.suffix in _ENDINGS]
+
+
+def is_younger(file: Path, than: Iterable[Path]) -> bool:
+    """Whether a file was written after all others, which must be there."""
+    written = file.stat().st_mtime_ns
+    return all(one.exists() and one.stat().st_mtime_ns <= written for one in than)
 
 
 def summary(

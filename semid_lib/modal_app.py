@@ -36,7 +36,7 @@ _SERVING = "embed,search,serve"  # as in the Dockerfile
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
 _DAY = 24 * 3600
 _DATA_ENDINGS = (".gz", ".jsonl", ".tsv", ".csv", ".parquet")
-_REFUSALS = (ValueError, OSError, ImportError, modal.exception.Error)
+_REFUSALS = (ValueError, OSError, ImportError, RuntimeError, modal.exception.Error)
 
 
 def _command() -> str:
@@ -313,7 +313,13 @@ training = modal.App("semid-training")
 @training.function(
     image=CHAPTERS_IMAGE,
     gpu=SETTINGS.gpu or None,
-    env={**_ENVIRONMENT, "SEMID_ARTEFACTS": f"{_ROOM}/artefacts", "PYTHONPATH": "/root", "HF_HUB_OFFLINE": "0"},
+    env={
+        **_ENVIRONMENT,
+        "SEMID_ARTEFACTS": f"{_ROOM}/artefacts",
+        "SEMID_TRACKING": "0",  # its database is of one machine
+        "PYTHONPATH": "/root",
+        "HF_HUB_OFFLINE": "0",
+    },
     volumes={str(_ROOM): VOLUME, _CACHE: CACHE},
     timeout=_DAY,
     **_CONTAINER,
@@ -332,7 +338,9 @@ def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", c
 
 def _chapters(notebooks: Path, wanted: str) -> list[str]:
     """The chapters that "01,02,07" names, in the order of the book."""
-    known = sorted(path.stem for path in notebooks.glob("[0-9]*.py"))
+    from semid_lib import chapters
+
+    known = chapters.names(notebooks)
     found = [name for name in known if {name, name[:2]} & set(wanted.split(","))]
     unknown = set(wanted.split(",")) - {name[:2] for name in known} - set(known)
     if unknown:
@@ -343,38 +351,32 @@ def _chapters(notebooks: Path, wanted: str) -> list[str]:
 
 
 def run_chapters(notebooks: Path, names: Sequence[str], data: str, scale: str, done: Callable[[], None]) -> list[str]:
-    """Run chapters by papermill: the executed ones stand in `executed/` beside their artefacts, as `make run` has them.
+    """Run chapters by `chapters.run`, so that all that `make run` writes stands beside their artefacts.
 
-    A chapter is left alone if it ran before with the same data, scale, library and chapters up to it. done: called
-    after each. Returns the names of those that ran. Raises ValueError for bad data or an unknown scale, and
-    papermill's error for a cell that failed.
+    A chapter is left alone if it ran before with the same data, scale, library and chapters up to it, by their content:
+    in a container files have no age. done: called after each, a failed one too. Returns the names of those that ran.
+    Raises ValueError for bad data or an unknown scale, RuntimeError for a chapter that failed.
     """
-    import jupytext
-    import papermill
-
+    from semid_lib import chapters, store
     from semid_lib import data as datasets
     from semid_lib import scale as scales
-    from semid_lib import store
 
     scales.get(scale)
     shop = datasets.load(data)
     executed = store.Store(shop.name, scale, shop.fingerprint).path("executed")
-    executed.mkdir(parents=True, exist_ok=True)
     ran = []
     for name in names:
-        state = _state(notebooks, name, shop.fingerprint, scale)
-        target, running = executed / f"{name}.ipynb", executed / f"{name}.running.ipynb"
-        if target.is_file() and json.loads(target.read_text(encoding="utf-8"))["metadata"].get("semid") == state:
+        made_from, state = executed / f"{name}.made_from", _state(notebooks, name, shop.fingerprint, scale)
+        if made_from.is_file() and made_from.read_text(encoding="utf-8") == state:
             continue
-        notebook = jupytext.read(notebooks / f"{name}.py")
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook.metadata |= {"kernelspec": kernel, "semid": state}
-        jupytext.write(notebook, running)
-        parameters = {"DATA": data, "SCALE": scale}
-        papermill.execute_notebook(running, running, parameters, cwd=notebooks, progress_bar=False, log_output=True)
-        running.replace(target)
-        ran.append(name)
+        made_from.unlink(missing_ok=True)
+        facts = chapters.run(notebooks / f"{name}.py", data, scale)
+        if facts["state"] == "executed":
+            made_from.write_text(state, encoding="utf-8")
         done()
+        if facts["state"] != "executed":
+            raise RuntimeError(f"{name} failed in {facts['cell']}: {facts['error']}")
+        ran.append(name)
     return ran
 
 

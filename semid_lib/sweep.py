@@ -106,7 +106,7 @@ def run(
     todo = []
     for place, point in zip(places, points, strict=True):
         chapters.check(source, data, scale, point)
-        if not _has_run(place, source, data, scale):
+        if not _has_run(place, source, data, scale, root):
             prepare(place, source, data, scale, root)
             todo.append((place, point))
     group = f"{chapters.data_name(data)}/{scale}/{source.stem}"
@@ -114,25 +114,13 @@ def run(
     def one(task: tuple[Path, Mapping[str, Any]]) -> None:
         place, point = task
         words = [word for key, value in point.items() for word in ("-p", key, repr(value))]
-        command = [sys.executable, "-m", "semid_lib.chapters", "--notebooks", str(source.parent)]
-        command += [
-            "run",
-            source.stem,
-            "--data",
-            data,
-            "--scale",
-            scale,
-            "--artefacts",
-            str(place),
-            "--group",
-            group,
-            *words,
-        ]
+        command = [sys.executable, "-m", "semid_lib.chapters", "--notebooks", str(source.parent), "run", source.stem]
+        command += ["--data", data, "--scale", scale, "--artefacts", str(place), "--group", group, *words]
         subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, todo))
-    return [place for place in places if _has_run(place, source, data, scale)]
+    return [place for place in places if _has_run(place, source, data, scale, root)]
 
 
 def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) -> Path:
@@ -140,14 +128,15 @@ def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) 
     return Path(root or store.default_root()).resolve() / "sweeps" / chapters.data_name(data) / scale / chapter
 
 
-def _has_run(place: Path, source: Path, data: str, scale: str) -> bool:
+def _has_run(place: Path, source: Path, data: str, scale: str, root: Path) -> bool:
+    """Whether a point stands: younger than what it is made from, and than the chapters before it."""
     executed = chapters.folder_of(data, scale, place)
     written = executed / f"{source.stem}.ipynb"
-    inputs = [source, *(source.parent.parent / "semid_lib").glob("*.py")]
-    facts = chapters.facts_of(source.stem, executed)
-    if facts.get("state") != "executed" or not written.exists():
+    if chapters.facts_of(source.stem, executed).get("state") != "executed" or not written.exists():
         return False
-    return all(file.stat().st_mtime_ns <= written.stat().st_mtime_ns for file in inputs)
+    shared = chapters.folder_of(data, scale, root)
+    earlier = [shared / f"{each}.ipynb" for each in chapters.needs(source.parent)[source.stem]]
+    return chapters.is_younger(written, [*chapters.inputs(source, data), *(each for each in earlier if each.exists())])
 
 
 def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:

@@ -546,14 +546,17 @@ def test_chapters_run_once_and_leave_what_make_leaves(shop_folder, tmp_path, mon
     how = (notebooks, modal_app._chapters(notebooks, "02"), str(shop_folder), "smoke", lambda: kept.append(1))
     assert modal_app.run_chapters(*how) == ["02_second"] and kept == [1]
     folder = tmp_path / "artefacts" / "tiny" / "smoke"
-    assert sorted(path.name for path in (folder / "executed").iterdir()) == ["02_second.ipynb"]
+    assert sorted(path.name for path in (folder / "executed").iterdir()) == [
+        f"02_second.{ending}" for ending in ("ipynb", "json", "log", "made_from")
+    ]
     [row] = json.loads((folder / "rows" / "02_second.json").read_text())
     assert (row["value"], row["scale"], row["commit"], row["dirty"]) == (5, "smoke", "abc", True)
     assert modal_app.run_chapters(*how) == []  # the same again
     (notebooks / "01_first.py").write_text(CHAPTER.replace("import numpy as np", "raise ValueError('broken')"))
-    with pytest.raises(Exception, match="broken"):
+    with pytest.raises(RuntimeError, match=r"01_first failed in In \[\d+\], .*ValueError: broken"):
         modal_app.run_chapters(notebooks, ["01_first"], *how[2:])
-    assert not (folder / "executed" / "01_first.ipynb").exists() and kept == [1]
+    assert not (folder / "executed" / "01_first.ipynb").exists()
+    assert (folder / "executed" / "01_first.failed.ipynb").is_file() and kept == [1, 1]  # what it left is kept, too
     assert modal_app._state(notebooks, "02_second", "f", "smoke") != modal_app._state(
         notebooks, "01_first", "f", "smoke"
     )

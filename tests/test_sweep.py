@@ -1,6 +1,7 @@
 """A grid over a chapter of a few lines: artefacts apart, one table, nothing run twice."""
 
 import os
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -88,6 +89,21 @@ def test_a_point_that_fails_does_not_stop_the_others_and_is_run_again(source, ca
     source.write_text(SECOND.replace("assert not FAIL or SEED\n", ""), encoding="utf-8")
     assert command(source, "SEED=0,1", "FAIL=True") == 0
     assert capfd.readouterr().out.count("02_toy: ran in") == 2  # the source has changed for both
+
+
+def test_a_point_runs_again_when_the_chapter_before_it_has(source, capfd):
+    assert command(source, "SEED=0") == 0
+    earlier = chapters.folder_of("demo", "smoke", store.default_root()) / "01_first.ipynb"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("{}", encoding="utf-8")
+    then = time.time_ns() - 10**12
+    os.utime(earlier, ns=(then, then))
+    capfd.readouterr()
+    assert command(source, "SEED=0") == 0
+    assert "ran in" not in capfd.readouterr().out  # it was there before the point
+    os.utime(earlier)
+    assert command(source, "SEED=0") == 0
+    assert capfd.readouterr().out.count("02_toy: ran in") == 1
 
 
 @pytest.mark.parametrize("axes", [["SEED"], ["SEED="], ["SEED=1,,2"], ["SEED=1", "SEED=2"], ["SEED=1,1"], ["1=2"]])
