@@ -49,6 +49,9 @@ DATA_PATH := $(if $(filter demo,$(DATA)),demo,$(abspath $(DATA)))
 DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(DATA)/*.gz $(DATA)/*.jsonl $(DATA)/*.tsv $(DATA)/*.csv $(DATA)/*.parquet))
 RUN_FOLDER := $(or $(SEMID_ARTEFACTS),artefacts)/$(DATA_NAME)/$(SCALE)/executed
 EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
+# the longest first, and what they need: so that in the end there is no waiting for one of them
+LONGEST := $(RUN_FOLDER)/07_next_item.ipynb $(RUN_FOLDER)/05_llm_sft.ipynb
+IN_TURN := $(filter $(LONGEST),$(EXECUTED)) $(filter-out $(LONGEST),$(EXECUTED))
 LIBRARY := $(wildcard semid_lib/*.py)
 
 # chapters that run at once: at full one has the accelerator for itself, else two where there are two cores
@@ -62,6 +65,17 @@ endif
 # what each chapter needs to have been run before it
 needs = $(patsubst %,$(RUN_FOLDER)/%.ipynb,$(shell sed -n 's/^$(1)://p' notebooks/needs.txt))
 $(foreach chapter,$(CHAPTERS),$(eval $(RUN_FOLDER)/$(chapter).ipynb: $(call needs,$(chapter))))
+
+# the models of chapter 07 are trained side by side, and beside other chapters; it finds them (semid_lib/next_item.py)
+ifneq ($(JOBS),1)
+HISTORIES := $(if $(filter demo,$(DATA)),demo,$(wildcard $(DATA)/sequences.*))
+TRAINED := $(if $(HISTORIES),$(foreach model,timeline tiger sasrec,$(RUN_FOLDER)/07_next_item.$(model)))
+$(RUN_FOLDER)/07_next_item.ipynb: $(TRAINED)
+$(TRAINED): $(call needs,07_next_item) $(LIBRARY) | $(INSTALLED)
+	@$(BIN)/python -m semid_lib.next_item $(subst .,,$(suffix $@)) --data "$(DATA_PATH)" --scale $(SCALE) 2> $@.log \
+		|| { cat $@.log >&2; exit 1; }
+	@touch $@
+endif
 
 CHAPTER := $(BIN)/python -m semid_lib.chapters
 $(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
@@ -109,7 +123,7 @@ ifdef NOTEBOOK
 	@rm -f $(RUN_FOLDER)/$(NOTEBOOK).ipynb
 	@$(call chapters,$(RUN_FOLDER)/$(NOTEBOOK).ipynb)
 else
-	@$(call chapters,$(EXECUTED))
+	@$(call chapters,$(IN_TURN))
 endif
 	@echo "executed chapters, and a log of each, are in $(RUN_FOLDER)"
 
@@ -127,7 +141,7 @@ ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (POR
 		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib import tracking; print(tracking.uri())')"
 
 book: | $(INSTALLED) ## run what is out of date and build the book
-	@$(call chapters,$(EXECUTED))
+	@$(call chapters,$(IN_TURN))
 	rm -rf book/chapters && mkdir -p book/chapters && cp $(EXECUTED) book/chapters/
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"

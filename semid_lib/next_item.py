@@ -1,6 +1,6 @@
 """The models of chapter 07 with their recipes, and their runs, which are kept and found again.
 
-    python -m semid_lib.next_item timeline --data ../shared/data/beauty --scale laptop --seed 1
+    python -m semid_lib.next_item timeline --data ../shared/data/beauty --scale laptop
     torchrun --nproc_per_node 8 -m semid_lib.next_item tiger --data ../shared/data/beauty --scale full
 
 A run belongs to its data, semantic IDs, settings, seed and code: trained once, it is read from
@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--data", default="demo", help="a folder of data, or demo; default: %(default)s")
     parser.add_argument("--scale", default="laptop", choices=scale.NAMES, help="default: %(default)s")
-    parser.add_argument("--seed", default=0, type=int, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, help="default: one run for each seed that chapter 07 asks for")
     parser.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "time"))
     return parser
 
@@ -225,20 +225,30 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
-        trained, runs = _asked(asked)
+        task, train = _asked(asked)
+        seeds = range(_n_seeds(asked.model, task.sizes)) if asked.seed is None else [asked.seed]
+        for seed in seeds:
+            _tell(asked.model, seed, train(seed), task.runs)
     except (ValueError, OSError, ImportError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    processes = PartialState()  # as training began them
-    if processes.is_main_process:
-        best = trained.best
-        print(f"Recall@10 {best.validation:.4f} on validation after epoch {best.epoch}", end=", ")
-        print(f"{trained.seconds:.0f} s of training; chapter 07 finds it in {runs}")
-    processes.destroy_process_group()
+    PartialState().destroy_process_group()
     return 0
 
 
-def _asked(asked: argparse.Namespace) -> tuple[Trained, Path]:
+def _n_seeds(model: str, sizes: scale.Scale) -> int:
+    return sizes.tiger_seeds if model == "tiger" else sizes.n_seeds
+
+
+def _tell(model: str, seed: int, trained: Trained, runs: Path) -> None:
+    if PartialState().is_main_process:  # of those that training began
+        best = trained.best
+        print(f"{model}, seed {seed}: Recall@10 {best.validation:.4f} on validation after epoch {best.epoch}", end=", ")
+        print(f"{trained.seconds:.0f} s of training; chapter 07 finds it in {runs}", flush=True)
+
+
+def _asked(asked: argparse.Namespace) -> tuple[Task, Callable[[int], Trained]]:
+    """What is trained on, and what trains it, given a seed."""
     shop, sizes = data.load(asked.data), scale.get(asked.scale)
     if shop.histories is None:
         raise ValueError(f"{shop.name} has no histories: there is nothing to train on")
@@ -247,13 +257,13 @@ def _asked(asked: argparse.Namespace) -> tuple[Trained, Path]:
     task = Task(split.train, sample(split.validation, sizes.validation_users), sizes, shelf.path("runs"))
     match asked.model:
         case "timeline":
-            vectors = normalize(shelf.load("embeddings")["vectors"])
-            trained = train_timeline(task, load_ids(shelf), vectors, asked.seed, progress=True)
+            ids, vectors = load_ids(shelf), normalize(shelf.load("embeddings")["vectors"])
+            return task, lambda seed: train_timeline(task, ids, vectors, seed, progress=True)
         case "tiger":
-            trained = train_tiger(task, load_ids(shelf, rqvae=True), asked.seed, progress=True)
-        case "sasrec":
-            trained = train_sasrec(task, len(shop.items), asked.seed, progress=True)
-    return trained, task.runs
+            ids = load_ids(shelf, rqvae=True)
+            return task, lambda seed: train_tiger(task, ids, seed, progress=True)
+        case _:
+            return task, lambda seed: train_sasrec(task, len(shop.items), seed, progress=True)
 
 
 def load_ids(shelf: Store, rqvae: bool = False) -> SemanticIDs:

@@ -181,7 +181,7 @@ class DemoShop(NamedTuple):
     truth: Truth
 
 
-def demo_shop(*, n_items: int = 2000, n_users: int = 3000, n_queries: int = 300, seed: int = 0) -> DemoShop:
+def demo_shop(*, n_items: int = 2000, n_users: int = 2000, n_queries: int = 300, seed: int = 0) -> DemoShop:
     """Build the demo shop in memory.
 
     The same arguments give the same shop. More users leave the items, and the users before them, as they
@@ -214,7 +214,7 @@ def demo_shop(*, n_items: int = 2000, n_users: int = 3000, n_queries: int = 300,
 
 
 def write_demo_shop(
-    folder: str | Path, *, n_items: int = 2000, n_users: int = 3000, n_queries: int = 300, seed: int = 0
+    folder: str | Path, *, n_items: int = 2000, n_users: int = 2000, n_queries: int = 300, seed: int = 0
 ) -> None:
     """Write the demo shop into `folder` (made if need be), byte for byte the same for the same arguments.
 

@@ -124,7 +124,7 @@ def test_product_lines_are_near_duplicates(shop):
 
 def test_histories_are_valid(shop):
     lengths = [len(items) for _, items in shop.sequences]
-    assert [user_id for user_id, _ in shop.sequences] == list(range(1, 3001))
+    assert [user_id for user_id, _ in shop.sequences] == list(range(1, 2001))
     assert min(lengths) == 5 and max(lengths) <= 40 and 8.5 < np.mean(lengths) < 10.5
     for (user_id, items), (same_user, times) in zip(shop.sequences, shop.timestamps, strict=True):
         assert user_id == same_user and len(items) == len(times)
