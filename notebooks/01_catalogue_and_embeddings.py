@@ -16,7 +16,7 @@
 # | --- | --- |
 # | reads | the data set `DATA` |
 # | writes | `embeddings`: one text vector per item |
-# | runs in | seconds at `smoke`; about 250 texts a second on one CPU core at `laptop`, once: vectors are cached |
+# | runs in | seconds at `smoke`; a minute or two at `laptop`, once: vectors are cached |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv

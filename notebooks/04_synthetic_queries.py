@@ -17,7 +17,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01); the queries of the data set, if any, to compare with, never to train on |
 # | writes | `synthetic_queries.parquet`: the queries for training and test (`item` row, `query`, `kind`, `source`, `rank`, `cell`); `synthetic_queries.safetensors`: their vectors; result rows. `queries.load_queries` reads both |
-# | runs in | under half a minute at `smoke`; at `laptop` a minute for every 2,000 items on one free core, and far less the second time: vectors are cached |
+# | runs in | seconds at `smoke`; minutes at `laptop`, and far less the second time: vectors are cached |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl

@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `synthetic_queries` (chapter 04); the queries of the data set, if any, for the test alone |
 # | writes | `recommender_light` and `recommender_llm`: folders for `Recommender.from_pretrained`; `sft_run`: checkpoints, which may be deleted; result rows |
-# | runs in | seconds at `smoke`; at `laptop` four minutes of fine-tuning for 2,000 items, at most twenty for more, and some minutes for the measurements; `full` wants a GPU |
+# | runs in | seconds at `smoke`; at `laptop` minutes for the demo shop and up to an hour for a large catalogue; `full` wants a GPU |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl

@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.modal_app measure`, if there are any |
 # | writes | result rows |
-# | runs in | seconds at `smoke`; two minutes at `laptop`, nearly all of them starts of the service |
+# | runs in | seconds at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl

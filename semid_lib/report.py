@@ -1,4 +1,4 @@
-"""Result rows to the tables of the README and the book, so that no published number is typed by hand.
+"""Result rows to the tables and sentences of the README and the book, so that no published number is typed by hand.
 
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
 stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
@@ -6,8 +6,12 @@ that begin with `own_`, without it, and metrics named behind the place (`next_it
 only ones shown, across, with a line a method. Between `<!-- reproductions -->` and
 `<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
 
-    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
-    python -m semid_lib.report check                    fail if a published table differs from its rows
+A figure in a sentence stands between `<!-- row: training/beauty/laptop/tiger/seconds as minutes -->` and
+`<!-- end row -->`: topic, data, scale and the rest of the row's key; without "as ..." four decimals where the row has
+an interval and else three digits that count. A mark begins no line, since Markdown would take the line for HTML.
+
+    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write what shows them anew
+    python -m semid_lib.report check                    fail if a table or a figure differs from its rows
 """
 
 import json
@@ -22,12 +26,19 @@ from semid_lib.evaluate import in_brackets, shown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
-_PAGES = (_REPOSITORY / "README.md", *(_REPOSITORY / "book" / f"{name}.md" for name in ("index", "results", "serving")))
+_BOOK_PAGES = sorted((_REPOSITORY / "book").glob("*.md"))
+_PAGES = (_REPOSITORY / "README.md", *(page for page in _BOOK_PAGES if page.stem != "log"))  # which stays as written
 _PLACE = re.compile(
     r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+)((?: [\w@]+)*) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)",
     re.DOTALL,
 )
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
+_FIGURE = re.compile(r"(<!-- row: (\w+/[\w.-]+)/(\w+)/([^<>]+?)(?: as (\w+))? -->)[^<>\n]*(<!-- end row -->)")
+_FORMS = {
+    "minutes": lambda row: f"{row['value'] / 60:.0f}",  # of seconds
+    "percent": lambda row: f"{row['value']:.0%}",
+    "n": lambda row: f"{row['n']:,}",  # of how many users or queries the row is a mean
+}
 _NAMES = {
     "item_knn": "item-kNN",
     "sasrec": "SASRec",
@@ -142,6 +153,25 @@ def _number(value: float) -> str:
     return f"{value:.3g}".removeprefix("0")
 
 
+def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str:
+    """The row with this key as a sentence says it: `_FORMS`, or else its value.
+
+    Raises ValueError if there is no such row, or no such form.
+
+    >>> row = {"key": "training/shop/tiger/seconds", "value": 4174.2}
+    >>> figure([row], "training/shop/tiger/seconds"), figure([row], "training/shop/tiger/seconds", "minutes")
+    ('4,174', '70')
+    """
+    row = next((row for row in rows if row["key"] == key), None)
+    if row is None:
+        raise ValueError(f"no row has the key {key!r}")
+    if form is not None and form not in _FORMS:
+        raise ValueError(f"{key} is to be shown as {form!r}, expected one of {', '.join(_FORMS)}")
+    if form:
+        return _FORMS[form](row)
+    return shown(row["value"], *row["ci95"]).split("\N{NO-BREAK SPACE}")[0] if "ci95" in row else _number(row["value"])
+
+
 def _heading(metric: str, variant: str) -> str:
     name, _, k = metric.partition("@")
     labels = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
@@ -169,9 +199,10 @@ def _run(rows: list[dict[str, Any]]) -> str:
 
 
 def render(page: str, rows_of) -> str:
-    """A page with its tables written anew; rows_of(data, scale) gives the rows, or None to leave a table as it is.
+    """A page with its tables and figures written anew; rows_of(data, scale) gives the rows, or None to leave them.
 
-    The table of reproductions is always written from what is published of all runs.
+    The table of reproductions is always written from what is published of all runs. Raises ValueError for the mark of
+    a figure that has no end, or stands at the beginning of a line.
     """
 
     def table(place: re.Match) -> str:
@@ -183,7 +214,16 @@ def render(page: str, rows_of) -> str:
         start, end = place.groups()
         return f"{start}{reproductions.markdown_table(*reproductions.load(), _published_rows_or_none)}{end}"
 
-    return _REPRODUCTIONS.sub(reproduced, _PLACE.sub(table, page))
+    def figures(place: re.Match) -> str:
+        start, topic_and_data, scale, rest, form, end = place.groups()
+        rows = rows_of(topic_and_data.split("/")[1], scale)
+        return place.group() if rows is None else f"{start}{figure(rows, f'{topic_and_data}/{rest}', form)}{end}"
+
+    if broken := re.search(r"<!-- (end )?row\b.*", _FIGURE.sub("", page)):
+        raise ValueError(f"the mark of a figure has no other end, or no key: {broken.group()[:100]}")
+    if first := re.search(r"^<!-- (end )?row\b.*", page, re.MULTILINE):
+        raise ValueError(f"the mark of a figure begins a line: {first.group()[:100]}")
+    return _FIGURE.sub(figures, _REPRODUCTIONS.sub(reproduced, _PLACE.sub(table, page)))
 
 
 def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
@@ -196,7 +236,7 @@ def _published_rows_or_none(data: str, scale: str) -> list[dict[str, Any]]:
 
 
 def publish(data: str, scale: str) -> None:
-    """Copy a run's rows into `book/results` and write its tables anew. Raises ValueError if there are no rows."""
+    """Copy a run's rows into `book/results` and write what shows them anew. Raises ValueError if there are no rows."""
     rows = store.Store(data, scale, fingerprint="").rows()
     if not rows:
         raise ValueError(f"no rows for {data} at {scale}: run the chapters first")
@@ -208,7 +248,7 @@ def publish(data: str, scale: str) -> None:
 
 
 def stale_pages() -> list[str]:
-    """Pages whose tables differ from the published rows; none if all is well."""
+    """Pages with a table or a figure that differs from the published rows; none if all is well."""
     texts = {page: page.read_text(encoding="utf-8") for page in _PAGES}
     return [page.name for page, text in texts.items() if render(text, published_rows) != text]
 
@@ -220,7 +260,7 @@ def main(arguments: list[str]) -> int:
         case ["check"]:
             stale = stale_pages()
             if stale:
-                print(f"tables differ from book/results: {', '.join(stale)}", file=sys.stderr)
+                print(f"tables or figures differ from book/results: {', '.join(stale)}", file=sys.stderr)
                 return 1
         case _:
             print(__doc__, file=sys.stderr)
