@@ -139,6 +139,12 @@ def test_intervals_are_of_95_percent():
     assert metrics.bootstrap_intervals.__defaults__[1] == 0.95
 
 
+def test_every_section_of_the_log_says_when_and_at_which_commit():
+    log = (ROOT / "book" / "log.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## .*", log, flags=re.MULTILINE)
+    assert [each for each in headings if not re.fullmatch(r"## \d{4}-\d\d, .+ \(`[0-9a-f]{7,40}`\)", each)] == []
+
+
 # --- claims in words ---
 
 
