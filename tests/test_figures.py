@@ -4,6 +4,7 @@ The log is left out, being dated notes of trials, and so are tables and figures 
 holds against their rows.
 """
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from packaging.specifiers import SpecifierSet
 
-from semid_lib import messages, metrics, predict, report, reproductions, scale, vllm_search
+from semid_lib import baselines, messages, metrics, predict, report, reproductions, scale, timeline, vllm_search
 from semid_lib.deployment import Settings
 from semid_lib.guard import Limits
 from semid_lib.semantic_ids import SemanticIDs
@@ -31,6 +32,8 @@ _FIGURE = re.compile(
 ALLOWED = {
     "01_catalogue_and_embeddings.py": [("So a cosine of .3 alone says nothing", "an example")],
     "02_semantic_ids.py": [('"near 0.5" or "near 10.5"', "four points on a line, computed in the next cell")],
+    "03_codebook_analysis.py": [("The scale is logarithmic down to .001 and linear below", "a setting of the plot")],
+    "07_next_item.py": [("The floor of 0.01 and the power of 2", "held against the library below")],
     "08_modal_deployment.py": [
         ("at 0, 30, 100 and 400 s, with a window of 60 s, a cold start of 5 s and an answer of 1 s", "by hand"),
         ("it is ready at 5 s", "the same example, computed in the next cell"),
@@ -129,10 +132,27 @@ def test_a_typed_figure_is_found(typed):
     assert not typed_figures(chapter, f"# %% [markdown]\n# Ours:\n\n# %%\nprint('{typed}')\n")
 
 
-def test_what_the_code_says_and_what_is_allowed_stands_on_its_page():
-    said = [*said_by_code(), *((page, text) for page, texts in ALLOWED.items() for text, _ in texts)]
+def test_what_the_code_has_is_what_the_page_says():
     pages = {path.name: prose(path) for path in PAGES}
-    assert [text for page, text in said if text not in pages[page]] == []
+    assert [text for page, text in said_by_code() if text not in pages[page]] == []
+
+
+def test_the_constants_of_chapter_07_are_those_of_the_library():
+    chapter = re.sub(r"\s*\n# ?", " ", (ROOT / "notebooks" / "07_next_item.py").read_text(encoding="utf-8"))
+    knn = {name: each.default for name, each in inspect.signature(baselines.ItemKNN).parameters.items()}
+    prior = {name: each.default for name, each in inspect.signature(baselines.ItemKNN.prior).parameters.items()}
+    model = timeline.TimelineConfig(sizes=(2,), text_dim=1, n_items=1)
+    assert knn["backward"] == 1 / 2 and r"\tfrac12 & j \text{ before } i" in chapter
+    assert model.item_dropout == 3 / 10 and "three in ten items lose theirs" in chapter
+    for text in (
+        rf"(n_i\, n_j)^{{{knn['popularity_exponent']:g}}}",
+        f"with weight ${knn['decay']:g}^t$",
+        f"more than {knn['window']} places apart",
+        f"items of the batch and {model.n_sampled:,} others",
+        rf"(s + {prior['floor']:g})^{prior['weight']:g}",
+        f"The floor of {prior['floor']:g} and the power of {prior['weight']:g}",
+    ):
+        assert text in chapter
 
 
 def test_intervals_are_of_95_percent():
