@@ -188,10 +188,10 @@ evaluate.table(results)
 # 1,000 others, and dropout is on, so the loss of Figure 1 is not that of the finished model. A new item has no $e_i$:
 # so that the model can do without, three in ten items lose theirs for each training step.
 #
-# The mean can still be written code by code: the probability of a prefix is that of all items below it, which the code
-# head gives at once, and the item head as a sum. Only the code head can be wrong about what exists: by [](eq-head) it
-# gives a probability to *every* tuple of codes, most of which name no item. An untrained toy model with $3 \times 2$
-# codes and four items shows how much:
+# The mean can still be written code by code: a prefix is as probable as all that can follow it, which the code head
+# gives at once, and the item head as a sum over the items below it. Only the code head can be wrong about what exists:
+# by [](eq-head) it gives a probability to *every* tuple of codes, most of which name no item. An untrained toy model
+# with $3 \times 2$ codes and four items shows how much:
 
 # %%
 toy_ids = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
