@@ -58,7 +58,17 @@ def said_by_code() -> list[tuple[str, str]]:
     value = {key.removeprefix("semantic_ids/beauty/"): row["value"] for key, row in rows_of("beauty").items()}
     fitted = 1 - value["rqvae_distortion"] / value["distortion"]
     unseen = 1 - value["rqvae_held_out_distortion"] / value["held_out_distortion"]
+    decoding, serving = (
+        (ROOT / "tests" / "bench" / name).read_text(encoding="utf-8") for name in ("decoding.py", "serving.py")
+    )
+    prompt, width = re.search(
+        r"def searches\(n_items: int, prompt: int = (\d+), width: int = (\d+)\)", decoding
+    ).groups()
+    soak, users = (int(re.search(rf'"--{name}", type=int, default=(\w+)', serving)[1]) for name in ("soak", "users"))
     return [
+        ("results.md", f"prompts of {prompt} tokens, beam {width}"),
+        ("06_constrained_generation.py", f"searches with prompts of {prompt} tokens"),
+        ("serving.md", f"watched over {soak:,} requests, and {users:,} histories go through the batch command"),
         ("README.md", "Python " + " or ".join(f"3.{minor}" for minor in pythons)),
         ("README.md", theirs),
         ("results.md", theirs),
