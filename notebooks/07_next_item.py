@@ -82,7 +82,7 @@ print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 #
 # *Leave-one-out*: of each history the last item is the test target, the one before it the validation target, and the
 # rest is for training. The target is ranked against the whole catalogue; a list that holds it within the first $K$
-# counts 1 for Recall@$K$.
+# counts 1 for {term}`Recall@K`.
 
 # %%
 split = data.leave_one_out(shop.histories)
