@@ -1,8 +1,9 @@
 # %% [markdown]
 # # What does a text embedding keep of an item?
 #
-# Everything in this book starts from a catalogue and, if there are any, from the histories of its users. What do they
-# look like? And do the vectors that a small language model makes of the items' texts put together what belongs together?
+# Everything in this book starts from a catalogue and, if there are any, from the {term}`histories <history>` of its
+# users. What do they look like? And do the vectors that a small language model makes of the items' texts put together
+# what belongs together?
 #
 # **What you will learn**
 #
@@ -59,8 +60,8 @@ with pd.option_context("display.max_colwidth", 90):
 # %% [markdown]
 # Read a few rows before anything else. Real catalogues repeat titles, leave descriptions empty or fill them with
 # mark-up, and sort half of the shop under one category. None of this stops a model from training, and all of it comes
-# back later as a number that nobody can explain. Categories are paths from the general to the narrow; only the last name
-# of a path, the *leaf category*, is counted below.
+# back later as a number that nobody can explain. Categories are paths from the general to the narrow; only the last
+# name of a path, the *leaf category*, is counted below.
 
 # %%
 TOP = 15
@@ -78,15 +79,15 @@ for axis, (name, values) in zip(axes, labels.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* Items under the largest leaf categories and brands. Bars that shrink slowly mean that no label dominates; a
-# single bar that says "(none)" means that the catalogue has none of the kind.
+# *Figure 1.* Items under the largest leaf categories and brands. Bars that shrink slowly mean that no label dominates;
+# a single bar that says "(none)" means that the catalogue has none of the kind.
 
 # %% [markdown]
 # ## 2. The histories
 #
-# A history is the list of items that one user bought or rated, in time order; each entry is an *interaction*. Two things
-# about histories decide what any model can do with them: how long they are, and how unevenly the interactions fall on
-# items.
+# A history is the list of items that one user bought or rated, in time order; each entry is an *interaction*. Two
+# things about histories decide what any model can do with them: how long they are, and how unevenly the interactions
+# fall on items.
 
 # %%
 if shop.histories is None:
@@ -120,19 +121,20 @@ if shop.histories is not None:
 # %% [markdown]
 # *Figure 2.* How long histories are, and how interactions fall off with the rank of an item. A long tail of items
 # with a handful of interactions is the rule: a model that memorizes items learns little about them, while their text is
-# as good as anyone's. That is the case for semantic IDs in one picture.
+# as good as anyone's. That is the case for {term}`semantic IDs <semantic ID>` in one picture.
 
 # %% [markdown]
 # ## 3. From text to vector
 #
 # The item's title, brand, leaf category and description become one text; a small transformer turns each of its $T$ word
-# pieces into a vector $u_t \in \mathbb{R}^d$; and their mean is the item's {term}`embedding <text embedding>` {cite}`reimers2019`:
+# pieces into a vector $u_t \in \mathbb{R}^d$; and their mean is the item's {term}`embedding <text embedding>`
+# {cite}`reimers2019`:
 #
 # $$ x = \frac{1}{T} \sum_{t=1}^{T} u_t, \qquad \cos(x, y) = \frac{x^\top y}{\lVert x \rVert \, \lVert y \rVert} . $$ (eq-embedding)
 #
-# How alike two items are is the cosine of their embeddings, which looks at direction only. A toy case that can be checked
-# by hand: the first two vectors point the same way and differ in length, so their cosine is 1; the third is at a right
-# angle to both, cosine 0.
+# How alike two items are is the cosine of their embeddings, which looks at direction only. A toy case that can be
+# checked by hand: the first two vectors point the same way and differ in length, so their cosine is 1; the third is at
+# a right angle to both, cosine 0.
 
 # %%
 toy = embed.normalize(np.array([[3.0, 4.0], [6.0, 8.0], [-4.0, 3.0]]))
@@ -250,6 +252,7 @@ for kind, pairs in agreement.items():
 
 # %% [markdown]
 # **What the embedding does not keep.** It was trained on general English, so it knows what a lipstick is and not who
-# buys it; words that decide for a shopper (a shade, a size) hardly move the vector. Chapter 07 shows what histories add.
+# buys it; words that decide for a shopper (a shade, a size) hardly move the vector. Chapter 07 shows what histories
+# add.
 #
 # **Next:** [from vectors to short tuples of codes](02_semantic_ids).

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # Are the codes used, and do prefixes mean anything?
 #
-# A semantic ID is only as good as what its first codes say. Do the IDs of chapter 02 say more than an RQ-VAE's, and more
-# than controls that should lose? And what happens to them when new items arrive?
+# A {term}`semantic ID` is only as good as what its first {term}`codes <code>` say. Do the IDs of chapter 02 say more
+# than an {term}`RQ-VAE`'s, and more than controls that should lose? And what happens to them when new items arrive?
 #
 # **What you will learn**
 #
-# 1. whether all codes are used, and how large collisions are;
-# 2. whether items under one prefix belong together, against chance and against controls;
+# 1. whether all codes are used, and how large {term}`collisions <collision>` are;
+# 2. whether items under one {term}`prefix` belong together, against chance and against controls;
 # 3. what a prefix looks like;
 # 4. whether another seed would have found the same groups;
-# 5. what more levels and larger codebooks buy;
+# 5. what more {term}`levels <level>` and larger {term}`codebooks <codebook>` buy;
 # 6. how new items get an ID without retraining, and when the codebooks are out of date.
 #
 # | | |
@@ -62,8 +62,8 @@ known = label != ""
 
 # %% [markdown]
 # Two controls stand beside the learned codes. *Random codes* have every property of an ID but meaning. The *category
-# tree* takes the shop's own labels, such as categories, as the first code and clusters the vectors below them, so it knows
-# what the others must find out; it needs labels, which a catalogue may not have.
+# tree* takes the shop's own labels, such as categories, as the first code and clusters the vectors below them, so it
+# knows what the others must find out; it needs labels, which a catalogue may not have.
 
 # %%
 methods = {
@@ -117,9 +117,10 @@ axes[0, -1].legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge has
-# dead codes. The category tree has them by design: under a label it spends only as many codes as the items there need. Random codes
-# are the most even of all, which shows that even use is no merit by itself: it is a condition.
+# *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge
+# has {term}`dead codes <dead code>`. The category tree has them by design: under a label it spends only as many codes
+# as the items there need. Random codes are the most even of all, which shows that even use is no merit by itself: it is
+# a condition.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars for each method: how many semantic IDs are carried by one item, by two, by three and so on, on a logarithmic axis, falling quickly."}}
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
@@ -145,14 +146,14 @@ plt.show()
 # %% [markdown]
 # ## 2. Do prefixes mean anything?
 #
-# *Purity*: of all pairs of items under one prefix, the share that has the same label. In a shop with one large category
-# that share is high for any codes, so what chance would give is taken out, as in {cite}`hubert1985`:
+# *{term}`Purity <purity>`*: of all pairs of items under one prefix, the share that has the same label. In a shop with
+# one large category that share is high for any codes, so what chance would give is taken out, as in {cite}`hubert1985`:
 #
 # $$ \text{purity} = \frac{\text{observed} - \text{expected}}{1 - \text{expected}} , $$ (eq-purity)
 #
-# It is 0 for codes that know nothing of the label, and 1 if every prefix holds one label only. Its 95% interval, in square
-# brackets below, resamples prefixes and not pairs, since pairs under one prefix share their items. By hand: the prefixes
-# 0, 0, 1, 1 on the labels a, a, b, b are pure:
+# It is 0 for codes that know nothing of the label, and 1 if every prefix holds one label only. Its 95%
+# {term}`interval`, in square brackets below, resamples prefixes and not pairs, since pairs under one prefix share their
+# items. By hand: the prefixes 0, 0, 1, 1 on the labels a, a, b, b are pure:
 
 # %%
 codebooks.prefix_purity(
@@ -179,8 +180,8 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# The category tree wins by construction: the labels are its first code. The comparison that counts is between the learned
-# codes and random ones: what is above zero was found from text alone.
+# The category tree wins by construction: the labels are its first code. The comparison that counts is between the
+# learned codes and random ones: what is above zero was found from text alone.
 #
 # *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors, what share lies under
 # its prefix?
@@ -206,9 +207,9 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 3.* Neighbours kept under the prefix; dotted, the share of all items there, which is what chance would keep. The
-# lines must fall, since a long prefix has no room for ten neighbours: compare methods at one length, and each with its own
-# dotted line. The scale is logarithmic down to .001 and linear below, so that 0 can be shown.
+# *Figure 3.* Neighbours kept under the prefix; dotted, the share of all items there, which is what chance would keep.
+# The lines must fall, since a long prefix has no room for ten neighbours: compare methods at one length, and each with
+# its own dotted line. The scale is logarithmic down to .001 and linear below, so that 0 can be shown.
 
 # %% [markdown]
 # ## 3. What a prefix looks like
@@ -265,8 +266,8 @@ plt.show()
 # ## 4. Would another seed find the same groups?
 #
 # K-means starts from random centres, so another seed gives other codes. Does it give other groups? The *adjusted mutual
-# information* of the prefixes of two runs is 1 if they group the items alike, whatever the codes are called, and 0 if they
-# have no more in common than chance.
+# information* of the prefixes of two runs is 1 if they group the items alike, whatever the codes are called, and 0 if
+# they have no more in common than chance.
 
 # %%
 iterations = sizes.kmeans_iterations
@@ -279,8 +280,8 @@ names = [f"{depth} code{'s'[: depth > 1]}" for depth in range(1, n_levels + 1)]
 pd.DataFrame(stability, index=["seed + 1", "seed + 2"], columns=names).round(3)
 
 # %% [markdown]
-# It falls with the length of the prefix: the first codes are mostly found again, the last ones are one choice among many.
-# And even equal groups have other numbers, so a model trained on one run's IDs cannot be used with another's.
+# It falls with the length of the prefix: the first codes are mostly found again, the last ones are one choice among
+# many. And even equal groups have other numbers, so a model trained on one run's IDs cannot be used with another's.
 
 # %% [markdown]
 # ## 5. More levels, larger codebooks
@@ -309,8 +310,8 @@ plt.show()
 # %% [markdown]
 # *Figure 5.* What an ID leaves unexplained, against its length in bits; a point is a level. Where the line of a larger
 # codebook lies below the others, the same bits are better spent on it than on more levels; where lines lie together it
-# does not matter, and fewer levels are shorter to generate. The price of a larger codebook does not show here: fewer items
-# share a code, so a model sees each code less often.
+# does not matter, and fewer levels are shorter to generate. The price of a larger codebook does not show here: fewer
+# items share a code, so a model sees each code less often.
 
 # %% [markdown]
 # ## 6. New items
@@ -330,13 +331,13 @@ print(added)
 print(f"the trie now leads to {prefix_tree.n_items:,} items, {len(late):,} of them new")
 
 # %% [markdown]
-# In the report, items *at nearest* have just the codes that the codebooks give them, the others moved to a free last code,
-# and those *left over* found none and would need a longer ID than the model was made for.
+# In the report, items *at nearest* have just the codes that the codebooks give them, the others moved to a free last
+# code, and those *left over* found none and would need a longer ID than the model was made for.
 #
-# Are the codebooks still right for what arrives? The drift report compares the squared errors of the new items with those
-# of the old: first for this random tenth, then for the largest label as if it had not existed before. It tells the ratio
-# of the means, the share of new items above the 95th percentile of the old ones, and how far the two distributions lie
-# apart (`ks`: 0 for the same, 1 for no overlap).
+# Are the codebooks still right for what arrives? The {term}`drift` report compares the squared errors of the new items
+# with those of the old: first for this random tenth, then for the largest label as if it had not existed before. It
+# tells the ratio of the means, the share of new items above the 95th percentile of the old ones, and how far the two
+# distributions lie apart (`ks`: 0 for the same, 1 for no overlap).
 
 # %%
 training_errors = codebooks.squared_errors(vectors[early], frozen.decode(frozen.codes))
@@ -394,5 +395,5 @@ pd.Series(figures, name="value").to_frame().round(3)
 # **What this does not show.** That prefixes mean something to a shopper: labels and neighbours are the catalogue's own
 # view. Whether the IDs help a model is for chapter 07 to say.
 #
-# **Next:** [the queries that a shopper would ask](04_synthetic_queries); or, for a shop with histories,
-# [a model that writes these IDs](07_next_item) against baselines that only count.
+# **Next:** [the queries that a shopper would ask](04_synthetic_queries); or, for a shop with
+# {term}`histories <history>`, [a model that writes these IDs](07_next_item) against baselines that only count.

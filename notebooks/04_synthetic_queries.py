@@ -10,7 +10,7 @@
 # 2. how templates ask for a whole catalogue, in nine kinds of phrasing;
 # 3. how far that is from what shoppers type;
 # 4. what a language model would be asked, how its answers are read, and what they would cost;
-# 5. which queries to drop, and how hard each kind is for dense retrieval;
+# 5. which queries to drop, and how hard each kind is for {term}`dense retrieval`;
 # 6. how to split queries so that the test asks something new.
 #
 # | | |
@@ -69,9 +69,10 @@ print(shelf.origin())
 #
 # $$ p(i \mid q) = \frac{p(q \mid i) \, p(i)}{\sum_j p(q \mid j) \, p(j)} . $$ (eq-bayes)
 #
-# A model trained on pairs of query and item learns the left side. What it learns depends on two choices of ours: how we ask
-# for an item is its $p(q \mid i)$, and how many queries an item gets is its $p(i)$. A shop without logs does not know
-# which items are wanted, so each gets the same number. The same trick improves search engines {cite}`nogueira2019`.
+# A model trained on pairs of query and item learns the left side. What it learns depends on two choices of ours: how we
+# ask for an item is its $p(q \mid i)$, and how many queries an item gets is its $p(i)$. A shop without logs does not
+# know which items are wanted, so each gets the same number. The same trick improves search engines
+# {cite}`nogueira2019`.
 #
 # An item whose title is of middling length, so not a chosen one:
 
@@ -95,9 +96,9 @@ by_hand = {
 pd.Series(by_hand, name="query").to_frame()
 
 # %% [markdown]
-# Each shows a limit. The first repeats the title, which a shopper has never seen. The second and third fit many items of
-# a shop, and only a reader sees where a plural is wrong. And no field says what the item does for somebody, unless the
-# description does.
+# Each shows a limit. The first repeats the title, which a shopper has never seen. The second and third fit many items
+# of a shop, and only a reader sees where a plural is wrong. And no field says what the item does for somebody, unless
+# the description does.
 
 # %% [markdown]
 # ## 2. A whole catalogue, from templates
@@ -115,8 +116,8 @@ pd.Series(by_hand, name="query").to_frame()
 # | `question` | the same as one would ask a shop assistant |
 # | `typo`, `drop` | one of the above with a slip of the finger; without one of its words |
 #
-# They take turns; *need* and *typo* take two in each round, since they are among those that a search by similarity finds
-# hard (section 5).
+# They take turns; *need* and *typo* take two in each round, since they are among those that a search by similarity
+# finds hard (section 5).
 
 # %%
 WEIGHTS = {"need": 2, "typo": 2}
@@ -144,16 +145,16 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read them as a shop assistant would. Some are what people type, some are stiff, and some take a word for a thing that is
-# none: rules see words, not products. A kind that is missing has no words in this catalogue, such as brands.
+# Read them as a shop assistant would. Some are what people type, some are stiff, and some take a word for a thing that
+# is none: rules see words, not products. A kind that is missing has no words in this catalogue, such as brands.
 
 # %% [markdown]
 # ## 3. What shoppers type
 #
 # Where a data set has queries of its own, they are the measure. Two things can be compared without a model: how long
-# queries are, and how many of their words stand in the title of the item that was wanted. **Such queries are for looking
-# at and for tests; no chapter trains on them.** The templates took one thing only from real queries, how many words they
-# have: from the 61 for Amazon Beauty in the ESCI data {cite}`reddy2022`.
+# queries are, and how many of their words stand in the title of the item that was wanted. **Such queries are for
+# looking at and for tests; no chapter trains on them.** The templates took one thing only from real queries, how many
+# words they have: from the 61 for Amazon Beauty in the ESCI data {cite}`reddy2022`.
 
 # %%
 title_sets = [set(query_templates.words(title)) for title in titles]
@@ -214,8 +215,8 @@ plt.show()
 # %% [markdown]
 # ## 4. What a language model would be asked
 #
-# A language model can write what no rule can: the problem that an item solves, in words that its text does not use. This
-# is the prompt, for the item above:
+# A language model can write what no rule can: the problem that an item solves, in words that its text does not use.
+# This is the prompt, for the item above:
 
 # %%
 text = embed.item_texts(shop.items.iloc[[example]])[0]
@@ -253,9 +254,9 @@ def read(answer):
 pd.DataFrame({"read as": {name: read(answer) for name, answer in answers.items()}})
 
 # %% [markdown]
-# What would it take for the same items and as many queries? The estimate comes before anything is asked, and counts only
-# what the cache does not hold: each answer is kept as it comes, so nothing is paid for twice. The prices are parameters
-# of this page, per million tokens, and an assumption; so is a token for every four bytes.
+# What would it take for the same items and as many queries? The estimate comes before anything is asked, and counts
+# only what the cache does not hold: each answer is kept as it comes, so nothing is paid for twice. The prices are
+# parameters of this page, per million tokens, and an assumption; so is a token for every four bytes.
 
 # %%
 source = Endpoint(
@@ -292,9 +293,9 @@ else:
 # ## 5. Which queries to keep
 #
 # Four filters need the text alone. *Length*: one word says too little, and nobody types thirteen. *Repeated*: the same
-# words for the same item, in whatever order. *Title*: a query that is the title, or nearly, teaches to copy. *Ambiguous*
-# queries, asked for several items, are only counted: shoppers do ask for "walking boots", and equation {eq}`eq-bayes`
-# has a right answer for it, which is all of them.
+# words for the same item, in whatever order. *Title*: a query that is the title, or nearly, teaches to copy.
+# *Ambiguous* queries, asked for several items, are only counted: shoppers do ask for "walking boots", and equation
+# {eq}`eq-bayes` has a right answer for it, which is all of them.
 
 # %%
 kept, report = queries.filter_queries(asked, titles)
@@ -306,8 +307,8 @@ report.set_index("filter")
 #
 # $$ r(q, i) = 1 + \left| \{\, j : \cos(x_q, x_j) > \cos(x_q, x_i) \,\} \right| . $$ (eq-round-trip)
 #
-# By hand: three items in the plane and a query between the last two, asked once for the first item, which comes third, and
-# once for the last, which comes first:
+# By hand: three items in the plane and a query between the last two, asked once for the first item, which comes third,
+# and once for the last, which comes first:
 
 # %%
 plane = np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]])
@@ -347,9 +348,9 @@ axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* How hard each kind is for dense retrieval that was trained on other text. The grey line marks Recall@10;
-# kinds stand in its order. A query of the data set that several items answer counts for each of them in part, so its
-# line is Recall@$K$ as well.
+# *Figure 2.* How hard each kind is for dense retrieval that was trained on other text. The grey line marks
+# {term}`Recall@10 <Recall@K>`; kinds stand in its order. A query of the data set that several items answer counts for
+# each of them in part, so its line is Recall@$K$ as well.
 
 # %%
 cutoffs = (1, 10, 100)
@@ -372,8 +373,8 @@ if real is not None:
 
 # %% [markdown]
 # Kinds made of title words are nearly solved before any training, and a model that gets only those learns little that
-# similarity does not know: hence the weights of section 2. Hard has two meanings here, though. Only the item for which a
-# query was written counts, and to "wall clock" all clocks are right answers; so part of what is missing from 1 is
+# similarity does not know: hence the weights of section 2. Hard has two meanings here, though. Only the item for which
+# a query was written counts, and to "wall clock" all clocks are right answers; so part of what is missing from 1 is
 # ambiguity and no fault of the search. What is lost altogether?
 
 # %%
@@ -390,18 +391,19 @@ some_lost[["query", "kind", "rank"]].assign(
 )
 
 # %% [markdown]
-# Two very different things are among these *lost* queries: those that say nothing of their item, which are right to drop,
-# and those that are fair but beyond this embedding, such as a slip in the one word that counts. The filter cannot tell them
-# apart. So it works on training only. **The test keeps them**: a test without them would have been chosen by one of the
-# methods that it is going to compare.
+# Two very different things are among these *lost* queries: those that say nothing of their item, which are right to
+# drop, and those that are fair but beyond this embedding, such as a slip in the one word that counts. The filter cannot
+# tell them apart. So it works on training only. **The test keeps them**: a test without them would have been chosen by
+# one of the methods that it is going to compare.
 
 # %% [markdown]
 # ## 6. A test that asks something new
 #
 # Were queries split at random, the test would hold the neighbours of what was learned: the same item, the same way of
-# asking, one word less. `split_queries` holds out a tenth of the items with all their queries, some kinds with all their
-# queries, and a tenth of the rest; a query of these that says the same as a training query is in neither part. Which kinds?
-# A kind is new if it puts words together as no other does, so count the neighbouring words that only it has:
+# asking, one word less. `split_queries` holds out a tenth of the items with all their queries, some kinds with all
+# their queries, and a tenth of the rest; a query of these that says the same as a training query is in neither part.
+# Which kinds? A kind is new if it puts words together as no other does, so count the neighbouring words that only it
+# has:
 
 # %%
 as_words = kept["query"].map(query_templates.words)
@@ -413,9 +415,9 @@ novelty.to_frame("word pairs of its own").round(2)
 
 # %% [markdown]
 # *typo* is new for its slips, which spoil what other kinds wrote. *question* is new for its sentences, and is held out.
-# *need* stays in the training wherever it stands here, since needs are what a model should learn to answer. So the second
-# is *brand_words*: a maker beside any word of the title is what only *drop* and *typo* write too, and the table says how
-# new that is here.
+# *need* stays in the training wherever it stands here, since needs are what a model should learn to answer. So the
+# second is *brand_words*: a maker beside any word of the title is what only *drop* and *typo* write too, and the table
+# says how new that is here.
 #
 # And the promise about the data set's own queries is kept to the letter: should a template have written one of them by
 # chance, it leaves the training part.
@@ -535,12 +537,12 @@ print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:
 # %% [markdown]
 # **What did not work.** *Purposes by rule*: what stands after "for" is not always one ("what helps with much else
 # besides"), and *need* loses more than any other kind on the round trip; telling a purpose from a phrase is where a
-# language model should earn its price. *Holding out "brand_type"*, our first choice: most of its neighbouring words stand
-# together in other kinds too, so it tests little. *Hard and good are not the same*: a vague query is as hard as a
+# language model should earn its price. *Holding out "brand_type"*, our first choice: most of its neighbouring words
+# stand together in other kinds too, so it tests little. *Hard and good are not the same*: a vague query is as hard as a
 # thoughtful one, so no kind should be given weight for its difficulty alone.
 #
-# *Coming close to real queries*: on Amazon Beauty, where 61 are at hand, every kind of template shares more words with the
-# title than they do, and is easier for dense retrieval. The lengths agree because they were made to.
+# *Coming close to real queries*: on Amazon Beauty, where 61 are at hand, every kind of template shares more words with
+# the title than they do, and is easier for dense retrieval. The lengths agree because they were made to.
 #
 # **What this does not show.** That a model learns anything useful from these queries. Only the data set's own queries,
 # and in the end shoppers, can tell.

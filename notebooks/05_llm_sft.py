@@ -1,15 +1,17 @@
 # %% [markdown]
 # # Can a language model learn to answer with items?
 #
-# A language model knows words and no catalogue. Taught one new token for every code, it can write semantic IDs; taught
-# synthetic queries, it can answer a search with them. Is that better than looking for similar words, or similar vectors?
+# A language model knows words and no catalogue. Taught one new token for every {term}`code`, it can write
+# {term}`semantic IDs <semantic ID>`; taught
+# {term}`synthetic queries <synthetic query>`, it can answer a search with them. Is that better than looking for
+# similar words, or similar vectors?
 #
 # **What you will learn**
 #
 # 1. how a vocabulary grows by the codes, and where the new rows begin;
 # 2. what the model is taught, and on which tokens the loss falls;
-# 3. what fine-tuning will cost, before it starts, and how it goes;
-# 4. a light model for a CPU, which starts as dense retrieval and BM25 and learns from queries;
+# 3. what {term}`fine-tuning` will cost, before it starts, and how it goes;
+# 4. a {term}`light model` for a CPU, which starts as {term}`dense retrieval` and {term}`BM25` and learns from queries;
 # 5. whether a model writes IDs that exist when nothing holds it back;
 # 6. how all methods compare on the same queries, on new items, and by kind of query;
 # 7. what the lists look like;
@@ -97,7 +99,8 @@ print(f"{len(new_items):,} of {len(ids):,} items without queries, {len(hidden):,
 # %% [markdown]
 # ## 1. New words for a language model
 #
-# Each code of each level becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has codes. A
+# Each code of each {term}`level` becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has
+# codes. A
 # token that no text contains has a row of the embedding that means nothing, and fine-tuning would first have to find out
 # where it belongs. So the row of code $c$ at level $l$ begins among the words of the items $I_{l,c}$ that carry it:
 #
@@ -172,7 +175,8 @@ pd.Series(near, name="nearest words").to_frame()
 # ## 2. What it is taught
 #
 # Questions and answers, as a chat. Queries lead to IDs; titles and descriptions do too, for every item that is not
-# hidden; IDs lead back to titles, which ties the new words to old ones; histories, where a shop has them, lead to the
+# hidden; IDs lead back to titles, which ties the new words to old ones; {term}`histories <history>`, where a shop has
+# them, lead to the
 # next ID. The mixture is that of LC-Rec {cite}`zheng2023`, with queries added for a shop without histories.
 
 # %%
@@ -352,7 +356,7 @@ plt.show()
 #
 # A sentence encoder already knows what a query means, and BM25 {cite}`robertson2009` which words it shares with an item.
 # The light model keeps both as they are, and writes an ID code by code, like the language model, but by the sum of two
-# terms. With $P_c$ the items under the prefix so far followed by code $c$,
+# terms. With $P_c$ the items under the {term}`prefix` so far followed by code $c$,
 #
 # $$ p(c \mid \text{prefix}, q) \propto \exp\Big( \log \sum_{i \in P_c} e^{s(q, i) / \tau} \; + \; h(q, \text{prefix})_c \Big) , $$ (eq-light)
 #
@@ -466,7 +470,8 @@ print(f"{len(prompts)} queries")
 valid.round(4)
 
 # %% [markdown]
-# An interval of zero width where all answers are valid is the bootstrap's own limit, not certainty. A valid answer is
+# An {term}`interval` of zero width where all answers are valid is the bootstrap's own limit, not certainty. A valid
+# answer is
 # not a right one. How far does the first answer agree with the ID of the item that was meant? After one code, after two,
 # after all; and by chance, if one always answered with the most common prefix. About half of the queries ask for items that
 # no model here has learned a query for.
@@ -523,7 +528,8 @@ plt.show()
 # ## 6. All methods on the same queries
 #
 # BM25 counts words {cite}`robertson2009`; dense retrieval compares vectors, with nothing trained; *dense + BM25* adds their
-# standardized scores. So do the fusions of what the generative models write, with a beam of 300: the items that it does not
+# standardized scores. So do the {term}`fusions <fusion>` of what the generative models write, with a beam of 300: the
+# items that it does not
 # reach count as its last one. Every list has 100 places, every method may answer with every item.
 
 # %%
@@ -569,7 +575,7 @@ print(f"{embedding_ms:.1f} ms to embed a query")
 
 # %% [markdown]
 # These queries come from the same templates as the training: they favour whoever trained on them. The four cells take
-# that apart. Recall@10, and half of the widest interval of the row:
+# that apart. {term}`Recall@10 <Recall@K>`, and half of the widest interval of the row:
 
 
 # %%
@@ -737,7 +743,7 @@ for name, searcher in searchers.items():
     print(f"{name}: {megabytes:,.0f} MB in {len(files)} files")
 
 # %% [markdown]
-# Read back, they answer as before, now in item ids and to plain text:
+# Read back, they answer as before, now in {term}`item ids <item id>` and to plain text:
 
 # %%
 for name, searcher in searchers.items():

@@ -1,16 +1,17 @@
 # %% [markdown]
 # # How does a model write only items that exist?
 #
-# A model that writes codes can write any tuple of them, and most tuples name nothing. A prefix trie lets it choose only
+# A model that writes {term}`codes <code>` can write any tuple of them, and most tuples name nothing. A
+# {term}`prefix trie` lets it choose only
 # among real items. Is the answer then the same as if every item had been scored, and what does it cost?
 #
 # **What you will learn**
 #
-# 1. the trie on six items, by hand: two small arrays a level, and a subset without a trie of its own;
+# 1. the trie on six items, by hand: two small arrays a {term}`level`, and a {term}`subset` without a trie of its own;
 # 2. a small language model to decode, trained on this catalogue;
-# 3. how often free generation names an item;
-# 4. how wide a beam must be, against the exact ranking of all items;
-# 5. business rules and diversity inside the search;
+# 3. how often {term}`free generation` names an item;
+# 4. how wide a beam must be, against the {term}`exact ranking` of all items;
+# 5. {term}`business rules` and diversity inside the search;
 # 6. where the time goes, beside `generate`;
 # 7. what other ways to constrain a decoder cost at this catalogue's size.
 #
@@ -142,8 +143,10 @@ pd.DataFrame(
 # %% [markdown]
 # ## 2. A model to decode
 #
-# Every catalogue, with histories or without, can teach a model this: after the ID of an item, write the ID of a similar
-# one. Similar items are the ten nearest by text embedding; a tenth of the items is never used as a prompt in training.
+# Every catalogue, with {term}`histories <history>` or without, can teach a model this: after the ID of an item, write
+# the ID of a similar
+# one. Similar items are the ten nearest by {term}`text embedding`; a tenth of the items is never used as a prompt in
+# training.
 # The model is a small Qwen3 {cite}`qwen2025` made from its configuration, of which nothing but the size differs from the
 # real one; its vocabulary is one token per level and code.
 
@@ -366,7 +369,7 @@ if len(brands):
     )
 
 # %% [markdown]
-# *At most m items under one prefix of p codes* keeps a list from filling up with one kind of thing. Within the
+# *At most m items under one {term}`prefix` of p codes* keeps a list from filling up with one kind of thing. Within the
 # candidates of the beam the answer is optimal: take the best, skip full prefixes.
 
 # %%

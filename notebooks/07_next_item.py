@@ -1,20 +1,21 @@
 # %% [markdown]
 # # Can a model that writes IDs beat counting?
 #
-# Given what a user bought so far, which item comes next? A generative recommender answers by writing a semantic ID, code
+# Given what a user bought so far, which item comes next? A generative recommender answers by writing a
+# {term}`semantic ID`, {term}`code`
 # by code. Published tables rarely show what the simplest counting methods reach on the same data; this chapter measures
 # all of them with one evaluator.
 #
 # **What you will learn**
 #
 # 1. what exactly is predicted, and where the protocol can fool us;
-# 2. two baselines that train nothing: popularity and item-kNN;
-# 3. the timeline model: one position per item, and a head that writes codes;
+# 2. two baselines that train nothing: {term}`popularity` and {term}`item-kNN`;
+# 3. the {term}`timeline model`: one position per item, and a head that writes codes;
 # 4. how its training goes;
-# 5. two models from the literature: SASRec and TIGER;
-# 6. the table, with intervals, seeds and paired tests;
+# 5. two models from the literature: {term}`SASRec` and {term}`TIGER`;
+# 6. the table, with {term}`intervals <interval>`, seeds and paired tests;
 # 7. who is served, and what is shown;
-# 8. what production sees: everybody cut at one moment;
+# 8. what production sees: everybody {term}`cut at one moment`;
 # 9. how wide a beam must be, and what an answer costs;
 # 10. how the trained whole is saved and used.
 #
@@ -80,7 +81,8 @@ print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 # %% [markdown]
 # ## 1. The task
 #
-# *Leave-one-out*: of each history the last item is the test target, the one before it the validation target, and the
+# *{term}`Leave-one-out <leave-one-out>`*: of each {term}`history` the last item is the test target, the one before it
+# the validation target, and the
 # rest is for training. The target is ranked against the whole catalogue; a list that holds it within the first $K$
 # counts 1 for {term}`Recall@K`.
 
@@ -156,13 +158,13 @@ evaluate.table(results)
 # ## 3. The timeline model
 #
 # TIGER {cite}`rajput2023` spells the history out code by code and encodes it anew for every target. Here an item is one
-# position: the sum of its code embeddings, of its projected text embedding, and of an embedding $e_i$ of its own,
+# position: the sum of its code embeddings, of its projected {term}`text embedding`, and of an embedding $e_i$ of its own,
 #
 # $$ v_i = \sum_{l} E_l[c_{i,l}] + W x_i + e_i, \qquad z_t = v_{i_t} + p_t . $$ (eq-position)
 #
 # A causal transformer reads $z_0, z_1, \dots, z_T$ ($z_0$ is a learned start, so an empty history has an answer) and all
-# positions predict their next item in one pass. What it knows, $h_t$, is heard by two heads. The *code head* writes
-# code by code, and each code it has written is added to its state; the *item head* compares $h_t$ with all items at
+# positions predict their next item in one pass. What it knows, $h_t$, is heard by two heads. The *{term}`code head`* writes
+# code by code, and each code it has written is added to its state; the *{term}`item head`* compares $h_t$ with all items at
 # once, as SASRec {cite}`kang2018` does, here by cosines over a temperature $\tau$:
 #
 # $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
@@ -175,7 +177,7 @@ evaluate.table(results)
 # [](eq-item-head) is estimated from the items of the batch and 1,000 others, and dropout is on, so the loss of Figure 1 is
 # not that of the finished model.)
 #
-# The mean is still written code by code: a prefix has the probability of all its continuations, which the code head
+# The mean is still written code by code: a {term}`prefix` has the probability of all its continuations, which the code head
 # gives at once, and the item head as a sum over the items below it. A new item has no $e_i$: so that the model can do
 # without, three in ten items lose theirs for each training step. By [](eq-head) the code head gives a probability to
 # *every* tuple of codes, most of which name no item; a toy model with $3 \times 2$ codes and four items shows how much.
@@ -196,7 +198,8 @@ print(
 )
 
 # %% [markdown]
-# Constrained beam search never looks at the rest: at each level it only follows codes that the prefix trie of chapter
+# {term}`Constrained beam search <constrained beam search>` never looks at the rest: at each {term}`level` it only
+# follows codes that the {term}`prefix trie` of chapter
 # 02 allows. So every list holds real items, by construction and not by training.
 
 # %% [markdown]
@@ -284,7 +287,8 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 # show {cite}`petrov2023`.
 #
 # *TIGER* {cite}`rajput2023` is a T5 that reads the history code by code and writes the next item's codes. Here it has
-# RQ-VAE IDs as in the paper, though with collisions separated by re-assignment instead of a fourth code (chapter 02); it is
+# {term}`RQ-VAE` IDs as in the paper, though with {term}`collisions <collision>` separated by {term}`re-assignment`
+# instead of a fourth code (chapter 02); it is
 # trained on every prefix of every history, without a user token. At `full` it has the paper's sizes and several seeds. At
 # `laptop` it has one seed and what about an hour of one core can train on the Beauty benchmark: read its row so.
 
@@ -501,7 +505,8 @@ plt.show()
 # demo shop the timeline model finds most of both. Cold items are hardly found by anybody. In training they stand among the wrong answers, so what their texts
 # and codes would say for them is unlearned; and the few users with such a target say little.
 #
-# The other side is what the lists hold, hit or not. *Coverage* is the share of the catalogue that is in anybody's first
+# The other side is what the lists hold, hit or not. *{term}`Coverage <coverage>`* is the share of the catalogue that
+# is in anybody's first
 # ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of places. What users
 # chose by themselves stands in the first line; they chose one item each, so their coverage cannot be compared.
 
@@ -571,7 +576,7 @@ if later:
 # ## 9. How wide a beam, and what does an answer cost?
 #
 # A beam keeps the best prefixes at each level and drops the others for good. As it widens, the answer approaches the
-# exact ranking of all items, and costs more.
+# {term}`exact ranking` of all items, and costs more.
 
 # %%
 few = next_item.sample(split.test, 1000)

@@ -6,7 +6,7 @@
 #
 # **What you will learn**
 #
-# 1. what a cold start consists of;
+# 1. what a {term}`cold start` consists of;
 # 2. what each measure against it saves;
 # 3. how fast the service answers once it is warm;
 # 4. what sleeping costs and whom it makes wait, by hand and in closed form;
@@ -514,7 +514,8 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** Leaving checksums out saves next to nothing: reading the weights once more from memory is fast.
-# pandas could go from the service only together with the item table that `Recommender.items` promises. The light model
+# pandas could go from the service only together with the item table that `Recommender.items` promises. The
+# {term}`light model`
 # cannot be made fast to start: its text encoder comes with libraries that take several times as long to import as
 # all of ours, so it is the case for a memory snapshot. The [log](../log) has more.
 #
