@@ -1,15 +1,16 @@
 # %% [markdown]
 # # Can a language model learn to answer with items?
 #
-# A language model knows words and no catalogue. Taught one new token for every code, it can write semantic IDs; taught
-# synthetic queries, it can answer a search with them. Is that better than looking for similar words, or similar vectors?
+# A language model knows words and no catalogue. Taught one new token for every {term}`code`, it can write
+# {term}`semantic IDs <semantic ID>`; taught {term}`synthetic queries <synthetic query>`, it can answer a search with
+# them. Is that better than looking for similar words, or similar vectors?
 #
 # **What you will learn**
 #
 # 1. how a vocabulary grows by the codes, and where the new rows begin;
 # 2. what the model is taught, and on which tokens the loss falls;
-# 3. what fine-tuning will cost, before it starts, and how it goes;
-# 4. a light model for a CPU, which starts as dense retrieval and BM25 and learns from queries;
+# 3. what {term}`fine-tuning` will cost, before it starts, and how it goes;
+# 4. a {term}`light model` for a CPU, which starts as {term}`dense retrieval` and {term}`BM25` and learns from queries;
 # 5. whether a model writes IDs that exist when nothing holds it back;
 # 6. how all methods compare on the same queries, on new items, and by kind of query;
 # 7. what the lists look like;
@@ -85,8 +86,8 @@ print(f"{len(asked.train):,} queries to learn from, {len(asked.test):,} held out
 # %% [markdown]
 # Some items of the test have no queries to learn from: they play the items that arrive after training. Of half of them
 # the language model is taught the title, as a shop could do at night. The other half is *hidden*: it stands in the
-# prefix trie of chapter 02, so its IDs may be written, but nowhere in the training. If the model writes one of these
-# IDs, it is because it has learned what the codes mean from other items that carry them.
+# {term}`prefix trie` of chapter 02, so its IDs may be written, but nowhere in the training. If the model writes one of
+# these IDs, it is because it has learned what the codes mean from other items that carry them.
 
 # %%
 is_new = asked.test["cell"].str.startswith("unseen item")
@@ -98,9 +99,9 @@ print(f"{len(new_items):,} of {len(ids):,} items without queries, {len(hidden):,
 # %% [markdown]
 # ## 1. New words for a language model
 #
-# Each code of each level becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has codes.
-# Each new token needs a row in the model's embedding table. A random row would mean nothing, and fine-tuning would
-# first have to find out where it belongs. So the row of code $c$ at level $l$ begins among the words of the items
+# Each code of each {term}`level` becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has
+# codes. Each new token needs a row in the model's embedding table. A random row would mean nothing, and fine-tuning
+# would first have to find out where it belongs. So the row of code $c$ at level $l$ begins among the words of the items
 # $I_{l,c}$ that carry it, as the mean of their mean word rows, brought to the length of an ordinary row:
 #
 # $$ e_{l,c} = s \, \frac{m_{l,c}}{\lVert m_{l,c} \rVert} + \varepsilon , \qquad m_{l,c} = \frac{1}{|I_{l,c}|} \sum_{i \in I_{l,c}} \frac{1}{|t_i|} \sum_{w \in t_i} e_w , $$ (eq-new-rows)
@@ -174,9 +175,9 @@ pd.Series(near, name="nearest words").to_frame()
 # ## 2. What it is taught
 #
 # Questions and answers, as a chat, of several kinds. A query is answered with an ID; so are titles and descriptions,
-# for every item that is not hidden. An ID is answered with its title, which ties the new words to old ones; a history,
-# where a shop has them, with the next ID. The mixture is that of LC-Rec {cite}`zheng2023`, with queries added for a
-# shop without histories.
+# for every item that is not hidden. An ID is answered with its title, which ties the new words to old ones; a
+# {term}`history`, where a shop has them, with the next ID. The mixture is that of LC-Rec {cite}`zheng2023`, with
+# queries added for a shop without histories.
 
 # %%
 known = shop.items.assign(title=shop.items["title"].where(is_taught, ""))
@@ -359,7 +360,7 @@ plt.show()
 # Does it take a language model at all? A sentence encoder already knows what a query means, and BM25
 # {cite}`robertson2009` which words it shares with an item. The light model keeps both as they are, and writes an ID
 # code by code, like the language model. With $x_q$ and $x_i$ the embeddings of query and item, and $P_c$ the items
-# whose ID begins with the prefix written so far and then code $c$,
+# whose ID begins with the {term}`prefix` written so far and then code $c$,
 #
 # $$ p(c \mid \text{prefix}, q) \propto \exp\Big( \log \sum_{i \in P_c} e^{s(q, i) / \tau} \; + \; h(q, \text{prefix})_c \Big) , $$ (eq-light)
 #
@@ -475,10 +476,10 @@ print(f"{len(prompts)} queries")
 valid.round(4)
 
 # %% [markdown]
-# Where all answers are valid the interval has no width, because a bootstrap can only draw what it has seen; that is no
-# certainty. And a valid answer is not a right one. How often are the first code, the first two, and all codes of the
-# first answer those of the item that was meant? The last line always answers with the most common prefix. About half of
-# the queries ask for items that no model here has learned a query for.
+# Where all answers are valid the {term}`interval` has no width, because a bootstrap can only draw what it has seen;
+# that is no certainty. And a valid answer is not a right one. How often are the first code, the first two, and all
+# codes of the first answer those of the item that was meant? The last line always answers with the most common prefix.
+# About half of the queries ask for items that no model here has learned a query for.
 
 # %%
 truth = ids.unique[right[some]]
@@ -531,10 +532,10 @@ plt.show()
 # %% [markdown]
 # ## 6. All methods on the same queries
 #
-# BM25 counts words {cite}`robertson2009`; dense retrieval compares vectors, with nothing trained; *dense + BM25* adds
-# their standardized scores. *light + BM25* and *LLM + BM25* do the same with a model that writes IDs: the items that
-# its beam of 300 finds have its scores, and all others that of the last of these. Every list has 100 places, and every
-# method may answer with every item.
+# BM25 counts words {cite}`robertson2009`; dense retrieval compares vectors, with nothing trained; *dense + BM25*, a
+# {term}`fusion`, adds their standardized scores. *light + BM25* and *LLM + BM25* do the same with a model that writes
+# IDs: the items that its beam of 300 finds have its scores, and all others that of the last of these. Every list has
+# 100 places, and every method may answer with every item.
 
 # %%
 wide_light = generative.LightSearch(light, bm25, beam_width=300)
@@ -579,7 +580,7 @@ print(f"{embedding_ms:.1f} ms to embed a query")
 
 # %% [markdown]
 # These queries come from the same templates as the training, so they favour whoever trained on them. The four cells
-# take that apart. Recall@10, and half of the widest interval of the row:
+# take that apart. {term}`Recall@10 <Recall@K>`, and half of the widest interval of the row:
 
 
 # %%
@@ -747,7 +748,7 @@ for name, searcher in searchers.items():
     print(f"{name}: {megabytes:,.0f} MB in {len(files)} files")
 
 # %% [markdown]
-# Read back, they answer as before, now in item ids and to plain text:
+# Read back, they answer as before, now in {term}`item ids <item id>` and to plain text:
 
 # %%
 for name, searcher in searchers.items():

@@ -1,16 +1,17 @@
 # %% [markdown]
 # # How does a model write only items that exist?
 #
-# A model that writes codes can write any tuple of them, and most tuples name nothing. A prefix trie lets it choose only
-# among real items. Is the answer then the same as if every item had been scored, and what does it cost?
+# A model that writes {term}`codes <code>` can write any tuple of them, and most tuples name nothing. A
+# {term}`prefix trie` lets it choose only among real items. Is the answer then the same as if every item had been
+# scored, and what does it cost?
 #
 # **What you will learn**
 #
-# 1. the trie on six items, by hand: two small arrays a level, and a subset without a trie of its own;
+# 1. the trie on six items, by hand: two small arrays a {term}`level`, and a {term}`subset` without a trie of its own;
 # 2. a small language model to decode, trained on this catalogue;
-# 3. how often free generation names an item;
-# 4. how wide a beam must be, against the exact ranking of all items;
-# 5. business rules and diversity inside the search;
+# 3. how often {term}`free generation` names an item;
+# 4. how wide a beam must be, against the {term}`exact ranking` of all items;
+# 5. {term}`business rules` and diversity inside the search;
 # 6. where the time goes, beside `generate`;
 # 7. what other ways to constrain a decoder cost at this catalogue's size.
 #
@@ -147,10 +148,11 @@ pd.DataFrame(
 # %% [markdown]
 # ## 2. A model to decode
 #
-# To look at decoding we need a model that has learned something, and every catalogue, with histories or without, can
-# teach one this: after the ID of an item, write the ID of a similar one. Similar items are the ten nearest by text
-# embedding; a tenth of the items is never used as a prompt in training. The model is a small Qwen3 {cite}`qwen2025`:
-# the architecture of the real one, smaller and with random weights; its vocabulary is one token per level and code.
+# To look at decoding we need a model that has learned something, and every catalogue, with {term}`histories <history>`
+# or without, can teach one this: after the ID of an item, write the ID of a similar one. Similar items are the ten
+# nearest by {term}`text embedding`; a tenth of the items is never used as a prompt in training. The model is a small
+# Qwen3 {cite}`qwen2025`: the architecture of the real one, smaller and with random weights; its vocabulary is one token
+# per level and code.
 
 # %%
 vectors = embed.normalize(shelf.load("embeddings")["vectors"])
@@ -259,7 +261,7 @@ print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
 #
 # `exact_ranking` scores *every* item, by expanding the whole trie; a beam can at best return the same list. Two
 # questions for each width: how much of the exact top ten does it find, and does the difference matter for the task,
-# which is to have the nearest item among the ten (Recall@10; the prompt's own item is left out)?
+# which is to have the nearest item among the ten ({term}`Recall@10 <Recall@K>`; the prompt's own item is left out)?
 
 # %%
 itself = trie.subset(excluded=torch.from_numpy(prompts[:, None]))
@@ -373,9 +375,9 @@ if len(brands):
     )
 
 # %% [markdown]
-# A list of ten may be ten of one kind. The rule *at most m items under one prefix of p codes*, here two under each
-# first code (`diversity=(2, 1)`), takes the best candidates of the beam in turn and skips those whose prefix is full;
-# within the beam no other choice would be better.
+# A list of ten may be ten of one kind. The rule *at most m items under one {term}`prefix` of p codes*, here two under
+# each first code (`diversity=(2, 1)`), takes the best candidates of the beam in turn and skips those whose prefix is
+# full; within the beam no other choice would be better.
 
 # %%
 diverse = decode.constrained_beam_search(

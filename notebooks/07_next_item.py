@@ -1,20 +1,20 @@
 # %% [markdown]
 # # Can a model that writes IDs beat counting?
 #
-# Given what a user bought so far, which item comes next? A generative recommender answers by writing a semantic ID, code
-# by code. Published tables rarely show what the simplest counting methods reach on the same data; this chapter measures
-# all of them with one evaluator.
+# Given what a user bought so far, which item comes next? A generative recommender answers by writing a
+# {term}`semantic ID`, {term}`code` by code. Published tables rarely show what the simplest counting methods reach on
+# the same data; this chapter measures all of them with one evaluator.
 #
 # **What you will learn**
 #
 # 1. what exactly is predicted, and where the protocol can fool us;
-# 2. two baselines that train nothing: popularity and item-kNN;
-# 3. the timeline model: one position per item, and a head that writes codes;
+# 2. two baselines that train nothing: {term}`popularity` and {term}`item-kNN`;
+# 3. the {term}`timeline model`: one position per item, and a head that writes codes;
 # 4. how its training goes;
-# 5. two models from the literature: SASRec and TIGER;
-# 6. the table, with intervals, seeds and paired tests;
+# 5. two models from the literature: {term}`SASRec` and {term}`TIGER`;
+# 6. the table, with {term}`intervals <interval>`, seeds and paired tests;
 # 7. who is served, and what is shown;
-# 8. what production sees: everybody cut at one moment;
+# 8. what production sees: everybody {term}`cut at one moment`;
 # 9. how wide a beam must be, and what an answer costs;
 # 10. how the trained whole is saved and used.
 #
@@ -80,10 +80,10 @@ print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 # %% [markdown]
 # ## 1. The task
 #
-# *Leave-one-out*: of each history the last item is the test target, the one before it the validation target, and the
-# rest is for training. A method reads the history before the target and ranks the whole catalogue; a list that holds
-# the target within the first $K$ places counts 1 for Recall@$K$, any other 0. NDCG@$K$ counts less the further down the
-# target stands.
+# *{term}`Leave-one-out <leave-one-out>`*: of each {term}`history` the last item is the test target, the one before it
+# the validation target, and the rest is for training. A method reads the history before the target and ranks the whole
+# catalogue; a list that holds the target within the first $K$ places counts 1 for {term}`Recall@K`, any other 0.
+# {term}`NDCG@K` counts less the further down the target stands.
 
 # %%
 split = data.leave_one_out(shop.histories)
@@ -164,17 +164,17 @@ evaluate.table(results)
 # ## 3. The timeline model
 #
 # TIGER {cite}`rajput2023` spells the history out code by code and reads it anew for every target. Here an item takes
-# one position, with a vector that is the sum of its code embeddings, of its text embedding through a linear map $W$,
-# and of an embedding $e_i$ of its own; $p_t$ is learned for each place $t$ of a history,
+# one position, with a vector that is the sum of its code embeddings, of its {term}`text embedding` through a linear map
+# $W$, and of an embedding $e_i$ of its own; $p_t$ is learned for each place $t$ of a history,
 #
 # $$ v_i = \sum_{l} E_l[c_{i,l}] + W x_i + e_i, \qquad z_t = v_{i_t} + p_t . $$ (eq-position)
 #
 # A causal transformer reads $z_0, z_1, \dots, z_T$ ($z_0$ is a learned start, so an empty history has an answer), and
 # all positions predict their next item in one pass. From its output $h = h_t$ after $t$ items two heads predict. The
-# *code head* writes code by code: a small network $f_l$ for each level scores the codes, and the embedding of the code
-# that was chosen is added to $h$ before the next level. The *item head* compares $h$ with the vectors of all items at
-# once, as SASRec {cite}`kang2018` does, here by cosines after a linear map $Q$, divided by a learned temperature
-# $\tau$:
+# *{term}`code head`* writes code by code: a small network $f_l$ for each level scores the codes, and the embedding of
+# the code that was chosen is added to $h$ before the next level. The *{term}`item head`* compares $h$ with the vectors
+# of all items at once, as SASRec {cite}`kang2018` does, here by cosines after a linear map $Q$, divided by a learned
+# temperature $\tau$:
 #
 # $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
 #
@@ -188,10 +188,10 @@ evaluate.table(results)
 # 1,000 others, and dropout is on, so the loss of Figure 1 is not that of the finished model. A new item has no $e_i$:
 # so that the model can do without, three in ten items lose theirs for each training step.
 #
-# The mean can still be written code by code: a prefix is as probable as all that can follow it, which the code head
-# gives at once, and the item head as a sum over the items below it. Only the code head can be wrong about what exists:
-# by [](eq-head) it gives a probability to *every* tuple of codes, most of which name no item. An untrained toy model
-# with $3 \times 2$ codes and four items shows how much:
+# The mean can still be written code by code: a {term}`prefix` is as probable as all that can follow it, which the code
+# head gives at once, and the item head as a sum over the items below it. Only the code head can be wrong about what
+# exists: by [](eq-head) it gives a probability to *every* tuple of codes, most of which name no item. An untrained toy
+# model with $3 \times 2$ codes and four items shows how much:
 
 # %%
 toy_ids = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
@@ -209,8 +209,9 @@ print(
 )
 
 # %% [markdown]
-# Constrained beam search (chapter 06) never looks at the rest: at each level it only follows codes that the prefix trie
-# of chapter 02 allows. So every list holds real items, by construction and not by training.
+# {term}`Constrained beam search <constrained beam search>` (chapter 06) never looks at the rest: at each {term}`level`
+# it only follows codes that the {term}`prefix trie` of chapter 02 allows. So every list holds real items, by
+# construction and not by training.
 
 # %% [markdown]
 # ## 4. Training
@@ -297,10 +298,10 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 # cross-entropy, it is a far stronger baseline than most tables show {cite}`petrov2023`.
 #
 # *TIGER* {cite}`rajput2023` is a T5 that reads the history code by code and writes the next item's codes. Here it has
-# RQ-VAE IDs as in the paper, though with collisions separated by re-assignment instead of a fourth code (chapter 02);
-# it is trained on every prefix of every history, without a token for the user. At `full` it has the paper's sizes and
-# several seeds. At `laptop` it has one seed and is as large as about an hour of one core can train on the Beauty
-# benchmark: its row says what a small TIGER does, and not what the paper's does.
+# {term}`RQ-VAE` IDs as in the paper, though with {term}`collisions <collision>` separated by {term}`re-assignment`
+# instead of a fourth code (chapter 02); it is trained on every prefix of every history, without a token for the user.
+# At `full` it has the paper's sizes and several seeds. At `laptop` it has one seed and is as large as about an hour of
+# one core can train on the Beauty benchmark: its row says what a small TIGER does, and not what the paper's does.
 
 # %%
 sasrec = {
@@ -518,9 +519,10 @@ plt.show()
 # only ever stand among the wrong answers, and so a model learns not to write them, whatever their texts and codes would
 # say. But few users here have such a target.
 #
-# The other side is what the lists hold, hit or not. *Coverage* is the share of the catalogue that is in anybody's first
-# ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of places. What users
-# chose by themselves stands in the first line; they chose one item each, so their coverage cannot be compared.
+# The other side is what the lists hold, hit or not. *{term}`Coverage <coverage>`* is the share of the catalogue that is
+# in anybody's first ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of
+# places. What users chose by themselves stands in the first line; they chose one item each, so their coverage cannot be
+# compared.
 
 # %%
 lists = {"targets": test.targets[:, None]}
@@ -590,7 +592,7 @@ if later:
 # ## 9. How wide a beam, and what does an answer cost?
 #
 # A beam keeps the best prefixes at each level and drops the others for good. The wider it is, the nearer the answer
-# comes to the exact ranking of all items, and the more it costs.
+# comes to the {term}`exact ranking` of all items, and the more it costs.
 
 # %%
 few = next_item.sample(split.test, 1000)

@@ -6,7 +6,7 @@
 #
 # **What you will learn**
 #
-# 1. what a cold start consists of;
+# 1. what a {term}`cold start` consists of;
 # 2. what each measure against it saves;
 # 3. how fast the service answers once it is warm;
 # 4. what sleeping costs and whom it makes wait, by hand and in closed form;
@@ -32,8 +32,9 @@ GIB = 0.00000222  # of memory
 GPU = 0.000222
 GPU_NAME = "L4"
 READ = ("modal.com/pricing", "2026-07-01")  # where and when
-RENTED_MONTH = 15.0  # dollars for a rented machine of the small container's size: an assumption, put in yours
-RENTED_GPU_MONTH = 450.0  # the same with such a GPU: an assumption, too
+# dollars for a rented machine of the small container's size, and one with such a GPU:
+RENTED_MONTH = 15.0  # assumptions, put in yours
+RENTED_GPU_MONTH = 450.0
 
 # containers
 CORES = 2
@@ -43,17 +44,19 @@ GPU_MEMORY = 16
 CONCURRENCY = 32  # requests at once
 FILL = 0.7  # how full of them one may be before another is started
 WINDOW = 60  # idle seconds until a container goes: scaledown_window
-PLATFORM_SECONDS = 1.5  # to find a machine and start a container: an assumption, nothing here can measure it
+# to find a machine and start a container: an assumption, nothing here can measure it
+PLATFORM_SECONDS = 1.5
 
-# traffic: requests a day, a weight for each hour of it (an assumed shop), and the hours that a schedule keeps awake
+# traffic: requests a day, a weight for each hour of it (an assumed shop), and the hours
+# that a schedule keeps awake
 REQUESTS = 500
 PROFILE = (2, 1, 1, 1, 1, 2, 4, 7, 10, 12, 13, 13, 12, 12, 12, 12, 13, 14, 16, 18, 18, 15, 10, 5)  # fmt: skip
 WARM_HOURS = (8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 PATIENCE = 5.0  # seconds that the unluckiest hundredth of the shoppers may wait
 
-# only for what nobody has measured yet: assumptions, and every table that uses them says so
-# seconds until a cold, and of a warm answer: where no model is on the shelf, and of the language model until rows of a
-# GPU are found
+# only for what nobody has measured yet: assumptions, and every table that uses them says so.
+# seconds until a cold, and of a warm answer: where no model is on the shelf, and of the
+# language model until rows of a GPU are found
 SMALL_ASSUMED = (2.0, 0.02)
 LLM_ASSUMED = (60.0, 0.5)
 
@@ -412,8 +415,8 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
-# Chapter 07 has left a model for histories, chapter 05 one for queries. Where they name items by the same IDs, one folder
-# holds both, and one endpoint answers both.
+# Chapter 07 has left a model for {term}`histories <history>`, chapter 05 one for queries. Where they name items by the
+# same IDs, one folder holds both, and one endpoint answers both.
 
 # %%
 whole = folder
@@ -543,8 +546,8 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** Leaving checksums out saves little, since a file in memory is read fast. pandas could go from
-# the service only together with the item table that `Recommender.items` promises. The light model cannot be made fast
-# to start: its text encoder needs libraries that take longer to import than everything else together, so it is the case
-# for a memory snapshot. The [log](../log) has more.
+# the service only together with the item table that `Recommender.items` promises. The {term}`light model` cannot be
+# made fast to start: its text encoder needs libraries that take longer to import than everything else together, so it
+# is the case for a memory snapshot. The [log](../log) has more.
 #
 # **Next:** how cost grows with the catalogue, the beam and the batch (chapter 09, to come).

@@ -2,9 +2,10 @@
 
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
 stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
-that begin with `own_`, without it, and metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
-only ones shown, across, with a line a method. Between `<!-- reproductions -->` and
-`<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
+that begin with `own_`, without it. Metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
+only ones shown, across, with a line a method; methods named behind `of` (`... recall@10 of popularity timeline`) are
+the only lines. Between `<!-- reproductions -->` and `<!-- end reproductions -->` comes the table of what others have
+published (see `reproductions`).
 
 A figure in a sentence stands between `<!-- row: training/beauty/laptop/tiger/seconds as minutes -->` and
 `<!-- end row -->`: topic, data, scale and the rest of the row's key; without "as ..." four decimals where the row has
@@ -54,10 +55,13 @@ _UNITS = {"search": "queries"}  # of what the intervals are; users for any other
 _VARIANTS = {"_seen_allowed": "seen items allowed", "_refit": "trained on validation items too"}
 
 
-def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str] = ()) -> str:
+def markdown_table(
+    rows: list[dict[str, Any]], topic: str, metrics: Sequence[str] = (), methods: Sequence[str] = ()
+) -> str:
     """The rows of a topic with keys topic/data/method/metric as a Markdown table, metrics down, methods across.
 
-    metrics: those to show, in this order, and then across, with a line a method.
+    metrics: those to show, in this order, and then across, with a line a method. methods: those to show, as the rows
+    have them; their order stays that of the rows. Raises ValueError for one that no row has.
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
     >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "", "fingerprint": ""}
@@ -75,10 +79,8 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
         ]
     if not rows:
         raise ValueError(f"no row has a key that starts with {topic!r}")
-    known = {row["key"].split("/")[-1] for row in rows}
-    if unknown := set(metrics) - known:
-        raise ValueError(f"no row of {topic!r} has the metric {min(unknown)!r}, expected some of {sorted(known)}")
-    rows = [row for row in rows if not metrics or row["key"].split("/")[-1] in metrics]
+    rows = _only(rows, "metric", -1, metrics)
+    rows = _only(rows, "method", 2, methods)
     if any("must" in row for row in rows):
         return _promises_table(rows)
     if not any("ci95" in row for row in rows):
@@ -91,6 +93,15 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
         cells.setdefault((metric, variant), {})[method.removesuffix(variant)] = _cell(row)
     lines = _methods_down(cells, metrics) if metrics else _methods_across(cells)
     return "\n".join(lines) + "\n\n" + _origin(rows, _UNITS.get(topic, "users")) + "\n"
+
+
+def _only(rows: list[dict[str, Any]], what: str, part: int, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that have one of the wanted words as that part of their key; all if none is wanted."""
+    known = {row["key"].split("/")[part] for row in rows}
+    if unknown := set(wanted) - known:
+        topic = rows[0]["key"].split("/")[0]
+        raise ValueError(f"no row of {topic!r} has the {what} {min(unknown)!r}, expected some of {sorted(known)}")
+    return [row for row in rows if not wanted or row["key"].split("/")[part] in wanted]
 
 
 def _methods_across(cells: dict[tuple[str, str], dict[str, str]]) -> list[str]:
@@ -206,9 +217,12 @@ def render(page: str, rows_of) -> str:
     """
 
     def table(place: re.Match) -> str:
-        start, topic, data, scale, metrics, end = place.groups()
+        start, topic, data, scale, words, end = place.groups()
+        metrics, _, methods = words.partition(" of ")
         rows = rows_of(data, scale)
-        return place.group() if rows is None else f"{start}{markdown_table(rows, topic, metrics.split())}{end}"
+        if rows is None:
+            return place.group()
+        return f"{start}{markdown_table(rows, topic, metrics.split(), methods.split())}{end}"
 
     def reproduced(place: re.Match) -> str:
         start, end = place.groups()

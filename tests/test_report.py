@@ -101,6 +101,16 @@ def test_only_the_metrics_that_a_place_names_are_shown():
         report.markdown_table(rows, "next_item", ["mrr", "mmr"])
 
 
+def test_only_the_methods_that_a_place_names_are_shown():
+    rows = [row(name, metric, 0.25) for name in ("item_knn", "mine", "mine_refit") for metric in ("recall@10", "mrr")]
+    page = "<!-- rows: next_item/shop/smoke mrr of mine item_knn -->\nold\n<!-- end rows -->\n"
+    lines = report.render(page, lambda *run: rows).splitlines()
+    assert lines[:2] == [page.splitlines()[0], "| | MRR |"]
+    assert [line.split("|")[1].strip() for line in lines[3:] if "|" in line] == ["item-kNN", "mine"]
+    with pytest.raises(ValueError, match=r"no row of 'next_item' has the method 'yours', expected .*'mine'"):
+        report.markdown_table(rows, "next_item", ["mrr"], ["mine", "yours"])
+
+
 def test_what_had_to_be_reached_stands_beside_what_was():
     rows = [
         {"key": "serving/shop/cold_start_s", "value": 2.5, "must": "< 5", "wish": "< 1", **RUN},
