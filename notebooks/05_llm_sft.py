@@ -29,9 +29,9 @@ SEED = 0
 BASE_MODEL = ""  # a name of base_models.MODELS, or a folder; "": see below
 
 # %% [markdown]
-# Without a name, `full` on a machine with a GPU takes Qwen3-4B, which was pretrained on the texts of the web;
-# everything else takes a small Qwen3 {cite}`qwen2025`: the same architecture with random weights, trained here from
-# scratch, with a tokenizer trained on the catalogue. Both go through the same code.
+# Where `BASE_MODEL` has no name, `full` on a machine with a GPU takes Qwen3-4B, which was pretrained on the texts of
+# the web; everything else takes a small Qwen3 {cite}`qwen2025`: the same architecture with random weights, trained here
+# from scratch, with a tokenizer trained on the catalogue. Both go through the same code.
 
 # %%
 import textwrap
@@ -169,7 +169,8 @@ near = {
 pd.Series(near, name="nearest words").to_frame()
 
 # %% [markdown]
-# Each code stands beside words that its items have in common, before a single question was answered.
+# Where the words of a line fit together, the row knows what its items have in common before a single question was
+# answered.
 
 # %% [markdown]
 # ## 2. What it is taught
@@ -442,9 +443,9 @@ history.rename(columns={"validation": "Recall@10, held back"}).round(3).T
 # ## 5. Does it write IDs that exist?
 #
 # On a fixed random sample of the held-out queries, as many from each of chapter 04's four cells (an item with or
-# without training queries, asked for in a way that was or was not trained on). Left alone, the language model writes
-# token by token and may choose from its whole vocabulary; once it takes the most probable token, once it draws one. An
-# answer is valid if it is the ID of an item and nothing else.
+# without training queries, asked for in a way that was or was not trained on). Left alone, the language model may
+# choose each token from its whole vocabulary. It answers twice: with the most probable token at each step, and with
+# tokens that are drawn by their probabilities. An answer is valid if it is the ID of an item and nothing else.
 
 # %%
 order = asked.test.sample(frac=1, random_state=SEED)
