@@ -21,7 +21,7 @@
 #
 # | | |
 # | --- | --- |
-# | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `recommender_light` (chapter 05, if it is there), the histories of `DATA` |
+# | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), the histories of `DATA` |
 # | writes | `recommender/` and `tiger/`: folders for `Recommender.from_pretrained` and `Tiger.from_pretrained`; `runs/`: trained once, found again, may be deleted; result rows |
 # | runs in | seconds at `smoke`; minutes at `laptop` on the demo shop, hours on the Beauty benchmark, most of them for TIGER (see the last cell) |
 
@@ -674,22 +674,14 @@ pd.DataFrame(waits).T.round(2)
 # ## 10. The trained whole
 #
 # The recommender is saved as one folder: weights as safetensors, the semantic IDs, the item table and a `config.json`
-# with checksums. Where chapter 05 has taught a model to answer queries on the same IDs, the folder takes it in. What is
-# loaded recommends exactly what was saved. TIGER goes to a folder that transformers reads as a T5.
+# with checksums. What is loaded recommends exactly what was saved. (Chapter 08 joins it with the model of chapter 05, so
+# that one folder answers histories and queries.) TIGER goes to a folder that transformers reads as a T5.
 
 # %%
-searcher = None
-try:
-    from_queries = Recommender.from_pretrained(shelf.path("recommender_light"))
-    if np.array_equal(from_queries.ids.unique, ids.unique):
-        searcher = from_queries.searcher
-except ValueError as error:  # not there, or of another version
-    print("no model for queries:", str(error).replace(str(shelf.folder), "..."))
-whole = Recommender(recommender.model, ids, shop.items, searcher)
-whole.save_pretrained(shelf.path("recommender"))
+recommender.save_pretrained(shelf.path("recommender"))
 tiger[SEED].model.save_pretrained(shelf.path("tiger"))
 loaded = Recommender.from_pretrained(shelf.path("recommender"))
-print("answers histories", "and queries" if loaded.searcher else "only")
+print(*sorted(file.name for file in shelf.path("recommender").iterdir()))
 
 # %%
 history = shop.items["item_id"].to_numpy()[test.histories[user]].tolist()

@@ -18,7 +18,7 @@
 # | | |
 # | --- | --- |
 # | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.modal_app measure`, if there are any |
-# | writes | result rows |
+# | writes | `service`: one folder that answers histories and queries, where there are models for both; result rows |
 # | runs in | seconds at `smoke`; two minutes at `laptop`, nearly all of them starts of the service |
 
 # %% tags=["parameters"]
@@ -66,6 +66,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib import cold_start, costs, data, scale, store
+from semid_lib.recommender import Recommender
 
 clock = store.Clock()
 shop = data.load(DATA)
@@ -401,11 +402,27 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
+# Chapter 07 has left a model for histories, chapter 05 one for queries. Where they name items by the same IDs, one folder
+# holds both, and one endpoint answers both.
+
+# %%
+whole = folder
+if len(found) == 2:
+    histories, queries = (Recommender.from_pretrained(place) for place in found)
+    if np.array_equal(histories.ids.unique, queries.ids.unique):
+        joined = Recommender(
+            histories.model, histories.ids, histories.items, queries.searcher
+        )
+        whole = shelf.path("service")
+        joined.save_pretrained(whole)
+print("to deploy:", whole.name if whole else "nothing yet")
+
+# %% [markdown]
 # With an account at Modal, in the environment of `make setup` (`source .venv/bin/activate`), and after `modal setup`, which
 # logs in:
 #
 # ```text
-# python -m semid_lib.modal_app upload --folder artefacts/demo/laptop/recommender
+# python -m semid_lib.modal_app upload --folder artefacts/demo/laptop/service
 # SEMID_TOKEN=... modal deploy -m semid_lib.modal_app
 # ```
 #
