@@ -542,7 +542,7 @@ print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:
 # thoughtful one, so no kind should be given weight for its difficulty alone.
 #
 # *Coming close to real queries*: on Amazon Beauty, where 61 are at hand, every kind of template shares more words with
-# the title than they do, and is easier for dense retrieval. The lengths agree because they were made to.
+# the title than they do, and is easier for dense retrieval.
 #
 # **What this does not show.** That a model learns anything useful from these queries. Only the data set's own queries,
 # and in the end shoppers, can tell.

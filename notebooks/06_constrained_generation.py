@@ -106,9 +106,9 @@ plt.show()
 # %% [markdown]
 # *Figure 1.* The trie of the six items. IDs are sorted, so the nodes of a depth are numbered from left to right, a
 # node's children stand next to each other, and **every node covers an interval of items**: the right node of depth 1
-# covers leaves 3 to 5. That is why a subset of the catalogue needs no trie of its own, only running sums. With $a_i =
-# 1$ for an allowed leaf $i$, else 0, and $S_j = \sum_{i < j} a_i$ the number of allowed leaves before leaf $j$, a node
-# that covers the leaves $[l, h)$ may be entered if and only if
+# covers leaves 3 to 5. That is why a subset of the catalogue needs no trie of its own, only running sums. With
+# $a_i = 1$ for an allowed leaf $i$, else 0, and $S_j = \sum_{i < j} a_i$ the number of allowed leaves before leaf $j$,
+# a node that covers the leaves $[l, h)$ may be entered if and only if
 #
 # $$ S_h - S_l > 0, $$ (eq-allowed)
 #

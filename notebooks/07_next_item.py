@@ -320,7 +320,7 @@ summary(
     }
 )
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall@10 on validation users against seconds of training, logarithmic, for the timeline model, SASRec and TIGER; item-kNN as a horizontal line."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall@10 on validation users against seconds of training, on a logarithmic axis, rising for the timeline model, SASRec and TIGER; item-kNN, which trains nothing, as a horizontal line."}}
 counted = metrics.ranks(knn.rank(validation.histories, 10).items, validation.targets)
 figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
 for name, of_seeds in runs.items():
@@ -405,7 +405,7 @@ pd.DataFrame(
     }
 ).T
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic, for all methods, with 95% bands, and by chance."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic: a rising line with a 95% band for each method, and far below them the line of chance."}}
 ks = np.unique(np.geomspace(1, LENGTH, 40).astype(int))
 figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
 for name, colour in COLOURS.items():

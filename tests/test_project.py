@@ -130,6 +130,12 @@ def test_every_chapter_stands_in_the_book_in_order():
         assert (ROOT / "book" / f"{page}.md").is_file(), page
 
 
+def test_the_tree_names_each_module():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = page[page.index("## The tree") : page.index("## Every change")]
+    assert sorted(re.findall(r"(\w+)\.py\b", tree)) == [path.stem for path in LIBRARY]
+
+
 # --- words ---
 
 # terms that are everyday words too: a chapter links them where it means them, which no rule can tell
