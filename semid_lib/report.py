@@ -257,8 +257,10 @@ def publish(data: str, scale: str) -> None:
     _RESULTS.mkdir(parents=True, exist_ok=True)
     (_RESULTS / f"{data}-{scale}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for page in _PAGES:
-        text = render(page.read_text(encoding="utf-8"), lambda *run: rows if run == (data, scale) else None)
-        page.write_text(text, encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        written = render(text, lambda *run: rows if run == (data, scale) else None)
+        if written != text:
+            page.write_text(written, encoding="utf-8")
 
 
 def stale_pages() -> list[str]:
