@@ -1,5 +1,7 @@
 """A Sphinx extension: a chapter's page says how to run it, and status.md what this copy of the book was made from.
 
+The cell with which papermill sets `DATA` and `SCALE` is no part of a page: the chapter prints both, without the path.
+
 Everything is read from the executed notebooks in `book/chapters`, `pyproject.toml` and what is installed, whenever the
 book is built; nothing is typed. Pages name the place of such a text by a comment: `<!-- runs -->`, `<!-- versions -->`.
 """
@@ -57,6 +59,26 @@ def how_to_run(chapter: str, run: Run | None) -> str:
     )
 
 
+def without_data_and_scale(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells of a notebook, where papermill's own cell keeps only what `Store.origin` does not print, if anything.
+
+    >>> cell = {"source": ["# Parameters\\n", 'DATA = "/home/ann/shop"\\n', "N_LEVELS = 4\\n", 'SCALE = "full"\\n']}
+    >>> cell["metadata"] = {"tags": ["injected-parameters"]}
+    >>> without_data_and_scale([cell])[0]["source"]
+    '# Parameters\\nN_LEVELS = 4\\n'
+    """
+    kept = []
+    for cell in cells:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            lines = "".join(cell["source"]).splitlines(keepends=True)
+            lines = [line for line in lines if not line.startswith(("DATA = ", "SCALE = "))]
+            if len(lines) > 1:
+                kept.append(cell | {"source": "".join(lines)})
+        else:
+            kept.append(cell)
+    return kept
+
+
 def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
     """A line a chapter, by name, then the machines, as Markdown."""
     runs = {chapter: run_of(notebook) for chapter, notebook in notebooks.items()}
@@ -106,6 +128,7 @@ def _fill(app, docname: str, source: list[str]) -> None:
         line = {"cell_type": "markdown", "metadata": {}, "source": how_to_run(name, run_of(notebook))}
         if "id" in notebook["cells"][0]:
             line["id"] = "how-to-run"
+        notebook["cells"] = without_data_and_scale(notebook["cells"])
         notebook["cells"].insert(1, line)
         source[0] = json.dumps(notebook)
     elif "<!-- runs -->" in source[0] or "<!-- versions -->" in source[0]:

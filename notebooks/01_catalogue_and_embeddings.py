@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What does a text embedding keep of an item?
 #
-# Everything in this book starts from a catalogue and, if there are any, from the histories of its users. This chapter
-# asks what they look like, and whether the vectors that a small language model makes of the items' texts put together
-# what belongs together.
+# Everything in this book starts from a catalogue and, if there are any, from the {term}`histories <history>` of its
+# users. What do they look like? And do the vectors that a small language model makes of the items' texts put together
+# what belongs together?
 #
 # **What you will learn**
 #
@@ -16,13 +16,13 @@
 # | --- | --- |
 # | reads | the data set `DATA` |
 # | writes | `embeddings`: one text vector per item |
-# | runs in | seconds at `smoke`; about 250 texts a second on one CPU core at `laptop`, once: vectors are cached |
+# | runs in | seconds at `smoke`; a minute or two at `laptop`, once: vectors are cached |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
-EMBEDDER = "all-MiniLM-L6-v2"  # or any sentence-transformers model, by name or path
+EMBEDDER = "all-MiniLM-L6-v2"  # of sentence-transformers, or a path
 
 # %%
 import matplotlib.pyplot as plt
@@ -60,7 +60,8 @@ with pd.option_context("display.max_colwidth", 90):
 # %% [markdown]
 # Read a few rows before anything else. Real catalogues repeat titles, leave descriptions empty or fill them with
 # mark-up, and sort half of the shop under one category. None of this stops a model from training, and all of it comes
-# back later as a number that nobody can explain.
+# back later as a number that nobody can explain. Categories are paths from the general to the narrow; only the last
+# name of a path, the *leaf category*, is counted below.
 
 # %%
 TOP = 15
@@ -69,7 +70,7 @@ labels = {
     "brand": shop.items.get("brand", pd.Series([""] * len(shop.items))),
 }
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two bar charts: number of items in the largest leaf categories and of the largest brands."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two bar charts of the number of items, largest first: on the left by leaf category, on the right by brand."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for axis, (name, values) in zip(axes, labels.items(), strict=True):
     counts = values.replace("", "(none)").value_counts().head(TOP)[::-1]
@@ -78,14 +79,15 @@ for axis, (name, values) in zip(axes, labels.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* Items under the largest leaf categories and brands. A single bar that says "(none)" means that the
-# catalogue has none of the kind.
+# *Figure 1.* Items under the largest leaf categories and brands. Bars that shrink slowly mean that no label dominates;
+# a single bar that says "(none)" means that the catalogue has none of the kind.
 
 # %% [markdown]
 # ## 2. The histories
 #
-# A history is the list of items that one user touched, in time order. Two things about histories decide what any
-# model can do with them: how long they are, and how unevenly the interactions fall on items.
+# A history is the list of items that one user bought or rated, in time order; each entry is an *interaction*. Two
+# things about histories decide what any model can do with them: how long they are, and how unevenly the interactions
+# fall on items.
 
 # %%
 if shop.histories is None:
@@ -105,7 +107,7 @@ else:
         f"the most popular 10% of the items take {share[len(share) // 10]:.0%} of the interactions"
     )
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: histogram of history lengths. Right: interactions per item by popularity rank, both axes logarithmic."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: histogram of the lengths of histories. Right: interactions of an item against its rank by popularity, falling, both axes logarithmic."}}
 if shop.histories is not None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     left.hist(
@@ -119,18 +121,20 @@ if shop.histories is not None:
 # %% [markdown]
 # *Figure 2.* How long histories are, and how interactions fall off with the rank of an item. A long tail of items
 # with a handful of interactions is the rule: a model that memorizes items learns little about them, while their text is
-# as good as anyone's. That is the case for semantic IDs in one picture.
+# as good as anyone's. That is the case for {term}`semantic IDs <semantic ID>` in one picture.
 
 # %% [markdown]
 # ## 3. From text to vector
 #
-# The item's title, brand, leaf category and description become one text; a small transformer turns each of its word
-# pieces into a vector $h_t \in \mathbb{R}^d$; and their mean is the item's embedding {cite}`reimers2019`:
+# The item's title, brand, leaf category and description become one text; a small transformer turns each of its $T$ word
+# pieces into a vector $u_t \in \mathbb{R}^d$; and their mean is the item's {term}`embedding <text embedding>`
+# {cite}`reimers2019`:
 #
-# $$ x = \frac{1}{T} \sum_{t=1}^{T} h_t, \qquad \cos(x, y) = \frac{x^\top y}{\lVert x \rVert \, \lVert y \rVert} . $$ (eq-embedding)
+# $$ x = \frac{1}{T} \sum_{t=1}^{T} u_t, \qquad \cos(x, y) = \frac{x^\top y}{\lVert x \rVert \, \lVert y \rVert} . $$ (eq-embedding)
 #
-# The cosine looks at direction only. A toy case that can be checked by hand: the first two vectors point the same way
-# and differ in length, the third is at a right angle to both.
+# How alike two items are is the cosine of their embeddings, which looks at direction only. A toy case that can be
+# checked by hand: the first two vectors point the same way and differ in length, so their cosine is 1; the third is at
+# a right angle to both, cosine 0.
 
 # %%
 toy = embed.normalize(np.array([[3.0, 4.0], [6.0, 8.0], [-4.0, 3.0]]))
@@ -152,10 +156,10 @@ facts = embed.statistics(vectors, texts)
 pd.Series(facts, name="value").to_frame()
 
 # %% [markdown]
-# `mean_cosine` deserves a second look. If it were 0, two random items would look unrelated to the model; with text from
-# one shop it is well above 0, since all items share a subject. So a cosine of .3 alone says nothing, and only
-# differences between cosines do. `duplicate_vectors` are items that no method based on text can tell apart: they will
-# share a semantic ID in the next chapter, whatever the quantizer.
+# `mean_cosine`, the mean over all pairs of items, deserves a second look. If it were 0, two random items would look
+# unrelated to the model; with text from one shop it is well above 0, since all items share a subject. So a cosine says
+# nothing alone, and only differences between cosines do. `duplicate_vectors` are items that no method based on text can
+# tell apart: they will share a semantic ID in the next chapter, however it is found.
 
 # %% [markdown]
 # ## 4. Does near mean similar?
@@ -192,7 +196,8 @@ pd.DataFrame(agreement).T.map("{:.1%}".format)
 
 # %% [markdown]
 # The map below shows the same by eye. UMAP {cite}`mcinnes2018` draws points that are near in the many-dimensional space
-# near each other on paper; it keeps neighbourhoods, not distances, so the gaps between clusters mean nothing.
+# near each other on paper; it keeps neighbourhoods, not distances, so neither the size of a cluster nor the gap to the
+# next one means anything.
 
 # %%
 shown = rng.permutation(len(unit))[: sizes.map_items]
@@ -201,7 +206,7 @@ kind = max(labels, key=lambda name: (labels[name] != "").sum())  # the fuller co
 group = labels[kind].to_numpy()[shown]
 largest = labels[kind].replace("", "(none)").value_counts().index[:9]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Map of the items in two dimensions, coloured by their nine largest groups; items of one group lie together."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Map of the items as dots in two dimensions, coloured by the nine largest categories or brands; dots of one colour mostly lie together."}}
 figure, axis = plt.subplots(figsize=(10, 5.5), layout="constrained")
 axis.scatter(*flat.T, s=4, color="lightgrey", label="other")
 for index, name in enumerate(largest):
@@ -220,7 +225,7 @@ plt.show()
 # %% [markdown]
 # ## Summary
 #
-# The vectors go to the next chapter, as the model pooled them; whoever wants cosines normalizes them.
+# The vectors go to the next chapter as the model gives them; whoever wants cosines brings them to length 1.
 
 # %%
 shelf.save("embeddings", {"vectors": vectors}, embedder=EMBEDDER, statistics=facts)
@@ -247,6 +252,7 @@ for kind, pairs in agreement.items():
 
 # %% [markdown]
 # **What the embedding does not keep.** It was trained on general English, so it knows what a lipstick is and not who
-# buys it; words that decide for a shopper (a shade, a size) hardly move the vector. Chapter 07 shows what histories add.
+# buys it; words that decide for a shopper (a shade, a size) hardly move the vector. Chapter 07 shows what histories
+# add.
 #
 # **Next:** [from vectors to short tuples of codes](02_semantic_ids).

@@ -1,17 +1,18 @@
 # %% [markdown]
 # # How does an item become a short tuple of codes?
 #
-# A language model writes tokens, and a catalogue has too many items for one token each to be learned. A *semantic ID*
-# names an item by a few codes, coarse to fine, so that similar items share their first codes. How are such codes found,
-# and what is lost on the way?
+# A language model writes tokens, and a catalogue has too many items for one token each to be learned. A
+# *{term}`semantic ID`* names an item by a few {term}`codes <code>`, coarse to fine, so that similar items share their
+# first codes: (41, 3, 7) could be "wall clocks", "with an enamelled case", "in tan", although nobody gives the numbers
+# these names. How are such codes found, and what is lost on the way?
 #
 # **What you will learn**
 #
-# 1. residual k-means by hand, and that the library does the same;
+# 1. {term}`residual k-means` by hand, and that the library does the same;
 # 2. how many codes the catalogue needs, and what they leave over;
-# 3. whether an RQ-VAE, which learns its codes, does better;
+# 3. whether an {term}`RQ-VAE`, which learns its codes, does better;
 # 4. what to do when two items get the same codes, and what that costs;
-# 5. the prefix trie, which lets a model write only IDs that exist.
+# 5. the {term}`prefix trie`, which lets a model write only IDs that exist.
 #
 # | | |
 # | --- | --- |
@@ -53,13 +54,14 @@ print(shelf.origin())
 # %% [markdown]
 # ## 1. Residual k-means
 #
-# The first level clusters the vectors. What a vector's cluster centre does not explain is its residual; the second
-# level clusters the residuals, and so on {cite}`zeghidour2021`. With $r_0 = x$, at each level $l$
+# The first {term}`level` clusters the vectors by k-means. What is left when the cluster's centre is taken from a vector
+# is its residual; the second level clusters the residuals, and so on {cite}`zeghidour2021`. With $r_0 = x$, at each
+# level $l$
 #
 # $$ c_l = \arg\min_{k} \lVert r_l - e_{l,k} \rVert^2, \qquad r_{l+1} = r_l - e_{l, c_l}, \qquad \hat{x} = \sum_{l} e_{l, c_l} , $$ (eq-residual)
 #
-# where $e_{l,k}$ is codeword $k$ of level $l$. The semantic ID of the item is $(c_0, c_1, \dots)$. In code, with the
-# codewords given:
+# where $e_{l,k}$, centre $k$ of level $l$, is called a {term}`codeword`, and $\hat{x}$ is what the codes still know of
+# $x$. The semantic ID of the item is $(c_0, c_1, \dots)$. As a program, with the codewords given:
 
 
 # %%
@@ -86,9 +88,10 @@ assert (by_hand == quantize.encode(points, levels)).all()  # the library does th
 # %% [markdown]
 # ## 2. How many codes?
 #
-# $L$ levels of $K$ codes name $K^L$ items, so even small codebooks give far more IDs than items; most of that room must
-# stay empty if prefixes are to mean something. As a rule the first two levels should have about two prefixes per item,
-# $K^2 \approx 2n$, with $K$ a power of two.
+# $L$ levels of $K$ codes name $K^L$ items, so even small {term}`codebooks <codebook>` give far more IDs than items;
+# most of that room must stay empty if {term}`prefixes <prefix>`, the first codes of an ID, are to mean something. Our
+# rule of thumb: the first two levels have room for about two prefixes per item, $K^2 \approx 2n$, with $K$ a power of
+# two. Then one code is shared by many items, two codes by a few, and the last one has to tell these few apart.
 
 # %%
 codebook_size = CODEBOOK_SIZE or quantize.suggest_codebook_size(len(vectors))
@@ -99,8 +102,10 @@ for row in range(3):
     print(tuple(kmeans.codes[row].tolist()), shop.items["title"][row][:80])
 
 # %% [markdown]
-# Each level should bring the reconstruction nearer, and should use all of its codes about equally. *Utilization* is the
-# share of codes that any item carries; *perplexity* is the number of equally used codes that would be as diverse.
+# Each level should bring the reconstruction nearer, and should use all of its codes about equally.
+# *{term}`Distortion <distortion>`* is the mean squared distance of the vectors to their reconstructions;
+# *{term}`utilization <codebook utilization>`* the share of codes that any item carries;
+# *{term}`perplexity <codebook perplexity>`* the number of equally used codes that would be as diverse.
 
 # %%
 spread = codebooks.distortion(vectors, vectors.mean(axis=0))
@@ -124,8 +129,11 @@ quality(kmeans).round(3)
 
 # %% [markdown]
 # *Explained* is the share of the spread around the mean that the codes account for. The rest is what a model that reads
-# only codes can never know about an item. A greedy encoder takes the nearest codeword at each level; a beam keeps several
-# and finds codes that fit together better, at the price that a prefix is no longer the best prefix:
+# only codes can never know about an item.
+#
+# Could better codes be found for the same codewords? So far each level took the nearest one. A
+# {term}`beam <beam width>` keeps the best eight prefixes at each level instead, and chooses among them at the end. Its
+# codes fit together better, but the first of them need not be the nearest any more:
 
 # %%
 beam_codes = kmeans.encode(vectors, beam_width=8)
@@ -135,14 +143,16 @@ print(f"beam 8 {codebooks.distortion(vectors, kmeans.decode(beam_codes)):.4f}")
 # %% [markdown]
 # ## 3. Does learning the codes help?
 #
-# An RQ-VAE {cite}`zeghidour2021` puts an encoder $E$ before the residual quantizer and a decoder $D$ behind it, and
-# trains both so that
+# An RQ-VAE {cite}`zeghidour2021` puts an encoder $E$ before the residual quantizer and a decoder $D$ behind it. The
+# quantizer now starts from $r_0 = z = E(x)$, and all are trained to make small
 #
-# $$ \mathcal{L} = \lVert x - D(\hat{z}) \rVert^2 + \beta \sum_{l} \lVert r_l - \mathrm{sg}[e_{l, c_l}] \rVert^2, \qquad z = E(x), $$ (eq-rqvae)
+# $$ \mathcal{L} = \lVert x - D(\hat{z}) \rVert^2 + \beta \sum_{l} \lVert r_l - \mathrm{sg}[e_{l, c_l}] \rVert^2 , $$ (eq-rqvae)
 #
-# with $\hat{z}$ the quantized latent and $\mathrm{sg}$ a stop of the gradient. Its notorious failure is collapse: a few
-# codes take all items. Against it: k-means starts the codebooks, codewords are moving averages of the latents that
-# choose them, and codes that die are re-seeded.
+# with $\hat{z}$ the sum of the codewords. The first term asks for a good reconstruction, the second keeps the encoder
+# near the codewords that it chose, as strongly as $\beta$ says; $\mathrm{sg}$ stops the gradient, so it moves the
+# encoder and not the codewords. Its notorious failure is collapse: a few codes take all items. Against it: k-means
+# starts the codebooks, a codeword is the moving average of the vectors that choose it, and a code that hardly any item
+# chooses starts again from one of the residuals.
 
 # %%
 config = rqvae.RQVAEConfig(
@@ -151,7 +161,7 @@ config = rqvae.RQVAEConfig(
 learned = rqvae.fit_rqvae(vectors, config, SEED, progress=True)
 quality(learned).round(3)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: distortion of the RQ-VAE over its epochs, with the distortion of residual k-means as a dashed line. Right: utilization of each level over the epochs."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: distortion of the RQ-VAE over its epochs, falling, with the distortion of residual k-means as a dashed line. Right: utilization of each level over the epochs, which should stay near 1."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
 epochs = pd.DataFrame(learned.history)
 left.plot(epochs["epoch"], epochs["distortion"], color="tab:green", label="RQ-VAE")
@@ -166,9 +176,10 @@ right.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* The RQ-VAE's distortion while it trains, against residual k-means with as many codes, and the utilization of
-# its levels. A lower line has learned something that k-means cannot express; but these are the items it was trained on.
-# The fair question is about items it has not seen:
+# *Figure 1.* Left: the RQ-VAE's distortion while it trains, against residual k-means with as many codes; below the
+# dashed line it has learned something that k-means cannot express. Right: the utilization of its levels; where one line
+# shows, all lie on it. But these are the items it was trained on. The fair question is about items it has not seen, so
+# a fifth is held out:
 
 # %%
 order = np.random.default_rng(SEED).permutation(len(vectors))
@@ -196,17 +207,22 @@ pd.DataFrame(unseen).T.round(4)
 # %% [markdown]
 # ## 4. Collisions
 #
-# Items whose vectors are close may get the same codes. The *collision rate* is one minus the share of distinct IDs over
-# the whole catalogue. A model that writes a shared ID has not said which item it means, so collisions must be resolved
-# before anything is measured. TIGER {cite}`rajput2023` appends a *disambiguation code* that numbers the items under each
-# ID: it makes every ID longer because a few need it, and it means nothing.
+# Items whose vectors are close may get the same codes. The *{term}`collision rate`* is one minus the share of distinct
+# IDs over the whole catalogue. A model that writes a shared ID has not said which item it means, so
+# {term}`collisions <collision>` must be resolved before anything is measured. {term}`TIGER` {cite}`rajput2023` appends
+# a *{term}`disambiguation code`* that numbers the items under each ID: it makes every ID longer because a few need it,
+# and it means nothing.
 #
-# The alternative changes the last code of some items: all items under one prefix are matched to distinct last codewords
-# so that the total squared error is least, an assignment problem. By hand: two items want codeword 0, at costs
-# $(0, 1, 9)$ and $(0, 3, 9)$; the first gives way, since that costs 1 and not 3.
+# The alternative, *{term}`re-assignment`*, changes the last code of some items: all items under one prefix are matched
+# to distinct last codewords so that the total squared error is least. By hand: two items want codeword 0, and the three
+# codewords would cost them $(0, 1, 9)$ and $(0, 3, 9)$. The first gives way, since that costs 1 and not 3:
 
 # %%
 print(semantic_ids.least_cost_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]])))
+
+# %% [markdown]
+# Three ways to resolve the collisions of this catalogue: a disambiguation code, re-assignment, and a softer matching,
+# by Sinkhorn's algorithm, that LC-Rec {cite}`zheng2023` uses.
 
 # %%
 print(f"collision rate {codebooks.collision_rate(kmeans.codes):.1%}")
@@ -227,10 +243,11 @@ rows = {
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Items *moved* have another last code than their nearest, and items *left over* still need a disambiguation code. If
-# none is left over, re-assignment buys one ID per item *and* IDs that are one code shorter for a small growth of the
-# distortion; Sinkhorn's softer plan comes close to the exact one. Where the items of a group are one product in many
-# shades, no code can mean the shade: the vectors hardly know it.
+# Items *moved* have another last code than their nearest, items *left over* still need a disambiguation code, and
+# *growth* is that of the distortion. If none is left over, re-assignment buys one ID per item, and IDs that are one
+# code shorter, for a small growth; Sinkhorn's matching comes close to it. The book uses re-assignment from here on. Its
+# limit: where items are one product in many shades, no code can mean the shade, because the vectors hardly know it. The
+# largest group of this catalogue, before and after:
 
 # %%
 _, group, group_sizes = np.unique(
@@ -245,7 +262,7 @@ for row in np.flatnonzero(group == group_sizes.argmax())[:5]:
 # ## 5. The prefix trie
 #
 # All IDs form a tree: the children of a prefix are the codes that may follow it. A model that only ever picks among
-# children writes an existing item, always. Six IDs, small enough to draw:
+# children writes an existing item, always. Six IDs of two codes, small enough to draw:
 #
 # ```text
 # root ─┬─ 0 ─┬─ 1   item 3
@@ -256,6 +273,10 @@ for row in np.flatnonzero(group == group_sizes.argmax())[:5]:
 #             └─ 3   item 2
 # ```
 
+# %% [markdown]
+# The library stores the nodes of each depth from left to right, numbered from 0. `children(depth, node)` says which
+# codes may follow a node, and to which nodes of the next depth they lead; a node of the last depth, a leaf, is an item.
+
 # %%
 six = trie.PrefixTrie.build(np.array([[0, 4], [5, 0], [5, 3], [0, 1], [5, 1], [2, 2]]))
 print("from the root:", six.children(0, 0))  # code -> node
@@ -263,8 +284,8 @@ print("after code 5: ", six.children(1, six.children(0, 0)[5]))
 print("items by leaf:", six.item.tolist())
 
 # %% [markdown]
-# And the catalogue's own. The number of children shrinks from level to level: after two codes only a few remain, and a
-# free model would have to hit one of them among all codes.
+# And the catalogue's own. The number of children shrinks from level to level: before the last code only a few remain,
+# and a model that is left free would have to hit one of them among all codes. How often would it by chance?
 
 # %%
 tree = trie.PrefixTrie.build(ids.unique)
@@ -345,8 +366,8 @@ print(f"{len(ids):,} items as {len(ids.sizes)} codes each, in {clock.seconds:.0f
 pd.Series(figures, name="value").to_frame().round(4)
 
 # %% [markdown]
-# **What did not work.** An RQ-VAE as the papers describe it, a plain MLP into 32 dimensions, lost to k-means by a sixth;
-# the one here starts as a principal component analysis and can only improve on it. The [log](../log) lists what else was
-# tried.
+# **What did not work.** An RQ-VAE as the papers describe it, a plain MLP into 32 dimensions, lost to k-means by a
+# sixth; the one here starts as a principal component analysis and can only improve on it. The [log](../log) lists what
+# else was tried.
 #
 # **Next:** [are the codes used, and do prefixes mean anything?](03_codebook_analysis)

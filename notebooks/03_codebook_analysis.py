@@ -1,16 +1,16 @@
 # %% [markdown]
 # # Are the codes used, and do prefixes mean anything?
 #
-# A semantic ID is only as good as what its first codes say. This chapter takes the IDs of chapter 02 apart, beside an
-# RQ-VAE and two controls that should lose, and asks what happens when new items arrive.
+# A {term}`semantic ID` is only as good as what its first {term}`codes <code>` say. Do the IDs of chapter 02 say more
+# than an {term}`RQ-VAE`'s, and more than controls that should lose? And what happens to them when new items arrive?
 #
 # **What you will learn**
 #
-# 1. whether all codes are used, and how large collisions are;
-# 2. whether items under one prefix belong together, against chance and against controls;
+# 1. whether all codes are used, and how large {term}`collisions <collision>` are;
+# 2. whether items under one {term}`prefix` belong together, against chance and against controls;
 # 3. what a prefix looks like;
 # 4. whether another seed would have found the same groups;
-# 5. what more levels and larger codebooks buy;
+# 5. what more {term}`levels <level>` and larger {term}`codebooks <codebook>` buy;
 # 6. how new items get an ID without retraining, and when the codebooks are out of date.
 #
 # | | |
@@ -62,8 +62,8 @@ known = label != ""
 
 # %% [markdown]
 # Two controls stand beside the learned codes. *Random codes* have every property of an ID but meaning. The *category
-# tree* takes the shop's own labels as the first code and clusters below them, so it knows what the others must find out;
-# it needs labels, which a catalogue may not have.
+# tree* takes the shop's own labels, such as categories, as the first code and clusters the vectors below them, so it
+# knows what the others must find out; it needs labels, which a catalogue may not have.
 
 # %%
 methods = {
@@ -101,7 +101,7 @@ for name, codes in methods.items():
     }
 pd.DataFrame(used).T.round(3)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Per level, items per code for each method, codes sorted from most to least used; a dashed line marks the even share."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "A panel per level: items per code for each method, codes sorted from most to least used; a dashed line marks the even share, random codes stay nearest to it."}}
 figure, axes = plt.subplots(
     1, n_levels, figsize=(10, 3.2), layout="constrained", squeeze=False
 )
@@ -117,10 +117,12 @@ axes[0, -1].legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge has
-# dead codes. Random codes are the most even of all, which shows that even use is no merit by itself: it is a condition.
+# *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge
+# has {term}`dead codes <dead code>`. The category tree has them by design: under a label it spends only as many codes
+# as the items there need. Random codes are the most even of all, which shows that even use is no merit by itself: it is
+# a condition.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "How many semantic IDs are shared by one, two, three and more items, for each method, on a logarithmic axis."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars for each method: how many semantic IDs are carried by one item, by two, by three and so on, on a logarithmic axis, falling quickly."}}
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
 for at, (name, codes) in enumerate(methods.items()):
     groups = codebooks.collision_sizes(codes)[1:]
@@ -131,7 +133,9 @@ axis.set(
     ylabel="semantic IDs",
     yscale="log",
     xlim=(0.4, 12.6),
+    xticks=range(1, 13),
 )
+axis.set_ylim(bottom=0.5)  # so that a single ID still shows
 axis.legend(frameon=False)
 plt.show()
 
@@ -142,13 +146,14 @@ plt.show()
 # %% [markdown]
 # ## 2. Do prefixes mean anything?
 #
-# *Purity*: of all pairs of items under one prefix, the share that has the same label. Large categories agree with
-# themselves by chance, so it is adjusted as in {cite}`hubert1985`,
+# *{term}`Purity <purity>`*: of all pairs of items under one prefix, the share that has the same label. In a shop with
+# one large category that share is high for any codes, so what chance would give is taken out, as in {cite}`hubert1985`:
 #
 # $$ \text{purity} = \frac{\text{observed} - \text{expected}}{1 - \text{expected}} , $$ (eq-purity)
 #
-# which is 0 for codes that know nothing of the label and 1 if every prefix holds one label only. The interval resamples
-# prefixes, since pairs under one prefix share their items. By hand: prefixes $(0, 0, 1, 1)$ on labels (a, a, b, b):
+# It is 0 for codes that know nothing of the label, and 1 if every prefix holds one label only. Its 95%
+# {term}`interval`, in square brackets below, resamples prefixes and not pairs, since pairs under one prefix share their
+# items. By hand: the prefixes 0, 0, 1, 1 on the labels a, a, b, b are pure:
 
 # %%
 codebooks.prefix_purity(
@@ -175,11 +180,11 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# The category tree wins the first column by construction. The comparison that counts is between the learned codes and
-# random ones: what is above zero was found from text alone.
+# The category tree wins by construction: the labels are its first code. The comparison that counts is between the
+# learned codes and random ones: what is above zero was found from text alone.
 #
-# *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors, how many lie under its
-# prefix?
+# *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors, what share lies under
+# its prefix?
 
 # %%
 kept = {
@@ -187,7 +192,7 @@ kept = {
     for name, codes in methods.items()
 }
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the ten nearest neighbours under the same prefix against the depth of the prefix, for each method, with the share by chance dotted; logarithmic axis."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the ten nearest neighbours under the same prefix against the number of its codes, falling, a line per method and its share by chance dotted, on a logarithmic axis; random codes lie near their dotted line."}}
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
 depths = np.arange(1, n_levels + 1)
 for name, preserved in kept.items():
@@ -202,11 +207,14 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 3.* Neighbours kept under the prefix; dotted, the share of all items there, which is what chance would keep. It
-# must fall with depth, since a deep prefix has no room for ten: compare methods at one depth, and each with its chance.
+# *Figure 3.* Neighbours kept under the prefix; dotted, the share of all items there, which is what chance would keep.
+# The lines must fall, since a long prefix has no room for ten neighbours: compare methods at one length, and each with
+# its own dotted line. The scale is logarithmic down to .001 and linear below, so that 0 can be shown.
 
 # %% [markdown]
 # ## 3. What a prefix looks like
+#
+# One first code with the items under it: the tree that a model walks when it writes an ID.
 
 # %%
 codes = saved["codes"]
@@ -227,7 +235,7 @@ for second, branch in list(under.groupby(1))[:6]:
 chosen = np.random.default_rng(SEED).permutation(len(vectors))[: sizes.map_items]
 flat = UMAP(metric="cosine", random_state=SEED, n_jobs=1).fit_transform(vectors[chosen])
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "The same map of items twice: coloured by the first code, and coloured by the largest labels; regions agree."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "The same map of items twice, as dots: on the left coloured by the ten largest first codes, on the right by the ten largest labels; regions of one colour mostly coincide."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
 largest = pd.Series(label[known]).value_counts().index[:10]
 groups = {
@@ -251,14 +259,15 @@ for axis, (name, (group, members)) in zip(axes, groups.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# *Figure 4.* One map of the items {cite}`mcinnes2018`, coloured by the first code (left) and by the shop's own labels
+# *Figure 4.* One map of the items by UMAP (chapter 01), coloured by the first code (left) and by the shop's own labels
 # (right). Colours are not matched between the two; look whether regions of one colour coincide.
 
 # %% [markdown]
 # ## 4. Would another seed find the same groups?
 #
-# Adjusted mutual information of the prefixes of two runs: 1 if they group the items alike, whatever the codes are called,
-# 0 if they have no more in common than chance.
+# K-means starts from random centres, so another seed gives other codes. Does it give other groups? The *adjusted mutual
+# information* of the prefixes of two runs is 1 if they group the items alike, whatever the codes are called, and 0 if
+# they have no more in common than chance.
 
 # %%
 iterations = sizes.kmeans_iterations
@@ -271,11 +280,13 @@ names = [f"{depth} code{'s'[: depth > 1]}" for depth in range(1, n_levels + 1)]
 pd.DataFrame(stability, index=["seed + 1", "seed + 2"], columns=names).round(3)
 
 # %% [markdown]
-# Falling with depth: the first codes are found again, the last ones are one choice among many. A model trained on one
-# run's IDs cannot be used with another's, however alike the two look.
+# It falls with the length of the prefix: the first codes are mostly found again, the last ones are one choice among
+# many. And even equal groups have other numbers, so a model trained on one run's IDs cannot be used with another's.
 
 # %% [markdown]
 # ## 5. More levels, larger codebooks
+#
+# $L$ levels of $K$ codes take $L \log_2 K$ bits. Are they better spent on more levels or on larger codebooks?
 
 # %%
 sweep = {}
@@ -283,7 +294,7 @@ for size in sorted({max(4, K // 4), max(4, K // 2), K}):
     fitted = quantize.fit_residual_kmeans(vectors, n_levels + 1, size, iterations, SEED)
     sweep[size] = codebooks.distortion_per_level(vectors, fitted.codes, fitted.decode)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Distortion against bits per item, one line per codebook size, falling."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Distortion against bits per item, falling, one line per codebook size with a point for each level."}}
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for size, distortion in sweep.items():
     bits = np.log2(size) * np.arange(1, len(distortion) + 1)
@@ -297,8 +308,10 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 5.* What an ID leaves unexplained, against its length in bits. Where the lines lie close together it does not
-# matter whether bits go into more levels or larger codebooks; fewer levels are shorter to generate.
+# *Figure 5.* What an ID leaves unexplained, against its length in bits; a point is a level. Where the line of a larger
+# codebook lies below the others, the same bits are better spent on it than on more levels; where lines lie together it
+# does not matter, and fewer levels are shorter to generate. The price of a larger codebook does not show here: fewer
+# items share a code, so a model sees each code less often.
 
 # %% [markdown]
 # ## 6. New items
@@ -318,8 +331,13 @@ print(added)
 print(f"the trie now leads to {prefix_tree.n_items:,} items, {len(late):,} of them new")
 
 # %% [markdown]
-# Are the codebooks still right for what arrives? The drift report compares the squared errors of the new items with those
-# of the old: first for this random tenth, then for the largest label as if it had not existed before.
+# In the report, items *at nearest* have just the codes that the codebooks give them, the others moved to a free last
+# code, and those *left over* found none and would need a longer ID than the model was made for.
+#
+# Are the codebooks still right for what arrives? The {term}`drift` report compares the squared errors of the new items
+# with those of the old: first for this random tenth, then for the largest label as if it had not existed before. It
+# tells the ratio of the means, the share of new items above the 95th percentile of the old ones, and how far the two
+# distributions lie apart (`ks`: 0 for the same, 1 for no overlap).
 
 # %%
 training_errors = codebooks.squared_errors(vectors[early], frozen.decode(frozen.codes))
@@ -345,7 +363,8 @@ pd.DataFrame({name: report._asdict() for name, report in drift.items()}).T.drop(
 
 # %% [markdown]
 # Codebooks always fit their own items best, so the ratio of a random tenth is above 1 without any drift; the limits of
-# the rule allow for that.
+# the rule allow for that. A refit gives all items new IDs, and the model has to be trained again: hence a rule and no
+# habit.
 
 # %% [markdown]
 # ## Summary
@@ -376,4 +395,5 @@ pd.Series(figures, name="value").to_frame().round(3)
 # **What this does not show.** That prefixes mean something to a shopper: labels and neighbours are the catalogue's own
 # view. Whether the IDs help a model is for chapter 07 to say.
 #
-# **Next:** [a model that writes these IDs](07_next_item), against baselines that only count.
+# **Next:** [the queries that a shopper would ask](04_synthetic_queries); or, for a shop with
+# {term}`histories <history>`, [a model that writes these IDs](07_next_item) against baselines that only count.

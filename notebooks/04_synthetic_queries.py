@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What would a shopper ask for?
 #
-# A model that answers queries must have seen queries, and a shop without logs has none. Can they be written from the
-# catalogue alone, and which of them are worth keeping?
+# A model that answers queries must have seen queries, and a shop without logs has none. Can such
+# {term}`synthetic queries <synthetic query>` be written from the catalogue alone, and which of them are worth keeping?
 #
 # **What you will learn**
 #
@@ -10,22 +10,22 @@
 # 2. how templates ask for a whole catalogue, in nine kinds of phrasing;
 # 3. how far that is from what shoppers type;
 # 4. what a language model would be asked, how its answers are read, and what they would cost;
-# 5. which queries to drop, and how hard each kind is for dense retrieval;
+# 5. which queries to drop, and how hard each kind is for {term}`dense retrieval`;
 # 6. how to split queries so that the test asks something new.
 #
 # | | |
 # | --- | --- |
 # | reads | `embeddings` (chapter 01); the queries of the data set, if any, to compare with, never to train on |
-# | writes | `synthetic_queries.parquet`: the queries for training and test (`item` row, `query`, `kind`, `source`, `rank`, `cell`); `synthetic_queries.safetensors`: their vectors; result rows. `queries.load_queries` reads both |
-# | runs in | under half a minute at `smoke`; at `laptop` a minute for every 2,000 items on one free core, and far less the second time: vectors are cached |
+# | writes | `synthetic_queries`: the queries for training and test, and their vectors (`queries.load_queries` reads both); result rows |
+# | runs in | seconds at `smoke`; minutes at `laptop`, and far less the second time: vectors are cached |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
-ENDPOINT = ""  # of a language model, such as http://127.0.0.1:8000/v1; "": none is asked
+ENDPOINT = ""  # of a language model, such as http://127.0.0.1:8000/v1; "": none
 MODEL = ""  # its name there
-API_KEY_VARIABLE = "OPENAI_API_KEY"  # environment variable of the key; "": none is sent
+API_KEY_VARIABLE = "OPENAI_API_KEY"  # where the environment has the key; "": none
 LLM_ITEMS = 5  # items that it is asked about; 0: as many as the templates
 PRICE_PROMPT = 0.10  # per million tokens: an assumption, look up your own
 PRICE_COMPLETION = 0.40
@@ -64,14 +64,15 @@ print(shelf.origin())
 # %% [markdown]
 # ## 1. One item, by hand
 #
-# A search is a guess at the item $i$ behind a query $q$. What we can write ourselves is the other direction, queries for
-# an item, and the two are tied by Bayes' rule:
+# A search guesses the item $i$ behind a query $q$. What we can write ourselves is the other direction, queries for an
+# item, and the two are tied by Bayes' rule:
 #
 # $$ p(i \mid q) = \frac{p(q \mid i) \, p(i)}{\sum_j p(q \mid j) \, p(j)} . $$ (eq-bayes)
 #
-# A model trained on pairs of query and item learns the left side of whatever we wrote: our way of asking is
-# $p(q \mid i)$, and the number of queries that an item gets is $p(i)$. A shop without logs does not know which items are
-# wanted, so each gets the same number. The same trick improves search engines {cite}`nogueira2019`.
+# A model trained on pairs of query and item learns the left side. What it learns depends on two choices of ours: how we
+# ask for an item is its $p(q \mid i)$, and how many queries an item gets is its $p(i)$. A shop without logs does not
+# know which items are wanted, so each gets the same number. The same trick improves search engines
+# {cite}`nogueira2019`.
 #
 # An item whose title is of middling length, so not a chosen one:
 
@@ -95,17 +96,28 @@ by_hand = {
 pd.Series(by_hand, name="query").to_frame()
 
 # %% [markdown]
-# Each shows a limit. The first repeats the title, which a shopper has never seen. The second and third fit many items of
-# a shop, and only a reader sees where a plural is wrong. And no field says what the item does for somebody, unless the
-# description does.
+# Each shows a limit. The first repeats the title, which a shopper has never seen. The second and third fit many items
+# of a shop, and only a reader sees where a plural is wrong. And no field says what the item does for somebody, unless
+# the description does.
 
 # %% [markdown]
 # ## 2. A whole catalogue, from templates
 #
 # `query_templates` does the same with more care: it finds out what the thing is called, what is a size or packing, and
 # what stands after "for" and "with" in the description. It looks at one item at a time, so new items do not change the
-# queries of old ones, and it knows no domain. Its nine kinds take turns; *need* and *typo* take two in each round, since
-# they are among those that a search by similarity finds hard (section 5).
+# queries of old ones, and it knows no domain. Its nine kinds:
+#
+# | kind | what it is made of |
+# | --- | --- |
+# | `fragment`, `words` | neighbouring words of the title; some of its words, in their order |
+# | `brand_type`, `brand_words` | the brand and what the thing is; the brand and words of the title |
+# | `attribute_type` | a trait or two and what the thing is |
+# | `need` | what it is good for, from the description |
+# | `question` | the same as one would ask a shop assistant |
+# | `typo`, `drop` | one of the above with a slip of the finger; without one of its words |
+#
+# They take turns; *need* and *typo* take two in each round, since they are among those that a search by similarity
+# finds hard (section 5).
 
 # %%
 WEIGHTS = {"need": 2, "typo": 2}
@@ -133,16 +145,16 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Read them as a shop assistant would. Some are what people type, some are stiff, and some take a word for a thing that is
-# none: rules see words, not products. A kind that is missing has no words in this catalogue, such as brands.
+# Read them as a shop assistant would. Some are what people type, some are stiff, and some take a word for a thing that
+# is none: rules see words, not products. A kind that is missing has no words in this catalogue, such as brands.
 
 # %% [markdown]
 # ## 3. What shoppers type
 #
-# Where a data set has queries of its own, they are the measure: two things about them can be compared without a model.
-# How long are they? And how many of their words stand in the title of the item that was wanted? **They are for looking at
-# and for tests; no chapter trains on them.** From real queries the templates took one thing only, which is how many words
-# a query has: from the 61 for Amazon Beauty in the ESCI data {cite}`reddy2022`.
+# Where a data set has queries of its own, they are the measure. Two things can be compared without a model: how long
+# queries are, and how many of their words stand in the title of the item that was wanted. **Such queries are for
+# looking at and for tests; no chapter trains on them.** The templates took one thing only from real queries, how many
+# words they have: from the 61 for Amazon Beauty in the ESCI data {cite}`reddy2022`.
 
 # %%
 title_sets = [set(query_templates.words(title)) for title in titles]
@@ -181,7 +193,7 @@ if real is not None:  # an item of a query with n wanted items counts 1/n
     compared.loc["the data set's own"] = weighed.groupby(level=0).sum().mean()
 compared.rename(columns={"in_title": "share of the words in the title"}).round(2)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Share of queries against their number of words, for synthetic queries and, where there are any, those of the data set."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Share of queries against their number of words, a blue line for synthetic queries and a black one for those of the data set, where there are any; both are highest at a few words."}}
 figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
 lengths = {"synthetic": (asked["words"], "tab:blue")}
 if real is not None:
@@ -203,8 +215,8 @@ plt.show()
 # %% [markdown]
 # ## 4. What a language model would be asked
 #
-# A language model can write what no rule can: the problem that an item solves, in words that its text does not use. This
-# is the prompt, for the item above:
+# A language model can write what no rule can: the problem that an item solves, in words that its text does not use.
+# This is the prompt, for the item above:
 
 # %%
 text = embed.item_texts(shop.items.iloc[[example]])[0]
@@ -242,9 +254,9 @@ def read(answer):
 pd.DataFrame({"read as": {name: read(answer) for name, answer in answers.items()}})
 
 # %% [markdown]
-# What would it take for the same items and as many queries? The estimate comes before anything is asked, and counts only
-# what the cache does not hold: each answer is kept as it comes, so nothing is paid for twice. The prices are parameters
-# of this page, per million tokens, and an assumption; so is a token for every four bytes.
+# What would it take for the same items and as many queries? The estimate comes before anything is asked, and counts
+# only what the cache does not hold: each answer is kept as it comes, so nothing is paid for twice. The prices are
+# parameters of this page, per million tokens, and an assumption; so is a token for every four bytes.
 
 # %%
 source = Endpoint(
@@ -281,9 +293,9 @@ else:
 # ## 5. Which queries to keep
 #
 # Four filters need the text alone. *Length*: one word says too little, and nobody types thirteen. *Repeated*: the same
-# words for the same item, in whatever order. *Title*: a query that is the title, or nearly, teaches to copy. *Ambiguous*
-# queries, asked for several items, are only counted: shoppers do ask for "walking boots", and equation {eq}`eq-bayes`
-# has a right answer for it, which is all of them.
+# words for the same item, in whatever order. *Title*: a query that is the title, or nearly, teaches to copy.
+# *Ambiguous* queries, asked for several items, are only counted: shoppers do ask for "walking boots", and equation
+# {eq}`eq-bayes` has a right answer for it, which is all of them.
 
 # %%
 kept, report = queries.filter_queries(asked, titles)
@@ -295,7 +307,8 @@ report.set_index("filter")
 #
 # $$ r(q, i) = 1 + \left| \{\, j : \cos(x_q, x_j) > \cos(x_q, x_i) \,\} \right| . $$ (eq-round-trip)
 #
-# By hand: three items in the plane and a query between the last two, asked once for the first item and once for the last.
+# By hand: three items in the plane and a query between the last two, asked once for the first item, which comes third,
+# and once for the last, which comes first:
 
 # %%
 plane = np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]])
@@ -335,9 +348,9 @@ axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* How hard each kind is for dense retrieval that was trained on other text. The grey line marks Recall@10;
-# kinds stand in its order. A query of the data set that several items answer counts for each of them in part, so its
-# line is Recall@$K$ as well.
+# *Figure 2.* How hard each kind is for dense retrieval that was trained on other text. The grey line marks
+# {term}`Recall@10 <Recall@K>`; kinds stand in its order. A query of the data set that several items answer counts for
+# each of them in part, so its line is Recall@$K$ as well.
 
 # %%
 cutoffs = (1, 10, 100)
@@ -360,8 +373,8 @@ if real is not None:
 
 # %% [markdown]
 # Kinds made of title words are nearly solved before any training, and a model that gets only those learns little that
-# similarity does not know: hence the weights of section 2. Hard has two meanings here, though. Only the item for which a
-# query was written counts, and to "wall clock" all clocks are right answers; so part of what is missing from 1 is
+# similarity does not know: hence the weights of section 2. Hard has two meanings here, though. Only the item for which
+# a query was written counts, and to "wall clock" all clocks are right answers; so part of what is missing from 1 is
 # ambiguity and no fault of the search. What is lost altogether?
 
 # %%
@@ -378,18 +391,19 @@ some_lost[["query", "kind", "rank"]].assign(
 )
 
 # %% [markdown]
-# Two very different things are among the lost: queries that say nothing of their item, which are right to drop, and
-# queries that are fair but beyond this embedding, such as a slip in the one word that counts. The filter cannot tell them
-# apart. So it works on training only. **The test keeps them**: a test without them would have been chosen by one of the
-# methods that it is going to compare.
+# Two very different things are among these *lost* queries: those that say nothing of their item, which are right to
+# drop, and those that are fair but beyond this embedding, such as a slip in the one word that counts. The filter cannot
+# tell them apart. So it works on training only. **The test keeps them**: a test without them would have been chosen by
+# one of the methods that it is going to compare.
 
 # %% [markdown]
 # ## 6. A test that asks something new
 #
 # Were queries split at random, the test would hold the neighbours of what was learned: the same item, the same way of
-# asking, one word less. `split_queries` holds out a tenth of the items with all their queries, some kinds with all their
-# queries, and a tenth of the rest; what says the same as a training query is in neither part. Which kinds? A kind is new
-# if it puts words together as no other does:
+# asking, one word less. `split_queries` holds out a tenth of the items with all their queries, some kinds with all
+# their queries, and a tenth of the rest; a query of these that says the same as a training query is in neither part.
+# Which kinds? A kind is new if it puts words together as no other does, so count the neighbouring words that only it
+# has:
 
 # %%
 as_words = kept["query"].map(query_templates.words)
@@ -401,9 +415,9 @@ novelty.to_frame("word pairs of its own").round(2)
 
 # %% [markdown]
 # *typo* is new for its slips, which spoil what other kinds wrote. *question* is new for its sentences, and is held out.
-# *need* stays in the training wherever it stands here, since needs are what a model should learn to answer. So the second
-# is *brand_words*: a maker beside any word of the title is what only *drop* and *typo* write too, and the table says how
-# new that is here.
+# *need* stays in the training wherever it stands here, since needs are what a model should learn to answer. So the
+# second is *brand_words*: a maker beside any word of the title is what only *drop* and *typo* write too, and the table
+# says how new that is here.
 #
 # And the promise about the data set's own queries is kept to the letter: should a template have written one of them by
 # chance, it leaves the training part.
@@ -422,8 +436,9 @@ print(f"{split.n_dropped:,} would have asked in words of the training")
 print(f"{by_chance.sum()} left the training because the data set asks the same")
 
 # %% [markdown]
-# Is the test new? For each of its four cells: what share of a query's words did no training query *of its item* use, and
-# what share did none at all? And what does dense retrieval find, with and without the lost queries?
+# Is the test new? It has four cells: items that the training asks for or does not, in kinds that it has or has not. For
+# each cell: what share of a query's words did no training query *of its item* use, and what share did none at all? And
+# what does dense retrieval find, with and without the lost queries?
 
 # %%
 train_words = train["query"].map(query_templates.words)
@@ -522,12 +537,12 @@ print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:
 # %% [markdown]
 # **What did not work.** *Purposes by rule*: what stands after "for" is not always one ("what helps with much else
 # besides"), and *need* loses more than any other kind on the round trip; telling a purpose from a phrase is where a
-# language model should earn its price. *Holding out "brand_type"*, our first choice: most of its neighbouring words stand
-# together in other kinds too, so it tests little. *Hard and good are not the same*: a vague query is as hard as a
+# language model should earn its price. *Holding out "brand_type"*, our first choice: most of its neighbouring words
+# stand together in other kinds too, so it tests little. *Hard and good are not the same*: a vague query is as hard as a
 # thoughtful one, so no kind should be given weight for its difficulty alone.
 #
-# *Coming close to real queries*: on Amazon Beauty, where 61 are at hand, every kind of template shares more words with the
-# title than they do, and is easier for dense retrieval.
+# *Coming close to real queries*: on Amazon Beauty, where 61 are at hand, every kind of template shares more words with
+# the title than they do, and is easier for dense retrieval.
 #
 # **What this does not show.** That a model learns anything useful from these queries. Only the data set's own queries,
 # and in the end shoppers, can tell.

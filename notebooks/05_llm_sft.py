@@ -1,15 +1,16 @@
 # %% [markdown]
 # # Can a language model learn to answer with items?
 #
-# A language model knows words and no catalogue. Taught one new token for every code, it can write semantic IDs; taught
-# synthetic queries, it can answer a search with them. Is that better than looking for similar words, or similar vectors?
+# A language model knows words and no catalogue. Taught one new token for every {term}`code`, it can write
+# {term}`semantic IDs <semantic ID>`; taught {term}`synthetic queries <synthetic query>`, it can answer a search with
+# them. Is that better than looking for similar words, or similar vectors?
 #
 # **What you will learn**
 #
 # 1. how a vocabulary grows by the codes, and where the new rows begin;
 # 2. what the model is taught, and on which tokens the loss falls;
-# 3. what fine-tuning will cost, before it starts, and how it goes;
-# 4. a light model for a CPU, which starts as dense retrieval and BM25 and learns from queries;
+# 3. what {term}`fine-tuning` will cost, before it starts, and how it goes;
+# 4. a {term}`light model` for a CPU, which starts as {term}`dense retrieval` and {term}`BM25` and learns from queries;
 # 5. whether a model writes IDs that exist when nothing holds it back;
 # 6. how all methods compare on the same queries, on new items, and by kind of query;
 # 7. what the lists look like;
@@ -19,7 +20,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `synthetic_queries` (chapter 04); the queries of the data set, if any, for the test alone |
 # | writes | `recommender_light` and `recommender_llm`: folders for `Recommender.from_pretrained`; `sft_run`: checkpoints, which may be deleted; result rows |
-# | runs in | seconds at `smoke`; at `laptop` four minutes of fine-tuning for 2,000 items, at most twenty for more, and some minutes for the measurements; `full` wants a GPU |
+# | runs in | seconds at `smoke`; at `laptop` minutes for the demo shop and up to an hour for a large catalogue; `full` wants a GPU |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl
@@ -28,9 +29,9 @@ SEED = 0
 BASE_MODEL = ""  # a name of base_models.MODELS, or a folder; "": see below
 
 # %% [markdown]
-# Without a name, `full` on a machine with a GPU takes Qwen3-4B; everything else takes a small Qwen3 {cite}`qwen2025` that
-# is made from its configuration and trained from scratch, with a tokenizer trained on the catalogue. Both go through the
-# same code.
+# Where `BASE_MODEL` has no name, `full` on a machine with a GPU takes Qwen3-4B, which was pretrained on the texts of
+# the web; everything else takes a small Qwen3 {cite}`qwen2025`: the same architecture with random weights, trained here
+# from scratch, with a tokenizer trained on the catalogue. Both go through the same code.
 
 # %%
 import textwrap
@@ -84,8 +85,9 @@ print(f"{len(asked.train):,} queries to learn from, {len(asked.test):,} held out
 
 # %% [markdown]
 # Some items of the test have no queries to learn from: they play the items that arrive after training. Of half of them
-# the language model is taught the title, as a shop could do at night; the other half is *hidden*: it stands in the trie
-# and nowhere in the training, so what is written about it can only come from its neighbours.
+# the language model is taught the title, as a shop could do at night. The other half is *hidden*: it stands in the
+# {term}`prefix trie` of chapter 02, so its IDs may be written, but nowhere in the training. If the model writes one of
+# these IDs, it is because it has learned what the codes mean from other items that carry them.
 
 # %%
 is_new = asked.test["cell"].str.startswith("unseen item")
@@ -97,9 +99,10 @@ print(f"{len(new_items):,} of {len(ids):,} items without queries, {len(hidden):,
 # %% [markdown]
 # ## 1. New words for a language model
 #
-# Each code of each level becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has codes. A
-# token that no text contains has a row of the embedding that means nothing, and fine-tuning would first have to find out
-# where it belongs. So the row of code $c$ at level $l$ begins among the words of the items $I_{l,c}$ that carry it:
+# Each code of each {term}`level` becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has
+# codes. Each new token needs a row in the model's embedding table. A random row would mean nothing, and fine-tuning
+# would first have to find out where it belongs. So the row of code $c$ at level $l$ begins among the words of the items
+# $I_{l,c}$ that carry it, as the mean of their mean word rows, brought to the length of an ordinary row:
 #
 # $$ e_{l,c} = s \, \frac{m_{l,c}}{\lVert m_{l,c} \rVert} + \varepsilon , \qquad m_{l,c} = \frac{1}{|I_{l,c}|} \sum_{i \in I_{l,c}} \frac{1}{|t_i|} \sum_{w \in t_i} e_w , $$ (eq-new-rows)
 #
@@ -118,9 +121,9 @@ assert torch.allclose(by_hand, rows[0])
 
 # %% [markdown]
 # Now a model. The small one gets a tokenizer made of this catalogue's texts and of the questions to learn from; a
-# pretrained one comes with its own. What a small one lacks is any idea of what words mean, and some hundred thousand
-# short questions teach little of it. So the row of each of its words begins with the vector that the encoder gives to the word
-# alone, turned to as many principal components as the model is wide.
+# pretrained one comes with its own. What a small one lacks is any idea of what words mean, and short questions about
+# one shop teach little of it. So the row of each of its words begins with the vector that the sentence encoder of
+# chapter 01 gives to the word alone, reduced to as many principal components as the model is wide.
 
 # %%
 item_texts = embed.item_texts(shop.items)
@@ -147,8 +150,8 @@ print(f"{facts.n_parameters:,} parameters in {facts.n_layers} layers; {n_words:,
 print(f"and {sum(map(len, tokens)):,} new ones for codes, {len(tokens)} in an answer")
 
 # %% [markdown]
-# Does a row know its items before any training? For the three most used first codes, the words whose rows lie nearest to
-# what sets the code apart from the average code:
+# Does a row know its items before any training? For each of the three most used first codes, take what sets its row
+# apart from the mean of all first codes, and look for the words whose rows lie nearest to that:
 
 # %%
 table = model.get_input_embeddings().weight.detach().float().cpu()
@@ -166,14 +169,16 @@ near = {
 pd.Series(near, name="nearest words").to_frame()
 
 # %% [markdown]
-# Each code stands beside words that its items have in common, before a single question was answered.
+# Where the words of a line fit together, the row knows what its items have in common before a single question was
+# answered.
 
 # %% [markdown]
 # ## 2. What it is taught
 #
-# Questions and answers, as a chat. Queries lead to IDs; titles and descriptions do too, for every item that is not
-# hidden; IDs lead back to titles, which ties the new words to old ones; histories, where a shop has them, lead to the
-# next ID. The mixture is that of LC-Rec {cite}`zheng2023`, with queries added for a shop without histories.
+# Questions and answers, as a chat, of several kinds. A query is answered with an ID; so are titles and descriptions,
+# for every item that is not hidden. An ID is answered with its title, which ties the new words to old ones; a
+# {term}`history`, where a shop has them, with the next ID. The mixture is that of LC-Rec {cite}`zheng2023`, with
+# queries added for a shop without histories.
 
 # %%
 known = shop.items.assign(title=shop.items["title"].where(is_taught, ""))
@@ -208,9 +213,9 @@ for task in sft_examples.TASKS:
             print(textwrap.fill(line, 84))
 
 # %% [markdown]
-# A large pretrained model gets them all (`sft_examples.WEIGHTS`), each question in three phrasings. The small one gets the
-# two that its one job needs, five queries for every title, always in one phrasing: it starts without a language, and
-# every other task would take examples from this one.
+# A large pretrained model gets all kinds (`sft_examples.WEIGHTS`), each question in three phrasings. The small one gets
+# the two kinds that answering queries needs, five queries for every title, always in one phrasing: it starts without a
+# language, and every other kind would take examples from these.
 
 # %%
 weights = sft_examples.WEIGHTS if base_model else {"query_to_id": 5, "title_to_id": 1}
@@ -235,12 +240,12 @@ taught = pd.DataFrame(
 taught.groupby("task")["example"].agg(examples="size", different="nunique")
 
 # %% [markdown]
-# Where there are fewer different examples than examples, the same come again; the model sees a query a few times at
-# most, which matters more than it seems: a model from scratch learns them by heart if it is let.
+# Where *different* is the smaller number, some examples come more than once. It is kept to a few times, because a model
+# from scratch learns queries by heart if it sees them often.
 #
-# **The loss falls on the answer alone.** The question is read but not learned: a model that is marked on questions spends
-# itself on guessing what shoppers type. The tokens and labels of an example (the shortest of the first 20), where a
-# dot is none:
+# **The loss falls on the answer alone.** The question is read but not learned: a model whose loss also counts the
+# question spends itself on guessing what shoppers type. The tokens and labels of an example (the shortest of the first
+# 20); a dot stands where there is no label, so no loss:
 
 # %%
 config = (
@@ -275,9 +280,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## 3. Fine-tuning
 #
-# Nothing should start that cannot end. Memory is arithmetic: four bytes for a weight, twelve more for what trains it
-# (its gradient and AdamW's two moments), and what a batch leaves behind for the backward pass. Time is the number of
-# tokens by a speed, which a few batches tell:
+# Before hours are spent: will it fit, and when will it be done? Memory is arithmetic: in float32 four bytes for a
+# weight, twelve more for what trains it (its gradient and AdamW's two moments), and what a batch leaves behind for the
+# backward pass. Time is the number of tokens divided by a speed, which a few batches tell:
 
 # %%
 speed = sft.measured_speed(model, tokenized, config, tokens)
@@ -289,11 +294,12 @@ print(f"{cost.memory_gib:.2f} GiB: {cost.weights_gib:.2f} for the weights, ", en
 print(f"{cost.training_gib:.2f} to train them, {cost.activations_gib:.2f} for a batch")
 
 # %% [markdown]
-# The same arithmetic for the models that `BASE_MODEL` knows by name, with the defaults for a GPU: first the new rows alone,
-# then LoRA {cite}`hu2021` of rank 32 beside all linear maps with the new rows still in training, two epochs over as many
-# examples as above. Nobody measured a speed here. Six floating-point operations for a parameter and a token, and a GPU
-# that is *assumed* to do $10^{14}$ of them a second, give an order of magnitude; the tokens are counted by the tokenizer
-# of this run.
+# The same arithmetic for the models that `BASE_MODEL` knows by name, with the defaults for a GPU. First the new rows
+# are trained alone; then LoRA {cite}`hu2021`, which leaves the weights of the model as they are and trains a product of
+# two thin matrices (here of rank 32) beside each linear map, with the new rows still in training; two epochs over as
+# many examples as above. No speed was measured for them. Training takes about six floating-point operations for each
+# parameter and token; with a GPU that is *assumed* to do $10^{14}$ of them a second that gives an order of magnitude.
+# The tokens are counted by the tokenizer of this run.
 
 # %%
 known_costs = sft.estimate_known(
@@ -323,8 +329,9 @@ model = tuned.model
 print(f"{tuned.seconds / 60:.1f} minutes, {cost.seconds / 60:.1f} were estimated")
 
 # %% [markdown]
-# What would the loss be for a model that ignores the question and only knows how often each code is used? The entropy of
-# the codes, level by level, divided by the tokens of an answer (the last one, which ends it, is certain):
+# What would the loss be for a model that ignores the question and only knows how often each code is used? The entropies
+# of the levels, added up and divided by the number of tokens in an answer (the last of them, which ends it, is certain
+# and adds nothing):
 
 # %%
 by_use = codebooks.perplexity(ids.unique, max(ids.sizes))
@@ -344,24 +351,28 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* The loss while training. Below the dotted line the model reads the question. It is measured on examples as
-# they come, some of which have been seen before, so its end says little about new queries: sections 5 and 6 do.
+# *Figure 1.* The loss while training. Below the dotted line the model makes use of the question. The loss is that of
+# the examples as they come, some of which have been seen before, so where it ends says little about new queries:
+# sections 5 and 6 do.
 
 # %% [markdown]
 # ## 4. A light model for a CPU
 #
-# A sentence encoder already knows what a query means, and BM25 {cite}`robertson2009` which words it shares with an item.
-# The light model keeps both as they are, and writes an ID code by code, like the language model, but by the sum of two
-# terms. With $P_c$ the items under the prefix so far followed by code $c$,
+# Does it take a language model at all? A sentence encoder already knows what a query means, and BM25
+# {cite}`robertson2009` which words it shares with an item. The light model keeps both as they are, and writes an ID
+# code by code, like the language model. With $x_q$ and $x_i$ the embeddings of query and item, and $P_c$ the items
+# whose ID begins with the {term}`prefix` written so far and then code $c$,
 #
 # $$ p(c \mid \text{prefix}, q) \propto \exp\Big( \log \sum_{i \in P_c} e^{s(q, i) / \tau} \; + \; h(q, \text{prefix})_c \Big) , $$ (eq-light)
 #
 # $$ s(q, i) = \cos(x_q, x_i) + w \, \text{BM25}(q, i) . $$ (eq-light-score)
 #
-# The first term is *what the texts say*: alone, its probabilities multiply along a path to those of a softmax over all
-# items, so the ranking is that of $s$. The weight $w$ is not tuned: it lets both scores differ equally much over the
-# catalogue, on average over some queries. The second term is *what queries taught*: a small network that reads the
-# vector, hashed words of the query, and the codes so far. It begins at zero. So before training:
+# The first term is *what the texts say*. Alone, it ranks items as $s$ does: a code is as probable as the items under it
+# together, so along the path to one item the probabilities multiply to a softmax of $s / \tau$ over all items. The
+# weight $w$ is not tuned, but set so that cosine and BM25 spread equally over the catalogue, on average over some
+# queries; the temperature $\tau$ is learned. The second term, $h$, is *what queries taught*: a small network that reads
+# the vector and the words of the query, and the codes so far. It begins at zero, so that before training the list must
+# be that of $s$:
 
 # %%
 few = asked.train.sample(min(500, len(asked.train)), random_state=SEED)
@@ -385,9 +396,9 @@ same = light_search.search(ask, 10, None, few_vectors).items == by_s[:, :10]
 print(f"the same item as by s alone at {same.mean():.1%} of {same.size} places")
 
 # %% [markdown]
-# When should training stop? A twentieth of the items give up their queries and play new items, a twentieth of the other
-# queries play new wordings; after each epoch the model is asked some of both, and the best epoch is kept. The test has no
-# part in it.
+# When should training stop? A twentieth of the items give up their queries and play new items, and a twentieth of the
+# other queries is held back as well; after each epoch the model is asked some of both, and the best epoch is kept. The
+# test has no part in it.
 
 # %%
 plays_new = rng.random(len(ids)) < 0.05
@@ -424,17 +435,17 @@ history = pd.DataFrame(epochs).set_index("epoch")[["loss", "validation"]]
 history.rename(columns={"validation": "Recall@10, held back"}).round(3).T
 
 # %% [markdown]
-# The loss is in nats an item. It may go on falling while the recall does not: the hashed words make it easy to learn
-# training queries by heart. Where no epoch is above the recall before training, templates had nothing to teach that the texts
-# did not say already, and all that this model is good for comes from its first term; half of what is held back are new
-# items, on which training can only lose.
+# The loss is in nats an item. It may go on falling while the recall does not, as the words of the query make it easy to
+# learn training queries by heart. Where no epoch is above the recall before training, templates had nothing to teach
+# that the texts did not say already, and what this model can do comes from its first term.
 
 # %% [markdown]
 # ## 5. Does it write IDs that exist?
 #
-# On a fixed random sample of the held-out queries, as many from each cell of chapter 04. Left alone, the language model
-# writes token by token over its whole vocabulary, once taking the most probable, once drawing. An answer is valid if it
-# is the ID of an item and nothing else.
+# On a fixed random sample of the held-out queries, as many from each of chapter 04's four cells (an item with or
+# without training queries, asked for in a way that was or was not trained on). Left alone, the language model may
+# choose each token from its whole vocabulary. It answers twice: with the most probable token at each step, and with
+# tokens that are drawn by their probabilities. An answer is valid if it is the ID of an item and nothing else.
 
 # %%
 order = asked.test.sample(frac=1, random_state=SEED)
@@ -466,10 +477,10 @@ print(f"{len(prompts)} queries")
 valid.round(4)
 
 # %% [markdown]
-# An interval of zero width where all answers are valid is the bootstrap's own limit, not certainty. A valid answer is
-# not a right one. How far does the first answer agree with the ID of the item that was meant? After one code, after two,
-# after all; and by chance, if one always answered with the most common prefix. About half of the queries ask for items that
-# no model here has learned a query for.
+# Where all answers are valid the {term}`interval` has no width, because a bootstrap can only draw what it has seen;
+# that is no certainty. And a valid answer is not a right one. How often are the first code, the first two, and all
+# codes of the first answer those of the item that was meant? The last line always answers with the most common prefix.
+# About half of the queries ask for items that no model here has learned a query for.
 
 # %%
 truth = ids.unique[right[some]]
@@ -522,9 +533,10 @@ plt.show()
 # %% [markdown]
 # ## 6. All methods on the same queries
 #
-# BM25 counts words {cite}`robertson2009`; dense retrieval compares vectors, with nothing trained; *dense + BM25* adds their
-# standardized scores. So do the fusions of what the generative models write, with a beam of 300: the items that it does not
-# reach count as its last one. Every list has 100 places, every method may answer with every item.
+# BM25 counts words {cite}`robertson2009`; dense retrieval compares vectors, with nothing trained; *dense + BM25*, a
+# {term}`fusion`, adds their standardized scores. *light + BM25* and *LLM + BM25* do the same with a model that writes
+# IDs: the items that its beam of 300 finds have its scores, and all others that of the last of these. Every list has
+# 100 places, and every method may answer with every item.
 
 # %%
 wide_light = generative.LightSearch(light, bm25, beam_width=300)
@@ -554,9 +566,9 @@ print(f"{len(sample):,} held-out synthetic queries of {shop.name}")
 evaluate.query_table(synthetic).T.drop(columns="validity_rate")
 
 # %% [markdown]
-# After ± half of the 95% interval over queries. It says nothing of training: another seed is another model, and a small
-# language model may differ from itself by more than the interval. The milliseconds are of this machine, and leave out embedding the query,
-# which all but BM25 and the language model need first:
+# Behind ± stands half of the 95% interval over queries. It says nothing of training: another seed is another model, and
+# two runs of a small language model may differ by more than the interval. The milliseconds are of this machine. They
+# leave out embedding the query, which all but BM25 and the language model need first:
 
 # %%
 few = sample_queries[:20]
@@ -568,8 +580,8 @@ embedding_ms = 1000 * lap.seconds / len(few)
 print(f"{embedding_ms:.1f} ms to embed a query")
 
 # %% [markdown]
-# These queries come from the same templates as the training: they favour whoever trained on them. The four cells take
-# that apart. Recall@10, and half of the widest interval of the row:
+# These queries come from the same templates as the training, so they favour whoever trained on them. The four cells
+# take that apart. {term}`Recall@10 <Recall@K>`, and half of the widest interval of the row:
 
 
 # %%
@@ -577,9 +589,9 @@ by_cell = evaluate.group_table(synthetic, sample["cell"])
 by_cell.loc[[cell for cell in queries.CELLS if cell in by_cell.index]].round(3)
 
 # %% [markdown]
-# **New items.** The two cells of unseen items, as a share of the two of seen items: 1 would mean that an item can be
-# found on its first day as well as later. Dense retrieval and BM25 learn nothing, so what they have below or above 1 is
-# the luck of the draw, and the yardstick for the others.
+# **New items.** Recall@10 on items without training queries, divided by that on the others (*new / old*): 1 would mean
+# that an item can be found on its first day as well as later. Dense retrieval and BM25 learn nothing, so how far they
+# are from 1 is the luck of the draw, and the yardstick for the others.
 
 # %%
 item_is_new = sample["cell"].str.startswith("unseen item").to_numpy()
@@ -674,8 +686,8 @@ axes[0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# *Figure 3.* Recall@10 of all methods, with 95% intervals. Compare the panels: what stands out on the left and not on the
-# right was learned from our way of asking, not from the shop.
+# *Figure 3.* Recall@10 of all methods, with 95% intervals. Compare the panels: a method that is ahead in the left ones
+# and not in the right one has learned our way of asking, and not what shoppers want.
 
 # %% [markdown]
 # ## 7. Examples to look at
@@ -723,9 +735,9 @@ for at in drawn_rows:
 # %% [markdown]
 # ## 8. What is saved
 #
-# Each as a recommender: semantic IDs, item table and model in one folder, with a checksum for every file. The language
-# model's folder holds a plain checkpoint besides, `llm/`, with its tokenizer and a table of its tokens, which
-# transformers and vLLM load.
+# Both models, each as a recommender: semantic IDs, item table and model in one folder, with a checksum for every file.
+# The language model's folder holds it as a plain checkpoint, `llm/`, with its tokenizer and a table of its tokens,
+# which transformers and vLLM load.
 
 # %%
 searchers = {"recommender_light": light_search, "recommender_llm": llm_search}
@@ -737,7 +749,7 @@ for name, searcher in searchers.items():
     print(f"{name}: {megabytes:,.0f} MB in {len(files)} files")
 
 # %% [markdown]
-# Read back, they answer as before, now in item ids and to plain text:
+# Read back, they answer as before, now in {term}`item ids <item id>` and to plain text:
 
 # %%
 for name, searcher in searchers.items():
@@ -753,7 +765,7 @@ shop.items.set_index("item_id").loc[asked_for, ["title"]]
 # %% [markdown]
 # ## Summary
 #
-# The promises of the table above, with what this run has to say on each:
+# What this run has to say:
 
 # %%
 test_sets = {"synthetic": synthetic} | ({"own": real} if own is not None else {})
@@ -797,15 +809,19 @@ shelf.record("05_llm_sft", [row | {"seed": SEED} for row in result_rows])
 print(f"{len(result_rows)} result rows; the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
-# **What did not work.** *Qwen's own spread of initial weights*, made for wide models: a narrow one learned several times
-# more slowly with it than with one that fits its width. *Sorting many batches by length* before training, which saves the
-# most padding: the same examples met every time, and the model learned to tell items apart much more slowly; a few batches
-# at a time are sorted instead. *Long lists of IDs* as further answers ("items of this category"), to teach which IDs
-# exist: ten more sights of every ID changed neither validity nor recall. *A light model without what the texts say*, which
-# had to learn all of the catalogue from queries, overfitted and stayed below dense retrieval on real ones, in a trial on
-# Amazon Beauty; *one with the cosine alone* learned little more than that from templates. *Merging a beam with BM25
-# by ranks* {cite}`cormack2009`: in a trial on the demo shop, sums of scores were better with the light model and no worse
-# with the other.
+# **What did not work**, in trials (the [log](../log) has figures of some):
+#
+# - *Qwen's own spread of initial weights* was made for wide models: a narrow one learned much more slowly with it than
+#   with a spread that fits its width.
+# - *Sorting many batches by length* saves the most padding, but then the same examples met every time, and the model
+#   learned to tell items apart much more slowly. A few batches at a time are sorted instead.
+# - *Long lists of IDs* as further answers ("items of this category"), to teach which IDs exist, changed neither
+#   validity nor recall.
+# - *A light model without what the texts say* had to learn all of the catalogue from queries; it overfitted and stayed
+#   below dense retrieval on Amazon Beauty's real ones. *One with the cosine alone* learned little more than that from
+#   templates.
+# - *Merging a beam with BM25 by ranks* {cite}`cormack2009`: sums of scores were better with the light model and no
+#   worse with the other.
 #
 # **What this does not show.** How a pretrained model of billions of parameters would do: it brings the words that ours
 # has never read, and needs a GPU. Nor what better queries would do: both models learned how templates ask.

@@ -1,16 +1,17 @@
 # %% [markdown]
 # # How does a model write only items that exist?
 #
-# A model that writes codes can write any tuple of them, and most tuples name nothing. A prefix trie lets it choose only
-# among real items. Is the answer then the same as if every item had been scored, and what does it cost?
+# A model that writes {term}`codes <code>` can write any tuple of them, and most tuples name nothing. A
+# {term}`prefix trie` lets it choose only among real items. Is the answer then the same as if every item had been
+# scored, and what does it cost?
 #
 # **What you will learn**
 #
-# 1. the trie on six items, by hand: two small arrays a level, and a subset without a trie of its own;
+# 1. the trie on six items, by hand: two small arrays a {term}`level`, and a {term}`subset` without a trie of its own;
 # 2. a small language model to decode, trained on this catalogue;
-# 3. how often free generation names an item;
-# 4. how wide a beam must be, against the exact ranking of all items;
-# 5. business rules and diversity inside the search;
+# 3. how often {term}`free generation` names an item;
+# 4. how wide a beam must be, against the {term}`exact ranking` of all items;
+# 5. {term}`business rules` and diversity inside the search;
 # 6. where the time goes, beside `generate`;
 # 7. what other ways to constrain a decoder cost at this catalogue's size.
 #
@@ -18,7 +19,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02) |
 # | writes | `prefix_trie.safetensors`, which maps into memory; result rows |
-# | runs in | seconds at `smoke`; three to five minutes at `laptop`, most of it training |
+# | runs in | seconds at `smoke`; minutes at `laptop`, most of it training |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl
@@ -60,6 +61,9 @@ print(shelf.origin())
 
 # %% [markdown]
 # ## 1. Six items by hand
+#
+# Six items with three codes each. The trie keeps two arrays for each level: the code that leads to each node, and where
+# the children of each node begin in the next level. Nothing else is needed to walk down from the root:
 
 # %%
 toy_ids = np.array([[0, 0, 1], [0, 2, 0], [0, 2, 1], [1, 1, 0], [1, 1, 2], [1, 1, 3]])
@@ -100,14 +104,15 @@ axis.spines[["top", "right", "bottom"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* The trie of the six items. IDs are sorted, so the nodes of a depth are numbered from left to right, a node's
-# children stand next to each other, and **every node covers an interval of items**: the right node of depth 1 covers
-# leaves 3 to 5. That is why a subset of the catalogue needs no trie of its own. With $a_i = 1$ for an allowed leaf $i$
-# and $S_j = \sum_{i < j} a_i$, a node that covers the leaves $[l, h)$ may be entered if and only if
+# *Figure 1.* The trie of the six items. IDs are sorted, so the nodes of a depth are numbered from left to right, a
+# node's children stand next to each other, and **every node covers an interval of items**: the right node of depth 1
+# covers leaves 3 to 5. That is why a subset of the catalogue needs no trie of its own, only running sums. With
+# $a_i = 1$ for an allowed leaf $i$, else 0, and $S_j = \sum_{i < j} a_i$ the number of allowed leaves before leaf $j$,
+# a node that covers the leaves $[l, h)$ may be entered if and only if
 #
 # $$ S_h - S_l > 0, $$ (eq-allowed)
 #
-# two look-ups for any subset. Suppose only items 1 and 3 are in stock:
+# two look-ups, whatever the subset. Suppose only items 1 and 3 are in stock:
 
 # %%
 in_stock = np.isin(np.arange(6), [1, 3])
@@ -119,7 +124,8 @@ codes_of_2 = toy.allowed_mask(2, torch.tensor([2]), subset)
 print("codes that may follow (1, 1):", torch.nonzero(codes_of_2[0]).flatten().tolist())
 
 # %% [markdown]
-# Now this catalogue. Section 7 has the memory of a dictionary of dictionaries, the usual trie in Python, beside this.
+# Now this catalogue. (The usual trie in Python is a dictionary of dictionaries; section 7 has its memory beside this
+# one's.)
 
 # %%
 saved = shelf.load("semantic_ids")
@@ -142,10 +148,11 @@ pd.DataFrame(
 # %% [markdown]
 # ## 2. A model to decode
 #
-# Every catalogue, with histories or without, can teach a model this: after the ID of an item, write the ID of a similar
-# one. Similar items are the ten nearest by text embedding; a tenth of the items is never used as a prompt in training.
-# The model is a small Qwen3 {cite}`qwen2025` made from its configuration, of which nothing but the size differs from the
-# real one; its vocabulary is one token per level and code.
+# To look at decoding we need a model that has learned something, and every catalogue, with {term}`histories <history>`
+# or without, can teach one this: after the ID of an item, write the ID of a similar one. Similar items are the ten
+# nearest by {term}`text embedding`; a tenth of the items is never used as a prompt in training. The model is a small
+# Qwen3 {cite}`qwen2025`: the architecture of the real one, smaller and with random weights; its vocabulary is one token
+# per level and code.
 
 # %%
 vectors = embed.normalize(shelf.load("embeddings")["vectors"])
@@ -204,8 +211,9 @@ print(f"in {epochs[-1].seconds:.0f} s; {model.num_parameters():,} parameters")
 # %% [markdown]
 # ## 3. Does free generation name items?
 #
-# Left alone, the model is asked for one sampled ID and for the ten best by its own beam search, after each of some
-# prompts that it has never seen.
+# After each of some prompts that it has never seen, the model writes one ID that is drawn at random by its
+# probabilities, and the ten best by the beam search of `generate`, both without a trie. Beside them our beam search,
+# which follows the trie:
 
 # %%
 prompts = held_out[: sizes.prompts]
@@ -242,8 +250,8 @@ pd.DataFrame(
 ).round(4)
 
 # %% [markdown]
-# What is missing to 1 are places of a list that name nothing; training makes them fewer, the trie makes them impossible.
-# By chance, uniform codes would name an item this often:
+# What is missing to 1 are places of a list that name nothing; training makes them fewer, the trie makes them
+# impossible. By chance, codes drawn evenly would name an item this often:
 
 # %%
 print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
@@ -252,8 +260,8 @@ print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
 # ## 4. How wide must the beam be?
 #
 # `exact_ranking` scores *every* item, by expanding the whole trie; a beam can at best return the same list. Two
-# questions for each width: how much of the exact top ten does it find, and does the difference matter for the task
-# (is the true nearest item among the ten; the prompt's own item is excluded)?
+# questions for each width: how much of the exact top ten does it find, and does the difference matter for the task,
+# which is to have the nearest item among the ten ({term}`Recall@10 <Recall@K>`; the prompt's own item is left out)?
 
 # %%
 itself = trie.subset(excluded=torch.from_numpy(prompts[:, None]))
@@ -313,9 +321,9 @@ plt.show()
 # *Figure 2.* A beam loses an item when its first codes look poor although the whole ID is good. The list is complete at
 # every width; what a narrow beam gets wrong is *which* items, and only this comparison shows it.
 #
-# **Which probability ranks?** `generate` adds log-probabilities over the whole vocabulary. Dividing by the mass of the
-# level's own codes instead (`normalization="level"`) forgives a model that wastes probability on other tokens, and can
-# rank differently. On this model:
+# **Which probability ranks?** At each level a model also gives some probability to tokens that cannot stand there, such
+# as the codes of other levels. `generate` lets that count against the item. Dividing by the probability of the level's
+# own codes instead (`normalization="level"`) forgives it, and can rank differently. On this model:
 
 # %%
 by_level = decode.constrained_beam_search(
@@ -329,7 +337,8 @@ print(f"{same:.1%} of places hold the same item under both normalizations")
 # ## 5. Business rules and diversity
 #
 # A rule is a Boolean per item; rules compose with `&`. The search sees only allowed nodes, so a list is full as long as
-# enough allowed items exist, however few they are: filtering a finished list could not promise that.
+# enough allowed items exist, however few they are. Filtering a finished list could not promise that; the last column
+# says how many of ten would be left:
 
 # %%
 random_stock = rng.random(trie.n_items)
@@ -366,8 +375,9 @@ if len(brands):
     )
 
 # %% [markdown]
-# *At most m items under one prefix of p codes* keeps a list from filling up with one kind of thing. Within the
-# candidates of the beam the answer is optimal: take the best, skip full prefixes.
+# A list of ten may be ten of one kind. The rule *at most m items under one {term}`prefix` of p codes*, here two under
+# each first code (`diversity=(2, 1)`), takes the best candidates of the beam in turn and skips those whose prefix is
+# full; within the beam no other choice would be better.
 
 # %%
 diverse = decode.constrained_beam_search(
@@ -390,9 +400,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## 6. Where does the time go?
 #
-# `generate` copies the prompt once per beam, reads it that often, and moves whole caches when beams change places. Here
-# the prompt is read once and beams are neighbours in one sequence (`semid_lib.scorers`). Both must return the same
-# items in the same order.
+# `generate` copies the prompt once per beam, reads it that often, and moves the keys and values that attention keeps of
+# each beam when beams change places. Here the prompt is read once, and beams stand beside one another in one sequence,
+# masked so that they do not see each other (`semid_lib.scorers`). Both must return the same items in the same order.
 
 # %%
 WIDTH, few = 50, slice(0, 16)
@@ -467,10 +477,10 @@ share.map("{:.1%}".format).to_frame("share of the search")
 # %% [markdown]
 # ## 7. Other ways to constrain a decoder
 #
-# Only the work of the constraint now: given log-probabilities for 8 users with 50 beams each, mask what may not follow
-# and select the best 50. All methods get the same input and must return the same beams. Engines for grammars of text
-# (outlines, xgrammar, llguidance) were made for JSON, not for sets of IDs; where a catalogue is too large for one, it
-# gets as many items as it can take.
+# Now the work of the constraint alone, without a model: given log-probabilities for 8 users with 50 beams each, rule
+# out what may not follow and select the best 50. All methods get the same input and must return the same beams. Engines
+# for grammars of text (outlines, xgrammar, llguidance) were made for JSON, not for sets of IDs; where a catalogue is
+# too large for one, it gets as many items as it can take.
 
 # %%
 step_rows = peers.compare(
@@ -480,8 +490,8 @@ steps = pd.DataFrame(step_rows).set_index("method")
 steps.round(3)
 
 # %% [markdown]
-# The times of one step, in milliseconds; `items` says on how many items a method ran. A whole search multiplies them by
-# the number of levels, and a method that masks a vocabulary pays for tokens that never could follow. Timings on a busy
+# The times of one step at each level, in milliseconds; `items` says on how many items a method ran. A whole search adds
+# the levels up. A method that masks the whole vocabulary pays for tokens that never could follow. Timings on a busy
 # machine are rough; the [results page](../results) has the same comparison at a million items.
 
 # %% [markdown]
@@ -517,8 +527,8 @@ print(f"{theirs / ours:.0f} times faster at this size")
 print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
-# **What did not work.** Stopping early, when the K-th candidate beats the next beam's score, is exact and built into the
-# compiled loop, but saved only a tenth of one step at a million items. An overlay for items that come and go was not
-# needed: making the arrays anew takes a fifth of a second at that size. The [log](../log) has both.
+# **What did not work.** Stopping a step early, when no beam that is left can still enter the list, is exact and built
+# into the compiled loop, but saves little. A second, small trie for items that come and go was not needed, since making
+# the arrays anew is fast even at a million items. The [log](../log) has the figures of both.
 #
 # **Next:** [next-item prediction](07_next_item), measured against methods that only count.

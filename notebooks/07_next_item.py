@@ -1,20 +1,20 @@
 # %% [markdown]
 # # Can a model that writes IDs beat counting?
 #
-# Given what a user bought so far, which item comes next? A generative recommender answers by writing a semantic ID, code
-# by code. Published tables rarely show what the simplest counting methods reach on the same data; this chapter measures
-# all of them with one evaluator.
+# Given what a user bought so far, which item comes next? A generative recommender answers by writing a
+# {term}`semantic ID`, {term}`code` by code. Published tables rarely show what the simplest counting methods reach on
+# the same data; this chapter measures all of them with one evaluator.
 #
 # **What you will learn**
 #
 # 1. what exactly is predicted, and where the protocol can fool us;
-# 2. two baselines that train nothing: popularity and item-kNN;
-# 3. the timeline model: one position per item, and a head that writes codes;
+# 2. two baselines that train nothing: {term}`popularity` and {term}`item-kNN`;
+# 3. the {term}`timeline model`: one position per item, and a head that writes codes;
 # 4. how its training goes;
-# 5. two models from the literature: SASRec and TIGER;
-# 6. the table, with intervals, seeds and paired tests;
+# 5. two models from the literature: {term}`SASRec` and {term}`TIGER`;
+# 6. the table, with {term}`intervals <interval>`, seeds and paired tests;
 # 7. who is served, and what is shown;
-# 8. what production sees: everybody cut at one moment;
+# 8. what production sees: everybody {term}`cut at one moment`;
 # 9. how wide a beam must be, and what an answer costs;
 # 10. how the trained whole is saved and used.
 #
@@ -80,9 +80,10 @@ print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 # %% [markdown]
 # ## 1. The task
 #
-# *Leave-one-out*: of each history the last item is the test target, the one before it the validation target, and the
-# rest is for training. The target is ranked against the whole catalogue; a list that holds it within the first $K$
-# counts 1 for Recall@$K$.
+# *{term}`Leave-one-out <leave-one-out>`*: of each {term}`history` the last item is the test target, the one before it
+# the validation target, and the rest is for training. A method reads the history before the target and ranks the whole
+# catalogue; a list that holds the target within the first $K$ places counts 1 for {term}`Recall@K`, any other 0.
+# {term}`NDCG@K` counts less the further down the target stands.
 
 # %%
 split = data.leave_one_out(shop.histories)
@@ -101,12 +102,17 @@ if shop.histories.times is not None:
 print(f"{unseen.sum()} test targets never occur in training")
 
 # %% [markdown]
-# Four ways to fool oneself here, all seen in published code: counting a hit when only the codes match and several items
-# share them; training on the validation item; choosing settings on the test item; and ranking against a hundred random
-# items instead of all. And one that nobody can avoid with this split: other users' futures are in the training data.
-# Where the last two items carry the same time, their order is an accident of the file. We are not quite free of the third
-# ourselves: trials of the timeline model's first version were also looked at on test users (see the [log](../log)); since
-# then choices have been made on validation alone.
+# Four ways to fool oneself here, all seen in published code:
+#
+# - counting a hit when only the codes match and several items share them;
+# - training on the validation item;
+# - choosing settings on the test item;
+# - ranking against a hundred random items instead of all.
+#
+# We are not quite free of the third ourselves: trials of the timeline model's first version were also looked at on test
+# users (see the [log](../log)); since then choices have been made on validation alone. Two more troubles come with this
+# split and cannot be avoided: other users' futures are in the training data (section 8 takes them out), and where the
+# last two items carry the same time, their order is an accident of the file.
 #
 # Items that the user has already had are never the answer in these data, so they are left out of every list unless a
 # row says otherwise.
@@ -125,9 +131,11 @@ print(f"validation on {len(validation.targets):,} users, test on {len(test.targe
 #
 # $$ s(i \to j) = \sum_{u \ni i, j} \frac{w_u(i, j)}{(n_i\, n_j)^{0.3}}, \qquad w_u(i, j) = \frac{1}{\sqrt{d_u(i, j)}} \times \begin{cases} 1 & j \text{ after } i \\ \tfrac12 & j \text{ before } i, \end{cases} $$ (eq-knn)
 #
-# with $d_u$ the distance in the history of user $u$ and $n$ the number of interactions of an item. An item $t$ places
-# from the end of a history votes with weight $0.7^t$; pairs more than 50 places apart are not counted. Three histories to check by hand: after item 0 came item 1 twice,
-# right behind it, and item 2 once, two places on.
+# with $d_u(i, j)$ how many places $i$ and $j$ lie apart in the history of user $u$, and $n_i$ the number of
+# interactions of item $i$, which keeps popular items from being near everything. To recommend, the items of a history
+# vote: each adds its $s$ to all others, with weight $0.7^t$ if it stands $t$ places from the end. Pairs more than 50
+# places apart are not counted. Three histories to check by hand: after item 0 came item 1 twice, right behind it, and
+# item 2 once, two places on.
 
 # %%
 toy = baselines.ItemKNN(
@@ -155,30 +163,35 @@ evaluate.table(results)
 # %% [markdown]
 # ## 3. The timeline model
 #
-# TIGER {cite}`rajput2023` spells the history out code by code and encodes it anew for every target. Here an item is one
-# position: the sum of its code embeddings, of its projected text embedding, and of an embedding $e_i$ of its own,
+# TIGER {cite}`rajput2023` spells the history out code by code and reads it anew for every target. Here an item takes
+# one position, with a vector that is the sum of its code embeddings, of its {term}`text embedding` through a linear map
+# $W$, and of an embedding $e_i$ of its own; $p_t$ is learned for each place $t$ of a history,
 #
 # $$ v_i = \sum_{l} E_l[c_{i,l}] + W x_i + e_i, \qquad z_t = v_{i_t} + p_t . $$ (eq-position)
 #
-# A causal transformer reads $z_0, z_1, \dots, z_T$ ($z_0$ is a learned start, so an empty history has an answer) and all
-# positions predict their next item in one pass. What it knows, $h_t$, is heard by two heads. The *code head* writes
-# code by code, and each code it has written is added to its state; the *item head* compares $h_t$ with all items at
-# once, as SASRec {cite}`kang2018` does, here by cosines over a temperature $\tau$:
+# A causal transformer reads $z_0, z_1, \dots, z_T$ ($z_0$ is a learned start, so an empty history has an answer), and
+# all positions predict their next item in one pass. From its output $h = h_t$ after $t$ items two heads predict. The
+# *{term}`code head`* writes code by code: a small network $f_l$ for each level scores the codes, and the embedding of
+# the code that was chosen is added to $h$ before the next level. The *{term}`item head`* compares $h$ with the vectors
+# of all items at once, as SASRec {cite}`kang2018` does, here by cosines after a linear map $Q$, divided by a learned
+# temperature $\tau$:
 #
 # $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
 #
 # $$ p_{\text{item}}(i \mid h) = \mathrm{softmax}_j \bigl( \cos(Q h, v_j) / \tau \bigr)_i . $$ (eq-item-head)
 #
-# The code head knows items by what they have in common, which serves rare ones; the item head knows each one. The loss
-# is $-\log p_{\text{code}} - \log p_{\text{item}}$ of the true next item, averaged over all positions of all histories, and
-# the model's probability is the mean $\tfrac12 (p_{\text{code}} + p_{\text{item}})$. (While training, the sum over all items in
-# [](eq-item-head) is estimated from the items of the batch and 1,000 others, and dropout is on, so the loss of Figure 1 is
-# not that of the finished model.)
+# The code head knows items by what they have in common, which serves rare ones; the item head knows each one. The
+# model's probability is the mean $\tfrac12 (p_{\text{code}} + p_{\text{item}})$.
 #
-# The mean is still written code by code: a prefix has the probability of all its continuations, which the code head
-# gives at once, and the item head as a sum over the items below it. A new item has no $e_i$: so that the model can do
-# without, three in ten items lose theirs for each training step. By [](eq-head) the code head gives a probability to
-# *every* tuple of codes, most of which name no item; a toy model with $3 \times 2$ codes and four items shows how much.
+# The loss is $-\log p_{\text{code}} - \log p_{\text{item}}$ of the true next item, averaged over all positions of all
+# histories. While training, the sum over all items in [](eq-item-head) is estimated from the items of the batch and
+# 1,000 others, and dropout is on, so the loss of Figure 1 is not that of the finished model. A new item has no $e_i$:
+# so that the model can do without, three in ten items lose theirs for each training step.
+#
+# The mean can still be written code by code: a {term}`prefix` is as probable as all that can follow it, which the code
+# head gives at once, and the item head as a sum over the items below it. Only the code head can be wrong about what
+# exists: by [](eq-head) it gives a probability to *every* tuple of codes, most of which name no item. An untrained toy
+# model with $3 \times 2$ codes and four items shows how much:
 
 # %%
 toy_ids = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
@@ -196,14 +209,15 @@ print(
 )
 
 # %% [markdown]
-# Constrained beam search never looks at the rest: at each level it only follows codes that the prefix trie of chapter
-# 02 allows. So every list holds real items, by construction and not by training.
+# {term}`Constrained beam search <constrained beam search>` (chapter 06) never looks at the rest: at each {term}`level`
+# it only follows codes that the {term}`prefix trie` of chapter 02 allows. So every list holds real items, by
+# construction and not by training.
 
 # %% [markdown]
 # ## 4. Training
 #
-# One seed proves little, so several are trained. A run is kept under `runs/`, and whoever asks for the same data, IDs,
-# settings, seed and code again finds it: this page can be run anew without training anew.
+# One seed proves little, so several are trained. A run is kept under `runs/` and is found again for the same data, IDs,
+# settings, seed and code, so this page can be run anew without training anew.
 
 # %% tags=["hide-input"]
 COLOURS = {
@@ -279,14 +293,15 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 # %% [markdown]
 # ## 5. SASRec and TIGER
 #
-# *SASRec* {cite}`kang2018` has no semantic IDs: an item is one learned vector, read as input and scored as output. Trained
-# with the full cross-entropy instead of the paper's one negative an item it is a far stronger baseline than most tables
-# show {cite}`petrov2023`.
+# *SASRec* {cite}`kang2018` has no semantic IDs: an item is one learned vector, read as input and scored as output. The
+# paper trains it to tell the next item from one random other; trained to find it among all items, by the full
+# cross-entropy, it is a far stronger baseline than most tables show {cite}`petrov2023`.
 #
 # *TIGER* {cite}`rajput2023` is a T5 that reads the history code by code and writes the next item's codes. Here it has
-# RQ-VAE IDs as in the paper, though with collisions separated by re-assignment instead of a fourth code (chapter 02); it is
-# trained on every prefix of every history, without a user token. At `full` it has the paper's sizes and several seeds. At
-# `laptop` it has one seed and what about an hour of one core can train on the Beauty benchmark: read its row so.
+# {term}`RQ-VAE` IDs as in the paper, though with {term}`collisions <collision>` separated by {term}`re-assignment`
+# instead of a fourth code (chapter 02); it is trained on every prefix of every history, without a token for the user.
+# At `full` it has the paper's sizes and several seeds. At `laptop` it has one seed and is as large as about an hour of
+# one core can train on the Beauty benchmark: its row says what a small TIGER does, and not what the paper's does.
 
 # %%
 sasrec = {
@@ -305,7 +320,7 @@ summary(
     }
 )
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall@10 on validation users against seconds of training, logarithmic, for the timeline model, SASRec and TIGER; item-kNN as a horizontal line."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall@10 on validation users against seconds of training, on a logarithmic axis, rising for the timeline model, SASRec and TIGER; item-kNN, which trains nothing, as a horizontal line."}}
 counted = metrics.ranks(knn.rank(validation.histories, 10).items, validation.targets)
 figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
 for name, of_seeds in runs.items():
@@ -332,19 +347,20 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* What training time buys: each line is a run, each point a look at the validation users. Seconds are wall time
-# of this machine on as many threads as it was given, perhaps beside other work: read their order of magnitude.
+# *Figure 2.* What training time buys: each line is a run, each point a look at the validation users. Seconds are wall
+# time of this machine, perhaps beside other work: only their order of magnitude says anything.
 
 # %% [markdown]
 # ## 6. The table
 #
-# A method that counts and a model that has learned err on different users. The last column lets a third voice join the
-# two heads: the item head after it has heard item-kNN. With $s$ the votes of item-kNN,
+# A method that counts and a model that has learned err on different users, so they can help each other. In the last
+# line of the table a third voice joins the two heads: the item head, advised by item-kNN. With $s$ the votes of
+# item-kNN,
 #
 # $$ p_{\text{advised}} \propto p_{\text{item}} \cdot (s + 0.01)^2 , \qquad p = \tfrac13 ( p_{\text{code}} + p_{\text{item}} + p_{\text{advised}} ) . $$ (eq-prior)
 #
-# Floor and power were chosen on Beauty's validation items, and so was the item head's second word: with the advised voice
-# in its place the tail of the list loses what item-kNN does not know.
+# The floor of 0.01 and the power of 2 were chosen on Beauty's validation items. So was it that the advised voice comes
+# beside the item head and not in its place: what item-kNN has no votes for would be lost from long lists.
 
 # %%
 methods = {
@@ -364,10 +380,10 @@ evaluate.table(results).T[headline].rename(index=LABELS)
 
 # %% [markdown]
 # Each cell is a mean over seeds ± half of the 95% interval over users, with the standard deviation over seeds in
-# brackets where several were trained. The interval says how far *other users* might move a figure. Whether one method is
-# ahead of another is a question about the same users, so it is asked user by user; the difference is clear where its
-# interval does not contain 0. The test takes the first seed of each, so a difference no larger than the brackets may be
-# the seed's, and of this many comparisons one may be clear by chance.
+# brackets where several were trained. The interval says how far *other users* might move a figure. Whether one method
+# is ahead of another is a question about the same users, so the next table takes the difference user by user; it is
+# clear where its interval does not contain 0. Two warnings: it takes the first seed of each, so a difference no larger
+# than the brackets may be the seed's, and of this many comparisons one may be clear by chance.
 
 # %%
 first = {name: evaluations[0] for name, evaluations in results.items()}
@@ -389,7 +405,7 @@ pd.DataFrame(
     }
 ).T
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic, for all methods, with 95% bands, and by chance."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic: a rising line with a 95% band for each method, and far below them the line of chance."}}
 ks = np.unique(np.geomspace(1, LENGTH, 40).astype(int))
 figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
 for name, colour in COLOURS.items():
@@ -403,8 +419,8 @@ axis.legend(frameon=False, loc="upper left", ncols=2)
 plt.show()
 
 # %% [markdown]
-# *Figure 3.* Recall@K over the whole range, first seed, with 95% bands from resampling users. Where curves cross, the
-# method that puts the right item first more often finds fewer items further down.
+# *Figure 3.* Recall@K over the whole range, first seed, with 95% bands from resampling users. Where two curves cross,
+# one method puts the right item first more often, and the other finds more of them further down.
 #
 # Papers rarely say whether a list may hold items that the user already has. Where it may, places are wasted on items
 # that are never the answer here, and every method loses a little (lists of ten, from a beam of 50):
@@ -418,7 +434,7 @@ short = {f"{name}_seen_allowed": label for name, label in LABELS.items()}
 evaluate.table(seen_allowed).T.rename(index=short)
 
 # %% [markdown]
-# So far nobody has learned from the validation items. A model that goes into production would, and so do some papers
+# So far nobody has learned from the validation items. A model that goes into production would, and some papers do it
 # silently. Trained again on all but the last item of each tested user, for as many epochs as validation chose, with the
 # learning rate falling to 0 within them (first seed alone):
 
@@ -461,8 +477,9 @@ for row in first["timeline"].recommended[user, :5]:
 # %% [markdown]
 # ## 7. Who is served, and what is shown?
 #
-# One number hides for whom it holds. The most popular items with a fifth of all interactions are the *head*, the least
-# popular ones with the last fifth the *tail*; *cold* items were never seen in training.
+# One number hides for whom it holds. Sort the items by popularity: those at the top that together have a fifth of all
+# interactions are the *head*, those at the bottom with the last fifth the *tail*; *cold* items were never seen in
+# training.
 
 # %%
 counts = np.bincount(split.train.items, minlength=len(ids))
@@ -496,14 +513,16 @@ axes[1].legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# *Figure 4.* Recall@10 by the popularity of the target and by the length of the history, with the number of users below;
-# grey lines are 95% intervals. On the Beauty benchmark counting finds the tail best and the small TIGER the head; on the
-# demo shop the timeline model finds most of both. Cold items are hardly found by anybody. In training they stand among the wrong answers, so what their texts
-# and codes would say for them is unlearned; and the few users with such a target say little.
+# *Figure 4.* Recall@10 by the popularity of the target and by the length of the history, with the number of users
+# below; grey lines are 95% intervals. On the Beauty benchmark counting finds the tail best and the small TIGER the
+# head; on the demo shop the timeline model finds most of both. Cold items are hardly found by anybody: in training they
+# only ever stand among the wrong answers, and so a model learns not to write them, whatever their texts and codes would
+# say. But few users here have such a target.
 #
-# The other side is what the lists hold, hit or not. *Coverage* is the share of the catalogue that is in anybody's first
-# ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of places. What users
-# chose by themselves stands in the first line; they chose one item each, so their coverage cannot be compared.
+# The other side is what the lists hold, hit or not. *{term}`Coverage <coverage>`* is the share of the catalogue that is
+# in anybody's first ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of
+# places. What users chose by themselves stands in the first line; they chose one item each, so their coverage cannot be
+# compared.
 
 # %%
 lists = {"targets": test.targets[:, None]}
@@ -515,11 +534,12 @@ shown_items.rename(index=LABELS).round(3)
 # ## 8. What production sees
 #
 # With leave-one-out the training data hold what other users did *after* the moment of a test, and every target but a
-# handful has been seen. In production there is one moment: everything before it is known, nothing after. Cut there, a
-# tenth of all interactions for the test and a tenth before it for validation; of a user with a history, the first
-# interaction after the cut is to be predicted. The models do not learn from the validation tenth, so more targets are
-# new to them than to a model that was trained last night; and their recipes were chosen on leave-one-out. TIGER is left
-# out here, for its hour.
+# handful has been seen. In production there is one moment: everything before it is known, nothing after. So all
+# histories are now cut at one moment, which leaves the last tenth of all interactions for the test, and the tenth
+# before it for validation. Of each user with a history before the cut, the first interaction after it is to be
+# predicted. The models do not learn from the validation tenth, so more targets are new to them than to a model that was
+# trained last night; and their recipes were chosen on leave-one-out. TIGER is left out here, since it takes longest to
+# train.
 
 # %%
 later = {}
@@ -563,15 +583,16 @@ if later:
 
 # %% [markdown]
 # Two things change at once: what is known at the moment, and which users are asked, since only those with interactions
-# before and after the cut are. So the two tables differ for both reasons, and only the order of the methods can be
-# compared. Targets that nobody had bought yet are found by hardly any method, although codes and texts could speak for
-# them: see the doubt at Figure 4. What SASRec finds of them it owes to vectors that nothing has taught.
+# before and after the cut are. So of this table and the one of section 6 only the order of the methods can be compared.
+# Targets that nobody had bought yet are found by hardly any method, although codes and texts could speak for them (the
+# reason stands at Figure 4). What SASRec finds of them it owes to vectors that no example has trained, and to no
+# knowledge of these items.
 
 # %% [markdown]
 # ## 9. How wide a beam, and what does an answer cost?
 #
-# A beam keeps the best prefixes at each level and drops the others for good. As it widens, the answer approaches the
-# exact ranking of all items, and costs more.
+# A beam keeps the best prefixes at each level and drops the others for good. The wider it is, the nearer the answer
+# comes to the {term}`exact ranking` of all items, and the more it costs.
 
 # %%
 few = next_item.sample(split.test, 1000)
@@ -641,9 +662,9 @@ right.legend(frameon=False)
 plt.show()  # fmt: skip
 
 # %% [markdown]
-# *Figure 5.* Recall against the width of the beam; dashed is the exact ranking of all items. A beam of K has no more
-# than K places to fill, so its Recall@K is all it can have; the validity column is the promise of the trie: every place
-# of every list names an item. Times can be trusted as ratios only.
+# *Figure 5.* Recall against the width of the beam; dashed is the exact ranking of all items. Recall@K needs a beam of
+# at least K, since a narrower one cannot fill the list. The validity column is the promise of the trie: every place of
+# every list names an item. Times can be trusted as ratios only.
 #
 # And what a user waits for, with ten recommendations from a beam of 50: in batches, and one user alone.
 
@@ -736,6 +757,6 @@ print(f"the whole chapter took {clock.seconds:.0f} s, without the runs that it f
 # ahead of it further down, SASRec lies between them, a small TIGER far behind; model and counting together beat both (all
 # in the [results](../results)). On the demo shop, whose shoppers follow a rule, the model is far ahead of counting.
 #
-# **What did not work.** Product-quantized codes, augmentation and averages of weights did not pay, and the mean of two runs
-# gains too little for twice the time; other widths were not tried. The [log](../log) has the figures, the
-# [results](../results) what others have published.
+# **What did not work.** Product-quantized codes, more training data by shuffling and deleting items of histories, and
+# averages of weights over the training did not pay; the mean of two runs gains too little for twice the time; other
+# widths were not tried. The [log](../log) has the figures, the [results](../results) what others have published.

@@ -6,7 +6,7 @@
 #
 # **What you will learn**
 #
-# 1. what a cold start consists of;
+# 1. what a {term}`cold start` consists of;
 # 2. what each measure against it saves;
 # 3. how fast the service answers once it is warm;
 # 4. what sleeping costs and whom it makes wait, by hand and in closed form;
@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.modal_app measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, where there are models for both; result rows |
-# | runs in | seconds at `smoke`; two minutes at `laptop`, nearly all of them starts of the service |
+# | runs in | seconds at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl
@@ -32,8 +32,9 @@ GIB = 0.00000222  # of memory
 GPU = 0.000222
 GPU_NAME = "L4"
 READ = ("modal.com/pricing", "2026-07-01")  # where and when
-RENTED_MONTH = 15.0  # dollars for a rented machine of the small container's size: an assumption, put in yours
-RENTED_GPU_MONTH = 450.0  # the same with such a GPU: an assumption, too
+# dollars for a rented machine of the small container's size, and one with such a GPU:
+RENTED_MONTH = 15.0  # assumptions, put in yours
+RENTED_GPU_MONTH = 450.0
 
 # containers
 CORES = 2
@@ -43,17 +44,19 @@ GPU_MEMORY = 16
 CONCURRENCY = 32  # requests at once
 FILL = 0.7  # how full of them one may be before another is started
 WINDOW = 60  # idle seconds until a container goes: scaledown_window
-PLATFORM_SECONDS = 1.5  # to find a machine and start a container: an assumption, nothing here can measure it
+# to find a machine and start a container: an assumption, nothing here can measure it
+PLATFORM_SECONDS = 1.5
 
-# traffic: requests a day, a weight for each hour of it (an assumed shop), and the hours that a schedule keeps awake
+# traffic: requests a day, a weight for each hour of it (an assumed shop), and the hours
+# that a schedule keeps awake
 REQUESTS = 500
 PROFILE = (2, 1, 1, 1, 1, 2, 4, 7, 10, 12, 13, 13, 12, 12, 12, 12, 13, 14, 16, 18, 18, 15, 10, 5)  # fmt: skip
 WARM_HOURS = (8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 PATIENCE = 5.0  # seconds that the unluckiest hundredth of the shoppers may wait
 
-# only for what nobody has measured yet: assumptions, and every table that uses them says so
-# seconds until a cold, and of a warm answer: where no model is on the shelf, and of the language model until rows of a
-# GPU are found
+# only for what nobody has measured yet: assumptions, and every table that uses them says so.
+# seconds until a cold, and of a warm answer: where no model is on the shelf, and of the
+# language model until rows of a GPU are found
 SMALL_ASSUMED = (2.0, 0.02)
 LLM_ASSUMED = (60.0, 0.5)
 
@@ -88,10 +91,11 @@ else:
 # %% [markdown]
 # ## 1. What does a cold start consist of?
 #
-# The service is started in a fresh process, again and again, and asked until it answers. Clocks inside it tell the
-# parts apart (`semid_lib.cold_start`). What they cannot see: what a provider does before our process begins (find a
-# machine, fetch an image, start a container), and reading files for the first time from a disk or over a network,
-# since here they are in the machine's memory after the first start. So this is *our* cold start and not the whole one.
+# A *cold start* is all that happens from a request that finds no running service until its answer. Here the service is
+# started in a fresh process, again and again, and asked until it answers; clocks inside it tell the parts apart
+# (`semid_lib.cold_start`). Two things they cannot see: what a provider does before our process begins (find a machine,
+# fetch an image, start a container), and how long files take to come from a disk or over a network, since here they are
+# in the machine's memory after the first start. So this is our part of a cold start and not the whole one.
 
 # %%
 if folder is not None and folder.name == "recommender":
@@ -131,9 +135,9 @@ if starts is not None:
     print(f"{share:.0%} of the time is not ours")
 
 # %% [markdown]
-# *Figure 1.* The parts of a start, each the median over the starts: in grey Python and the libraries that it imports, in
-# blue ours (*text encoder* is what reads queries where the model answers nothing else). The model is small and the
-# libraries are not, so making the *model* smaller would save next to nothing. Which imports cost what:
+# *Figure 1.* The parts of a start, each the median over the starts: in grey Python and the libraries that it imports,
+# in blue ours (*text encoder* is what reads queries where the model answers nothing else). A smaller *model* would
+# shorten nothing but its weights' part, and no part of the grey. Which imports cost what:
 
 # %%
 cold_start.imports().head(8).round(3)
@@ -141,9 +145,11 @@ cold_start.imports().head(8).round(3)
 # %% [markdown]
 # ## 2. What does each measure save?
 #
-# The same start with one thing different at a time. *Forked when loaded* imitates the memory snapshot of a provider: a
-# process that has loaded everything waits, is copied by `fork`, and the copy answers. A real snapshot is read from a
-# disk and restored on another machine, so a fork is the limit that it can approach and not a forecast.
+# The same start with one thing different at a time; the columns *more* have the seconds that it takes more, or less,
+# than the service as it is. *Forked when loaded* imitates the memory snapshot of a provider, a picture of a process
+# that has loaded everything, from which new ones continue: here such a process waits, is copied by `fork`, and the copy
+# answers. A real snapshot is read from a disk and restored on another machine, so a fork is the limit that it can
+# approach and not a forecast.
 
 # %%
 if starts is not None:
@@ -179,14 +185,17 @@ if starts is not None:
 
 # %% [markdown]
 # *Figure 2.* Bars are sums of medians, dots are single starts: differences smaller than the spread of the dots are no
-# differences. What the service does by default, and what one bar each takes away again:
+# differences. The service does four things by default, and the bars show what starts are like without them:
 #
-# - code is compiled before (in an image, when it is built), all of it or all but ours;
-# - Python's garbage collector is off until everything is loaded: hardly anything that is imported is garbage;
-# - only what one answer needs is warmed before the service opens. The compiled loop for batches (numba, chapter 06) is
-#   loaded beside the first answers, which therefore are slower for a moment: the last column has both sides of the
-#   bargain. Where nobody kept the compiled loop, as in a fresh image, waiting for it would take several seconds;
-# - checksums are held against `config.json`, which stays: it protects from a folder that was half copied.
+# - Python's code is compiled beforehand, in an image when it is built (*our code not compiled*, *nothing compiled*).
+# - Python's garbage collector is off until everything is loaded, since hardly anything that is imported is garbage
+#   (*collector left on*).
+# - Only what one answer needs is warmed before the service opens. The compiled loop for batches (numba, chapter 06) is
+#   loaded beside the first answers, which are slower for a moment: the last column of the table has this side of the
+#   bargain. *Batches first* waits for the loop instead, and for much longer where no compiled one was kept, as in a
+#   fresh image.
+# - Files are held against the checksums in `config.json` (*without checksums*). This stays, whatever it costs: it
+#   protects from a folder that was half copied.
 
 # %% [markdown]
 # ## 3. How fast is a warm answer?
@@ -222,10 +231,11 @@ if len(warm):
 # %% [markdown]
 # ## 4. What does sleeping cost?
 #
-# A container is up from the request that wakes it until nobody has asked for $w$ seconds. Four requests, at 0, 30, 100
-# and 400 s, with a window of 60 s, a cold start of 5 s and an answer of 1 s: the first wakes it, it is ready at 5 s; the
-# second finds it awake and lets it stay until $30 + 1 + 60 = 91$; the third comes too late, as does the fourth. Three of
-# four meet a cold start, and the container was up for $91 + 66 + 66$ seconds.
+# A container is up from the request that wakes it until nobody has asked for $w$ seconds, the *window*. By hand: four
+# requests, at 0, 30, 100 and 400 s, with a window of 60 s, a cold start of 5 s and an answer of 1 s. The first wakes
+# the container, and it is ready at 5 s; the second finds it awake and lets it stay until $30 + 1 + 60 = 91$; the third
+# comes too late and wakes it for $5 + 1 + 60 = 66$ seconds, and so does the fourth. Three of four meet a cold start,
+# and the container was up for $91 + 66 + 66$ seconds.
 
 
 # %%
@@ -246,19 +256,21 @@ def by_hand(arrivals, cold, seconds, window):
 by_hand([0, 30, 100, 400], cold=5, seconds=1, window=60)
 
 # %% [markdown]
-# With requests at random, $\lambda$ a second, a session ends at the first gap longer than $\tau = s + w$, where $s$ is the
-# time of an answer. A gap is that long with probability
+# Now requests at random and independent of each other, $\lambda$ a second on average (a Poisson process). The container
+# goes to sleep at the first gap between two requests that is longer than $\tau = s + w$, where $s$ is the time of an
+# answer. A gap is that long with probability
 #
 # $$ q = e^{-\lambda \tau} . $$ (eq-gap)
 #
-# Waking and sleeping alternate: asleep for $1 / \lambda$ on average, and up for the cold start $C$ and then for as long as
-# gaps stay short, which is the busy period of a queue with infinitely many servers {cite}`takacs1962`:
+# Waking and sleeping alternate. The container is asleep for $1 / \lambda$ on average, until the next request. It is up
+# for the cold start $C$ and then for as long as gaps stay short, which queueing theory knows as the busy period of a
+# queue with infinitely many servers {cite}`takacs1962`:
 #
 # $$ \mathbb{E}[\text{up}] = C + \frac{e^{\lambda \tau} - 1}{\lambda} , \qquad
 # \text{share of time asleep} = \frac{q}{1 + \lambda C q} . $$ (eq-up)
 #
-# In such a cycle the request that wakes the container waits for $C$, and those that come meanwhile, $\lambda C$ of them,
-# for what is left of it. So a request waits longer than $t$ with probability
+# The request that wakes the container waits for all of $C$; those that come meanwhile, $\lambda C$ of them on average,
+# wait for what is left of it. So a request waits longer than $t$ with probability
 #
 # $$ P(\text{wait} > t) = \frac{\bigl(1 + \lambda (C - t)\bigr)\, q}{1 + \lambda C q} , \qquad 0 \le t < C . $$ (eq-wait)
 #
@@ -274,16 +286,19 @@ print(f"cold: {np.mean(is_cold):.3f}, by the equation {formula.cold:.3f}")
 print(f"asleep: {1 - up / arrivals[-1]:.3f}, by the equation {formula.asleep:.3f}")
 
 # %% [markdown]
-# Shoppers do not come evenly: each hour of the day gets a rate of its own, and the hours are added up. What that leaves
-# out: shoppers who come in waves (then more requests meet a warm container, and fewer containers suffice), sessions over
-# the turn of an hour, the cold starts of a second container under load, and storage, network and a plan's monthly fee.
+# Shoppers do not come evenly: each hour of the day gets a rate of its own, and the hours are added up. This leaves out:
+#
+# - shoppers who come in waves: then more requests meet a warm container;
+# - containers that are awake from one hour into the next;
+# - the cold starts of a second container under load;
+# - storage, network and a plan's monthly fee.
 
 # %% [markdown]
 # ## 5. Cost against traffic
 #
-# The small model on two cores. Its seconds are those of sections 1 and 3; the provider's share of the cold start is an
-# assumption of the first cell (unless rows of an endpoint are found, see section 6), as are the daily profile and the
-# price of a rented machine.
+# First the small model of sections 1 to 3, with its seconds measured there. Three things are assumptions of the first
+# cell: the provider's part of the cold start (unless an endpoint was measured, see section 6), how requests spread over
+# the day, and the price of a rented machine. Rows of an endpoint, where there are any:
 
 # %%
 rows_of_shelf = {row["key"]: row for row in shelf.rows()}
@@ -377,11 +392,12 @@ def draw(service, price, rented):
 even = draw(small, price, RENTED_MONTH)
 
 # %% [markdown]
-# *Figure 4.* Left: with the same price a second, sleeping never costs more than staying awake; it approaches it. What
-# staying awake buys is on the right: the cold answers that nobody gets. The dot is where a machine that is rented by
-# the month becomes cheaper than one that sleeps.
+# *Figure 4.* Left: at the same price a second, sleeping never costs more than staying awake, but nearly as much where
+# requests are many. Right: what staying awake buys is that hardly anybody meets a cold start. The dot is where a
+# machine that is rented by the month becomes cheaper than a container that sleeps.
 #
-# The price of an avoided cold answer says whether to stay awake better than the bill does:
+# Is it worth it to stay awake? What it costs more, divided by the cold answers that it avoids, is the price of one of
+# them:
 
 # %%
 asleep, awake = (
@@ -399,8 +415,8 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
-# Chapter 07 has left a model for histories, chapter 05 one for queries. Where they name items by the same IDs, one folder
-# holds both, and one endpoint answers both.
+# Chapter 07 has left a model for {term}`histories <history>`, chapter 05 one for queries. Where they name items by the
+# same IDs, one folder holds both, and one endpoint answers both.
 
 # %%
 whole = folder
@@ -469,17 +485,19 @@ print(
 )
 bills(llm, gpu_price, REQUESTS).round(3)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "The same two panels for a language model on a GPU: money about ten times as high, the break-even with a rented GPU marked by a dot."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "The same two panels for a language model on a GPU: the same shapes at far more money, the break-even with a rented GPU marked by a dot."}}
 even_gpu = draw(llm, gpu_price, RENTED_GPU_MONTH)
 
 # %% [markdown]
-# *Figure 5.* The same for a language model on a GPU: the shape is the same, the money is not. Here sleeping is worth
-# its cold answers for longer, and the rented machine is an assumption that moves the dot a lot.
+# *Figure 5.* The same for a language model on a GPU: the shape is the same, the money is not. The dearer the machine,
+# the more requests a day it takes until staying awake pays; and the price of a rented one is an assumption that moves
+# the dot a lot.
 
 # %% [markdown]
 # ## 8. What to choose
 #
-# For each amount of traffic the cheapest policy whose unluckiest hundredth waits no longer than the first cell allows:
+# For each amount of traffic, the cheapest policy under which 99 of 100 shoppers wait no longer than `PATIENCE` of the
+# first cell:
 
 # %%
 choice = {}
@@ -527,9 +545,9 @@ print(f"the language model: {'measured' if on_gpu else 'not measured'}")
 print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
-# **What did not work.** Leaving checksums out saves next to nothing: reading the weights once more from memory is fast.
-# pandas could go from the service only together with the item table that `Recommender.items` promises. The light model
-# cannot be made fast to start: its text encoder comes with libraries that take several times as long to import as
-# all of ours, so it is the case for a memory snapshot. The [log](../log) has more.
+# **What did not work.** Leaving checksums out saves little, since a file in memory is read fast. pandas could go from
+# the service only together with the item table that `Recommender.items` promises. The {term}`light model` cannot be
+# made fast to start: its text encoder needs libraries that take longer to import than everything else together, so it
+# is the case for a memory snapshot. The [log](../log) has more.
 #
 # **Next:** how cost grows with the catalogue, the beam and the batch (chapter 09, to come).

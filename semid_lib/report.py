@@ -1,13 +1,18 @@
-"""Result rows to the tables of the README and the book, so that no published number is typed by hand.
+"""Result rows to the tables and sentences of the README and the book, so that no published number is typed by hand.
 
 A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
 stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
-that begin with `own_`, without it, and metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
-only ones shown, across, with a line a method. Between `<!-- reproductions -->` and
-`<!-- end reproductions -->` comes the table of what others have published (see `reproductions`).
+that begin with `own_`, without it. Metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
+only ones shown, across, with a line a method; methods named behind `of` (`... recall@10 of popularity timeline`) are
+the only lines. Between `<!-- reproductions -->` and `<!-- end reproductions -->` comes the table of what others have
+published (see `reproductions`).
 
-    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write its tables anew
-    python -m semid_lib.report check                    fail if a published table differs from its rows
+A figure in a sentence stands between `<!-- row: training/beauty/laptop/tiger/seconds as minutes -->` and
+`<!-- end row -->`: topic, data, scale and the rest of the row's key; without "as ..." four decimals where the row has
+an interval and else three digits that count. A mark begins no line, since Markdown would take the line for HTML.
+
+    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write what shows them anew
+    python -m semid_lib.report check                    fail if a table or a figure differs from its rows
 """
 
 import json
@@ -22,12 +27,19 @@ from semid_lib.evaluate import in_brackets, shown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _RESULTS = _REPOSITORY / "book" / "results"
-_PAGES = (_REPOSITORY / "README.md", *(_REPOSITORY / "book" / f"{name}.md" for name in ("index", "results", "serving")))
+_BOOK_PAGES = sorted((_REPOSITORY / "book").glob("*.md"))
+_PAGES = (_REPOSITORY / "README.md", *(page for page in _BOOK_PAGES if page.stem != "log"))  # which stays as written
 _PLACE = re.compile(
     r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+)((?: [\w@]+)*) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)",
     re.DOTALL,
 )
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
+_FIGURE = re.compile(r"(<!-- row: (\w+/[\w.-]+)/(\w+)/([^<>]+?)(?: as (\w+))? -->)[^<>\n]*(<!-- end row -->)")
+_FORMS = {
+    "minutes": lambda row: f"{row['value'] / 60:.0f}",  # of seconds
+    "percent": lambda row: f"{row['value']:.0%}",
+    "n": lambda row: f"{row['n']:,}",  # of how many users or queries the row is a mean
+}
 _NAMES = {
     "item_knn": "item-kNN",
     "sasrec": "SASRec",
@@ -43,10 +55,13 @@ _UNITS = {"search": "queries"}  # of what the intervals are; users for any other
 _VARIANTS = {"_seen_allowed": "seen items allowed", "_refit": "trained on validation items too"}
 
 
-def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str] = ()) -> str:
+def markdown_table(
+    rows: list[dict[str, Any]], topic: str, metrics: Sequence[str] = (), methods: Sequence[str] = ()
+) -> str:
     """The rows of a topic with keys topic/data/method/metric as a Markdown table, metrics down, methods across.
 
-    metrics: those to show, in this order, and then across, with a line a method.
+    metrics: those to show, in this order, and then across, with a line a method. methods: those to show, as the rows
+    have them; their order stays that of the rows. Raises ValueError for one that no row has.
 
     >>> row = {"key": "next_item/shop/popularity/mrr", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "seconds": 1.0}
     >>> origin = {"data": "shop", "scale": "smoke", "commit": "abc", "dirty": False, "hardware": "", "fingerprint": ""}
@@ -64,10 +79,8 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
         ]
     if not rows:
         raise ValueError(f"no row has a key that starts with {topic!r}")
-    known = {row["key"].split("/")[-1] for row in rows}
-    if unknown := set(metrics) - known:
-        raise ValueError(f"no row of {topic!r} has the metric {min(unknown)!r}, expected some of {sorted(known)}")
-    rows = [row for row in rows if not metrics or row["key"].split("/")[-1] in metrics]
+    rows = _only(rows, "metric", -1, metrics)
+    rows = _only(rows, "method", 2, methods)
     if any("must" in row for row in rows):
         return _promises_table(rows)
     if not any("ci95" in row for row in rows):
@@ -80,6 +93,15 @@ def markdown_table(rows: list[dict[str, Any]], topic: str, metrics: Sequence[str
         cells.setdefault((metric, variant), {})[method.removesuffix(variant)] = _cell(row)
     lines = _methods_down(cells, metrics) if metrics else _methods_across(cells)
     return "\n".join(lines) + "\n\n" + _origin(rows, _UNITS.get(topic, "users")) + "\n"
+
+
+def _only(rows: list[dict[str, Any]], what: str, part: int, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that have one of the wanted words as that part of their key; all if none is wanted."""
+    known = {row["key"].split("/")[part] for row in rows}
+    if unknown := set(wanted) - known:
+        topic = rows[0]["key"].split("/")[0]
+        raise ValueError(f"no row of {topic!r} has the {what} {min(unknown)!r}, expected some of {sorted(known)}")
+    return [row for row in rows if not wanted or row["key"].split("/")[part] in wanted]
 
 
 def _methods_across(cells: dict[tuple[str, str], dict[str, str]]) -> list[str]:
@@ -142,6 +164,25 @@ def _number(value: float) -> str:
     return f"{value:.3g}".removeprefix("0")
 
 
+def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str:
+    """The row with this key as a sentence says it: `_FORMS`, or else its value.
+
+    Raises ValueError if there is no such row, or no such form.
+
+    >>> row = {"key": "training/shop/tiger/seconds", "value": 4174.2}
+    >>> figure([row], "training/shop/tiger/seconds"), figure([row], "training/shop/tiger/seconds", "minutes")
+    ('4,174', '70')
+    """
+    row = next((row for row in rows if row["key"] == key), None)
+    if row is None:
+        raise ValueError(f"no row has the key {key!r}")
+    if form is not None and form not in _FORMS:
+        raise ValueError(f"{key} is to be shown as {form!r}, expected one of {', '.join(_FORMS)}")
+    if form:
+        return _FORMS[form](row)
+    return shown(row["value"], *row["ci95"]).split("\N{NO-BREAK SPACE}")[0] if "ci95" in row else _number(row["value"])
+
+
 def _heading(metric: str, variant: str) -> str:
     name, _, k = metric.partition("@")
     labels = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
@@ -169,21 +210,34 @@ def _run(rows: list[dict[str, Any]]) -> str:
 
 
 def render(page: str, rows_of) -> str:
-    """A page with its tables written anew; rows_of(data, scale) gives the rows, or None to leave a table as it is.
+    """A page with its tables and figures written anew; rows_of(data, scale) gives the rows, or None to leave them.
 
-    The table of reproductions is always written from what is published of all runs.
+    The table of reproductions is always written from what is published of all runs. Raises ValueError for the mark of
+    a figure that has no end, or stands at the beginning of a line.
     """
 
     def table(place: re.Match) -> str:
-        start, topic, data, scale, metrics, end = place.groups()
+        start, topic, data, scale, words, end = place.groups()
+        metrics, _, methods = words.partition(" of ")
         rows = rows_of(data, scale)
-        return place.group() if rows is None else f"{start}{markdown_table(rows, topic, metrics.split())}{end}"
+        if rows is None:
+            return place.group()
+        return f"{start}{markdown_table(rows, topic, metrics.split(), methods.split())}{end}"
 
     def reproduced(place: re.Match) -> str:
         start, end = place.groups()
         return f"{start}{reproductions.markdown_table(*reproductions.load(), _published_rows_or_none)}{end}"
 
-    return _REPRODUCTIONS.sub(reproduced, _PLACE.sub(table, page))
+    def figures(place: re.Match) -> str:
+        start, topic_and_data, scale, rest, form, end = place.groups()
+        rows = rows_of(topic_and_data.split("/")[1], scale)
+        return place.group() if rows is None else f"{start}{figure(rows, f'{topic_and_data}/{rest}', form)}{end}"
+
+    if broken := re.search(r"<!-- (end )?row\b.*", _FIGURE.sub("", page)):
+        raise ValueError(f"the mark of a figure has no other end, or no key: {broken.group()[:100]}")
+    if first := re.search(r"^<!-- (end )?row\b.*", page, re.MULTILINE):
+        raise ValueError(f"the mark of a figure begins a line: {first.group()[:100]}")
+    return _FIGURE.sub(figures, _REPRODUCTIONS.sub(reproduced, _PLACE.sub(table, page)))
 
 
 def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
@@ -196,19 +250,21 @@ def _published_rows_or_none(data: str, scale: str) -> list[dict[str, Any]]:
 
 
 def publish(data: str, scale: str) -> None:
-    """Copy a run's rows into `book/results` and write its tables anew. Raises ValueError if there are no rows."""
+    """Copy a run's rows into `book/results` and write what shows them anew. Raises ValueError if there are no rows."""
     rows = store.Store(data, scale, fingerprint="").rows()
     if not rows:
         raise ValueError(f"no rows for {data} at {scale}: run the chapters first")
     _RESULTS.mkdir(parents=True, exist_ok=True)
     (_RESULTS / f"{data}-{scale}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for page in _PAGES:
-        text = render(page.read_text(encoding="utf-8"), lambda *run: rows if run == (data, scale) else None)
-        page.write_text(text, encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        written = render(text, lambda *run: rows if run == (data, scale) else None)
+        if written != text:
+            page.write_text(written, encoding="utf-8")
 
 
 def stale_pages() -> list[str]:
-    """Pages whose tables differ from the published rows; none if all is well."""
+    """Pages with a table or a figure that differs from the published rows; none if all is well."""
     texts = {page: page.read_text(encoding="utf-8") for page in _PAGES}
     return [page.name for page, text in texts.items() if render(text, published_rows) != text]
 
@@ -220,7 +276,7 @@ def main(arguments: list[str]) -> int:
         case ["check"]:
             stale = stale_pages()
             if stale:
-                print(f"tables differ from book/results: {', '.join(stale)}", file=sys.stderr)
+                print(f"tables or figures differ from book/results: {', '.join(stale)}", file=sys.stderr)
                 return 1
         case _:
             print(__doc__, file=sys.stderr)

@@ -23,6 +23,7 @@ import jupytext
 import pytest
 from bs4 import BeautifulSoup
 from chromium import CHROMIUM, Tab
+from papermill.parameterize import parameterize_notebook
 
 from semid_lib import store
 
@@ -216,6 +217,21 @@ def test_a_run_is_read_from_the_line_that_the_store_prints(book_pages, tmp_path)
     assert f"; {run.commit}; " in origin and origin.endswith(run.day)
     assert book_pages.run_of(executed("no such line")) is None
     assert book_pages.run_of(executed(origin, seconds=None)) is None
+
+
+@pytest.mark.parametrize(("more", "shown"), [({}, []), ({"SEED": 1}, ["# Parameters\nSEED = 1\n"])])
+def test_no_page_shows_the_path_of_the_data(book_pages, tmp_path, more, shown):
+    notebook = jupytext.read(ROOT / "notebooks" / "01_catalogue_and_embeddings.py")
+    before = list(notebook.cells)
+    notebook.metadata["papermill"] = {}
+    for cell in before:
+        cell.metadata.setdefault("tags", [])  # as papermill does when it reads a file
+    values = {"DATA": str(tmp_path), "SCALE": "laptop", **more}
+    injected = parameterize_notebook(notebook, values, kernel_name="python3", language="python")
+    assert str(tmp_path) in str(injected.cells)
+    cells = book_pages.without_data_and_scale(injected.cells)
+    assert [cell["source"] for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])] == shown
+    assert [cell["source"] for cell in cells if cell["source"] not in shown] == [cell.source for cell in before]
 
 
 def test_the_table_of_runs(book_pages):

@@ -130,6 +130,68 @@ def test_every_chapter_stands_in_the_book_in_order():
         assert (ROOT / "book" / f"{page}.md").is_file(), page
 
 
+def test_the_tree_names_each_module():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = page[page.index("## The tree") : page.index("## Every change")]
+    assert sorted(re.findall(r"(\w+)\.py\b", tree)) == [path.stem for path in LIBRARY]
+
+
+# --- words ---
+
+# terms that are everyday words too: a chapter links them where it means them, which no rule can tell
+EVERYDAY = {"code", "level", "scale", "interval", "popularity", "seen items"}
+# what is no prose: fenced text, headings, tables, equations, links, code; the role {term} is kept
+NO_PROSE = re.compile(
+    r"(\{term\}`[^`]*`)|```.*?```|^[#|].*?$|\$\$.*?\$\$|\$[^$]*\$|\[[^\]]*\]\([^)]*\)|`[^`]*`", re.DOTALL | re.MULTILINE
+)
+
+
+def glossary() -> list[str]:
+    page = (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\{glossary\}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines() if re.match(r"\w", line)]
+
+
+def prose(source: str) -> str:
+    """What a chapter says in its markdown cells."""
+    cells = re.findall(r"^# %% \[markdown\]\n((?:#.*\n)+?)(?=# %%|\n|\Z)", source, re.MULTILINE)
+    text = "\n\n".join(re.sub(r"^# ?", "", cell, flags=re.MULTILINE) for cell in cells)
+    return NO_PROSE.sub(lambda found: found[1] or " ", text)
+
+
+def uses(text: str, terms: list[str]) -> list[tuple[str, bool]]:
+    """Terms in their order in a text, in singular or plural, the longest that fits; and whether it is a link."""
+    terms = sorted(terms, key=len, reverse=True)
+    forms = [re.escape(term).replace(r"\ ", r"\s+") for term in terms]
+    forms = [re.sub("y$", "(?:y|ies)", form) if form.endswith("y") else f"{form}(?:e?s)?" for form in forms]
+    forms = [re.sub(r"@K.*", r"@(?:K|\\d+)?", form) for form in forms]
+    words = "|".join(f"(?P<term{place}>{form})" for place, form in enumerate(forms))
+    link = r"{term}`(?:[^`<]*<)?(?P<link>[^`>]+)>?`"
+    found = re.finditer(rf"{link}|(?<![\w-])(?:{words})(?![\w-])", text, re.IGNORECASE)
+    return [(one["link"], True) if one["link"] else (terms[int(one.lastgroup[4:])], False) for one in found]
+
+
+def test_uses_of_words_by_hand():
+    source = "# %% [markdown]\n# # A beam\n#\n# Two beams, `beam` by\n# {term}`beam\n# widths <beam width>`.\n"
+    source += "# | beam |\n# Histories, $beam$ [beam](beam), beam-like, Recall@10.\n\n# %%\nbeam = 1  # beam\n"
+    found = uses(prose(source), ["beam", "beam width", "history", "Recall@K"])
+    assert found == [("beam", False), ("beam width", True), ("history", False), ("Recall@K", False)]
+    assert len(glossary()) == len(set(glossary())) > 50
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_links_each_word_of_the_glossary_where_it_first_uses_it(chapter):
+    terms, first, twice = glossary(), {}, []
+    for term, is_link in uses(prose(chapter.read_text(encoding="utf-8")), terms):
+        if is_link and first.get(term):
+            twice.append(term)
+        if is_link or term not in EVERYDAY:
+            first.setdefault(term, is_link)
+    assert first.keys() <= set(terms), "a link to what the glossary does not have"
+    assert [term for term, is_link in first.items() if not is_link] == [], "write {term}`...` at the first use"
+    assert twice == [], "one link a chapter is enough"
+
+
 def test_make_help_lists_the_commands():
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     make = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True, env=clean)

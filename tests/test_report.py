@@ -1,10 +1,11 @@
 """Rows to tables between two marks, the same however often it is done."""
 
 import json
+import re
 
 import pytest
 
-from semid_lib import report, reproductions, store
+from semid_lib import report, store
 
 RUN = {
     "data": "shop",
@@ -100,6 +101,16 @@ def test_only_the_metrics_that_a_place_names_are_shown():
         report.markdown_table(rows, "next_item", ["mrr", "mmr"])
 
 
+def test_only_the_methods_that_a_place_names_are_shown():
+    rows = [row(name, metric, 0.25) for name in ("item_knn", "mine", "mine_refit") for metric in ("recall@10", "mrr")]
+    page = "<!-- rows: next_item/shop/smoke mrr of mine item_knn -->\nold\n<!-- end rows -->\n"
+    lines = report.render(page, lambda *run: rows).splitlines()
+    assert lines[:2] == [page.splitlines()[0], "| | MRR |"]
+    assert [line.split("|")[1].strip() for line in lines[3:] if "|" in line] == ["item-kNN", "mine"]
+    with pytest.raises(ValueError, match=r"no row of 'next_item' has the method 'yours', expected .*'mine'"):
+        report.markdown_table(rows, "next_item", ["mrr"], ["mine", "yours"])
+
+
 def test_what_had_to_be_reached_stands_beside_what_was():
     rows = [
         {"key": "serving/shop/cold_start_s", "value": 2.5, "must": "< 5", "wish": "< 1", **RUN},
@@ -161,7 +172,7 @@ def test_a_place_without_its_end_swallows_no_text():
 
 def test_publish_then_check(tmp_path, monkeypatch, capsys):
     page = tmp_path / "README.md"
-    page.write_text(PAGE, encoding="utf-8")
+    page.write_text(PAGE + "So <!-- row: next_item/shop/smoke/item_knn/mrr -->old<!-- end row -->.\n", encoding="utf-8")
     monkeypatch.setattr(report, "_PAGES", (page,))
     monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
@@ -171,6 +182,7 @@ def test_publish_then_check(tmp_path, monkeypatch, capsys):
     store.Store("shop", "smoke", "f").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
     assert report.main(["publish", "shop", "smoke"]) == 0
     assert "| MRR | .5000 ± .1000 |" in page.read_text(encoding="utf-8").replace("\xa0", " ")
+    assert "-->.5000<!-- end row -->." in page.read_text(encoding="utf-8")
     assert report.stale_pages() == []
     assert report.main(["check"]) == 0
 
@@ -208,23 +220,35 @@ def test_publishing_one_run_leaves_the_tables_of_others(tmp_path, monkeypatch):
     assert text.count("| MRR |") == 1
 
 
-def test_the_lead_of_the_rqvae_in_chapter_02_is_in_the_rows():
-    value = {
-        row["key"].removeprefix("semantic_ids/beauty/"): row["value"]
-        for row in report.published_rows("beauty", "laptop")
-    }
-    fitted = 1 - value["rqvae_distortion"] / value["distortion"]
-    unseen = 1 - value["rqvae_held_out_distortion"] / value["held_out_distortion"]
-    chapter = (report._REPOSITORY / "notebooks" / "02_semantic_ids.py").read_text(encoding="utf-8")
-    assert f"a lead of {fitted:.0%} on fitted items became {unseen:.0%} on unseen ones" in chapter
+# --- figures in sentences ---
+
+SENTENCE = (
+    "It took <!-- row: training/shop/smoke/mine/seconds as minutes -->old<!-- end row --> minutes\n"
+    "for <!-- row: next_item/shop/smoke/mine/mrr -->.1<!-- end row --> of MRR,\n"
+    "with <!-- row: next_item/shop/smoke/mine/mrr as n --><!-- end row --> users.\n"
+)
 
 
-def test_what_the_readme_says_of_training_is_in_the_rows():
-    rows = {row["key"]: row["value"] for row in report.published_rows("beauty", "laptop")}
-    readme = " ".join((report._REPOSITORY / "README.md").read_text(encoding="utf-8").split())
-    assert "timeline model, trained for under six minutes" in readme
-    assert 300 < rows["training/beauty/timeline/seconds"] < 360
-    assert "seventy minutes of a shared core" in readme
-    assert round(rows["training/beauty/tiger/seconds"] / 60) == 70
-    [tiger] = [system for system in reproductions.load()[0] if system.name == "TIGER"]
-    assert f"TIGER paper reports Recall@10 {tiger.figures['beauty']['recall@10']:.4f}".replace(" 0.", " .") in readme
+def test_figures_in_a_sentence_are_written_in_the_form_that_is_asked_for():
+    rows = [*ROWS, row("mine", "mrr", 0.25), {"key": "training/shop/mine/seconds", "value": 4174.2, **RUN}]
+    page = report.render(SENTENCE + PAGE, lambda *run: rows)
+    text = re.sub("<!--.*?-->", "", page).split("# Results")[0]
+    assert text == "It took 70 minutes\nfor .2500 of MRR,\nwith 1,234 users.\n"
+    assert report.render(page, lambda *_: rows) == page
+    assert report.render(SENTENCE, lambda *_: None) == SENTENCE  # another run
+
+
+@pytest.mark.parametrize(
+    ("mark", "complaint"),
+    [
+        ("a <!-- row: next_item/shop/smoke/yours/mrr -->1<!-- end row -->", "'next_item/shop/yours/mrr'"),
+        ("a <!-- row: next_item/shop/smoke/mine/mrr as words -->1<!-- end row -->", "'words', expected one of minutes"),
+        ("a <!-- row: next_item/shop/smoke/mine/mrr -->1", "no other end"),
+        ("a <!-- row: next_item/shop/smoke/mine/mrr -->1\nand <!-- row: x -->2<!-- end row -->", "no other end"),
+        ("a 1<!-- end row -->", "no other end"),
+        ("<!-- row: next_item/shop/smoke/mine/mrr -->1<!-- end row -->", "begins a line"),
+    ],
+)
+def test_a_mark_that_cannot_be_filled_is_refused(mark, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        report.render(mark, lambda *_: [*ROWS, row("mine", "mrr", 0.25)])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib import data, synthetic
+from semid_lib import data, scale, synthetic
 from semid_lib.baselines import Popularity
 from semid_lib.metrics import ranks, recall_at_k
 from semid_lib.semantic_ids import SemanticIDs
@@ -280,3 +280,14 @@ def test_files_that_do_not_belong_together_are_named(shop, model, tmp_path):
     refused(text, r"semantic_ids\.npz is not the file that was saved")
     (tmp_path / "model.safetensors").unlink()
     refused(text, r"model\.safetensors is missing")
+
+
+def test_the_tiger_at_laptop_is_an_eighth_of_the_papers_as_the_readme_says():
+    fields = {"dim": "dim", "n_layers": "layers", "n_heads": "heads", "head_dim": "head_dim", "ff_dim": "ff_dim"}
+    ids = SemanticIDs.from_codes([[0, 0, 0], [255, 255, 255]], codebook_size=256)
+    laptop, full = (
+        Tiger(TigerConfig(**{field: getattr(scale.get(name), f"tiger_{size}") for field, size in fields.items()}), ids)
+        for name in ("laptop", "full")
+    )
+    n_laptop, n_full = (sum(each.numel() for each in model.parameters()) for model in (laptop, full))
+    assert round(n_full / n_laptop) == 8
