@@ -403,8 +403,7 @@ print(
 # ## 6. Two commands
 #
 # Chapter 07 has left a model for {term}`histories <history>`, chapter 05 one for queries. Where they name items by the same IDs,
-# one folder
-# holds both, and one endpoint answers both.
+# one folder holds both, and one endpoint answers both.
 
 # %%
 whole = folder
