@@ -402,8 +402,8 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
-# Chapter 07 has left a model for {term}`histories <history>`, chapter 05 one for queries. Where they name items by the same IDs,
-# one folder holds both, and one endpoint answers both.
+# Chapter 07 has left a model for {term}`histories <history>`, chapter 05 one for queries. Where they name items by the
+# same IDs, one folder holds both, and one endpoint answers both.
 
 # %%
 whole = folder
