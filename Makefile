@@ -142,7 +142,8 @@ ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (POR
 
 book: | $(INSTALLED) ## run what is out of date and build the book
 	@$(call chapters,$(IN_TURN))
-	rm -rf book/chapters && mkdir -p book/chapters && cp $(EXECUTED) book/chapters/
+	rm -rf book/chapters
+	$(BIN)/python book/pages.py $(EXECUTED)
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"
 

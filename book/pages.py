@@ -1,6 +1,6 @@
 """A Sphinx extension: a chapter's page says how to run it, and status.md what this copy of the book was made from.
 
-The cell with which papermill sets `DATA` and `SCALE` is no part of a page: the chapter prints both, without the path.
+    python book/pages.py EXECUTED.ipynb ...    copy executed chapters into book/chapters, without paths of this machine
 
 Everything is read from the executed notebooks in `book/chapters`, `pyproject.toml` and what is installed, whenever the
 book is built; nothing is typed. Pages name the place of such a text by a comment: `<!-- runs -->`, `<!-- versions -->`.
@@ -9,6 +9,7 @@ book is built; nothing is typed. Pages name the place of such a text by a commen
 import json
 import platform
 import re
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,6 +80,13 @@ def without_data_and_scale(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
+def published(notebook: dict[str, Any]) -> dict[str, Any]:
+    """An executed notebook as readers may download it: where its data and its files lie is nobody's business."""
+    duration = {"duration": notebook["metadata"].get("papermill", {}).get("duration")}
+    metadata = {**notebook["metadata"], "papermill": duration}
+    return {**notebook, "metadata": metadata, "cells": without_data_and_scale(notebook["cells"])}
+
+
 def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
     """A line a chapter, by name, then the machines, as Markdown."""
     runs = {chapter: run_of(notebook) for chapter, notebook in notebooks.items()}
@@ -128,7 +136,6 @@ def _fill(app, docname: str, source: list[str]) -> None:
         line = {"cell_type": "markdown", "metadata": {}, "source": how_to_run(name, run_of(notebook))}
         if "id" in notebook["cells"][0]:
             line["id"] = "how-to-run"
-        notebook["cells"] = without_data_and_scale(notebook["cells"])
         notebook["cells"].insert(1, line)
         source[0] = json.dumps(notebook)
     elif "<!-- runs -->" in source[0] or "<!-- versions -->" in source[0]:
@@ -153,3 +160,10 @@ def setup(app) -> dict[str, bool]:
     # the status page is made from files that are not its own source
     app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["status"])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    (_BOOK / "chapters").mkdir(exist_ok=True)
+    for executed in map(Path, sys.argv[1:]):
+        copy = json.dumps(published(json.loads(executed.read_text(encoding="utf-8"))), indent=1)
+        (_BOOK / "chapters" / executed.name).write_text(copy + "\n", encoding="utf-8")

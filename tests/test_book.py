@@ -220,7 +220,7 @@ def test_a_run_is_read_from_the_line_that_the_store_prints(book_pages, tmp_path)
 
 
 @pytest.mark.parametrize(("more", "shown"), [({}, []), ({"SEED": 1}, ["# Parameters\nSEED = 1\n"])])
-def test_no_page_shows_the_path_of_the_data(book_pages, tmp_path, more, shown):
+def test_no_page_and_no_download_shows_a_path_of_the_machine(book_pages, tmp_path, more, shown):
     notebook = jupytext.read(ROOT / "notebooks" / "01_catalogue_and_embeddings.py")
     before = list(notebook.cells)
     notebook.metadata["papermill"] = {}
@@ -228,8 +228,11 @@ def test_no_page_shows_the_path_of_the_data(book_pages, tmp_path, more, shown):
         cell.metadata.setdefault("tags", [])  # as papermill does when it reads a file
     values = {"DATA": str(tmp_path), "SCALE": "laptop", **more}
     injected = parameterize_notebook(notebook, values, kernel_name="python3", language="python")
+    injected.metadata["papermill"] |= {"input_path": str(tmp_path / "01.ipynb"), "duration": 2.5}
     assert str(tmp_path) in str(injected.cells)
-    cells = book_pages.without_data_and_scale(injected.cells)
+    notebook = book_pages.published(injected)
+    assert str(tmp_path) not in str(notebook) and notebook["metadata"]["papermill"] == {"duration": 2.5}
+    cells = notebook["cells"]
     assert [cell["source"] for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])] == shown
     assert [cell["source"] for cell in cells if cell["source"] not in shown] == [cell.source for cell in before]
 
