@@ -300,8 +300,8 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 # *TIGER* {cite}`rajput2023` is a T5 that reads the history code by code and writes the next item's codes. Here it has
 # {term}`RQ-VAE` IDs as in the paper, though with {term}`collisions <collision>` separated by {term}`re-assignment`
 # instead of a fourth code (chapter 02); it is trained on every prefix of every history, without a token for the user.
-# At `full` it has the paper's sizes and several seeds. At `laptop` it has one seed and is as large as about an hour of
-# one core can train on the Beauty benchmark: its row says what a small TIGER does, and not what the paper's does.
+# At `full` it has the paper's sizes and several seeds. At `laptop` it has one seed and is as large as a fraction of an hour
+# of one core can train on the Beauty benchmark: its row says what a small TIGER does, and not what the paper's does.
 
 # %%
 sasrec = {

@@ -24,9 +24,9 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "tiger_heads": (2, 4, 6),
     "tiger_head_dim": (16, 24, 64),
     "tiger_ff_dim": (64, 384, 1024),
-    "tiger_dropout": (0.1, 0.1, 0.2),
-    "tiger_epochs": (1, 24, 200),
-    "tiger_batch_size": (128, 256, 256),
+    "tiger_dropout": (0.1, 0.0, 0.2),
+    "tiger_epochs": (1, 10, 200),
+    "tiger_batch_size": (128, 128, 256),
     "sasrec_epochs": (1, 17, 30),
     "n_seeds": (2, 3, 3),
     "tiger_seeds": (1, 1, 3),
@@ -73,8 +73,8 @@ class Scale:
     tiger_heads: int
     tiger_head_dim: int
     tiger_ff_dim: int
-    tiger_dropout: float  # at full that of cornac's reproduction
-    tiger_epochs: int  # at most; at laptop an hour of one core on the Beauty benchmark
+    tiger_dropout: float  # at full that of cornac's reproduction; at laptop the model learns too little, not too much
+    tiger_epochs: int  # at most; at laptop twenty minutes of one core on the Beauty benchmark
     tiger_batch_size: int  # prefixes of histories a step
     sasrec_epochs: int  # at most
     n_seeds: int  # runs of a next-item model, for the spread over seeds
