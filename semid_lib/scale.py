@@ -24,7 +24,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "tiger_heads": (2, 4, 6),
     "tiger_head_dim": (16, 24, 64),
     "tiger_ff_dim": (64, 384, 1024),
-    "tiger_dropout": (0.1, 0.0, 0.2),
+    "tiger_dropout": (0.0, 0.0, 0.2),
     "tiger_epochs": (1, 10, 200),
     "tiger_batch_size": (128, 128, 256),
     "sasrec_epochs": (1, 17, 30),
