@@ -17,8 +17,7 @@ from semid_lib.store import Store, hardware
 # what two processes run: no dropout, and the first attempt is stopped at the last of the three steps of an epoch
 PROGRAM = """
 import sys
-from semid_lib import next_item, scale, tiger, training
-scale._SIZES["tiger_dropout"] = (0.0, 0.1, 0.2)
+from semid_lib import next_item, tiger, training
 usual, left = tiger.Tiger.forward, [9]
 training.fit.__defaults__ = (*training.fit.__defaults__[:-1], 2)  # save_every
 
@@ -43,7 +42,6 @@ def shop_folder(tmp_path, monkeypatch):
     folder = tmp_path / "small"
     synthetic.write_demo_shop(folder, n_items=100, n_users=60, n_queries=5)
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "alone"))
-    monkeypatch.setitem(scale._SIZES, "tiger_dropout", (0.0, 0.1, 0.2))
     shop, rng = data.load(folder), np.random.default_rng(0)
     arrays = {}
     for prefix in ("", "rqvae_"):

@@ -13,7 +13,7 @@ def test_sizes_never_shrink_as_the_dial_turns():
     for field in sizes[0].keys() - {"name"}:
         values = [float("inf") if size[field] is None else size[field] for size in sizes]
         assert values == sorted(values), field
-        assert values[0] > 0
+        assert values[0] > 0 or field == "tiger_dropout"
 
 
 @pytest.mark.parametrize("name", scale.NAMES)
