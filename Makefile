@@ -157,7 +157,7 @@ check-links: $(INSTALLED) ## that the links of the book to elsewhere still lead 
 	$(BIN)/jupyter-book build --builder linkcheck book
 
 lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is saved in notebooks/*.py
-	$(BIN)/jupytext --sync notebooks/*.py
+	$(BIN)/jupytext --quiet --set-kernel python3 --sync notebooks/*.py
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
