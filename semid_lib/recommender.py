@@ -314,8 +314,11 @@ def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timelin
     shape = {name: value for name, value in shape.items() if name != "type"}
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
-        model = Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
-        model.load_state_dict(weights)
+        with torch.device("meta"):  # the file's own tensors take the places: it is mapped, and nothing is copied
+            model = Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
+        own = model.state_dict()
+        weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
+        model.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {error!r}") from error
     return model.to(device)
