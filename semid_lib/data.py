@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from semid_lib import folder
+from semid_lib import folder, places
 from semid_lib.table import shown
 
 
@@ -150,7 +150,7 @@ class Split(NamedTuple):
 
 
 def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dataset:
-    """Load and check one data set: a folder, or "demo" for the synthetic shop.
+    """Load and check one data set: a folder, here or at "s3://bucket/folder", or "demo" for the synthetic shop.
 
     columns: of the items, besides `item_id` and `title`; by default all. Of a large Parquet or Arrow table others are
     then not read at all; `table.batches` reads them when they are needed.
@@ -159,7 +159,8 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
     counted). A flat list of strings in `categories` is taken as one path. CSV has no types: its fields stay
     text, except `item_id`, and `categories`, which must be JSON. A folder that is called demo is "./demo".
 
-    Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected.
+    Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected; ConnectionError where
+    `places.fetch` does.
 
     >>> with tempfile.TemporaryDirectory() as path:
     ...     items = [{"item_id": 7, "title": "Red lipstick"}, {"item_id": 9, "title": ""}]
@@ -171,7 +172,8 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
     array([1])
     """
     if data != "demo":
-        return _load(Path(data), Path(data).resolve().name, columns)
+        path = places.fetch(data)
+        return _load(path, path.resolve().name, columns)
     from semid_lib import synthetic
 
     with tempfile.TemporaryDirectory() as path:

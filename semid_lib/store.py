@@ -24,6 +24,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from semid_lib import places
+
 _DTYPES = {  # as safetensors calls them
     "BOOL": np.dtype(bool),
     **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
@@ -33,9 +35,12 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def default_root() -> Path:
-    """`SEMID_ARTEFACTS` if set; else `artefacts` in the repository, or in the working folder without one."""
+    """`SEMID_ARTEFACTS` if set; else `artefacts` in the repository, or in the working folder without one.
+
+    Of an address, such as "s3://bucket/runs", the copy on this machine.
+    """
     if "SEMID_ARTEFACTS" in os.environ:
-        return Path(os.environ["SEMID_ARTEFACTS"])
+        return places.local(os.environ["SEMID_ARTEFACTS"])
     return (_REPOSITORY if (_REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "artefacts"
 
 
@@ -58,12 +63,17 @@ class Store:
     """The artefacts and rows of one data set at one scale.
 
     data: the data set's name. fingerprint: of its content (`data.Dataset.fingerprint`); artefacts of another content
-    are refused. root: by default `default_root()`.
+    are refused. root: by default `SEMID_ARTEFACTS` or `default_root()`.
+
+    A root at "s3://bucket/folder" has a copy on this machine, in which `folder` lies: artefacts and rows are brought
+    there when they are asked for and sent when they are written, and what stands at `path` by `bring` and `send`.
     """
 
     def __init__(self, data: str, scale: str, fingerprint: str, root: str | Path | None = None):
         self.data, self.scale, self.fingerprint = data, scale, fingerprint
-        self.folder = Path(root or default_root()) / data / scale
+        root = root or os.environ.get("SEMID_ARTEFACTS") or default_root()
+        self.folder = places.local(root) / data / scale
+        self._place = f"{root.rstrip('/')}/{data}/{scale}" if places.is_remote(root) else None
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
         """Write arrays of numbers, and facts (JSON) about them, under a name; whole or not at all.
@@ -80,6 +90,7 @@ class Store:
         ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
         save_file(ordered, partial, metadata=self._header(facts))
         partial.replace(target)
+        self.send(target.name)
         return target
 
     def save_batches(self, name: str, key: str, batches: Iterable[np.ndarray], **facts) -> Path:
@@ -118,6 +129,7 @@ class Store:
             file.seek(0)
             file.write(_safetensors_header(key, row, n_rows, self._header(facts), n_header))
         partial.replace(target)
+        self.send(target.name)
         return target
 
     def _header(self, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -125,16 +137,18 @@ class Store:
 
     def has(self, name: str) -> bool:
         """Whether a chapter has written this artefact."""
-        return self._file(name).is_file()
+        file = self._file(name)
+        return file.is_file() if self._place is None else places.exists(f"{self._place}/{file.name}")
 
     def load(self, name: str) -> Artefact:
         """Read an artefact. Raises FileNotFoundError if no chapter has written it, ValueError if from other data."""
         path = self._file(name)
-        if not path.is_file():
+        if not self.has(name):
+            where = f"{self._place or self.folder}/{path.name}"
             raise FileNotFoundError(
-                f"{path} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
+                f"{where} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
-        artefact = _mapped(path)
+        artefact = _mapped(self.bring(path.name))
         found = artefact.facts["provenance"]["fingerprint"]
         if found != self.fingerprint:
             raise ValueError(
@@ -149,6 +163,17 @@ class Store:
     def path(self, name: str) -> Path:
         """A folder for what writes itself, such as a Recommender."""
         return self.folder / name
+
+    def bring(self, name: str = "") -> Path:
+        """`path`, with what is there in the store where the root is an address. Raises as `places.fetch` does."""
+        if self._place is not None:
+            places.fetch(f"{self._place}/{name}".rstrip("/"))
+        return self.folder / name
+
+    def send(self, name: str = "") -> None:
+        """Send what has changed at `path`, or in the whole folder, where the root is an address."""
+        if self._place is not None:
+            places.send(f"{self._place}/{name}".rstrip("/"))
 
     def cache(self, name: str) -> Path:
         """A folder shared by all data sets and scales, for what is keyed by its own content."""
@@ -188,11 +213,14 @@ class Store:
         path = self.folder / "rows" / f"{chapter}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_json(path, complete)
+        self.send(f"rows/{chapter}.json")
         return path
 
     def rows(self) -> list[dict[str, Any]]:
         """All result rows, in the order of the chapters."""
-        files = sorted((self.folder / "rows").glob("*.json"))
+        if self._place is not None and places.exists(f"{self._place}/rows"):
+            self.bring("rows")
+        files = sorted((self.folder / "rows").glob("[!.]*.json"))
         return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
