@@ -302,7 +302,7 @@ def state(name: str, data: str, folder: Path, notebooks: Path = NOTEBOOKS) -> st
 def inputs(source: Path, data: str) -> list[Path]:
     """The files that a chapter is made from: its source, the library and the data."""
     files = [source, *(source.parent.parent / "semid_lib").glob("*.py")]
-    return files if data == "demo" else files + [one for one in places.local(data).iterdir() if one.suffix in _ENDINGS]
+    return files if data == "demo" else files + [one for one in places.local(data).glob("*") if one.suffix in _ENDINGS]
 
 
 def is_younger(file: Path, than: Iterable[Path]) -> bool:

@@ -11,6 +11,7 @@ has to be changed first, a ConnectionError for what may pass when it is tried ag
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -184,6 +185,8 @@ def _plain_errors(where: str) -> Iterator[None]:
     except ConnectionError:
         raise
     except OSError as error:
+        if error.errno not in (None, errno.ENOENT):  # of this machine, such as a full disk
+            raise
         text = str(error)
         if re.search(_REFUSED, text):
             raise ValueError(

@@ -245,6 +245,14 @@ def test_what_is_not_there_is_named(place, capsys):
     assert f"failed: {place} is not there" in capsys.readouterr().err
 
 
+def test_what_this_machine_cannot_do_is_not_blamed_on_the_store(place):
+    stored(place, a__txt=b"one")
+    places.local(place).parent.mkdir(parents=True)
+    places.local(place).touch()  # a file where a folder has to be
+    with pytest.raises(FileExistsError, match=r"File exists"):
+        places.fetch(place)
+
+
 class Refusing(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(403)
