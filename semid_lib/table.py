@@ -50,11 +50,9 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame
         raise ValueError(f"{path} is empty, expected at least one record")
     items = pd.concat(parts, ignore_index=True)
     if (again := items["item_id"].duplicated()).any():
-        at = int(again.to_numpy().argmax())
-        item_id = items["item_id"].iloc[at]
-        (file, row), (other, earlier) = (
-            _place(path, int(place)) for place in np.flatnonzero(items["item_id"][: at + 1] == item_id)[[-1, 0]]
-        )
+        item_id = items["item_id"][again].iloc[0]
+        first, second = np.flatnonzero(items["item_id"] == item_id)[:2].tolist()
+        (other, earlier), (file, row) = _place(path, first), _place(path, second)
         where = f"row {earlier}" if other == file else f"{other.name}, row {earlier}"
         raise ValueError(f"{file}, row {row}: item_id {item_id} occurs before, in {where}")
     return items
