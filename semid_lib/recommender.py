@@ -331,8 +331,8 @@ def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timelin
     shape = {name: value for name, value in shape.items() if name != "type"}
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
-        with torch.device("meta"):  # the file's own tensors take the places: it is mapped, and nothing is copied
-            model = _Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
+        # the file's own tensors, which are mapped, take the places of those that the model is made with
+        model = _Timeline(config, ids.unique, np.broadcast_to(np.float32(0), tuple(weights["vectors"].shape)))
         own = model.state_dict()
         weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)
