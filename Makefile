@@ -45,9 +45,12 @@ $(VENV)/%/installed: constraints-%.txt | $(INSTALLED)
 
 CHAPTERS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.py))))
 DATA_NAME := $(if $(filter demo,$(DATA)),demo,$(notdir $(abspath $(DATA))))
-DATA_PATH := $(if $(filter demo,$(DATA)),demo,$(abspath $(DATA)))
+DATA_PATH := $(if $(filter demo s3://%,$(DATA)),$(DATA),$(abspath $(DATA)))
 DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(DATA)/*.gz $(DATA)/*.jsonl $(DATA)/*.tsv $(DATA)/*.csv $(DATA)/*.parquet))
-RUN_FOLDER := $(or $(SEMID_ARTEFACTS),artefacts)/$(DATA_NAME)/$(SCALE)/executed
+# of artefacts in an object store, the copy on this machine (semid_lib/places.py)
+COPIES := $(or $(SEMID_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semid-lib)/places
+ARTEFACTS := $(or $(patsubst s3://%,$(COPIES)/s3/%,$(patsubst %/,%,$(SEMID_ARTEFACTS))),artefacts)
+RUN_FOLDER := $(ARTEFACTS)/$(DATA_NAME)/$(SCALE)/executed
 EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
 # the longest first, and what they need: so that in the end there is no waiting for one of them
 LONGEST := $(RUN_FOLDER)/07_next_item.ipynb $(RUN_FOLDER)/05_llm_sft.ipynb

@@ -24,8 +24,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from semid_lib import places, store, tracking
 from semid_lib import scale as scales
-from semid_lib import store, tracking
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 _ENDINGS = (".gz", ".jsonl", ".tsv", ".csv", ".parquet")  # files of a data set
@@ -67,7 +67,7 @@ def before(name: str, notebooks: Path = NOTEBOOKS) -> list[str]:
 
 def folder_of(data: str, scale: str, root: str | Path | None = None) -> Path:
     """Where a run's executed chapters stand. data: "demo" or the folder of a data set."""
-    return Path(root or store.default_root()).resolve() / data_name(data) / scale / "executed"
+    return places.local(root or store.default_root()).resolve() / data_name(data) / scale / "executed"
 
 
 def data_name(data: str) -> str:
@@ -102,14 +102,17 @@ def run(
     """Run a chapter; returns the facts of the run, which are also kept beside the executed notebook.
 
     source: its file in py:percent; it runs in that folder. data: "demo" or a folder. parameters: besides DATA and
-    SCALE. root: where its artefacts go, by default `store.default_root()`, where MLflow's database always is. group:
+    SCALE. root: where its artefacts go, by default `store.default_root()`, where MLflow's database always is; to an
+    address such as "s3://bucket/runs" everything in the folder of the data and scale is sent when it has ended. group:
     a name for runs that belong together. progress: show a bar over the cells.
 
     `facts["state"]` is "executed" or "failed"; a failed run has an `error`, one line. Raises ValueError if the run
     cannot begin: an unknown chapter, scale or parameter, or no data.
     """
     asked = check(source, data, scale, parameters or {})
+    root = root or os.environ.get("SEMID_ARTEFACTS") or store.default_root()
     folder = folder_of(data, scale, root)
+    artefacts = str(root if places.is_remote(root) else folder.parent.parent.parent)
     folder.mkdir(parents=True, exist_ok=True)
     name = source.stem
     rows_file = folder.parent / "rows" / f"{name}.json"
@@ -127,7 +130,7 @@ def run(
     clock = store.Clock()
     running = folder / f"{name}.running.ipynb"
     try:
-        with _logged(folder / f"{name}.log"), _environment("SEMID_ARTEFACTS", str(folder.parent.parent.parent)):
+        with _logged(folder / f"{name}.log"), _environment("SEMID_ARTEFACTS", artefacts):
             facts |= _execute(source, running, asked, progress)
     finally:
         # whatever ended it, a keyboard too, there is no notebook that looks executed and is not
@@ -144,6 +147,8 @@ def run(
     _write(folder / f"{name}.json", facts)
     kept = [notebook, folder / f"{name}.log", rows_file]
     tracking.log_run(facts, rows, [file for file in kept if file.is_file()])
+    if places.is_remote(root):
+        places.send(f"{root.rstrip('/')}/{data_name(data)}/{scale}")
     return facts
 
 
@@ -154,10 +159,10 @@ def check(source: Path, data: str, scale: str, parameters: Mapping[str, Any]) ->
         raise ValueError(f"no chapter {source.stem!r}, expected one of {there}")
     if scale not in scales.NAMES:
         raise ValueError(f"SCALE is {scale!r}, expected one of {', '.join(scales.NAMES)}")
-    if data != "demo" and not Path(data).is_dir():
+    if data != "demo" and not (places.exists(data) if places.is_remote(data) else Path(data).is_dir()):
         raise ValueError(f"DATA is {data!r}, expected demo or a folder")
     known = parameters_of(source)
-    asked = {"DATA": data if data == "demo" else str(Path(data).resolve()), "SCALE": scale}
+    asked = {"DATA": data if data == "demo" or places.is_remote(data) else str(Path(data).resolve()), "SCALE": scale}
     for key in parameters:
         if key in asked or key not in known:
             expected = ", ".join(sorted(known.keys() - asked.keys())) or "none"
@@ -297,7 +302,7 @@ def state(name: str, data: str, folder: Path, notebooks: Path = NOTEBOOKS) -> st
 def inputs(source: Path, data: str) -> list[Path]:
     """The files that a chapter is made from: its source, the library and the data."""
     files = [source, *(source.parent.parent / "semid_lib").glob("*.py")]
-    return files if data == "demo" else files + [one for one in Path(data).iterdir() if one.suffix in _ENDINGS]
+    return files if data == "demo" else files + [one for one in places.local(data).glob("*") if one.suffix in _ENDINGS]
 
 
 def is_younger(file: Path, than: Iterable[Path]) -> bool:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from semid_lib import folder
-from semid_lib.folder import shown
+from semid_lib import folder, places
+from semid_lib.table import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +149,18 @@ class Split(NamedTuple):
 # --- load ---
 
 
-def load(data: str | Path = "demo") -> Dataset:
-    """Load and check one data set: a folder, or "demo" for the synthetic shop.
+def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dataset:
+    """Load and check one data set: a folder, here or at "s3://bucket/folder", or "demo" for the synthetic shop.
+
+    columns: of the items, besides `item_id` and `title`; by default all. Of a large Parquet or Arrow table others are
+    then not read at all; `table.batches` reads them when they are needed.
 
     Every item needs `item_id` (an integer in int64, unique) and `title` (a string; null or "" is allowed and
     counted). A flat list of strings in `categories` is taken as one path. CSV has no types: its fields stay
     text, except `item_id`, and `categories`, which must be JSON. A folder that is called demo is "./demo".
 
-    Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected.
+    Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected; ConnectionError where
+    `places.fetch` does.
 
     >>> with tempfile.TemporaryDirectory() as path:
     ...     items = [{"item_id": 7, "title": "Red lipstick"}, {"item_id": 9, "title": ""}]
@@ -168,16 +172,17 @@ def load(data: str | Path = "demo") -> Dataset:
     array([1])
     """
     if data != "demo":
-        return _load(Path(data), Path(data).resolve().name)
+        path = places.fetch(data)
+        return _load(path, path.resolve().name, columns)
     from semid_lib import synthetic
 
     with tempfile.TemporaryDirectory() as path:
         synthetic.write_demo_shop(path)
-        return _load(path, "demo")
+        return _load(path, "demo", columns)
 
 
-def _load(path: str | Path, name: str) -> Dataset:
-    items, fields, queries, fingerprint = folder.read_folder(path)
+def _load(path: str | Path, name: str, columns: Sequence[str] | None) -> Dataset:
+    items, fields, queries, fingerprint = folder.read_folder(path, columns)
     histories = None if fields is None else Histories(*fields)
     return Dataset(name, items, histories, queries, _counts(items, histories, queries), fingerprint)
 

@@ -7,7 +7,7 @@ package, so embedding needs no network; they are loaded only if their hash is th
 import hashlib
 import html.parser
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,18 +100,47 @@ def embed(
     """
     if not len(texts):
         raise ValueError("no texts to embed")
-    keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
+    keys = _keys(texts)
     distinct, first = np.unique(keys, return_index=True)
     path = _model_path(model)
     shelf = Path(cache) / _fingerprint(path) if cache else None
-    known_keys, known = _read_shards(shelf)
+    known_keys, known = _read_shards(sorted(shelf.glob("*.npz")) if shelf else [], distinct)
     todo = first[~np.isin(distinct, known_keys)]
     if len(todo):
-        new = _encode([texts[i] for i in todo], keys[todo], path, shelf, batch_size, progress)
+        new = _encode([texts[i] for i in todo], keys[todo], _load(path), shelf, batch_size, progress)
         known_keys = np.concatenate([known_keys, keys[todo]])
         known = np.concatenate([known.reshape(-1, new.shape[1]), new])
     order = np.argsort(known_keys)
     return known[order[np.searchsorted(known_keys, keys, sorter=order)]]
+
+
+def embed_batches(
+    batches: Iterable[Sequence[str]],
+    model: str = DEFAULT_MODEL,
+    cache: str | Path | None = None,
+    batch_size: int = 64,
+) -> Iterator[np.ndarray]:
+    """The vectors of `embed` for texts that come in batches, of which one at a time is in memory.
+
+    Made for a catalogue too large for that, whose batches come again as they were: in the cache a batch is found whole
+    or not at all, so an interrupted run goes on at the batch where it stopped. Arguments and errors as of `embed`.
+    """
+    path, encoder = _model_path(model), None
+    shelf = Path(cache) / _fingerprint(path) if cache else None
+    for texts in batches:
+        if not len(texts):
+            raise ValueError("no texts to embed")
+        keys = _keys(texts)
+        distinct, first, at = np.unique(keys, return_index=True, return_inverse=True)
+        file = _shard(shelf, distinct)
+        if file is not None and file.is_file():
+            found, vectors = _read_shards([file], distinct)
+            yield vectors[np.searchsorted(found, keys)]
+            continue
+        encoder = encoder or _load(path)
+        vectors = _encode([texts[i] for i in first], distinct, encoder, None, batch_size, False)
+        _write_shard(shelf, distinct, vectors)
+        yield vectors[at]
 
 
 class Encoder:
@@ -140,8 +169,11 @@ def _load(path: str):
     return model
 
 
-def _encode(texts, keys, path, shelf, batch_size, progress) -> np.ndarray:
-    encoder = _load(path)
+def _keys(texts: Sequence[str]) -> np.ndarray:
+    return np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
+
+
+def _encode(texts, keys, encoder, shelf, batch_size, progress) -> np.ndarray:
     by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # little padding, and no surprise at the end
     vectors = None
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
@@ -214,22 +246,29 @@ def _fingerprint(path: str) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def _read_shards(shelf: Path | None) -> tuple[np.ndarray, np.ndarray]:
+def _read_shards(files: Sequence[Path], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys that are among the wanted, and their vectors: in memory is one shard, and what is wanted of the others."""
     keys, vectors = [], []
-    for file in sorted(shelf.glob("*.npz")) if shelf else []:
+    for file in files:
         with np.load(file, allow_pickle=False) as shard:
-            keys.append(shard["keys"])
-            vectors.append(shard["vectors"])
+            ours = np.isin(shard["keys"], wanted)
+            if ours.any():
+                keys.append(shard["keys"][ours])
+                vectors.append(shard["vectors"][ours])
     if not keys:
         return np.empty(0, dtype="<U32"), np.empty((0, 0), dtype=np.float32)
     return np.concatenate(keys), np.concatenate(vectors)
 
 
+def _shard(shelf: Path | None, keys: np.ndarray) -> Path | None:
+    return shelf and shelf / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.npz"
+
+
 def _write_shard(shelf: Path | None, keys: np.ndarray, vectors: np.ndarray) -> None:
-    if shelf is None:
+    target = _shard(shelf, keys)
+    if target is None:
         return
-    shelf.mkdir(parents=True, exist_ok=True)
-    target = shelf / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.npz"
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".partial")
     with open(temporary, "wb") as stream:
         np.savez(stream, keys=keys, vectors=vectors)

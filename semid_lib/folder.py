@@ -1,7 +1,7 @@
 """The files of a data set: read, check, write.
 
-One data set is one folder: `items.jsonl`, `items.csv` or `items.parquet` (exactly one), and optionally
-`sequences.tsv`, `timestamps.tsv` and `queries*.jsonl`; all but Parquet may be gzipped (`.gz`). Text is UTF-8
+One data set is one folder: `items.jsonl`, `items.csv`, `items.parquet` or `items.arrow` (exactly one), and optionally
+`sequences.tsv`, `timestamps.tsv` and `queries*.jsonl`; text may be gzipped (`.gz`). Text is UTF-8
 (a byte order mark is accepted), one record a line; empty lines are an error except at the end of a file.
 Nothing is dropped silently: bad input is a ValueError that names file, line, value and what was expected.
 """
@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from array import array
@@ -25,8 +26,13 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
-ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet"
-DATA_FILE = re.compile(r"items\.parquet|(items\.(csv|jsonl)|queries.*\.jsonl|(sequences|timestamps)\.tsv)(\.gz)?")
+from semid_lib import table
+from semid_lib.table import shown
+
+ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet, items.arrow"
+DATA_FILE = re.compile(
+    r"items\.(parquet|arrow)|(items\.(csv|jsonl)|queries.*\.jsonl|(sequences|timestamps)\.tsv)(\.gz)?"
+)
 
 
 class Contents(NamedTuple):
@@ -38,8 +44,10 @@ class Contents(NamedTuple):
     fingerprint: str
 
 
-def read_folder(folder: str | Path) -> Contents:
+def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Contents:
     """Read and check the files of one data set; `data.load` says what they may hold and what is refused.
+
+    columns: of the items, besides `item_id` and `title`; None for all.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
@@ -48,20 +56,14 @@ def read_folder(folder: str | Path) -> Contents:
     (['Soap'], ['ann'], [0, 0], [0, 2], None, None)
     """
     files = {kind: _File(path, _read_bytes(path)) for kind, path in _data_files(Path(folder)).items()}
-    items = _items(files["items"])
+    items = _items(files["items"], columns)
     index = pd.Index(items["item_id"])
     histories = _histories(files, index) if "sequences.tsv" in files else None
     queries = _queries([file for kind, file in files.items() if kind.startswith("queries")], index)
     digest = hashlib.sha256()
     for file in files.values():
-        digest.update(f"{file.name}\0{len(file.content)}\0".encode() + file.content)
+        file.add_to(digest)
     return Contents(items, histories, queries, digest.hexdigest())
-
-
-def shown(value) -> str:
-    """A value as a message quotes it, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- files ---
@@ -69,18 +71,25 @@ def shown(value) -> str:
 
 class _File(NamedTuple):
     path: Path
-    content: bytes  # uncompressed
+    content: bytes  # uncompressed; of an item table that is read in batches, none
 
     @property
     def name(self) -> str:
         return self.path.name.removesuffix(".gz")
 
-    @property
-    def unit(self) -> str:
-        return "row" if self.path.suffix == ".parquet" else "line"
+    def add_to(self, digest) -> None:
+        """Name, length and bytes; of a folder those of each of its files."""
+        if self.path.suffix not in table.SUFFIXES:
+            digest.update(f"{self.name}\0{len(self.content)}\0".encode() + self.content)
+            return
+        for file in table.files(self.path):
+            digest.update(f"{file.relative_to(self.path.parent)}\0{file.stat().st_size}\0".encode())
+            with open(file, "rb") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
 
     def fail(self, number: int, problem: str) -> NoReturn:
-        raise ValueError(f"{self.path}, {self.unit} {number}: {problem}")
+        raise ValueError(f"{self.path}, line {number}: {problem}")
 
     def text(self) -> str:
         content = self.content.removeprefix(codecs.BOM_UTF8)
@@ -115,6 +124,8 @@ def _existing_files(folder: Path) -> list[Path]:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.suffix in table.SUFFIXES:
+        return b""
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
@@ -130,8 +141,8 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _records(file: _File, required: tuple[str, ...]) -> dict[int, dict]:
-    """Line (row in Parquet) at which each record begins -> record; at least one."""
-    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "parquet": _parquet_records}
+    """Line at which each record begins -> record; at least one."""
+    readers = {"jsonl": _jsonl_records, "csv": _csv_records}
     records = dict(readers[file.name.rpartition(".")[2]](file))
     for number, record in records.items():
         if lacking := [name for name in required if name not in record]:
@@ -191,75 +202,34 @@ def _typed(file: _File, number: int, record: dict) -> dict:
     return record
 
 
-def _parquet_records(file: _File) -> Iterable[tuple[int, dict]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return enumerate(pq.read_table(pa.BufferReader(file.content)).to_pylist(), 1)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.path} is not a Parquet file that can be read ({error})") from error
-
-
-def _frame(records: Iterable[dict]) -> pd.DataFrame:
-    """One row a record. Columns in which all values have one plain type are typed, others hold objects."""
-    columns, records = {}, list(records)
-    for name in dict.fromkeys(chain.from_iterable(records)):
-        values = [record.get(name) for record in records]
-        kinds = {type(value) for value in values}
-        plain = len(kinds) == 1 and kinds <= {str, int, float, bool}
-        columns[name] = pd.Series(values, dtype=None if plain else object)
-    return pd.DataFrame(columns)
-
-
 # --- items and queries ---
 
 
-def _items(file: _File) -> pd.DataFrame:
-    records = _records(file, required=("item_id", "title"))
+def _items(file: _File, columns: Sequence[str] | None) -> pd.DataFrame:
+    if file.path.suffix in table.SUFFIXES:
+        return table.read(file.path, columns)
+    records = _records(file, required=table.REQUIRED)
     names = dict.fromkeys(["item_id", *chain.from_iterable(records.values())])
+    numbers = list(records)
+    items = pd.DataFrame(
+        {
+            name: table.column(
+                name,
+                [record.get(name) for record in records.values()],
+                lambda at, problem: file.fail(numbers[at], problem),
+            )
+            for name in names
+        }
+    )
     first: dict[int, int] = {}
-    for number, record in records.items():
-        try:
-            records[number] = {name: _checked(name, record.get(name)) for name in names}
-        except ValueError as error:
-            file.fail(number, str(error))
-        item_id = record["item_id"]
+    for number, item_id in zip(numbers, items["item_id"], strict=True):
         if first.setdefault(item_id, number) != number:
-            file.fail(number, f"item_id {item_id} occurs before, in {file.unit} {first[item_id]}")
-    return _frame(records.values())
-
-
-def _checked(name: str, value):
-    """The value of one field of an item as the table holds it."""
-    if name == "item_id" and (type(value) is not int or not -(2**63) <= value < 2**63):
-        hint = "; write it without quotes" if isinstance(value, str) and value.isdecimal() else ""
-        raise ValueError(f"item_id is {shown(value)}, expected an integer in int64{hint}")
-    if name in ("title", "brand", "description"):
-        if value is None or (isinstance(value, float) and np.isnan(value)):  # NaN comes from Parquet
-            return ""
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {shown(value)}, expected a string or null")
-    return category_paths(value) if name == "categories" else value
-
-
-def category_paths(value) -> list[list[str]]:
-    """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
-
-    null and "" are no path. Raises ValueError if the value is anything else, or if a path is empty.
-
-    >>> category_paths(["Office", "Paper"])
-    [['Office', 'Paper']]
-    >>> category_paths([["Office", "Paper"], ["Gifts"]])
-    [['Office', 'Paper'], ['Gifts']]
-    """
-    if value is None or value in ("", []):
-        return []
-    if isinstance(value, list):
-        paths = [value] if all(isinstance(name, str) for name in value) else value
-        if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):
-            return paths
-    raise ValueError(f"categories is {shown(value)}, expected a list of paths, each a list of strings")
+            file.fail(number, f"item_id {item_id} occurs before, in line {first[item_id]}")
+    if columns is None:
+        return items
+    if lacking := [name for name in columns if name not in items]:
+        raise ValueError(f"{file.path} has fields {shown(list(items))}, expected also {lacking[0]!r}")
+    return items[[name for name in items if name in {*table.REQUIRED, *columns}]]
 
 
 def _queries(files: list[_File], index: pd.Index) -> pd.DataFrame | None:
@@ -271,7 +241,10 @@ def _queries(files: list[_File], index: pd.Index) -> pd.DataFrame | None:
             rows = _relevant_rows(file, number, record, index)
             ours = {"query": record["query"], "item_rows": rows, "source": file.name.removesuffix(".jsonl")}
             found.append(ours | record)
-    return _frame(found) if found else None
+    if not found:
+        return None
+    names = dict.fromkeys(chain.from_iterable(found))
+    return pd.DataFrame({name: table.typed([record.get(name) for record in found]) for name in names})
 
 
 def _relevant_rows(file: _File, number: int, record: dict, index: pd.Index) -> np.ndarray:
@@ -399,7 +372,7 @@ def write_folder(
             if records is not None:
                 _write_lines(Path(partial, name), map(line_of, records))
         for old in _existing_files(folder):
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         for path in Path(partial).iterdir():
             os.replace(path, folder / path.name)
 

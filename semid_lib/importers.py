@@ -27,6 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from semid_lib import folder
+from semid_lib.table import category_paths
 
 GARBAGE_TITLE = re.compile(r"getTime|<\s*/?(script|style|span|div|img|a)\b", re.IGNORECASE)  # in 2018
 OUR_FIELDS = ("item_id", "title", "brand", "description", "categories", "source_id")
@@ -218,7 +219,7 @@ def _table_paths(path: str | Path, row: int, value, separator: str) -> list[list
             value = json.loads(value)
         elif isinstance(value, str):
             value = [name.strip() for name in value.split(separator) if name.strip()]
-        return folder.category_paths(value)
+        return category_paths(value)
     except ValueError as error:
         raise ValueError(f"{path}, row {row}: {error}") from error
 
@@ -421,7 +422,7 @@ def _amazon_fields(raw: dict) -> dict:
         "title": "" if GARBAGE_TITLE.search(title) else _clean(title),
         "brand": _clean(raw.get("brand") or raw.get("store") or ""),
         "description": "\n".join(html.unescape(part).strip() for part in parts),
-        "categories": [[_clean(name) for name in path] for path in folder.category_paths(paths)],
+        "categories": [[_clean(name) for name in path] for path in category_paths(paths)],
     }
 
 

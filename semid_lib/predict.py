@@ -3,6 +3,7 @@
 python -m semid_lib.predict --model FOLDER --input-path histories.txt --output-path preds.csv --topk 10
 
 FOLDER may be a repository on the Hugging Face Hub, "org/name", of which `--revision` gives a branch, tag or commit.
+All three may be addresses such as "s3://bucket/folder" (`places`); work is then kept beside the copy of the output.
 
 `records` says what the input may look like; the output is CSV, JSONL or Parquet by its ending, one line per line that
 was answered, in the order of the input: `user_id` (or `query`), `item_ids` and `scores`, best first.
@@ -33,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from semid_lib import records
+from semid_lib import places, records
 from semid_lib.recommender import Recommender
 from semid_lib.store import sha256
 
@@ -76,7 +77,10 @@ def predict(
     or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and
     BlockingIOError for a second run with the same output at the same time. The output is then what it was before.
     """
-    input_path, output_path = Path(input_path), Path(output_path)
+    place, output_path = output_path, places.local(output_path)
+    input_path = places.fetch(input_path)
+    if places.is_remote(place):
+        output_path.parent.mkdir(parents=True, exist_ok=True)
     check(input_path, output_path, k, queries)
     if (recommender.searcher if queries else recommender.model) is None:
         raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
@@ -98,6 +102,12 @@ def predict(
                 bar.update(sum(record.n_bytes for record in block))
             bar.update(n_bytes - bar.n)
         done = work.publish()
+    if places.is_remote(place):
+        try:
+            places.send(place)
+            places.send(f"{place}.rejected")
+        except (ValueError, ConnectionError) as error:
+            raise ConnectionError(f"{error}; the finished output is {output_path}") from error
     return Outcome(done.lines - done.rejected, done.rejected)
 
 
@@ -347,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recommender = Recommender.from_pretrained(options.model, revision=options.revision)
         outcome = predict(
             recommender,
-            str(recommender.source or sha256(Path(options.model) / "config.json")),
+            str(recommender.source or sha256(places.local(options.model) / "config.json")),
             options.input_path,
             options.output_path,
             options.topk,
@@ -358,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        kept = _beside(Path(options.output_path), ".progress").exists()
+        kept = _beside(places.local(options.output_path), ".progress").exists()
         goes_on = "; blocks that were finished are kept, and the same command goes on" if kept else ""
         print(f"failed: {error}{goes_on}", file=sys.stderr)
         return 1

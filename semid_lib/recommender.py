@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from semid_lib import hub
+from semid_lib import hub, places
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
 from semid_lib.generative import LanguageModelSearch, LightSearch
@@ -31,6 +31,7 @@ _ALWAYS = ("semantic_ids.npz", "items.parquet")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
+_TEXTS_AT_ONCE = 2**16  # items that are read in one step: 96 MiB of float32 at 384 dimensions
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
@@ -203,9 +204,10 @@ class Recommender:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
 
-        The model of the next item is `model.safetensors`; those of search are described at their classes.
+        The model of the next item is `model.safetensors`; those of search are described at their classes. folder: also
+        an address such as "s3://bucket/folder" (`places`).
         """
-        folder = Path(folder)
+        where, folder = folder, places.local(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.ids.save(folder / "semantic_ids.npz")
         self.items.to_parquet(folder / "items.parquet", index=False)
@@ -221,6 +223,7 @@ class Recommender:
         _check_endings(files, folder)
         config["sha256"] = {name: sha256(folder / name) for name in files}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        places.send(where)
 
     @classmethod
     def from_pretrained(
@@ -232,14 +235,15 @@ class Recommender:
     ) -> "Recommender":
         """Read what `save_pretrained` wrote to a folder, or `push_to_hub` to a repository, "org/name", on the Hub.
 
+        where: also an address such as "s3://bucket/folder" (`places`), of which files that have changed are brought.
         revision: of the repository, a branch, tag or commit, by default main; `source` says which commit it was. Only
         the files that `config.json` lists are fetched, neither pickle nor Python among them. engine: "vllm" to let a
         language model answer through vLLM (`vllm_search`).
         Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
-        another format, and what `hub.resolve` and `hub.fetch` raise.
+        another format, and what `hub.resolve`, `hub.fetch` and `places.fetch` raise.
         """
-        source = hub.resolve(where, revision)
-        folder = Path(where) if source is None else hub.fetch(source, {"config.json": None})
+        source = hub.resolve(places.fetch(where) if places.is_remote(where) else where, revision)
+        folder = places.local(where) if source is None else hub.fetch(source, {"config.json": None})
         config = _read_config(folder)
         _bring(folder, source, config["sha256"], _ALWAYS)
         ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), _read_items(folder / "items.parquet")
@@ -309,13 +313,29 @@ def _read_items(path: Path) -> pd.DataFrame:
     return items.assign(**pq.read_table(path, columns=nested).to_pydict())[schema.names]
 
 
+class _Timeline(Timeline):
+    """A timeline model that reads the items of a large catalogue some at a time.
+
+    Their texts then need not be in memory at once: at a million items they and what is made of them take 4 GiB. It
+    stands here because saved training runs are named after the content of `timeline`.
+    """
+
+    def item_vectors(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+        if own is not None or rows.ndim != 1 or len(rows) <= _TEXTS_AT_ONCE or torch.is_grad_enabled():
+            return super().item_vectors(rows, own)
+        return torch.cat([super(_Timeline, self).item_vectors(some) for some in rows.split(_TEXTS_AT_ONCE)])
+
+
 def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:
     weights = load_file(path, device=str(device))
     shape = {name: value for name, value in shape.items() if name != "type"}
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
-        model = Timeline(config, ids.unique, weights["vectors"].cpu().numpy())
-        model.load_state_dict(weights)
+        # the file's own tensors, which are mapped, take the places of those that the model is made with
+        model = _Timeline(config, ids.unique, np.broadcast_to(np.float32(0), tuple(weights["vectors"].shape)))
+        own = model.state_dict()
+        weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
+        model.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {error!r}") from error
     return model.to(device)

@@ -172,12 +172,12 @@ def resolve_collisions(
         for rows, costs in _crowded_prefixes(codes, vectors, quantizer):
             new[rows, -1] = choose[policy](costs)
     ids = SemanticIDs.from_codes(new, max(quantizer.sizes))
-    before = statistics.distortion(vectors, quantizer.decode(codes))
+    before = _distortion(vectors, codes, quantizer)
     report = CollisionReport(
         collisions=len(codes) - len(np.unique(codes, axis=0)),
         moved=int(np.any(new != codes, axis=1).sum()),
         distortion_before=before,
-        distortion_after=statistics.distortion(vectors, quantizer.decode(new)) if (new != codes).any() else before,
+        distortion_after=_distortion(vectors, new, quantizer) if (new != codes).any() else before,
         left_over=int(np.count_nonzero(ids.disambiguation_code)),
     )
     return ids, report
@@ -288,6 +288,13 @@ def _crowded_prefixes(codes, vectors, quantizer, at_once: int = 8192) -> Iterato
         rows = np.concatenate(prefixes)
         costs = last_level_costs(quantizer, vectors[rows], codes[rows])
         yield from zip(prefixes, np.split(costs, np.cumsum([len(rows) for rows in prefixes])[:-1]), strict=True)
+
+
+def _distortion(vectors: np.ndarray, codes: np.ndarray, quantizer, at_once: int = 65_536) -> float:
+    """`codebooks.distortion` without the vectors of all codes in memory at once."""
+    blocks = [slice(start, start + at_once) for start in range(0, len(codes), at_once)]
+    errors = [statistics.squared_errors(vectors[rows], quantizer.decode(codes[rows])) for rows in blocks]
+    return float(np.mean(np.concatenate(errors)))
 
 
 def _checked_codes(codes: np.ndarray, vectors: np.ndarray) -> np.ndarray:

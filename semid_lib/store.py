@@ -6,6 +6,7 @@ safetensors file with arrays and, in its header, where they came from; loading o
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -23,19 +24,33 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from semid_lib import places
+
+_DTYPES = {  # as safetensors calls them
+    "BOOL": np.dtype(bool),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
+}
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def default_root() -> Path:
-    """`SEMID_ARTEFACTS` if set; else `artefacts` in the repository, or in the working folder without one."""
+    """`SEMID_ARTEFACTS` if set; else `artefacts` in the repository, or in the working folder without one.
+
+    Of an address, such as "s3://bucket/runs", the copy on this machine.
+    """
     if "SEMID_ARTEFACTS" in os.environ:
-        return Path(os.environ["SEMID_ARTEFACTS"])
+        return places.local(os.environ["SEMID_ARTEFACTS"])
     return (_REPOSITORY if (_REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "artefacts"
 
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """Arrays, read as `artefact["name"]`, and the facts that were saved with them."""
+    """Arrays, read as `artefact["name"]`, and the facts that were saved with them.
+
+    The arrays are mapped from the file: what nobody looks at is not read, and what is changed in one changes in this
+    process alone, never in the file.
+    """
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
@@ -48,12 +63,17 @@ class Store:
     """The artefacts and rows of one data set at one scale.
 
     data: the data set's name. fingerprint: of its content (`data.Dataset.fingerprint`); artefacts of another content
-    are refused. root: by default `default_root()`.
+    are refused. root: by default `SEMID_ARTEFACTS` or `default_root()`.
+
+    A root at "s3://bucket/folder" has a copy on this machine, in which `folder` lies: artefacts and rows are brought
+    there when they are asked for and sent when they are written, and what stands at `path` by `bring` and `send`.
     """
 
     def __init__(self, data: str, scale: str, fingerprint: str, root: str | Path | None = None):
         self.data, self.scale, self.fingerprint = data, scale, fingerprint
-        self.folder = Path(root or default_root()) / data / scale
+        root = root or os.environ.get("SEMID_ARTEFACTS") or default_root()
+        self.folder = places.local(root) / data / scale
+        self._place = f"{root.rstrip('/')}/{data}/{scale}" if places.is_remote(root) else None
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
         """Write arrays of numbers, and facts (JSON) about them, under a name; whole or not at all.
@@ -66,33 +86,76 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._file(name)
         partial = target.with_suffix(".partial")
-        content = {"facts": json.dumps({**facts, "provenance": self.provenance()}, allow_nan=False)}
         # safetensors writes the memory of an array as it lies, so it must lie in order
-        save_file({key: np.array(array, order="C") for key, array in arrays.items()}, partial, metadata=content)
+        ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+        save_file(ordered, partial, metadata=self._header(facts))
         partial.replace(target)
+        self.send(target.name)
         return target
+
+    def save_batches(self, name: str, key: str, batches: Iterable[np.ndarray], **facts) -> Path:
+        """`save` one array whose rows come in batches, of which one at a time is in memory; whole or not at all.
+
+        batches: (n, ...) arrays of one dtype and one shape of a row, at least one. Raises ValueError for another one,
+        and for an array that holds something else than numbers.
+
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     shelf = Store("shop", "smoke", "", root)
+        ...     path = shelf.save_batches("things", "squares", (np.arange(n, n + 2) ** 2 for n in (0, 2)))
+        ...     shelf.load("things")["squares"]
+        array([0, 1, 4, 9])
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self._file(name)
+        partial = target.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            row, n_rows, n_header = None, 0, 0
+            for batch in map(np.asarray, batches):
+                if row is None:
+                    row = batch[:0]
+                    if row.dtype not in _DTYPES.values():
+                        raise ValueError(f"array {key!r} of artefact {name!r} is {row.dtype}, expected numbers")
+                    # how many rows there are is known last, and no number of rows is longer than this one
+                    n_header = len(_safetensors_header(key, row, 10**18, self._header(facts)))
+                    file.seek(n_header)
+                if batch.dtype != row.dtype or batch.shape[1:] != row.shape[1:]:
+                    found, expected = f"{batch.dtype} {batch.shape[1:]}", f"{row.dtype} {row.shape[1:]}"
+                    raise ValueError(f"from row {n_rows} on rows of {key!r} are {found}, expected {expected}")
+                file.write(np.ascontiguousarray(batch).data)
+                n_rows += len(batch)
+            if row is None:
+                raise ValueError(f"no rows for {key!r} of artefact {name!r}, expected at least one batch")
+            file.seek(0)
+            file.write(_safetensors_header(key, row, n_rows, self._header(facts), n_header))
+        partial.replace(target)
+        self.send(target.name)
+        return target
+
+    def _header(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        return {"facts": json.dumps({**facts, "provenance": self.provenance()}, allow_nan=False)}
 
     def has(self, name: str) -> bool:
         """Whether a chapter has written this artefact."""
-        return self._file(name).is_file()
+        file = self._file(name)
+        return file.is_file() if self._place is None else places.exists(f"{self._place}/{file.name}")
 
     def load(self, name: str) -> Artefact:
         """Read an artefact. Raises FileNotFoundError if no chapter has written it, ValueError if from other data."""
         path = self._file(name)
-        if not path.is_file():
+        if not self.has(name):
+            where = f"{self._place or self.folder}/{path.name}"
             raise FileNotFoundError(
-                f"{path} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
+                f"{where} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
-        with safe_open(path, framework="numpy") as saved:
-            facts = json.loads(saved.metadata()["facts"])
-            arrays = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118  (it is no dict)
-        found = facts["provenance"]["fingerprint"]
+        artefact = _mapped(self.bring(path.name))
+        found = artefact.facts["provenance"]["fingerprint"]
         if found != self.fingerprint:
             raise ValueError(
                 f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
                 "run the chapters before this one again"
             )
-        return Artefact(arrays, facts)
+        return artefact
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -100,6 +163,17 @@ class Store:
     def path(self, name: str) -> Path:
         """A folder for what writes itself, such as a Recommender."""
         return self.folder / name
+
+    def bring(self, name: str = "") -> Path:
+        """`path`, with what is there in the store where the root is an address. Raises as `places.fetch` does."""
+        if self._place is not None:
+            places.fetch(f"{self._place}/{name}".rstrip("/"))
+        return self.folder / name
+
+    def send(self, name: str = "") -> None:
+        """Send what has changed at `path`, or in the whole folder, where the root is an address."""
+        if self._place is not None:
+            places.send(f"{self._place}/{name}".rstrip("/"))
 
     def cache(self, name: str) -> Path:
         """A folder shared by all data sets and scales, for what is keyed by its own content."""
@@ -139,11 +213,14 @@ class Store:
         path = self.folder / "rows" / f"{chapter}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_json(path, complete)
+        self.send(f"rows/{chapter}.json")
         return path
 
     def rows(self) -> list[dict[str, Any]]:
         """All result rows, in the order of the chapters."""
-        files = sorted((self.folder / "rows").glob("*.json"))
+        if self._place is not None and places.exists(f"{self._place}/rows"):
+            self.bring("rows")
+        files = sorted((self.folder / "rows").glob("[!.]*.json"))
         return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
@@ -240,6 +317,33 @@ def sha256(file: str | Path) -> str:
     """The checksum of a file, in hexadecimal. Raises OSError if it cannot be read."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _mapped(path: Path) -> Artefact:
+    """What a safetensors file holds; its arrays are copied page by page where they are written to."""
+    with safe_open(path, framework="numpy"):
+        pass  # it holds the header against the size of the file, and raises for the one that is no safetensors file
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        facts, arrays = json.loads(header.pop("__metadata__")["facts"]), {}
+        for key, entry in header.items():
+            dtype, shape, (low, high) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            if low == high:  # there is no map of nothing
+                arrays[key] = np.empty(shape, dtype)
+            else:
+                arrays[key] = np.asarray(np.memmap(file, dtype, mode="c", offset=start + low, shape=shape))
+    return Artefact(arrays, facts)
+
+
+def _safetensors_header(key: str, row: np.ndarray, n_rows: int, metadata: dict[str, str], n_bytes: int = 0) -> bytes:
+    """What stands before the bytes of a single array, filled up with spaces to a multiple of 8 or to n_bytes."""
+    shape = [n_rows, *row.shape[1:]]
+    [dtype] = [name for name, dtype in _DTYPES.items() if dtype == row.dtype]
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, math.prod(shape) * row.dtype.itemsize]}
+    text = json.dumps({"__metadata__": metadata, key: entry}).encode()
+    text = text.ljust(max(n_bytes - 8, -(-len(text) // 8) * 8))
+    return len(text).to_bytes(8, "little") + text
 
 
 def _with_data(key: str, data: str) -> str:

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["SEMID_TRACKING"] = "0"
@@ -24,6 +28,7 @@ settings.register_profile("shared_cores", deadline=None, database=None)
 settings.load_profile("shared_cores")
 
 N_ITEMS = 40
+DVC_PYTHON = Path(sys.prefix) / "dvc" / "bin" / "python"  # an environment of its own
 
 
 class Shop(NamedTuple):
@@ -143,3 +148,32 @@ def serve():
             return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
         yield start
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3-compatible server on loopback, moto of .venv/dvc; its URL."""
+    if not DVC_PYTHON.exists():
+        pytest.skip("no S3 server: `make test` installs it in .venv/dvc")
+    port = free_port()
+    server = subprocess.Popen(
+        [DVC_PYTHON, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, "the server did not start"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()

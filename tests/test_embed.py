@@ -218,3 +218,27 @@ def test_an_encoder_is_loaded_once_and_embeds_the_same(encoder):
     assert encoder.loaded == 3  # once by the encoder, twice by embed
     with pytest.raises(ValueError, match="no texts"):
         one_by_one([])
+
+
+def test_batches_give_the_same_and_go_on_where_they_stopped(encoder, tmp_path):
+    batches = [["a", "bb", "a"], ["ccc"], ["bb", "dddd"]]
+    whole = [expected(texts) for texts in batches]
+    for cache in (None, tmp_path / "other"):
+        for found, right in zip(embed.embed_batches(batches, "any", cache), whole, strict=True):
+            np.testing.assert_array_equal(found, right)
+    encoder.encoded.clear()
+    encoder.fail_after = 3
+    run = embed.embed_batches(batches, "any", tmp_path)
+    next(run), next(run)
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    encoder.fail_after = None
+    encoder.encoded.clear()
+    for found, right in zip(embed.embed_batches(batches, "any", tmp_path), whole, strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert sorted(encoder.encoded) == ["bb", "dddd"]
+    encoder.encoded.clear()
+    np.testing.assert_array_equal(embed.embed(["dddd", "ccc"], "any", tmp_path), expected(["dddd", "ccc"]))
+    assert encoder.encoded == []  # one cache for both
+    with pytest.raises(ValueError, match="no texts to embed"):
+        list(embed.embed_batches([["a"], []], "any"))

@@ -6,10 +6,8 @@ DVC has an environment of its own (constraints-dvc.txt, `make test` makes it); w
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -141,38 +139,11 @@ def test_dvc_runs_what_has_changed_and_nothing_else(clone):
     assert "semantic_ids/tiny" in clone.dvc("metrics", "show")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def bucket():
-    """An S3-compatible server on loopback with a bucket; its URL."""
-    port = free_port()
-    server = subprocess.Popen(
-        [TOOL, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, "the server did not start"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
-
-
 @needs_dvc
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_what_was_pushed_is_pulled_byte_for_byte(clone, kind, tmp_path, request):
     if kind == "s3":
-        url = request.getfixturevalue("bucket")
+        url = request.getfixturevalue("s3_server")
         code = f"import boto3; boto3.client('s3', endpoint_url='{url}').create_bucket(Bucket='runs')"
         clone._run([TOOL, "-c", code])
         clone.dvc("remote", "add", "--local", "s3", "s3://runs/semid")

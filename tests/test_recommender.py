@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -423,3 +424,24 @@ def test_a_recommender_needs_a_model_and_one_catalogue(shop, searchable, recomme
     others = SemanticIDs(shop.ids.codes[order], shop.ids.disambiguation_code[order], 4)
     with pytest.raises(ValueError, match="searcher's 40 semantic IDs are not those of the 40 items"):
         Recommender(None, others, searchable, light)
+
+
+def test_a_loaded_model_is_mapped_and_reads_a_large_catalogue_some_at_a_time(
+    recommender, histories, tmp_path, monkeypatch
+):
+    recommender.save_pretrained(tmp_path)
+    loaded = Recommender.from_pretrained(tmp_path)
+    assert str(tmp_path / "model.safetensors") in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert {name: weight.requires_grad for name, weight in loaded.model.named_parameters()} == {
+        name: weight.requires_grad for name, weight in recommender.model.named_parameters()
+    }
+    read = []
+    of_all = Timeline.item_vectors
+    monkeypatch.setattr(
+        Timeline, "item_vectors", lambda self, rows, own=None: read.append(rows) or of_all(self, rows, own)
+    )
+    monkeypatch.setattr("semid_lib.recommender._TEXTS_AT_ONCE", 7)
+    whole, parts = recommender.recommend(histories), loaded.recommend(histories)
+    assert 7 in map(len, read)
+    np.testing.assert_array_equal(parts.item_ids, whole.item_ids)
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5)

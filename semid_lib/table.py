@@ -1,0 +1,167 @@
+"""The item table: the same checks for a few items or for a million, which Parquet and Arrow files give batch by batch.
+
+`items.parquet` and `items.arrow` are one file, or a folder of such files that are read in the order of their names.
+Of a batch the values are Python objects while they are checked; of a whole table they never are at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pandas as pd
+
+REQUIRED = ("item_id", "title")
+_FORMATS = {".parquet": "parquet", ".arrow": "ipc"}
+SUFFIXES = tuple(_FORMATS)
+_BATCH = 16_384  # rows
+
+
+def batches(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    """The items of a Parquet or Arrow file, or of a folder of such files, some thousand rows at a time.
+
+    columns: which to read and check, besides `item_id` and `title`; None for all. The frames are what `read` puts
+    together, which alone sees whether an id occurs twice. Raises ValueError naming file, row, value and what was
+    expected, for a file that cannot be read, and for files that have not the columns of the first.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pd.DataFrame({"item_id": [7, 9], "title": ["Pen", None]}).to_parquet(f"{folder}/items.parquet")
+    ...     [batch["title"].tolist() for batch in batches(f"{folder}/items.parquet")]
+    [['Pen', '']]
+    """
+    first = None
+    for file in files(path):
+        for names, row, batch in _arrow_batches(file, columns):
+            first = first or (file, set(names))
+            if set(names) != first[1]:
+                raise ValueError(f"{file} has columns {shown(names)}, expected those of {first[0].name}")
+
+            def fail(at: int, problem: str, file=file, row=row) -> NoReturn:
+                raise ValueError(f"{file}, row {row + at}: {problem}")
+
+            yield pd.DataFrame({name: column(name, batch[name].to_pylist(), fail) for name in names})
+
+
+def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """All `batches` as one table, in which every item id occurs once. Raises ValueError as `batches` does."""
+    parts = list(batches(path, columns))
+    if not parts:
+        raise ValueError(f"{path} is empty, expected at least one record")
+    items = pd.concat(parts, ignore_index=True)
+    if (again := items["item_id"].duplicated()).any():
+        item_id = items["item_id"][again].iloc[0]
+        first, second = np.flatnonzero(items["item_id"] == item_id)[:2].tolist()
+        (other, earlier), (file, row) = _place(path, first), _place(path, second)
+        where = f"row {earlier}" if other == file else f"{other.name}, row {earlier}"
+        raise ValueError(f"{file}, row {row}: item_id {item_id} occurs before, in {where}")
+    return items
+
+
+def files(path: str | Path) -> list[Path]:
+    """The files of a table, in the order in which their rows follow each other.
+
+    Of a folder, names that begin with _ or . are left alone, as what writes such folders does. Raises ValueError for
+    one that holds none, or holds something else: a folder named after a value, for instance, would be a column.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(entry for entry in path.iterdir() if not entry.name.startswith(("_", ".")))
+    if not found or not all(entry.is_file() and entry.suffix == path.suffix for entry in found):
+        names = shown([entry.name for entry in found])
+        raise ValueError(f"{path} is a folder that holds {names}, expected files that end in {path.suffix}")
+    return found
+
+
+def _arrow_batches(file: Path, columns: Sequence[str] | None) -> Iterator[tuple]:
+    """Names of the columns, number of the first row, and a record batch."""
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    kind = _FORMATS[file.suffix]
+    try:
+        source, row = dataset.dataset(file, format=kind), 1
+        names = dict.fromkeys(["item_id", *source.schema.names])
+        wanted = list(names) if columns is None else [name for name in names if name in {*REQUIRED, *columns}]
+        if lacking := [name for name in (*REQUIRED, *(columns or [])) if name not in source.schema.names]:
+            raise ValueError(f"{file} has columns {shown(source.schema.names)}, expected also {lacking[0]!r}")
+        # ahead of what is worked on, one batch is read and no other file
+        for batch in source.to_batches(columns=wanted, batch_size=_BATCH, batch_readahead=1, fragment_readahead=1):
+            if batch.num_rows:
+                yield wanted, row, batch
+            row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        name = {"parquet": "a Parquet", "ipc": "an Arrow"}[kind]
+        raise ValueError(f"{file} is not {name} file that can be read ({error})") from error
+
+
+def _place(path: str | Path, at: int) -> tuple[Path, int]:
+    """File and row, from 1, of a row of the whole table."""
+    from pyarrow import dataset
+
+    for file in files(path):
+        n_rows = dataset.dataset(file, format=_FORMATS[file.suffix]).count_rows()
+        if at < n_rows:
+            return file, at + 1
+        at -= n_rows
+    raise AssertionError("the row is none of the table")
+
+
+# --- values ---
+
+
+def column(name: str, values: list, fail: Callable[[int, str], NoReturn]) -> pd.Series:
+    """One column of items, checked; `fail(at, problem)` raises for the first value that is refused."""
+    found = []
+    for at, value in enumerate(values):
+        try:
+            found.append(_checked(name, value))
+        except ValueError as error:
+            fail(at, str(error))
+    return typed(found)
+
+
+def typed(values: list) -> pd.Series:
+    """Values as a column, with the type of all if that is one plain type, else objects."""
+    kinds = {type(value) for value in values}
+    plain = len(kinds) == 1 and kinds <= {str, int, float, bool}
+    return pd.Series(values, dtype=None if plain else object)
+
+
+def _checked(name: str, value):
+    """The value of one field of an item as the table holds it."""
+    if name == "item_id" and (type(value) is not int or not -(2**63) <= value < 2**63):
+        hint = "; write it without quotes" if isinstance(value, str) and value.isdecimal() else ""
+        raise ValueError(f"item_id is {shown(value)}, expected an integer in int64{hint}")
+    if name in ("title", "brand", "description"):
+        if value is None or (isinstance(value, float) and np.isnan(value)):  # NaN comes from Parquet
+            return ""
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {shown(value)}, expected a string or null")
+    return category_paths(value) if name == "categories" else value
+
+
+def category_paths(value) -> list[list[str]]:
+    """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
+
+    null and "" are no path. Raises ValueError if the value is anything else, or if a path is empty.
+
+    >>> category_paths(["Office", "Paper"])
+    [['Office', 'Paper']]
+    >>> category_paths([["Office", "Paper"], ["Gifts"]])
+    [['Office', 'Paper'], ['Gifts']]
+    """
+    if value is None or value in ("", []):
+        return []
+    if isinstance(value, list):
+        paths = [value] if all(isinstance(name, str) for name in value) else value
+        if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):
+            return paths
+    raise ValueError(f"categories is {shown(value)}, expected a list of paths, each a list of strings")
+
+
+def shown(value) -> str:
+    """A value as a message quotes it, in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
