@@ -58,8 +58,8 @@ class Cluster:
     itself; with 0 it sees none.
 
     Raises ValueError for fewer than one worker, negative `gpus`, another kind of address, and more workers than the
-    cluster has cores or GPUs for; RuntimeError if Ray is running in this process already; ConnectionError if nothing
-    answers at the address; ImportError that names the missing extra.
+    cluster has cores or GPUs for; RuntimeError if Ray is running in this process already; ConnectionError if Ray does
+    not start, or does not answer at the address; ImportError that names the missing extra.
     """
 
     def __init__(self, n_workers: int | None = None, address: str | None = None, gpus: int = 0):
@@ -85,7 +85,10 @@ class Cluster:
                 folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
                 settings |= self._on_loopback() | {"_temp_dir": opened.enter_context(folder)}
             opened.callback(ray.shutdown)
-            ray.init(**settings)
+            try:
+                ray.init(**settings)
+            except Exception as error:  # Ray raises many kinds, and sometimes just this
+                raise ConnectionError(f"Ray ({settings['address']}) did not answer: {error}") from error
             self.n_workers = self._room(ray.cluster_resources())
             self._close = opened.pop_all().close
         return self
