@@ -174,13 +174,14 @@ class _Worker:
     """What runs in a worker; errors are answers, so that they are raised in their place and nothing is tried again."""
 
     def __init__(self, shared):
-        import ray
-
-        self._load, self._function = ray.get(shared), None
+        self._shared, self._function = shared, None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        import ray
+
         try:
-            self._function = self._function or self._load()
+            if self._function is None:
+                self._function = ray.get(self._shared)()
             return _checked(self._function(batch), batch)
         except Exception as error:
             texts = f"{type(error).__name__}: {error}", traceback.format_exc()
