@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pandas as pd
@@ -78,7 +78,7 @@ def test_an_error_names_its_rows_and_is_not_tried_again(cluster, tmp_path):
 
     answers = cluster.map(load, numbers(6))
     assert [next(answers)["x"][0].as_py() for _ in range(3)] == [0, 3, 6]  # those before it are not lost
-    with pytest.raises(BatchError, match=r"^rows 9 to 11: ValueError: nine is not wanted$") as raised:
+    with pytest.raises(BatchError, match=r"^rows 9 to 11: ValueError: nine is not wanted") as raised:
         next(answers)
     assert "in fail" in raised.value.__notes__[0]
     assert (tmp_path / "tried").read_text() == "once "
@@ -94,12 +94,11 @@ def test_nobody_else_can_speak_to_it(cluster):
 
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     assert {"raylet", "gcs_server"} <= {process.name() for process in processes}
-    listening = [
-        ipaddress.ip_address(socket.laddr.ip)
-        for process in processes
-        for socket in process.net_connections("inet")
-        if socket.status == psutil.CONN_LISTEN
-    ]
+    listening = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # a worker that has nothing to do ends
+            sockets = process.net_connections("inet")
+            listening += [ipaddress.ip_address(one.laddr.ip) for one in sockets if one.status == psutil.CONN_LISTEN]
     assert len(listening) > 3
     assert all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in listening)
     assert not usage_lib.usage_stats_enabled()
