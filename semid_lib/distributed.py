@@ -114,15 +114,16 @@ class Cluster:
         if not blocks:
             return
         starts = np.cumsum([0, *lengths]).tolist()
-        at = 0
+        at = 0  # the batch that is waited for
         try:
-            for at, answer in enumerate(self._results(blocks, shared)):
+            for answer in self._results(blocks, shared):
                 if answer.column_names == _FAILED:
                     message, trace = (column[0].as_py() for column in answer.columns)
                     error = BatchError(f"rows {starts[at]} to {starts[at + 1] - 1}: {message}")
                     error.add_note(trace)
                     raise error
                 yield answer
+                at += 1
         except ray.exceptions.RayError as error:
             what = f"a worker died over rows {starts[at]} to {starts[at + 1] - 1} or after"
             raise BatchError(f"{what}, {_RETRIES + 1} times: {error}") from error
