@@ -83,7 +83,8 @@ class Cluster:
             settings = {"address": self.address, "log_to_driver": False, "logging_level": logging.ERROR}
             if self.address is None:
                 folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
-                settings |= self._on_loopback() | {"_temp_dir": opened.enter_context(folder)}
+                # one level down, since Ray opens its folder to everybody; the one above stays closed
+                settings |= self._on_loopback() | {"_temp_dir": os.path.join(opened.enter_context(folder), "ray")}
             opened.callback(ray.shutdown)
             try:
                 ray.init(**settings)

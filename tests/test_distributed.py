@@ -4,6 +4,7 @@ import ipaddress
 import os
 import sys
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -103,8 +104,8 @@ def test_nobody_else_can_speak_to_it(cluster):
     assert all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in listening)
     assert not usage_lib.usage_stats_enabled()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    folder = ray._private.worker._global_node.get_session_dir_path()
-    assert os.stat(os.path.dirname(folder)).st_mode & 0o077 == 0  # what spills over is for this user alone
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert session.parents[1].stat().st_mode & 0o077 == 0  # what spills over is for this user alone
 
 
 # --- the four uses ---
