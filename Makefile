@@ -54,15 +54,17 @@ RUN_FOLDER := $(ARTEFACTS)/$(DATA_NAME)/$(SCALE)/executed
 EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
 # the longest first, and what they need: so that in the end there is no waiting for one of them
 LONGEST := $(RUN_FOLDER)/07_next_item.ipynb $(RUN_FOLDER)/05_llm_sft.ipynb
-IN_TURN := $(filter $(LONGEST),$(EXECUTED)) $(filter-out $(LONGEST),$(EXECUTED))
+IN_TURN := $(LONGEST) $(filter-out $(LONGEST),$(EXECUTED))
 LIBRARY := $(wildcard semid_lib/*.py)
 
 # chapters that run at once: at full one has the accelerator for itself, else two where there are two cores
-CORES := $(shell nproc 2>/dev/null || echo 1)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
 JOBS ?= $(if $(filter full,$(SCALE)),1,$(if $(filter 1,$(CORES)),1,2))
-# and together they have no more threads than there are cores
+# and together they have no more threads than there are cores; the first has them all, since all others wait for it
+ALONE := $(or $(OMP_NUM_THREADS),$(CORES))
 ifneq ($(JOBS),1)
 run book sweep: export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
+$(firstword $(EXECUTED)): export OMP_NUM_THREADS := $(ALONE)
 endif
 
 # what each chapter needs to have been run before it
@@ -85,8 +87,12 @@ $(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
 	@$(CHAPTER) run $* --data "$(DATA_PATH)" --scale $(SCALE) $(if $(filter 1,$(JOBS)),--progress)
 
 # makes $(1), goes on with what does not need a chapter that failed, and says in the end how all of them stand
-chapters = $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going $(1); made=$$?; \
+chapters = $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going JOBS=$(JOBS) ALONE=$(ALONE) WANTED="$(1)" wanted; made=$$?; \
 	$(CHAPTER) summary --data "$(DATA_PATH)" --scale $(SCALE); exit $$made
+
+.PHONY: wanted
+wanted: $(WANTED)
+	@:
 
 .PHONY: help setup lint format test run sweep pipeline ui book check-book check-links lab results bench dist clean distclean
 
@@ -166,10 +172,11 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
 
-bench: $(RUN_FOLDER)/08_modal_deployment.ipynb ## measure stages, quantizers, decoding beside their peers, serving
+bench: $(RUN_FOLDER)/08_modal_deployment.ipynb ## measure stages, quantizers, decoding beside their peers, Ray, serving
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model $(dir $(RUN_FOLDER))recommender --name $(DATA_NAME)
 	$(BIN)/python tests/bench/serving.py --model $(dir $(RUN_FOLDER))service --name $(DATA_NAME)
 
 # the tag is read by the shell alone: a name that somebody chose must not be expanded by make

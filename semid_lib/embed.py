@@ -7,19 +7,23 @@ package, so embedding needs no network; they are loaded only if their hash is th
 import hashlib
 import html.parser
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tqdm import tqdm
 
+from semid_lib import distributed
 from semid_lib.store import sha256
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _SHARD = 4096  # texts between two saves: what an interrupted run loses at most
+_TOGETHER = 1024  # texts that one worker is given at a time
 
 
 def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
@@ -90,13 +94,14 @@ def embed(
     cache: str | Path | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    run: distributed.Run = distributed.here,
 ) -> np.ndarray:
     """Vectors of texts, as the model pools them, before any normalization: (n, dim) float32.
 
     model: the default, or the name or path of any sentence-transformers model. cache: a folder; texts that this model
     has embedded before are read from it, new ones are added as they come, so an interrupted run goes on where it
-    stopped. Repeated texts are embedded once. Raises ValueError if there is no text, or if the weights of the default
-    model are not the published ones.
+    stopped. Repeated texts are embedded once. run: where, see `distributed`. Raises ValueError if there is no text, or
+    if the weights of the default model are not the published ones.
     """
     if not len(texts):
         raise ValueError("no texts to embed")
@@ -107,7 +112,8 @@ def embed(
     known_keys, known = _read_shards(sorted(shelf.glob("*.npz")) if shelf else [], distinct)
     todo = first[~np.isin(distinct, known_keys)]
     if len(todo):
-        new = _encode([texts[i] for i in todo], keys[todo], _load(path), shelf, batch_size, progress)
+        load = partial(_loaded, model, batch_size)
+        new = _encode([texts[i] for i in todo], keys[todo], load, shelf, progress, run)
         known_keys = np.concatenate([known_keys, keys[todo]])
         known = np.concatenate([known.reshape(-1, new.shape[1]), new])
     order = np.argsort(known_keys)
@@ -125,7 +131,7 @@ def embed_batches(
     Made for a catalogue too large for that, whose batches come again as they were: in the cache a batch is found whole
     or not at all, so an interrupted run goes on at the batch where it stopped. Arguments and errors as of `embed`.
     """
-    path, encoder = _model_path(model), None
+    path, encode = _model_path(model), None
     shelf = Path(cache) / _fingerprint(path) if cache else None
     for texts in batches:
         if not len(texts):
@@ -137,8 +143,8 @@ def embed_batches(
             found, vectors = _read_shards([file], distinct)
             yield vectors[np.searchsorted(found, keys)]
             continue
-        encoder = encoder or _load(path)
-        vectors = _encode([texts[i] for i in first], distinct, encoder, None, batch_size, False)
+        encode = encode or _loaded(model, batch_size)
+        vectors = _encode([texts[i] for i in first], distinct, lambda kept=encode: kept, None, False, distributed.here)
         _write_shard(shelf, distinct, vectors)
         yield vectors[at]
 
@@ -173,19 +179,33 @@ def _keys(texts: Sequence[str]) -> np.ndarray:
     return np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
 
 
-def _encode(texts, keys, encoder, shelf, batch_size, progress) -> np.ndarray:
+def _loaded(model: str, batch_size: int) -> Callable[[pa.Table], pa.Table]:
+    """What a worker does: a column of texts to one of vectors."""
+    encoder = _load(_model_path(model))
+
+    def encode(batch: pa.Table) -> pa.Table:
+        texts = batch["text"].to_pylist()
+        vectors = encoder.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        return pa.table({"vector": distributed.column(vectors)})
+
+    return encode
+
+
+def _encode(texts, keys, load, shelf, progress, run) -> np.ndarray:
     by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # little padding, and no surprise at the end
-    vectors = None
+    parts = [by_length[at : at + _TOGETHER] for at in range(0, len(texts), _TOGETHER)]
+    batches = (pa.table({"text": [texts[i] for i in part]}) for part in parts)
+    vectors, saved, done = None, 0, 0
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
-        for start in range(0, len(texts), _SHARD):
-            chunk = by_length[start : start + _SHARD]
-            for at in range(0, len(chunk), batch_size):
-                part = chunk[at : at + batch_size]
-                new = encoder.encode([texts[i] for i in part], batch_size=batch_size, show_progress_bar=False)
-                vectors = np.empty((len(texts), new.shape[1]), np.float32) if vectors is None else vectors
-                vectors[part] = new
-                bar.update(len(part))
-            _write_shard(shelf, keys[chunk], vectors[chunk])
+        for part, answer in zip(parts, run(load, batches), strict=True):
+            new = distributed.rows_of(answer, "vector")
+            vectors = np.empty((len(texts), new.shape[1]), np.float32) if vectors is None else vectors
+            vectors[part] = new
+            done += len(part)
+            if done - saved >= _SHARD or done == len(texts):
+                chunk, saved = by_length[saved:done], done
+                _write_shard(shelf, keys[chunk], vectors[chunk])
+            bar.update(len(part))
     return vectors
 
 

@@ -12,6 +12,9 @@ Work is kept beside the output after every block, so that a run that was killed 
 is the same to the last byte. The output itself appears whole or not at all. Lines that cannot be answered stand in
 `<output>.rejected` with their number and reason.
 
+`--workers N` shares the blocks out among N processes of one core each on this machine, `--ray-address HOST:PORT` among
+those of a Ray cluster that this machine has joined; the file is the same (see `distributed`).
+
 Exit codes: 0 every line was answered, 2 some were rejected, 1 the run failed.
 """
 
@@ -25,16 +28,18 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from semid_lib import places, records
+from semid_lib import distributed, places, records
 from semid_lib.recommender import Recommender
 from semid_lib.store import sha256
 
@@ -67,11 +72,13 @@ def predict(
     k: int = 10,
     queries: bool = False,
     progress: bool = False,
+    run: distributed.Run = distributed.here,
 ) -> Outcome:
     """Answer every line of a file; items of a history never come out again.
 
     model_facts: what tells this model from others, as its commit or the checksum of its `config.json`; work that an
     interrupted run left is taken up if model, input, k and version are the same, and thrown away otherwise.
+    run: where, see `distributed`; workers are sent the recommender as it is here.
 
     Raises ValueError for an ending that is none of `ENDINGS`, input that `records.read` refuses as a whole, k below 1,
     or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and
@@ -92,14 +99,14 @@ def predict(
     }
     key = "query" if queries else "user_id"
     with _Work(output_path, facts, _FORMATS[output_path.suffix](key)) as work:
-        answer = _Answerer(recommender, k, queries)
+        load = partial(_Answerer, recommender, k, queries)
         n_bytes = input_path.stat().st_size
         with tqdm(total=n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
             everything = records.read(input_path, queries)
             bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.lines)))
-            for block in _blocks(everything):
-                work.keep(len(block), *answer(block))
-                bar.update(sum(record.n_bytes for record in block))
+            for block in run(load, map(_as_table, _blocks(everything))):
+                work.keep(len(block), *_from_table(block))
+                bar.update(pc.sum(block["n_bytes"]).as_py())
             bar.update(n_bytes - bar.n)
         done = work.publish()
     if places.is_remote(place):
@@ -142,32 +149,70 @@ class Answered(NamedTuple):
     scores: list[float]
 
 
+_RECORDS = pa.schema(
+    {"line": pa.int64(), "n_bytes": pa.int64(), "text": pa.string(), "key": pa.string()}
+    | {"item_ids": pa.list_(pa.int64()), "reason": pa.string()}
+)
+_ANSWERS = [pa.field("item_ids", pa.list_(pa.int64())), pa.field("scores", pa.list_(pa.float32()))]
+
+
+def _as_table(block: list[records.Record]) -> pa.Table:
+    """A row a record; a number that is no int64 is no item id either."""
+    rows = []
+    for record in block:
+        large = next((item_id for item_id in record.item_ids if not -(2**63) <= item_id < 2**63), None)
+        if large is not None:
+            record = record._replace(item_ids=[], reason=_unknown(large))  # noqa: PLW2901
+        rows.append(record)
+    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=_RECORDS)
+
+
+def _unknown(item_id: int) -> str:
+    return f"item id {item_id} is not in the catalogue"
+
+
+def _from_table(block: pa.Table) -> tuple[list[Answered], list[records.Record]]:
+    """What `_Answerer` gave: the answered lines, and the rejected ones."""
+    refused = [reason is not None for reason in block["reason"].to_pylist()]
+    answered = block.filter(pc.invert(pa.array(refused))).select(["key", "item_ids", "scores"])
+    rejected = block.filter(pa.array(refused)).select(_RECORDS.names)
+    columns = zip(*(column.to_pylist() for column in answered.columns), strict=True)
+    return [Answered(*row) for row in columns], [records.Record(**row) for row in rejected.to_pylist()]
+
+
 class _Answerer:
-    """Lines in, answers and rejected lines out."""
+    """Blocks of records in, the same with their answers, or reasons why there are none, out."""
 
     def __init__(self, recommender: Recommender, k: int, queries: bool):
         self.recommender, self.k, self.queries = recommender, min(k, len(recommender.items)), queries
         self.item_ids = recommender.items["item_id"].to_numpy(np.int64)
         self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids.tolist())}
 
-    def __call__(self, block: list[records.Record]) -> tuple[list[Answered], list[records.Record]]:
-        readable, rejected = [], []
-        for record in block:
-            unknown = next((item_id for item_id in record.item_ids if item_id not in self.row_of), None)
-            if record.reason is None and unknown is not None:
-                record = record._replace(reason=f"item id {unknown} is not in the catalogue")  # noqa: PLW2901
-            (readable if record.reason is None else rejected).append(record)
-        if not readable:
-            return [], rejected
+    def __call__(self, block: pa.Table) -> pa.Table:
+        histories, reasons = block["item_ids"].to_pylist(), block["reason"].to_pylist()
+        for at, history in enumerate(histories):
+            unknown = next((item_id for item_id in history if item_id not in self.row_of), None)
+            if reasons[at] is None and unknown is not None:
+                reasons[at] = _unknown(unknown)
+        readable = [at for at, reason in enumerate(reasons) if reason is None]
+        item_ids, scores = [[] for _ in histories], [[] for _ in histories]
+        if readable:
+            answers = self._answers([histories[at] for at in readable], block["key"].take(readable).to_pylist())
+            lengths = (answers[0] >= 0).sum(axis=1).tolist()  # empty places stand at the end
+            for at, n, *answer in zip(readable, lengths, *(part.tolist() for part in answers), strict=True):
+                item_ids[at], scores[at] = answer[0][:n], answer[1][:n]
+        block = block.set_column(block.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
+        block = block.drop_columns(["item_ids"])
+        for field, values in zip(_ANSWERS, (item_ids, scores), strict=True):
+            block = block.append_column(field, pa.array(values, field.type))
+        return block
+
+    def _answers(self, histories: list[list[int]], keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self.queries:
-            item_ids, scores = self.recommender.search([record.key for record in readable], self.k)
-        else:
-            histories = [np.array([self.row_of[one] for one in record.item_ids], dtype=np.int64) for record in readable]
-            rows, scores = self.recommender.rank(histories, self.k)
-            item_ids = np.where(rows >= 0, self.item_ids[rows], -1)
-        lengths = (item_ids >= 0).sum(axis=1).tolist()  # empty places stand at the end
-        lines = zip(readable, lengths, item_ids.tolist(), scores.tolist(), strict=True)
-        return [Answered(record.key, ids[:n], scores[:n]) for record, n, ids, scores in lines], rejected
+            return self.recommender.search(keys, self.k)
+        rows = [np.array([self.row_of[one] for one in history], dtype=np.int64) for history in histories]
+        items, scores = self.recommender.rank(rows, self.k)
+        return np.where(items >= 0, self.item_ids[items], -1), scores
 
 
 class _Work:
@@ -339,6 +384,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}\n")
 
 
+@contextlib.contextmanager
+def _workers(options: argparse.Namespace) -> Iterator[distributed.Run]:
+    if options.workers is None and options.ray_address is None:
+        yield distributed.here
+        return
+    with distributed.Cluster(options.workers, options.ray_address) as cluster:
+        yield cluster.map
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = _Parser(
@@ -352,19 +406,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-path", required=True, metavar="FILE", help=", ".join(ENDINGS))
     parser.add_argument("--topk", type=int, default=10, help="items per line, 10 by default")
     parser.add_argument("--queries", action="store_true", help="the input holds texts, not histories")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work; by default this one")
+    parser.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="of a Ray cluster, or auto; by default all its cores"
+    )
     options = parser.parse_args(arguments)
     try:
         recommender = Recommender.from_pretrained(options.model, revision=options.revision)
-        outcome = predict(
-            recommender,
-            str(recommender.source or sha256(places.local(options.model) / "config.json")),
-            options.input_path,
-            options.output_path,
-            options.topk,
-            options.queries,
-            progress=True,
-        )
-    except (ValueError, ImportError, BlockingIOError) as error:
+        facts = str(recommender.source or sha256(places.local(options.model) / "config.json"))
+        with _workers(options) as run:
+            outcome = predict(
+                *(recommender, facts, options.input_path, options.output_path, options.topk, options.queries),
+                progress=True,
+                run=run,
+            )
+    except (ValueError, ImportError, BlockingIOError, distributed.BatchError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -5,20 +5,23 @@ by a language model (`query_llm`); `filter_queries` drops what would teach or me
 `split_queries` holds out items and phrasings; `save_queries` keeps them, with their vectors, for the chapters after.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from semid_lib import query_llm, query_templates
+from semid_lib import distributed, query_llm, query_templates
 from semid_lib.embed import normalize
 from semid_lib.endpoint import Endpoint
 from semid_lib.query_templates import words
 from semid_lib.store import Store, sha256
 
 _BLOCK = 1024  # queries scored at once: block x n_items float32 in memory
+_TOGETHER = 2048  # items that one worker writes for at a time
 
 
 def synthesize(
@@ -29,6 +32,7 @@ def synthesize(
     cache=None,
     progress: bool = False,
     weights: Mapping[str, int] | None = None,
+    run: distributed.Run = distributed.here,
 ) -> pd.DataFrame:
     """Queries that each item should answer, at most `n_per_item` of them an item, item after item.
 
@@ -37,7 +41,8 @@ def synthesize(
     twice; templates need none. The queries by templates depend on the seed and on the item alone (its `item_id`, or
     its row where there is none), and those for a small n are the first of those for a larger one; of a model, the
     seed is only used by `LocalModel`. weights: of the templates' kinds, such as {"need": 2} for twice as many of one
-    and {"drop": 0} for none; 1 for the others.
+    and {"drop": 0} for none; 1 for the others. run: where they are written, see `distributed`; an endpoint is asked
+    from here only.
 
     Returns `item` (int64, row of the item table), `query` (str, lower case), `kind` (str, its family of phrasings)
     and `source` (str, "templates" or the model's name). Items without text have no queries, items of one word may
@@ -55,28 +60,49 @@ def synthesize(
     if "title" not in items:
         raise ValueError(f"the items have columns {list(items)}, expected a title")
     if source == "templates":
-        return _from_templates(items, n_per_item, seed, weights)
+        return _from_templates(items, n_per_item, seed, weights, run)
     if isinstance(source, str):
         raise ValueError(f"source is {source!r}, expected 'templates', an Endpoint or a LocalModel")
     if weights is not None:
         raise ValueError(f"weights are {dict(weights)}, expected None: they are for templates only")
-    return query_llm.ask(items, n_per_item, source, seed=seed, cache=cache, progress=progress).queries
+    return query_llm.ask(items, n_per_item, source, seed=seed, cache=cache, progress=progress, run=run).queries
 
 
-def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int, weights) -> pd.DataFrame:
+def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int, weights, run: distributed.Run) -> pd.DataFrame:
     streams = items["item_id"] if "item_id" in items else range(len(items))
-    fields = zip(
-        *(streams, items["title"], items.get("brand", [""] * len(items))),
-        *(items.get("categories", [[]] * len(items)), items.get("description", [""] * len(items))),
-        strict=True,
-    )
-    found = [
-        (row, query, kind)
-        for row, (stream, *texts) in enumerate(fields)
-        for query, kind in query_templates.item_queries(f"{seed}/{stream}", n_per_item, *texts, weights=weights)
-    ]
+    columns = {
+        "stream": [f"{seed}/{stream}" for stream in streams],
+        "title": list(items["title"]),
+        "brand": list(items.get("brand", [""] * len(items))),
+        "categories": list(items.get("categories", [[]] * len(items))),
+        "description": list(items.get("description", [""] * len(items))),
+    }
+    table = pa.table(columns, schema=_FIELDS)
+    batches = (table.slice(at, _TOGETHER) for at in range(0, len(table), _TOGETHER))
+    answers = run(partial(_template_writer, n_per_item, weights), batches)
+    written = (row for answer in answers for row in answer["queries"].to_pylist())
+    found = [(row, *query) for row, queries in enumerate(written) for query in queries]
     queries = pd.DataFrame(found, columns=["item", "query", "kind"]).astype({"item": np.int64})
     return queries.astype({"query": str, "kind": str}).assign(source="templates")
+
+
+_FIELDS = pa.schema(
+    {name: pa.string() for name in ("stream", "title", "brand", "description")}
+    | {"categories": pa.list_(pa.list_(pa.string()))}
+)
+
+
+def _template_writer(n_per_item: int, weights) -> Callable[[pa.Table], pa.Table]:
+    """What a worker does: the fields of items to a list of [query, kind] each."""
+
+    def write(batch: pa.Table) -> pa.Table:
+        found = [
+            query_templates.item_queries(row.pop("stream"), n_per_item, **row, weights=weights)
+            for row in batch.to_pylist()
+        ]
+        return pa.table({"queries": pa.array(found, pa.list_(pa.list_(pa.string())))})
+
+    return write
 
 
 # --- filters: each says which queries it would drop, as (n,) bool ---

@@ -14,13 +14,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tqdm import tqdm
 
+from semid_lib import distributed
 from semid_lib.embed import item_texts
 from semid_lib.endpoint import Endpoint, complete
 
@@ -208,6 +211,7 @@ def ask(
     cache: str | Path | None = None,
     retry_failed: bool = False,
     progress: bool = False,
+    run: distributed.Run = distributed.here,
 ) -> Answers:
     """Let a language model write queries for each item that has a text.
 
@@ -220,9 +224,15 @@ def ask(
     for, they are asked again only with `retry_failed`; after an endpoint that did not answer, in the next run. A
     request that timed out may have been billed: nobody here can know.
 
+    run: where a `LocalModel` writes, see `distributed`; the cache is here. An endpoint is asked from here only: it has
+    workers of its own, and one of ours that died would take answers with it that were paid for.
+
     Raises EndpointError with the server's message for other errors (401, 404, ...), and when 10 items in a row got no
-    answer; ValueError if the API key's variable is not set; ImportError that names the missing extra.
+    answer; ValueError if the API key's variable is not set, and for an endpoint with another `run`; ImportError that
+    names the missing extra.
     """
+    if isinstance(source, Endpoint) and run is not distributed.here:
+        raise ValueError(f"an endpoint ({source.model}) is asked from one process, expected run=distributed.here")
     asked = _asked(items, n_per_item)
     book = _Book(cache, source, n_per_item)
     todo = {key: chat for key, chat in asked.values() if _is_open(book.records.get(key), retry_failed)}
@@ -238,7 +248,7 @@ def ask(
             if isinstance(source, Endpoint):
                 complete(source, todo, answer_schema(), lambda text: parse_answer(text, n_per_item), store)
             else:
-                _ask_local(source, todo, n_per_item, seed, store)
+                _ask_local(source, todo, n_per_item, seed, store, run)
     return _answers(items, n_per_item, source, asked, book, n_known)
 
 
@@ -337,8 +347,20 @@ class _Book:
 # --- a local model ---
 
 
-def _ask_local(source: LocalModel, todo: dict, n: int, seed: int, store: Callable) -> None:
-    """Batches of chats through `generate`, each with its own seed, which is that of its first item."""
+def _ask_local(source: LocalModel, todo: dict, n: int, seed: int, store: Callable, run: distributed.Run) -> None:
+    """Batches of chats through the model; what became of each is stored here, batch after batch."""
+    keys, size = list(todo), source.batch_size
+    parts = [keys[at : at + size] for at in range(0, len(keys), size)]
+    batches = (
+        pa.table({"key": part, "prompt": [_prompt(source.tokenizer, todo[key]) for key in part]}) for part in parts
+    )
+    for part, answer in zip(parts, run(partial(_writer, source, n, seed), batches), strict=True):
+        for key, record in zip(part, answer["record"].to_pylist(), strict=True):
+            store(key, json.loads(record))
+
+
+def _writer(source: LocalModel, n: int, seed: int) -> Callable[[pa.Table], pa.Table]:
+    """What a worker does: prompts to records, as JSON; those without usable JSON are asked again with their batch."""
     try:
         import outlines
     except ImportError as error:
@@ -349,25 +371,31 @@ def _ask_local(source: LocalModel, todo: dict, n: int, seed: int, store: Callabl
     model.type_adapter.has_chat_template = False  # the chats are put into words by _prompt, without thinking
     schema = outlines.json_schema(json.dumps(answer_schema(n, source.max_characters)))
     generator = outlines.Generator(model, schema, backend=source.backend)
-    waiting = [(key, 1) for key in todo]
-    while waiting:
-        batch, waiting = waiting[: source.batch_size], waiting[source.batch_size :]
-        first, attempt = batch[0]
+
+    def generate(keys: list[str], prompts: list[str], attempt: int) -> list[str]:
+        """With a seed of their own, which is that of the first."""
         with torch.random.fork_rng():
-            torch.manual_seed(int(hashlib.sha256(f"{seed}/{first}/{attempt}".encode()).hexdigest()[:15], 16))
-            texts = generator.batch(
-                [_prompt(source.tokenizer, todo[key]) for key, _ in batch],
-                **{"max_new_tokens": source.max_tokens, "do_sample": True, "temperature": source.temperature},
-            )
-        for (key, attempt), text in zip(batch, texts, strict=True):
-            spent = {"requests": attempt}
-            try:
-                store(key, {"answer": parse_answer(text, n), "spent": spent})
-            except ValueError as error:
-                if attempt < source.max_attempts:
-                    waiting.append((key, attempt + 1))
-                else:
-                    store(key, {"reason": str(error), "final": True, "refused": False, "spent": spent})
+            torch.manual_seed(int(hashlib.sha256(f"{seed}/{keys[0]}/{attempt}".encode()).hexdigest()[:15], 16))
+            options = {"max_new_tokens": source.max_tokens, "do_sample": True, "temperature": source.temperature}
+            return generator.batch(prompts, **options)
+
+    def write(batch: pa.Table) -> pa.Table:
+        prompts = dict(zip(batch["key"].to_pylist(), batch["prompt"].to_pylist(), strict=True))
+        records, waiting = {}, list(prompts)
+        for attempt in range(1, source.max_attempts + 1):
+            texts = generate(waiting, [prompts[key] for key in waiting], attempt)
+            for key, text in zip(waiting, texts, strict=True):
+                try:
+                    records[key] = {"answer": parse_answer(text, n)}
+                except ValueError as error:
+                    records[key] = {"reason": str(error), "final": True, "refused": False}
+                records[key]["spent"] = {"requests": attempt}
+            waiting = [key for key in waiting if "reason" in records[key]]
+            if not waiting:
+                break
+        return pa.table({"record": [json.dumps(records[key]) for key in prompts]})
+
+    return write
 
 
 def _prompt(tokenizer, chat: list[dict[str, str]]) -> str:

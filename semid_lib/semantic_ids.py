@@ -15,18 +15,53 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from semid_lib import codebooks as statistics
+from semid_lib import distributed
 from semid_lib.store import check_files, sha256
 
 _FORMAT = 1
 _FILES = ("semantic_ids.npz", "codes.npy", "codes_with_suffix.npy", "item_ids.json")
 _TOKEN = re.compile(r"<\|sid_(\d+)_(\d+)\|>")
+_TOGETHER = 8192  # vectors that one worker is given at a time
+
+
+def codes_of(vectors: np.ndarray, quantizer, run: distributed.Run = distributed.here) -> np.ndarray:
+    """`quantizer.encode(vectors)`, which may be shared out among workers: (n, dim) -> (n, n_levels) int64.
+
+    run: where, see `distributed`. Collisions are between any two items, so they are resolved afterwards, in one place.
+    Raises what the quantizer raises, and ValueError for vectors that are no (n, dim >= 1) numbers.
+
+    >>> from semid_lib.quantize import ResidualQuantizer
+    >>> quantizer = ResidualQuantizer(np.zeros((0, 2), np.int64), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
+    >>> codes_of(np.array([[9.0], [1.0]]), quantizer)
+    array([[1, 0],
+           [0, 1]])
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or not vectors.shape[1]:
+        raise ValueError(f"vectors must be (n, dim >= 1), got shape {vectors.shape}")
+    if not len(vectors):
+        return quantizer.encode(vectors)
+    batches = (
+        pa.table({"vector": distributed.column(vectors[at : at + _TOGETHER])})
+        for at in range(0, len(vectors), _TOGETHER)
+    )
+    answers = run(partial(_encoder, quantizer), batches)
+    return np.concatenate([distributed.rows_of(answer, "codes") for answer in answers])
+
+
+def _encoder(quantizer):
+    def encode(batch: pa.Table) -> pa.Table:
+        return pa.table({"codes": distributed.column(quantizer.encode(distributed.rows_of(batch, "vector")))})
+
+    return encode
 
 
 def disambiguation_codes(codes: np.ndarray) -> np.ndarray:

@@ -97,6 +97,7 @@ def _log_run(facts: Mapping[str, Any], rows: list[dict[str, Any]], files: list[P
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of its database
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "mlflow.lock", "w") as lock:  # chapters that end at once make one database and one experiment
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -126,6 +126,7 @@ def test_a_model_in_a_folder_is_known_by_its_weights(encoder, tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "_SHARD", 4)
+    monkeypatch.setattr(embed, "_TOGETHER", 2)
     texts = ["x" * n for n in range(1, 11)]
     encoder.fail_after = 6
     with pytest.raises(KeyboardInterrupt):

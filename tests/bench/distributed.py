@@ -1,0 +1,121 @@
+"""What Ray costs: the same work in this process and in one worker, at equal work, and the seconds until it begins.
+
+Encoding 10^5 vectors of 384 dimensions into codes, batch recommendation for 10^5 histories, and embedding texts. Time
+is taken from when the first batch is finished, where it was made, until the last answer is here: `overhead` is Ray's
+over this process's, less one. `start` is how much later Ray finishes its first batch; it is paid once for each `map`,
+and what the cluster itself takes to start, once a run.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from semid_lib import data, distributed, embed, predict, quantize, records, semantic_ids, store
+from semid_lib.recommender import Recommender
+
+Work = tuple[distributed.Load, list[pa.Table]]
+
+
+def codes(n: int, dim: int = 384) -> Work:
+    """Vectors at random under a residual quantizer of 3 x 256."""
+    vectors = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
+    quantizer = quantize.fit_residual_kmeans(vectors[:5000], 3, 256, n_iterations=5)
+    together = max(1, min(semantic_ids._TOGETHER, n // 8))
+    batches = [pa.table({"vector": distributed.column(vectors[at : at + together])}) for at in range(0, n, together)]
+    return partial(semantic_ids._encoder, quantizer), batches
+
+
+def answers(n: int, folder: Path) -> Work:
+    """Histories of 1 to 20 items at random."""
+    recommender = Recommender.from_pretrained(folder)
+    rng, item_ids = np.random.default_rng(0), recommender.items["item_id"].to_numpy()
+    histories = [
+        records.Record(at, 1, "", str(at), rng.choice(item_ids, rng.integers(1, 21)).tolist()) for at in range(n)
+    ]
+    together = max(1, min(predict.BLOCK, n // 8))
+    batches = [predict._as_table(histories[at : at + together]) for at in range(0, n, together)]
+    return partial(predict._Answerer, recommender, 10, False), batches
+
+
+def vectors(n: int, shop: data.Dataset) -> Work:
+    """The texts of items, again and again."""
+    texts = embed.item_texts(shop.items)
+    texts = sorted((texts * (n // len(texts) + 1))[:n], key=len, reverse=True)
+    together = max(1, min(embed._TOGETHER, n // 8))
+    batches = [pa.table({"text": texts[at : at + together]}) for at in range(0, n, together)]
+    return partial(embed._loaded, embed.DEFAULT_MODEL, 64), batches
+
+
+def stamped(load: distributed.Load):
+    """The function, with the time at which it had finished beside its answers."""
+    function = load()
+
+    def stamp(batch: pa.Table) -> pa.Table:
+        answer = function(batch)
+        return answer.append_column("finished", pa.array([time.time()] * len(answer)))
+
+    return stamp
+
+
+def timed(run: distributed.Run, work: Work) -> tuple[pa.Table, float, float]:
+    """The answers, seconds until the first batch was finished, and from then until the last answer was here."""
+    load, batches = work
+    started = time.time()
+    found = pa.concat_tables(run(partial(stamped, load), batches))
+    first = found["finished"][0].as_py()
+    return found.drop_columns(["finished"]), first - started, time.time() - first
+
+
+def compare(name: str, work: Work, cluster: distributed.Cluster) -> dict:
+    alone, first_alone, seconds_alone = timed(distributed.here, work)
+    shared, first_shared, seconds_shared = timed(cluster.map, work)
+    if not alone.equals(shared):
+        raise AssertionError(f"{name}: the worker's answers differ")
+    n = len(alone) - len(work[1][0])  # without the first batch
+    return {
+        "work": name,
+        "rows": len(alone),
+        "rows_a_second_here": n / seconds_alone,
+        "rows_a_second_ray": n / seconds_shared,
+        "overhead": seconds_shared / seconds_alone - 1,
+        "start": first_shared - first_alone,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path, help="folder of a recommender of the next item")
+    parser.add_argument("--name", default="demo", help="of the data set it was trained on")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--texts", type=int, default=8192, help="embedding is slow, so it has fewer")
+    options = parser.parse_args()
+    shop = data.load()
+    started = time.perf_counter()
+    with distributed.Cluster(1) as cluster:
+        seconds = time.perf_counter() - started
+        lines = [
+            compare("encoding into IDs", codes(options.rows), cluster),
+            compare("batch recommendation", answers(options.rows, options.model), cluster),
+            compare("embedding", vectors(options.texts, shop), cluster),
+        ]
+    rows = [
+        {"key": f"bench/{line['work']}/{what}", "value": round(float(value), 4)}
+        for line in lines
+        for what, value in line.items()
+        if what != "work"
+    ]
+    rows.append({"key": "bench/Ray/cluster", "value": round(seconds, 2)})
+    store.Store(options.name, "bench", "").record("distributed", rows)
+    print(f"{store.hardware()}; Ray started in {seconds:.1f} s")
+    print(pd.DataFrame(lines).round(3).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
