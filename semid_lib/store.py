@@ -6,6 +6,7 @@ safetensors file with arrays and, in its header, where they came from; loading o
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -23,6 +24,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+_DTYPES = {  # as safetensors calls them
+    "BOOL": np.dtype(bool),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
+}
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -35,7 +41,11 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """Arrays, read as `artefact["name"]`, and the facts that were saved with them."""
+    """Arrays, read as `artefact["name"]`, and the facts that were saved with them.
+
+    The arrays are mapped from the file: what nobody looks at is not read, and what is changed in one changes in this
+    process alone, never in the file.
+    """
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
@@ -66,11 +76,52 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._file(name)
         partial = target.with_suffix(".partial")
-        content = {"facts": json.dumps({**facts, "provenance": self.provenance()}, allow_nan=False)}
         # safetensors writes the memory of an array as it lies, so it must lie in order
-        save_file({key: np.array(array, order="C") for key, array in arrays.items()}, partial, metadata=content)
+        ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+        save_file(ordered, partial, metadata=self._header(facts))
         partial.replace(target)
         return target
+
+    def save_batches(self, name: str, key: str, batches: Iterable[np.ndarray], **facts) -> Path:
+        """`save` one array whose rows come in batches, of which one at a time is in memory; whole or not at all.
+
+        batches: (n, ...) arrays of one dtype and one shape of a row, at least one. Raises ValueError for another one,
+        and for an array that holds something else than numbers.
+
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     shelf = Store("shop", "smoke", "", root)
+        ...     path = shelf.save_batches("things", "squares", (np.arange(n, n + 2) ** 2 for n in (0, 2)))
+        ...     shelf.load("things")["squares"]
+        array([0, 1, 4, 9])
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self._file(name)
+        partial = target.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            row, n_rows, n_header = None, 0, 0
+            for batch in map(np.asarray, batches):
+                if row is None:
+                    row = batch[:0]
+                    if row.dtype not in _DTYPES.values():
+                        raise ValueError(f"array {key!r} of artefact {name!r} is {row.dtype}, expected numbers")
+                    # how many rows there are is known last, and no number of rows is longer than this one
+                    n_header = len(_safetensors_header(key, row, 10**18, self._header(facts)))
+                    file.seek(n_header)
+                if batch.dtype != row.dtype or batch.shape[1:] != row.shape[1:]:
+                    found, expected = f"{batch.dtype} {batch.shape[1:]}", f"{row.dtype} {row.shape[1:]}"
+                    raise ValueError(f"from row {n_rows} on rows of {key!r} are {found}, expected {expected}")
+                file.write(np.ascontiguousarray(batch).data)
+                n_rows += len(batch)
+            if row is None:
+                raise ValueError(f"no rows for {key!r} of artefact {name!r}, expected at least one batch")
+            file.seek(0)
+            file.write(_safetensors_header(key, row, n_rows, self._header(facts), n_header))
+        partial.replace(target)
+        return target
+
+    def _header(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        return {"facts": json.dumps({**facts, "provenance": self.provenance()}, allow_nan=False)}
 
     def has(self, name: str) -> bool:
         """Whether a chapter has written this artefact."""
@@ -83,16 +134,14 @@ class Store:
             raise FileNotFoundError(
                 f"{path} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
-        with safe_open(path, framework="numpy") as saved:
-            facts = json.loads(saved.metadata()["facts"])
-            arrays = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118  (it is no dict)
-        found = facts["provenance"]["fingerprint"]
+        artefact = _mapped(path)
+        found = artefact.facts["provenance"]["fingerprint"]
         if found != self.fingerprint:
             raise ValueError(
                 f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
                 "run the chapters before this one again"
             )
-        return Artefact(arrays, facts)
+        return artefact
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -240,6 +289,33 @@ def sha256(file: str | Path) -> str:
     """The checksum of a file, in hexadecimal. Raises OSError if it cannot be read."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _mapped(path: Path) -> Artefact:
+    """What a safetensors file holds; its arrays are copied page by page where they are written to."""
+    with safe_open(path, framework="numpy"):
+        pass  # it holds the header against the size of the file, and raises for the one that is no safetensors file
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        facts, arrays = json.loads(header.pop("__metadata__")["facts"]), {}
+        for key, entry in header.items():
+            dtype, shape, (low, high) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            if low == high:  # there is no map of nothing
+                arrays[key] = np.empty(shape, dtype)
+            else:
+                arrays[key] = np.asarray(np.memmap(file, dtype, mode="c", offset=start + low, shape=shape))
+    return Artefact(arrays, facts)
+
+
+def _safetensors_header(key: str, row: np.ndarray, n_rows: int, metadata: dict[str, str], n_bytes: int = 0) -> bytes:
+    """What stands before the bytes of a single array, filled up with spaces to a multiple of 8 or to n_bytes."""
+    shape = [n_rows, *row.shape[1:]]
+    [dtype] = [name for name, dtype in _DTYPES.items() if dtype == row.dtype]
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, math.prod(shape) * row.dtype.itemsize]}
+    text = json.dumps({"__metadata__": metadata, key: entry}).encode()
+    text = text.ljust(max(n_bytes - 8, -(-len(text) // 8) * 8))
+    return len(text).to_bytes(8, "little") + text
 
 
 def _with_data(key: str, data: str) -> str:

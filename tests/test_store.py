@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from semid_lib import store
 
@@ -47,6 +47,59 @@ def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
     assert store.Store("shop", "smoke", "f").folder == tmp_path / "elsewhere" / "shop" / "smoke"
     monkeypatch.delenv("SEMID_ARTEFACTS")
     assert store.default_root() == Path(__file__).resolve().parent.parent / "artefacts"
+
+
+def test_what_is_loaded_is_mapped_and_may_be_written_to(shelf):
+    path = shelf.save("things", {"a": np.zeros((50_000, 8)), "none": np.empty((0, 4), np.uint16)})
+    before = path.read_bytes()
+    loaded = shelf.load("things")
+    assert (loaded["none"].shape, loaded["none"].dtype) == ((0, 4), np.uint16)
+    assert type(loaded["a"]) is np.ndarray  # and prints as one
+    assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    loaded["a"][0, 0] = 7
+    assert (loaded["a"][0, 0], shelf.load("things")["a"][0, 0]) == (7, 0)
+    shelf.save("things", {"a": np.ones(1)})  # whoever has the old one keeps it
+    assert loaded["a"].sum() == 7
+    assert shelf.load("things")["a"].tolist() == [1]
+    path.write_bytes(before[:-8])
+    with pytest.raises(SafetensorError):
+        shelf.load("things")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint64, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [(3,), (0, 2, 5), (8, 8, 1)])
+def test_batches_make_the_artefact_that_one_array_makes(shelf, dtype, sizes):
+    whole = (np.arange(sum(sizes) * 6).reshape(-1, 2, 3) % 2).astype(dtype)
+    ends = np.cumsum(sizes)
+    shelf.save("one", {"vectors": whole}, note="é" * 5)
+    path = shelf.save_batches(
+        "many", "vectors", (whole[end - n : end] for end, n in zip(ends, sizes, strict=True)), note="é" * 5
+    )
+    for name in ("one", "many"):
+        loaded = shelf.load(name)
+        np.testing.assert_array_equal(loaded["vectors"], whole)
+        assert (loaded["vectors"].dtype, loaded.facts["note"]) == (np.dtype(dtype), "é" * 5)
+    with safe_open(path, framework="numpy") as file:  # as others read it
+        np.testing.assert_array_equal(file.get_tensor("vectors"), whole)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no rows for 'v'"),
+        (
+            [np.zeros((2, 3)), np.zeros((1, 4))],
+            r"from row 2 on rows of 'v' are float64 \(4,\), expected float64 \(3,\)",
+        ),
+        ([np.zeros(2), np.zeros(2, np.float32)], "from row 2 on rows of 'v' are float32"),
+        ([np.array(["a"])], "expected numbers"),
+    ],
+)
+def test_batches_that_do_not_fit_leave_the_old_artefact(shelf, batches, message):
+    shelf.save("things", {"v": np.arange(2)})
+    with pytest.raises(ValueError, match=message):
+        shelf.save_batches("things", "v", batches)
+    assert shelf.load("things")["v"].tolist() == [0, 1]
 
 
 def test_a_missing_artefact_says_what_to_do(shelf):

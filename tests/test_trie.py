@@ -415,6 +415,20 @@ def test_what_is_loaded_outlives_its_file(saved):
     assert arrays(trie) == before
 
 
+def test_opening_reads_less_and_checks_less_than_loading(saved):
+    assert arrays(PrefixTrie.open(saved)) == arrays(PrefixTrie.load(saved))
+    held, metadata = contents(saved)
+    save_file(held | {"code.0": held["code.0"].flip(0)}, saved, metadata=metadata)
+    damaged = PrefixTrie.open(saved)
+    refused(saved, "do not ascend")
+    with pytest.raises(ValueError, match="the trie: the codes of level 0 do not ascend"):
+        damaged.check()
+    for name, array in held.items():
+        save_file(held | {name: array[:-1].clone()}, saved, metadata=metadata)
+        with pytest.raises(ValueError, match=r"trie\.safetensors"):
+            PrefixTrie.open(saved)
+
+
 def test_a_file_cut_anywhere_is_refused(saved):
     content = saved.read_bytes()
     for length in range(0, len(content), 3):
