@@ -148,10 +148,11 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
 
-bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb $(RUN_FOLDER)/07_next_item.ipynb ## measure stages, quantizers, decoding beside their peers, serving
+bench: $(RUN_FOLDER)/01_catalogue_and_embeddings.ipynb $(RUN_FOLDER)/07_next_item.ipynb ## measure stages, growth, quantizers, decoding beside its peers, serving
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py --data "$(DATA_PATH)" --scale $(SCALE)
 	$(BIN)/python tests/bench/serving.py --model $(dir $(RUN_FOLDER))recommender --name $(DATA_NAME)
 
 # the tag is read by the shell alone: a name that somebody chose must not be expanded by make

@@ -515,4 +515,4 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 # cannot be made fast to start: its text encoder comes with libraries that take several times as long to import as
 # all of ours, so it is the case for a memory snapshot. The [log](../log) has more.
 #
-# **Next:** how cost grows with the catalogue, the beam and the batch (chapter 09, to come).
+# **Next:** [how cost grows with the catalogue](09_scaling).

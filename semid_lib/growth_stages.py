@@ -288,7 +288,7 @@ def _trie_open(like: Sample, n: int, seed: int) -> Work:
     PrefixTrie.build(_ids(like, n, seed)).save(path)
 
     def opened(_=folder):  # the folder lives as long as this function
-        return PrefixTrie.load(path)
+        return PrefixTrie.open(path)
 
     return Work(opened, lambda trie: trie.n_bytes)
 

@@ -31,7 +31,7 @@ ORDER = [
     *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
     *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
-    *("cold_start", "costs", "deployment", "tracking", "chapters", "sweep", "modal_app"),
+    *("cold_start", "costs", "growth", "growth_stages", "deployment", "tracking", "chapters", "sweep", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 

@@ -1,0 +1,439 @@
+# %% [markdown]
+# # What does ten times as many items cost?
+#
+# A method that is pleasant on twelve thousand items may be hopeless on ten million, or not notice the difference. How
+# does the cost of every stage grow with the catalogue, and from what size on is a method no longer sensible?
+#
+# **What you will learn**
+#
+# 1. a growth law by hand: the slope of a line in logarithms;
+# 2. a catalogue of any size that looks like this one;
+# 3. time against items, stage by stage;
+# 4. memory against items;
+# 5. where each stage stops being sensible;
+# 6. what to use on a catalogue of N items, and what it will cost;
+# 7. where writing IDs wins, and where it does not.
+#
+# | | |
+# | --- | --- |
+# | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02); the rows of `tests/bench/growth.py`, if they are published |
+# | writes | result rows |
+# | runs in | seconds at `smoke`; about a minute at `laptop`, on one thread |
+
+# %% tags=["parameters"]
+DATA = "demo"  # or a folder with items.jsonl
+SCALE = "laptop"  # smoke, laptop or full
+SEED = 0
+CATALOGUES = (
+    1000,
+    12_000,
+    100_000,
+    1_000_000,
+    10_000_000,
+    100_000_000,
+)  # to be told about
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from semid_lib import data, growth, growth_stages, report, scale, store
+
+torch.set_num_threads(1)  # so that points compare, here and with the bench
+clock = store.Clock()
+shop = data.load(DATA)
+sizes = scale.get(SCALE)
+shelf = store.Store(shop.name, SCALE, shop.fingerprint)
+print(shelf.origin())
+
+# %% [markdown]
+# ## 1. A law by hand
+#
+# Look for an item in a list by looking at every one of n items, or in a trie with K children a node, where it takes
+# as many steps as the ID has codes, $\lceil \log_K n \rceil$. Counted, not timed:
+
+# %%
+counts = {"items": [100, 10_000, 1_000_000], "list": [100, 10_000, 1_000_000]}
+counts["trie, K = 10"] = [2, 4, 6]
+pd.DataFrame(counts).set_index("items")
+
+# %% [markdown]
+# If a cost is $a n^b$, its logarithm is a line,
+#
+# $$ \log \text{cost} = \log a + b \log n , $$ (eq-growth)
+#
+# whose slope is $b$. From 100 to 1,000,000 items the list goes from 100 to 1,000,000 looks: $b = \log(10^4) / \log(10^4)
+# = 1$. The trie goes from 2 to 6: $b = \log 3 / \log 10^4 = 0.12$, and it is no power at all: between 100 and 10,000 the
+# slope is $\log 2 / \log 100 = 0.15$, after that $\log 1.5 / \log 100 = 0.09$. A logarithm bends downwards in this plot.
+# The library fits the line by least squares and says how far to trust it:
+
+# %%
+for name in ("list", "trie, K = 10"):
+    law = growth.fit(counts["items"], counts[name])
+    print(f"{name}: n^{law.exponent:.2f}, 95% interval {law.low:.2f} to {law.high:.2f}")
+
+# %% [markdown]
+# Three points leave one degree of freedom, so the interval of the second is wide. Real stages have other bends: a fixed
+# cost, such as loading a model, hides growth at first, and caches end. Where a second line explains five or more points
+# much better, the law has two, and what lies beyond the last point is read from the second.
+
+# %% [markdown]
+# ## 2. A catalogue of any size
+#
+# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes would
+# be too kind to a trie: real prefixes are crowded. Below each prefix, codes get a Zipf distribution whose exponent
+# makes two items share the next code as often as they do here:
+
+# %%
+like = growth_stages.sample(shop, shelf)
+exponents = growth_stages.zipf_exponents(like.codes, like.codebook_size)
+print("Zipf exponents by level:", *np.round(exponents, 2))
+made = growth_stages.catalogue(
+    len(like.codes), exponents, like.codebook_size, like.codes.shape[1], SEED
+)
+
+
+def by_level(codes):
+    """Prefixes of one, two, ... codes that occur."""
+    return [len(np.unique(codes[:, : at + 1], axis=0)) for at in range(codes.shape[1])]
+
+
+pd.DataFrame(
+    {"this catalogue": by_level(like.codes), "made": by_level(made)}
+).rename_axis("codes before the last")
+
+# %% [markdown]
+# How many prefixes of each length occur. The last line differs by design: before collisions are resolved, several items
+# of this catalogue share an ID; made items have one each. What the exponents cannot tell is how they would change in a
+# larger shop: more items may crowd the same prefixes, or bring prefixes of their own. The curves below assume the first.
+#
+# Vectors are made between neighbours. Are the made ones as near to each other as the real ones are?
+
+# %%
+some = np.random.default_rng(SEED).permutation(len(like.vectors))[:500]
+near = {}
+for name, vectors in (
+    ("this catalogue", like.vectors),
+    ("made", growth_stages.vectors_like(like, len(like.vectors), SEED)),
+):
+    cosines = vectors[some] @ vectors.T
+    cosines[np.arange(len(some)), some] = -1
+    near[name] = {
+        "nearest": np.median(cosines.max(axis=1)),
+        "any two": np.median(cosines),
+    }
+pd.DataFrame(near).round(3).rename_axis("median cosine")
+
+# %% [markdown]
+# A little nearer than real ones, as means must be. That matters for what is *found* and hardly for what it *costs*;
+# quality is no subject here, chapters [05](05_llm_sft) and [07](07_next_item) measure it.
+
+# %% [markdown]
+# ## 3. Time against items
+#
+# Every stage is measured from small to large, two sizes a decade, until the law of the points so far says that the next
+# would take more than the budget. One thread, random weights (which change no cost).
+
+# %%
+stages = growth_stages.stages_for(like)
+if shop.histories is None:
+    print(f"{shop.name} has no histories: the item-kNN is left out")
+points = list(
+    growth.walk(
+        stages,
+        growth.half_decades(sizes.growth_from, sizes.growth_to),
+        lambda stage, n: growth_stages.measure(stage, n, like, SEED, seconds=0.1),
+        sizes.growth_budget,
+    )
+)
+here = growth.laws(points)
+print(f"{len(points)} points in {clock.seconds:.0f} s")
+
+# %% [markdown]
+# These are small sizes on whatever else this machine does. The bench measures the same stages up to ten million items,
+# each point in a process of its own; where its rows are published, the conclusions below come from them.
+
+# %%
+try:
+    rows = report.published_rows("random", "bench")
+except FileNotFoundError:
+    rows = []
+published = growth.points(rows)
+print("published points:", sum(isinstance(one, growth.Point) for one in published))
+if published:
+    row = next(row for row in rows if row["key"].startswith("growth_time/"))
+    changed = " with uncommitted changes" if row["dirty"] else ""
+    print(f"commit {row['commit'][:10]}{changed}, {row['hardware']}")
+else:
+    print("the curves below are those of this run")
+
+# %% tags=["hide-input"]
+COLOURS = {
+    "embedding": "tab:cyan",
+    "residual k-means": "tab:blue",
+    "RQ-VAE, an epoch": "tab:green",
+    "collisions": "tab:brown",
+    "trie, build": "tab:pink",
+    "trie, open": "tab:grey",
+    "item-kNN, fit": "tab:orange",
+    "mask step, 400 beams": "tab:pink",
+    "T5, beam search": "tab:red",
+    "T5, exact scoring": "darkred",
+    "timeline model": "tab:blue",
+    "item-kNN": "tab:orange",
+    "dense": "tab:cyan",
+    "dense, inverted lists": "tab:olive",
+}
+
+
+def draw(axis, names, value):
+    """Measured points of this run as dots, published ones as circles, and the law."""
+    for name in names:
+        for some, look in ((points, "."), (published, "o")):
+            mine = [p for p in some if isinstance(p, growth.Point) and p.stage == name]
+            if not mine:
+                continue
+            n, y = [p.n for p in mine], [value(p) for p in mine]
+            style = {"color": COLOURS[name], "markerfacecolor": "none"}
+            is_last = some is published or not published
+            axis.plot(n, y, look, **style, label=name if is_last else None)
+            if len(mine) > 1 and is_last:
+                law = growth.fit(n, y)
+                grid = np.geomspace(min(n), max(n), 100)
+                axis.plot(grid, [law.at(x) for x in grid], color=COLOURS[name], lw=1)
+    axis.set(xscale="log", yscale="log", xlabel="items")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize="small")
+
+
+once = [name for name, stage in stages.items() if stage.unit == "s"]
+answers = [name for name, stage in stages.items() if stage.unit == "ms a user"]
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Seconds against items on two logarithmic axes for the stages that are done once: embedding lies highest and rises in proportion, the trie's build lies orders of magnitude lower, its opening is nearly flat."}}
+figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+draw(axis, once, lambda point: point.cost)
+axis.set_ylabel("seconds, once for a catalogue")
+plt.show()
+
+# %% [markdown]
+# *Figure 1.* What is done once for a catalogue, by items. Dots are this run, circles the bench, lines the laws. Parallel
+# lines grow alike: what differs is the height. The codebook grows with the catalogue, up to 1,024 codes, which is why
+# k-means takes more than proportional time until then.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Milliseconds a user against items on two logarithmic axes: beam search with a T5 is a flat line, exact scoring with it lies far above and rises in proportion, dense retrieval, item-kNN and the timeline model begin low and rise."}}
+figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+draw(axis, answers, lambda point: point.cost)
+axis.axhline(100, color="black", linestyle=":", linewidth=1)
+axis.set_ylabel("milliseconds a user, 8 users at once")
+plt.show()
+
+# %% [markdown]
+# *Figure 2.* What an answer costs, by items; the dotted line is the limit of section 5. A beam search by codes alone (*T5*)
+# pays for codes and beams and not for items. Whoever looks at every item, however cheaply, meets it in the end.
+
+# %%
+used = published or points
+laws = growth.laws(used)
+lines = {
+    name: {
+        "cost grows as n^": law.exponent,
+        "from": law.low,
+        "to": law.high,
+        "bends at": law.bend,
+        "measured to": law.n_to,
+    }
+    for name, law in laws.items()
+}
+pd.DataFrame(lines).T.round(2).fillna("")
+
+# %% [markdown]
+# The exponents with their 95% intervals, beyond the bend where there is one. Infinite intervals come from two points.
+# The interval knows how the points scatter around the line. It does not know that a line may be the wrong curve, and
+# on a machine that does other things too it is too narrow.
+
+# %% [markdown]
+# ## 4. Memory against items
+#
+# What has to be kept to answer, counted from the arrays and not measured:
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Bytes kept against items on two logarithmic axes, all lines rising in proportion: the trie's lies two orders of magnitude below those that hold a vector an item."}}
+figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
+draw(axis, answers, lambda point: point.kept / growth.GIB)
+axis.axhline(growth_stages.MEMORY / growth.GIB, color="black", linestyle=":", linewidth=1)
+axis.set_ylabel("GiB of arrays that are kept")
+plt.show()
+
+# %% [markdown]
+# *Figure 3.* Memory of what answers, without the weights of the T5, which do not grow with the catalogue; the dotted line is
+# a machine of 24 GiB. Everything grows in proportion, so the bytes an item are what counts:
+
+# %%
+kept = growth.laws(used, "kept")
+largest = {
+    point.stage: point for point in used if isinstance(point, growth.Point)
+}  # the last of each
+pd.DataFrame(
+    {
+        name: {"bytes an item": p.kept / p.n, "at items": p.n}
+        for name, p in largest.items()
+        if name in answers or name == "trie, build"
+    }
+).T.round(1)
+
+# %% [markdown]
+# A trie takes fewer bytes an item the larger it is, since items share their first codes. The timeline model keeps the
+# text vector of every item, an embedding of its own and a third vector to compare with.
+
+# %% [markdown]
+# ## 5. Where each stage stops being sensible
+#
+# Limits are a matter of taste. Here: 100 milliseconds of one core a user, a day of work for what is done once (an hour
+# for the trie, a second to open it, 5 ms for a step of the mask), and 24 GiB at the peak. From the laws follows where
+# each is passed:
+
+# %%
+limits = {name: stage.limit for name, stage in stages.items()}
+peaks = growth.laws(published, "peak", least=2**22)
+ends = pd.DataFrame(growth.sensible(laws, peaks or kept, limits, growth_stages.MEMORY))
+ends["limit"] = [stages[name].why for name in ends["stage"]]
+ends.loc[ends["by"] == "memory", "limit"] = "24 GiB"
+ends["no longer sensible from"] = ends["no longer sensible from"].map("{:.2g}".format)
+columns = ["stage", "no longer sensible from", "limit", "extrapolated"]
+ends[columns].set_index("stage")
+
+# %% [markdown]
+# Where *extrapolated* is true, that size lies beyond what was measured: read the first digit at most, and nothing at
+# all where it is thousands of times larger than the largest point.
+
+# %% [markdown]
+# ## 6. What to use on N items
+#
+# The laws give the milliseconds a user, with the interval in which a measurement there would lie. A star marks what is
+# extrapolated, brackets what passes a limit of section 5.
+
+
+# %%
+def told(offer):
+    """An offer in a few characters."""
+    text = f"{offer.cost:.2g}" + ("*" if offer.extrapolated else "")
+    return text if offer.fits else f"({text})"
+
+
+asked = {
+    n: growth.offers(n, laws, kept, peaks or kept, limits, growth_stages.MEMORY)
+    for n in CATALOGUES
+}
+pd.DataFrame(
+    {
+        f"{n:,}": {name: told(found[name]) for name in answers if name in found}
+        for n, found in asked.items()
+    }
+).T.rename_axis("items (ms a user)")
+
+# %% [markdown]
+# Which one, then? Costs alone do not choose. Chapter 07 found the timeline model best on Beauty, and a model that writes
+# codes without knowing items behind it; chapter 05 found dense retrieval hard to beat for queries. So: the best of
+# those that fit the limits, in that order, and what it takes to get there.
+
+# %%
+PREFERRED = ("timeline model", "T5, beam search")
+BEFORE = ("embedding", "residual k-means", "collisions", "trie, build")
+choice = {}
+for n, found in asked.items():
+    name = next((way for way in PREFERRED if way in found and found[way].fits), None)
+    search = next((w for w in ("dense", "dense, inverted lists") if found[w].fits), None)
+    choice[f"{n:,}"] = {
+        "next item": name or "none of them",
+        "ms a user": told(found[name]) if name else "",
+        "up to": f"{found[name].high:.2g}" if name else "",
+        "GiB kept": f"{found[name].kept / growth.GIB:.2g}" if name else "",
+        "hours before": f"{sum(found[s].cost for s in BEFORE if s in found) / 3600:.2g}",
+        "queries": search or "T5, beam search",
+    }
+pd.DataFrame(choice).T.rename_axis("items")
+
+# %% [markdown]
+# *Hours before* is embedding, k-means, resolving collisions and the trie, on one core; a GPU embeds some hundred times
+# faster, so with one the other stages decide. Training is not in it: it grows with interactions, not with items. The
+# line for 100,000,000 items is an extrapolation in every column. It assumes that IDs stay as crowded as here, that four
+# codes of 256 still tell items apart (there are 4.3 billion of them), that no cache, disk or integer ends on the way,
+# and that a 4 GiB table behaves as a 400 MiB one does.
+
+# %% [markdown]
+# ## 7. Where writing IDs wins
+#
+# From how many items on does a beam search by codes alone take no more time than the others?
+
+# %%
+beam = laws.get("T5, beam search")
+wins = {}
+for name in answers:
+    if beam and name in laws and name != "T5, beam search":
+        wins[name] = growth.crossing(beam, laws[name])
+        reach = laws[name].n_to
+        note = "" if wins[name] <= reach else " (extrapolated)"
+        print(f"no more than {name}: from {wins[name]:.2g} items{note}")
+
+# %% [markdown]
+# - **Against scoring every item with the same model** it wins from a hundred items or so, and by orders of magnitude: nobody
+#   would score a catalogue through a transformer that writes codes.
+# - **Against methods that take a dot product an item** (dense, the timeline model) it wins late. The product is so cheap
+#   that a flat line through a transformer is above it for any catalogue that most shops have.
+# - **Against dense retrieval with inverted lists**, which looks at some lists and not at all items, time is no argument:
+#   its line rises by about the square root of n. What is left is memory, a trie takes about ten bytes an item and a
+#   vector 1,536, and even there compressed vectors (16 to 64 bytes) come near.
+# - **Against item-kNN** time is no argument either at any size here. It needs memory for neighbours, and histories.
+#
+# So the case for generation is not that search is slow. It is one model for histories, queries and rules, with a memory that
+# hardly grows; and that its cost at ten million items is known from the one at ten thousand.
+
+# %% [markdown]
+# ## Summary
+
+# %%
+units = {name: stage.unit for name, stage in stages.items()}
+rows = growth.rows(points, units)
+rows += [
+    {
+        "key": f"growth_law/{name}/exponent",
+        "value": round(law.exponent, 4),
+        "ci95": [round(law.low, 4), round(law.high, 4)],
+        "n": law.n_to,
+    }
+    for name, law in here.items()
+    if np.isfinite(law.high)
+]
+shelf.record("09_scaling", [row | {"seed": SEED} for row in rows])
+
+
+def shown(name, text):
+    """A line of the summary, if its stage was measured often enough."""
+    print(f"{name}: {text(laws[name])}" if name in laws else f"{name}: not measured")
+
+
+shown(
+    "mask step, 400 beams",
+    lambda law: f"n^{law.exponent:.2f}, a step of {law.at(1e6):.2g} ms at 10^6",
+)
+shown(
+    "trie, build",
+    lambda law: (
+        f"{law.at(1e6):.2g} s at 10^6 (must be under 5), {law.at(1e7):.2g} at 10^7 (60)"
+    ),
+)
+shown(
+    "T5, beam search", lambda law: f"n^{law.exponent:.2f}: hardly notices the catalogue"
+)
+shown("dense", lambda law: f"n^{law.exponent:.2f}: pays for every item")
+print(f"conclusions from {'the published bench' if published else 'this run alone'}")
+print(f"the whole chapter took {clock.seconds:.0f} s")
+
+# %% [markdown]
+# **What did not work.** Uniform random IDs, as in the bench of chapter 06, make every prefix about as full as any other, and
+# the largest node of the trie then is far smaller than in a real catalogue. `getrusage`, the usual way to ask for a
+# process's memory, cannot be set back and passes from parent to child, so a small point after a large one looked large;
+# peaks are read from `/proc` instead, and zeroed before the work.
+#
+# **Back to:** [the results](../results), or [the first chapter](01_catalogue_and_embeddings) with a catalogue of your own.
