@@ -75,9 +75,11 @@ for name in ("list", "trie, K = 10"):
     print(f"{name}: n^{law.exponent:.2f}, 95% interval {law.low:.2f} to {law.high:.2f}")
 
 # %% [markdown]
-# Three points leave one degree of freedom, so the interval of the second is wide. Real stages have other bends: a fixed
-# cost, such as loading a model, hides growth at first, and caches end. Where a second line explains five or more points
-# much better, the law has two, and what lies beyond the last point is read from the second.
+# Three points leave one degree of freedom, so the interval of the second is wide. Real stages are no lines either. A cost
+# that does not grow, such as reading the history, hides at small sizes the one that does; and caches end. So with five
+# points or more two other forms are tried, a fixed cost $c + a n^b$ and a second line from some size on, and taken where
+# they explain the points much better. For extrapolation that is the whole difference: ten times the items after $1 + 10^{-5} n$
+# at up to 10,000 items looks like nothing, and at 10 million it is the only thing.
 
 # %% [markdown]
 # ## 2. A catalogue of any size
@@ -127,8 +129,8 @@ for name, vectors in (
 pd.DataFrame(near).round(3).rename_axis("median cosine")
 
 # %% [markdown]
-# A little nearer than real ones, as means must be. That matters for what is *found* and hardly for what it *costs*;
-# quality is no subject here, chapters [05](05_llm_sft) and [07](07_next_item) measure it.
+# They need not agree to the last digit: how near items are matters for what is *found* and hardly for what it *costs*.
+# Quality is no subject here; chapters [05](05_llm_sft) and [07](07_next_item) measure it.
 
 # %% [markdown]
 # ## 3. Time against items
@@ -205,7 +207,7 @@ def draw(axis, names, value):
                 axis.plot(grid, [law.at(x) for x in grid], color=COLOURS[name], lw=1)
     axis.set(xscale="log", yscale="log", xlabel="items")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize="small")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 once = [name for name, stage in stages.items() if stage.unit == "s"]
@@ -234,24 +236,28 @@ plt.show()
 # pays for codes and beams and not for items. Whoever looks at every item, however cheaply, meets it in the end.
 
 # %%
-used = published or points
+used = [p for p in published or points if isinstance(p, growth.Point)]
+if max(point.n for point in used) < 10_000:
+    print(
+        "these sizes are too small for any conclusion: what follows shows its form only"
+    )
 laws = growth.laws(used)
 lines = {
     name: {
-        "cost grows as n^": law.exponent,
-        "from": law.low,
-        "to": law.high,
-        "bends at": law.bend,
-        "measured to": law.n_to,
+        "cost grows as n^": f"{law.exponent:.2f}",
+        "95% interval": f"{law.low:.2f} to {law.high:.2f}",
+        "fixed": f"{law.fixed:.2g} {stages[name].unit}" if law.fixed else "",
+        "bends at": f"{law.bend:,.0f}" if law.bend else "",
+        "measured to": f"{law.n_to:,}",
     }
     for name, law in laws.items()
 }
-pd.DataFrame(lines).T.round(2).fillna("")
+pd.DataFrame(lines).T
 
 # %% [markdown]
-# The exponents with their 95% intervals, beyond the bend where there is one. Infinite intervals come from two points.
-# The interval knows how the points scatter around the line. It does not know that a line may be the wrong curve, and
-# on a machine that does other things too it is too narrow.
+# The exponents with their 95% intervals: of the part that grows where there is a fixed one, and beyond the bend where there
+# is one. Infinite intervals come from two points. An interval knows how the points scatter around the curve; it does
+# not know that the curve may be the wrong one, and on a machine that does other things too it is too narrow.
 
 # %% [markdown]
 # ## 4. Memory against items
@@ -271,9 +277,7 @@ plt.show()
 
 # %%
 kept = growth.laws(used, "kept")
-largest = {
-    point.stage: point for point in used if isinstance(point, growth.Point)
-}  # the last of each
+largest = {point.stage: point for point in used}  # the last of each
 pd.DataFrame(
     {
         name: {"bytes an item": p.kept / p.n, "at items": p.n}
@@ -299,19 +303,23 @@ peaks = growth.laws(published, "peak", least=2**22)
 ends = pd.DataFrame(growth.sensible(laws, peaks or kept, limits, growth_stages.MEMORY))
 ends["limit"] = [stages[name].why for name in ends["stage"]]
 ends.loc[ends["by"] == "memory", "limit"] = "24 GiB"
-ends["no longer sensible from"] = ends["no longer sensible from"].map("{:.2g}".format)
-columns = ["stage", "no longer sensible from", "limit", "extrapolated"]
-ends[columns].set_index("stage")
+first = ends["no longer sensible from"]
+known = np.isfinite(first)
+ends["no longer sensible from"] = first.map("{:.2g}".format).where(known, "not in reach")
+columns = ["no longer sensible from", "limit", "extrapolated"]
+ends = ends.set_index("stage")[columns].astype(object)
+ends.loc[~known.to_numpy(), ["limit", "extrapolated"]] = ""
+ends
 
 # %% [markdown]
-# Where *extrapolated* is true, that size lies beyond what was measured: read the first digit at most, and nothing at
-# all where it is thousands of times larger than the largest point.
+# Where *extrapolated* is true, that size lies beyond what was measured: read the first digit at most. *Not in reach* is
+# what lies more than ten times beyond, of which the laws say nothing.
 
 # %% [markdown]
 # ## 6. What to use on N items
 #
-# The laws give the milliseconds a user, with the interval in which a measurement there would lie. A star marks what is
-# extrapolated, brackets what passes a limit of section 5.
+# Milliseconds a user by the laws. A star marks what is extrapolated, brackets what passes a limit of section 5; a
+# place stays empty where the stage was never measured on as much as a tenth of the items.
 
 
 # %%
@@ -330,36 +338,48 @@ pd.DataFrame(
         f"{n:,}": {name: told(found[name]) for name in answers if name in found}
         for n, found in asked.items()
     }
-).T.rename_axis("items (ms a user)")
+).T.fillna("").rename_axis("items (ms a user)")
 
 # %% [markdown]
-# Which one, then? Costs alone do not choose. Chapter 07 found the timeline model best on Beauty, and a model that writes
-# codes without knowing items behind it; chapter 05 found dense retrieval hard to beat for queries. So: the best of
-# those that fit the limits, in that order, and what it takes to get there.
+# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best, item-kNN behind it and a T5
+# that writes codes behind that, and chapter 05 found dense retrieval hard to beat for queries. So: the first of those that
+# fits the limits, and what it takes to get there.
 
 # %%
-PREFERRED = ("timeline model", "T5, beam search")
+NEXT_ITEM = ("timeline model", "item-kNN", "T5, beam search")
+QUERIES = ("dense", "dense, inverted lists", "T5, beam search")
 BEFORE = ("embedding", "residual k-means", "collisions", "trie, build")
+
+
+def first(ways, found):
+    """The first way that fits the limits; None if none does, or none is in reach."""
+    return next((found[way] for way in ways if way in found and found[way].fits), None)
+
+
 choice = {}
 for n, found in asked.items():
-    name = next((way for way in PREFERRED if way in found and found[way].fits), None)
-    search = next((w for w in ("dense", "dense, inverted lists") if found[w].fits), None)
-    choice[f"{n:,}"] = {
-        "next item": name or "none of them",
-        "ms a user": told(found[name]) if name else "",
-        "up to": f"{found[name].high:.2g}" if name else "",
-        "GiB kept": f"{found[name].kept / growth.GIB:.2g}" if name else "",
-        "hours before": f"{sum(found[s].cost for s in BEFORE if s in found) / 3600:.2g}",
-        "queries": search or "T5, beam search",
-    }
-pd.DataFrame(choice).T.rename_axis("items")
+    line = choice[f"{n:,}"] = {}
+    for purpose, ways in (("next item", NEXT_ITEM), ("queries", QUERIES)):
+        offer = first(ways, found)
+        line[purpose] = offer.stage if offer else "nothing in reach"
+        if offer:
+            line[f"{purpose}: ms"] = f"{told(offer)} (up to {offer.high:.2g})"
+            line[f"{purpose}: GiB"] = f"{offer.kept / growth.GIB:.2g}"
+    if all(stage in found for stage in BEFORE):
+        hours = sum(found[stage].cost for stage in BEFORE) / 3600
+        is_far = any(found[stage].extrapolated for stage in BEFORE)
+        line["hours before"] = f"{hours:.2g}" + ("*" if is_far else "")
+pd.DataFrame(choice).T.fillna("").rename_axis("items")
 
 # %% [markdown]
-# *Hours before* is embedding, k-means, resolving collisions and the trie, on one core; a GPU embeds some hundred times
-# faster, so with one the other stages decide. Training is not in it: it grows with interactions, not with items. The
-# line for 100,000,000 items is an extrapolation in every column. It assumes that IDs stay as crowded as here, that four
-# codes of 256 still tell items apart (there are 4.3 billion of them), that no cache, disk or integer ends on the way,
-# and that a 4 GiB table behaves as a 400 MiB one does.
+# *Up to* is the upper end of the interval in which a measurement there would lie. *Hours before* is embedding, k-means,
+# resolving collisions and the trie, on one core; most of it is embedding, which a GPU does far faster. Training the
+# models is not in it: it grows with interactions, not with items. The GiB are what is kept to answer from, without
+# the weights of a T5.
+#
+# Where something stands in the line of 100,000,000 items, it is an extrapolation. It assumes that prefixes stay as
+# crowded as here, that four codes of 256 still tell items apart (there are 4.3 billion of them), and that no cache, disk
+# or integer ends on the way.
 
 # %% [markdown]
 # ## 7. Where writing IDs wins
@@ -367,27 +387,27 @@ pd.DataFrame(choice).T.rename_axis("items")
 # From how many items on does a beam search by codes alone take no more time than the others?
 
 # %%
-beam = laws.get("T5, beam search")
-wins = {}
+beam_name = "T5, beam search"
+beam = laws[beam_name]
 for name in answers:
-    if beam and name in laws and name != "T5, beam search":
-        wins[name] = growth.crossing(beam, laws[name])
-        reach = laws[name].n_to
-        note = "" if wins[name] <= reach else " (extrapolated)"
-        print(f"no more than {name}: from {wins[name]:.2g} items{note}")
+    if name in laws and name != beam_name:
+        n = growth.crossing(beam, laws[name])
+        reach = growth.REACH * min(laws[name].n_to, beam.n_to)
+        said = f"from {n:.2g} items" if n <= reach else f"not below {reach:.2g}"
+        print(f"no more than {name}: {said}")
 
 # %% [markdown]
-# - **Against scoring every item with the same model** it wins from a hundred items or so, and by orders of magnitude: nobody
-#   would score a catalogue through a transformer that writes codes.
-# - **Against methods that take a dot product an item** (dense, the timeline model) it wins late. The product is so cheap
-#   that a flat line through a transformer is above it for any catalogue that most shops have.
+# - **Against scoring every item with the same model** it wins from very few items on: nobody would score a catalogue through
+#   a transformer that writes codes.
+# - **Against methods that take a dot product an item** (dense, the timeline model) it wins late, if at all. The product is so
+#   cheap that a flat line through a transformer lies above it for the catalogue of most shops.
 # - **Against dense retrieval with inverted lists**, which looks at some lists and not at all items, time is no argument:
-#   its line rises by about the square root of n. What is left is memory, a trie takes about ten bytes an item and a
-#   vector 1,536, and even there compressed vectors (16 to 64 bytes) come near.
-# - **Against item-kNN** time is no argument either at any size here. It needs memory for neighbours, and histories.
+#   its line rises by about the square root of n. What is left is memory, some ten bytes an item in a large trie against
+#   those of a vector, and even there compressed vectors (product quantization) come near.
+# - **Against item-kNN** time is no argument either at these sizes. It needs memory for neighbours, and histories.
 #
-# So the case for generation is not that search is slow. It is one model for histories, queries and rules, with a memory that
-# hardly grows; and that its cost at ten million items is known from the one at ten thousand.
+# So the case for generation is not that search is slow. It is one model for histories, queries and rules, whose memory
+# hardly grows with the catalogue, and whose cost at ten million items is known from that at ten thousand.
 
 # %% [markdown]
 # ## Summary

@@ -4,10 +4,14 @@ Most costs here are close to a n^b over the sizes that one machine can measure, 
 
     (1)  log cost = log a + b log n + error
 
-fitted by least squares, with Student's t for the interval of b. Where one line does not do, because a fixed cost gives
-way to one that grows, or a table no longer fits the cache, a second begins at one of the measured sizes (a *bend*):
+fitted by least squares, with Student's t for the interval of b. Where a line does not do there are two others: a fixed
+cost beside the one that grows, such as reading the history before items are looked at,
 
-    (2)  log cost = log a + b log n + d max(0, log n - log n_0) + error
+    (2)  log cost = log(c + a n^b) + error
+
+or a second line from one of the measured sizes on (a *bend*), such as where a table no longer fits the cache:
+
+    (3)  log cost = log a + b log n + d max(0, log n - log n_0) + error
 
 Beyond the last measured point a law is an extrapolation: it assumes that nothing bends again.
 """
@@ -19,9 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_BENDS = 0.15  # a smaller change of the exponent is no bend
-_SIGNIFICANT = 0.01  # and it has to be unlikely by chance, whichever of the measured sizes it stands at
 GIB = 2**30
+REACH = 10  # times the largest measured size: a law is asked nothing beyond
+_MATTERS = 0.15  # a smaller change of the exponent is no bend, a smaller share of the smallest cost not a fixed cost
+_SIGNIFICANT = 0.01  # and it has to be unlikely by chance, whichever of the forms that were tried it is
 
 
 class Point(NamedTuple):
@@ -48,62 +53,96 @@ class LeftOut(NamedTuple):
 class Law:
     """A fitted cost; made by `fit`."""
 
-    exponent: float  # b, or b + d after a bend
+    exponent: float  # b, after a bend b + d
     low: float  # of its 95% interval; infinite where two points leave nothing to judge by
     high: float
-    bend: float | None  # n_0, None for a straight line
-    before: float  # the exponent below the bend; that of the line without one
+    fixed: float | None  # c, None without a cost that does not grow
+    bend: float | None  # n_0, None without a bend
     n_from: int  # the measured sizes lie between these
     n_to: int
-    _coefficients: np.ndarray = field(repr=False)
+    _parameters: np.ndarray = field(repr=False)
     _covariance: np.ndarray = field(repr=False)
     _spread: float = field(repr=False)  # standard deviation of the error, in logarithms
-    _quantile: float = field(repr=False)
+    _quantile: float = field(repr=False)  # of Student's t
 
     def at(self, n: float) -> float:
         """The cost at n items."""
-        return float(np.exp(_design(np.log([n]), self._at) @ self._coefficients)[0])
+        return math.exp(self._form.values(np.log([n]), self._parameters)[0])
 
     def between(self, n: float) -> tuple[float, float]:
         """The 95% interval in which a measurement at n items would lie, if the law holds there."""
-        line = _design(np.log([n]), self._at)[0]
-        variance = self._spread**2 + line @ self._covariance @ line
+        if math.isinf(self._quantile):
+            return 0.0, math.inf
+        slope = self._form.slopes(np.log([n]), self._parameters)[0]
+        variance = self._spread**2 + slope @ self._covariance @ slope
         factor = math.exp(min(self._quantile * math.sqrt(variance), 700.0))
         return self.at(n) / factor, self.at(n) * factor
 
     def reaches(self, limit: float) -> float:
-        """The first n of 1 or more at which the cost is `limit`, infinite if it never is.
+        """The first n of 1 or more at which the cost is `limit`, infinite if that is not below 10^15.
 
         >>> fit([1000, 10_000], [0.1, 1.0]).reaches(100)
         1000000.0
         """
-        if self.at(1) >= limit:
-            return 1.0
-        edges = [1.0, *([self.bend] if self.bend else []), math.inf]
-        for start, slope in zip(edges, (self.before, self.exponent), strict=False):
-            if slope <= 0:
-                continue
-            n = start * (limit / self.at(start)) ** (1 / slope)
-            if n <= edges[edges.index(start) + 1]:
-                return float(f"{n:.12g}")
-        return math.inf
+        return _first(lambda n: self.at(n) >= limit * (1 - 1e-12))
 
     @property
-    def _at(self) -> float | None:
-        return None if self.bend is None else math.log(self.bend)
+    def _form(self) -> "_Form":
+        return _Form(self.fixed is not None, None if self.bend is None else math.log(self.bend))
+
+
+class _Form(NamedTuple):
+    """One of the equations (1) to (3): log cost and its derivatives by the parameters, at (m,) log n."""
+
+    has_fixed: bool = False
+    at: float | None = None  # log n_0
+
+    def values(self, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        if self.has_fixed:  # log c, log a, b
+            return np.logaddexp(parameters[0], parameters[1] + parameters[2] * x)
+        return self.slopes(x, parameters) @ parameters  # log a, b, and d if it bends
+
+    def slopes(self, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        if self.has_fixed:
+            share = 1 / (1 + np.exp(parameters[1] + parameters[2] * x - parameters[0]))  # of the fixed cost
+            return np.column_stack([share, 1 - share, (1 - share) * x])
+        return np.column_stack([np.ones_like(x), x] + ([] if self.at is None else [np.maximum(0, x - self.at)]))
+
+    def fitted(self, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+        """The sum of squares that is left, and the parameters."""
+        if not self.has_fixed:
+            parameters = np.linalg.lstsq(self.slopes(x, np.empty(0)), y)[0]
+            return float(np.sum((y - self.values(x, parameters)) ** 2)), parameters
+        from scipy.optimize import least_squares
+
+        tried = []
+        for b in (0.5, 1.0, 2.0):
+            start = [y.min() - 0.1, y[x.argmax()] - b * x.max(), b]
+            found = least_squares(
+                lambda p: self.values(x, p) - y, start, lambda p: self.slopes(x, p), x_scale=(1, x.max(), 1)
+            )
+            tried.append((2 * found.cost, found.x))
+        return min(tried, key=lambda one: one[0])
+
+    def matters(self, x: np.ndarray, parameters: np.ndarray) -> bool:
+        """Whether the third parameter changes what a line would say."""
+        if not self.has_fixed:
+            return self.at is None or abs(parameters[2]) > _MATTERS
+        share = self.slopes(np.array([x.min(), x.max()]), parameters)[:, 0]
+        return bool(parameters[2] > 0 and share[0] > _MATTERS and share[1] < 1 - _MATTERS)
 
 
 def fit(sizes: Sequence[float], costs: Sequence[float]) -> Law:
-    """The law of costs measured at sizes, with a bend if one is there: (m,) positive numbers each, m of 2 or more.
+    """The law of costs measured at sizes: (m,) positive numbers each, m of 2 or more.
 
-    A bend is looked for among five points or more, at each of the inner ones; it is taken if the exponent changes
-    by more than .15 there and an F-test, with its level divided by the number of places tried, says that chance
-    does not do that once in a hundred. Raises ValueError for other shapes, sizes that are all the same, or a number
-    that is not positive.
+    With five points or more a fixed cost, and a bend at each of the inner points, are tried. The best of them is taken
+    if it is not too small to matter, and if an F-test, with its level divided by the number of forms tried, says that
+    chance does not do that once in a hundred. Raises ValueError for other shapes, sizes that are all the same, or a
+    number that is not positive.
 
     >>> law = fit([100, 1000, 10_000], [0.2, 2.0, 20.0])
-    >>> round(law.exponent, 3), law.bend, round(law.at(10**6))
-    (1.0, None, 2000)
+    >>> round(law.exponent, 3), law.fixed, law.bend, round(law.at(10**6))
+    (1.0, None, None, 2000)
     """
     n, cost = np.asarray(sizes, dtype=np.float64), np.asarray(costs, dtype=np.float64)
     if n.ndim != 1 or n.shape != cost.shape or len(n) < 2 or len(np.unique(n)) < 2:
@@ -111,68 +150,74 @@ def fit(sizes: Sequence[float], costs: Sequence[float]) -> Law:
     if not (np.isfinite(n) & np.isfinite(cost) & (n > 0) & (cost > 0)).all():
         raise ValueError(f"sizes and costs must be positive and finite, got {n} and {cost}")
     x, y = np.log(n), np.log(cost)
-    at = _bend(x, y)
-    design = _design(x, at)
-    coefficients, squares = _least_squares(design, y)
-    freedom = len(x) - design.shape[1]
+    form, squares, parameters = _best(x, y)
+    slopes = form.slopes(x, parameters)
+    freedom = len(x) - len(parameters)
     spread = math.sqrt(squares / freedom) if freedom else 0.0
-    covariance = spread**2 * np.linalg.inv(design.T @ design)
-    slope = np.array([0.0, 1.0, 1.0][: design.shape[1]])
-    exponent, quantile = float(slope @ coefficients), _student(freedom)
-    margin = quantile * math.sqrt(slope @ covariance @ slope) if freedom else math.inf
-    bend = None if at is None else float(n[np.abs(x - at).argmin()])
-    ends = int(n.min()), int(n.max())
-    law = exponent, exponent - margin, exponent + margin, bend, float(coefficients[1]), *ends
-    return Law(*law, coefficients, covariance, spread, quantile if freedom else math.inf)
+    covariance = spread**2 * np.linalg.pinv(slopes.T @ slopes)
+    of_exponent = np.array([0.0, 0.0, 1.0] if form.has_fixed else [0.0, 1.0, 1.0][: len(parameters)])
+    exponent, quantile = float(of_exponent @ parameters), _student(freedom)
+    margin = quantile * math.sqrt(of_exponent @ covariance @ of_exponent) if freedom else math.inf
+    return Law(
+        exponent,
+        exponent - margin,
+        exponent + margin,
+        math.exp(parameters[0]) if form.has_fixed else None,
+        None if form.at is None else float(n[np.abs(x - form.at).argmin()]),
+        int(n.min()),
+        int(n.max()),
+        parameters,
+        covariance,
+        spread,
+        quantile,
+    )
 
 
-def _design(x: np.ndarray, at: float | None) -> np.ndarray:
-    columns = [np.ones_like(x), x] + ([] if at is None else [np.maximum(0, x - at)])
-    return np.column_stack(columns)
+def _best(x: np.ndarray, y: np.ndarray) -> tuple[_Form, float, np.ndarray]:
+    """The form to take, the sum of squares that it leaves, and its parameters."""
+    from scipy.stats import f as fisher  # slow to import
 
-
-def _least_squares(design: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    coefficients = np.linalg.lstsq(design, y)[0]
-    return coefficients, float(np.sum((y - design @ coefficients) ** 2))
-
-
-def _bend(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Where the line bends, None if it does not."""
-    from scipy.stats import f as fisher
-
-    inner = np.unique(x)[1:-1]
+    line = _Form()
+    straight = line.fitted(x, y)
     freedom = len(x) - 3
-    if freedom < 2 or not len(inner):
-        return None
-    _, straight = _least_squares(_design(x, None), y)
-    tried = [(_least_squares(_design(x, at), y), at) for at in inner]
-    (coefficients, squares), at = min(tried, key=lambda one: one[0][1])
-    gain = (straight - squares) / max(squares / freedom, np.finfo(float).tiny)
-    unlikely = fisher.sf(gain, 1, freedom) < _SIGNIFICANT / len(inner)
-    return float(at) if unlikely and abs(coefficients[2]) > _BENDS else None
+    if freedom < 2:
+        return line, *straight
+    forms = [_Form(has_fixed=True), *(_Form(at=float(at)) for at in np.unique(x)[1:-1])]
+    tried = [(form, *form.fitted(x, y)) for form in forms]
+    tried = [one for one in tried if one[0].matters(x, one[2])]
+    if not tried:
+        return line, *straight
+    best = min(tried, key=lambda one: one[1])
+    gain = (straight[0] - best[1]) / max(best[1] / freedom, np.finfo(float).tiny)
+    return best if fisher.sf(gain, 1, freedom) < _SIGNIFICANT / len(forms) else (line, *straight)
 
 
 def _student(freedom: int) -> float:
-    from scipy.stats import t  # slow to import
+    from scipy.stats import t
 
     return float(t.ppf(0.975, freedom)) if freedom else math.inf
 
 
-def crossing(cheap_later: Law, cheap_now: Law, largest: float = 1e12) -> float:
-    """The first n at which the first law is no more than the second, infinite if that is not below `largest`.
+def crossing(cheap_later: Law, cheap_now: Law) -> float:
+    """The first n at which the first law is no more than the second, infinite if that is not below 10^15.
 
     >>> crossing(fit([1, 100], [50, 50]), fit([1, 100], [1, 100]))
     50.0
     """
-    grid = np.logspace(0, math.log10(largest), 4001)
-    below = [cheap_later.at(n) <= cheap_now.at(n) for n in grid]
-    if not any(below):
+    return _first(lambda n: cheap_later.at(n) <= cheap_now.at(n) * (1 + 1e-12))
+
+
+def _first(is_so: Callable[[float], bool]) -> float:
+    """The first n from 1 to 10^15 for which something is so, to six digits; infinite if for none."""
+    grid = np.logspace(0, 15, 3001)
+    found = next((at for at, n in enumerate(grid) if is_so(n)), None)
+    if found is None:
         return math.inf
-    low, high = (grid[max(below.index(True) - 1, 0)], grid[below.index(True)])
-    for _ in range(60):
+    low, high = grid[max(found - 1, 0)], grid[found]
+    for _ in range(60 if found else 0):
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if cheap_later.at(middle) <= cheap_now.at(middle) else (middle, high)
-    return float(f"{high:.6g}")
+        low, high = (low, middle) if is_so(middle) else (middle, high)
+    return _short(float(high))
 
 
 # --- points, measured one after the other ---
@@ -188,9 +233,9 @@ def walk(
 ) -> Iterator[Point | LeftOut]:
     """Each stage at each size, from small to large, until a point would take more than `budget` seconds or `memory`.
 
-    What a point would take is said by the law of those before it, or by proportion to the larger of two; the first two
-    are measured whatever they take, since a law needs them. A point in `known` is not measured again. After one that
-    is left out, or that took infinitely long, no larger one is tried.
+    What a point would take is said by the law of the last three before it, or two; the first two are measured whatever
+    they take, since a law needs them. A point in `known` is not measured again. After one that is left out, or that
+    took infinitely long, no larger one is tried.
 
     >>> slow = lambda stage, n: Point(stage, n, cost=n, peak=1.0, kept=1.0, wall=n)
     >>> [(type(one).__name__, one.n) for one in walk(["a"], [10, 100, 1000], slow, budget=200)]
@@ -222,13 +267,13 @@ def half_decades(low: float, high: float) -> list[int]:
     return [round(10 ** (half / 2)) for half in range(first, last + 1)]
 
 
+_FLOOR = {"wall": 0.1, "peak": 2.0**24}  # seconds, bytes: what is below tells nothing about what is to come
+
+
 def expected(points: Sequence[Point], name: str, n: int) -> float:
-    """What `wall`, `peak` or another field of a point would be at n, by the points there are."""
-    values = [max(getattr(point, name), 1e-9) for point in points]
-    if len(points) < 3:
-        return values[-1] * n / points[-1].n
-    # the last three: what is fixed at small sizes says little about larger ones
-    return fit([point.n for point in points[-3:]], values[-3:]).at(n)
+    """What the `wall` or `peak` of a point would be at n, by the last three there are, or two."""
+    last = points[-3:]  # what is fixed at small sizes says little about larger ones
+    return fit([point.n for point in last], [max(getattr(point, name), _FLOOR[name]) for point in last]).at(n)
 
 
 def rows(points: Iterable[Point | LeftOut], units: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -300,10 +345,11 @@ def _short(value: float) -> float:
 def sensible(
     costs: Mapping[str, Law], peaks: Mapping[str, Law], limits: Mapping[str, float], memory: float
 ) -> list[dict[str, Any]]:
-    """For each stage its exponent with the interval, its bend, and the first n at which it is no longer sensible.
+    """For each stage its exponent with the interval, and the first n at which it is no longer sensible.
 
     limits: the greatest sensible cost of each stage; memory: the greatest sensible peak, in bytes. Whichever is
-    reached first counts, and `by` says which; `extrapolated` whether that n lies beyond what was measured.
+    reached first counts, and `by` says which; `extrapolated` whether that n lies beyond what was measured. Beyond
+    `REACH` times the largest measured size nothing is said: n is infinite then, and `by` empty.
 
     >>> line = sensible({"a": fit([10, 100], [1, 10])}, {"a": fit([10, 100], [1, 10])}, {"a": 50}, 20)[0]
     >>> line["no longer sensible from"], line["by"], line["extrapolated"]
@@ -314,12 +360,14 @@ def sensible(
         by_time = law.reaches(limits[stage])
         by_memory = peaks[stage].reaches(memory) if stage in peaks else math.inf
         n = min(by_time, by_memory)
+        n = n if n <= REACH * law.n_to else math.inf
         lines.append(
             {
                 "stage": stage,
                 "exponent": law.exponent,
                 "low": law.low,
                 "high": law.high,
+                "fixed": law.fixed,
                 "bends at": law.bend,
                 "no longer sensible from": n,
                 "by": "" if n == math.inf else "time" if by_time <= by_memory else "memory",
@@ -350,9 +398,14 @@ def offers(
     limits: Mapping[str, float],
     memory: float,
 ) -> dict[str, Offer]:
-    """Each stage of `costs` at n items; see `sensible` for the limits."""
+    """Each stage of `costs` at n items, but those that were never measured on a tenth of them (`REACH`).
+
+    limits and memory are those of `sensible`.
+    """
     made = {}
     for stage, law in costs.items():
+        if n > REACH * law.n_to:
+            continue
         low, high = law.between(n)
         holds = kept[stage].at(n)
         peak = max(holds, peaks[stage].at(n)) if stage in peaks else holds

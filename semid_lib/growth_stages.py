@@ -4,8 +4,8 @@ A real catalogue (`Sample`) is enlarged or reduced to n items:
 
 - codes: each level's codes are Zipf-distributed below their prefix, with the exponent at which two random items of one
   prefix share the next code as often as they do in the sample; the last level tells items apart, as ours do;
-- vectors: a point at random on the line between two items that are neighbours in the order of their semantic IDs,
-  brought to length 1: near others, as real ones are, though a little nearer;
+- vectors: a point between two items that are neighbours in the order of their semantic IDs, and, to have length 1, as
+  much as is missing in the direction of the difference of two other neighbours;
 - histories: copies of the sample's, each over items of its own, so that lengths and popularity stay, and users and
   interactions grow in proportion to items;
 - texts: those of the sample with a number in front, so that no two are the same.
@@ -141,15 +141,22 @@ def vectors_like(like: Sample, n: int, seed: int = 0) -> np.ndarray:
     """n vectors between neighbours of the sample: (n, dim) float32 of length 1; see the head of this module."""
     rng = np.random.default_rng(seed)
     order = np.lexsort(like.codes.T[::-1])
-    m = len(order)
     vectors = np.empty((n, like.vectors.shape[1]), dtype=np.float32)
     for start in range(0, n, 65_536):  # a block at a time: no second copy of them all
         part = vectors[start : start + 65_536]
-        at = rng.integers(0, m, len(part))
-        other = (at + rng.integers(1, _NEIGHBOURS + 1, len(part))) % m
-        share = rng.random((len(part), 1), dtype=np.float32)
-        part[:] = embed.normalize((1 - share) * like.vectors[order[at]] + share * like.vectors[order[other]])
+        (one, other), (third, fourth) = (_neighbours(order, len(part), rng) for _ in range(2))
+        share = rng.uniform(0.25, 0.75, (len(part), 1)).astype(np.float32)
+        part[:] = (1 - share) * like.vectors[one] + share * like.vectors[other]
+        missing = np.sqrt(np.maximum(0, 1 - np.sum(part**2, axis=1, keepdims=True)))
+        part += missing * embed.normalize(like.vectors[third] - like.vectors[fourth])
+        part[:] = embed.normalize(part)
     return vectors
+
+
+def _neighbours(order: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """n rows at random, and for each another one that is near it in an order."""
+    at = rng.integers(0, len(order), n)
+    return order[at], order[(at + rng.integers(1, _NEIGHBOURS + 1, n)) % len(order)]
 
 
 def histories_like(like: Sample, n: int) -> list[np.ndarray]:

@@ -15,10 +15,11 @@ from semid_lib.trie import PrefixTrie
 
 @pytest.fixture(scope="module")
 def like():
-    """300 vectors in a few clouds, with codes, texts and histories."""
+    """300 vectors in clouds of a few smaller clouds each, with codes, texts and histories."""
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((12, 24))
-    vectors = centres[rng.integers(0, 12, 300)] + 0.4 * rng.standard_normal((300, 24))
+    large, small = rng.standard_normal((16, 24)), rng.standard_normal((4, 24))
+    vectors = 2 * large[rng.integers(0, 16, 300)] + 0.8 * small[rng.integers(0, 4, 300)]
+    vectors += 0.1 * rng.standard_normal((300, 24))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     codes = quantize.fit_residual_kmeans(vectors, 3, 16).codes
     histories = [rng.integers(0, 300, length) for length in rng.integers(2, 9, 100)]
@@ -27,7 +28,7 @@ def like():
 
 @pytest.mark.parametrize("truth", [(0.0, 0.5), (1.0, 1.5), (0.3, 2.0)])
 def test_the_skew_that_codes_were_made_with_is_found_again(truth):
-    codes = stages.catalogue(60_000, truth, codebook_size=64, n_levels=4)[:, :2]
+    codes = stages.catalogue(60_000, (*truth, 0.0), codebook_size=64, n_levels=4)[:, :2]  # no prefix is full
     assert stages.zipf_exponents(codes, 64) == pytest.approx(truth, abs=0.08)
 
 
@@ -35,10 +36,10 @@ def test_codes_of_a_made_catalogue_are_as_crowded_as_those_it_is_like(like):
     exponents = stages.zipf_exponents(like.codes, 16)
     made = stages.catalogue(300, exponents, 16, 3)
     assert exponents[1] > 0.2  # clouds are no uniform codes
-    for level in (1, 2):
-        real, ours = (len(np.unique(codes[:, :level], axis=0)) for codes in (like.codes, made))
-        assert ours == pytest.approx(real, rel=0.35)
-    assert stages.zipf_exponents(made, 16)[:2] == pytest.approx(exponents[:2], abs=0.25)
+    uniform = np.random.default_rng(0).integers(0, 16, like.codes.shape)
+    real, ours, even = (len(np.unique(codes[:, :2], axis=0)) for codes in (like.codes, made, uniform))
+    assert abs(ours - real) < 0.5 * abs(even - real)
+    assert stages.zipf_exponents(made, 16)[1] == pytest.approx(exponents[1], rel=0.25)
 
 
 @pytest.mark.parametrize(
