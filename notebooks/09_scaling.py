@@ -167,7 +167,8 @@ print("published points:", sum(isinstance(one, growth.Point) for one in publishe
 if published:
     row = next(row for row in rows if row["key"].startswith("growth_time/"))
     changed = " with uncommitted changes" if row["dirty"] else ""
-    print(f"commit {row['commit'][:10]}{changed}, {row['hardware']}")
+    print(f"commit {row['commit'][:10]}{changed}, {row['hardware']},")
+    print(f"on catalogues like {row['like']}")
 else:
     print("the curves below are those of this run")
 
@@ -427,26 +428,21 @@ rows += [
 ]
 shelf.record("09_scaling", [row | {"seed": SEED} for row in rows])
 
-
-def shown(name, text):
-    """A line of the summary, if its stage was measured often enough."""
-    print(f"{name}: {text(laws[name])}" if name in laws else f"{name}: not measured")
-
-
-shown(
-    "mask step, 400 beams",
-    lambda law: f"n^{law.exponent:.2f}, a step of {law.at(1e6):.2g} ms at 10^6",
+PROMISES = (
+    ("trie, build", 10**6, 5),
+    ("trie, build", 10**7, 60),
+    ("trie, open", 10**7, 0.1),
+    ("mask step, 400 beams", 10**6, 5),
 )
-shown(
-    "trie, build",
-    lambda law: (
-        f"{law.at(1e6):.2g} s at 10^6 (must be under 5), {law.at(1e7):.2g} at 10^7 (60)"
-    ),
-)
-shown(
-    "T5, beam search", lambda law: f"n^{law.exponent:.2f}: hardly notices the catalogue"
-)
-shown("dense", lambda law: f"n^{law.exponent:.2f}: pays for every item")
+for name, n, limit in PROMISES:
+    law, unit = laws[name], stages[name].unit
+    value = f"{law.at(n):.2g} {unit}" if n <= growth.REACH * law.n_to else "not in reach"
+    star = "*" if n > law.n_to else ""
+    print(f"{name} at {n:,} items: {value}{star} (must be under {limit} {unit})")
+trie = largest["trie, build"]
+print(f"trie of {trie.n:,} items: {trie.kept / trie.n:.1f} bytes each (must be under 40)")
+law = laws["mask step, 400 beams"]
+print(f"a mask step grows as n^{law.exponent:.2f} (must be under 0.2, for caches)")
 print(f"conclusions from {'the published bench' if published else 'this run alone'}")
 print(f"the whole chapter took {clock.seconds:.0f} s")
 

@@ -167,10 +167,11 @@ def test_the_bench_goes_on_from_rows_of_this_commit_and_no_other(bench, tmp_path
     measure, _ = counted(memory=2.0**20)
     found = [measure("a", 10), measure("a", 100)]
     turns = [{"key": "growth_embedding/texts_a_second/here", "value": 95.0, "unit": "1/s"}]
-    shelf.record("growth", growth.rows(found, {"a": "s"}) + turns)
-    assert bench.kept_points(shelf) == (found, turns)
+    shelf.record("growth", [row | {"like": "demo"} for row in growth.rows(found, {"a": "s"}) + turns])
+    assert bench.kept_points(shelf, "demo") == (found, turns)
+    assert bench.kept_points(shelf, "beauty") == ([], [])
     monkeypatch.setenv("SEMID_COMMIT", "another")
-    assert bench.kept_points(shelf) == ([], [])
+    assert bench.kept_points(shelf, "demo") == ([], [])
 
 
 def test_promises_are_measured_numbers_and_nothing_where_there_is_none(bench):

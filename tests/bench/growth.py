@@ -80,16 +80,24 @@ def child(options, *more: str, timeout: float) -> dict | None:
     return json.loads(said.stdout.splitlines()[-1])
 
 
-def kept_points(shelf: store.Store) -> tuple[list[growth.Point], list[dict]]:
-    """Points, and the rows about embedding, of an earlier run that this one may go on from."""
-    origin = shelf.provenance()
+def kept_points(shelf: store.Store, like: str) -> tuple[list[growth.Point], list[dict]]:
+    """Points, and the rows about embedding, of an earlier run that this one may go on from.
+
+    like: the data set that its catalogues were like.
+    """
+    origin = shelf.provenance() | {"like": like}
     rows = [row for row in shelf.rows() if row["key"].startswith("growth_")]
-    same = [row for row in rows if all(row[name] == origin[name] for name in ("commit", "dirty", "hardware"))]
+    same = [
+        row for row in rows if all(row.get(name) == origin[name] for name in ("commit", "dirty", "hardware", "like"))
+    ]
     if len(same) < len(rows):
-        print(f"{len(rows) - len(same)} rows of another commit or machine are measured again")
+        print(f"{len(rows) - len(same)} rows of another commit, machine or data set are measured again")
     points = [point for point in growth.points(same) if isinstance(point, growth.Point)]
-    facts = {"key", "value", "unit"}
-    turns = [{name: row[name] for name in facts} for row in same if row["key"].startswith("growth_embedding/")]
+    turns = [
+        {name: row[name] for name in ("key", "value", "unit")}
+        for row in same
+        if row["key"].startswith("growth_embedding/")
+    ]
     return points, [row | {"key": row["key"].replace("/random/", "/", 1)} for row in turns]
 
 
@@ -159,21 +167,22 @@ def main() -> int:
     if options.one:
         print(json.dumps(one(options.one, options.items, like)))
         return 0
-    return run(options, growth_stages, like)
+    return run(options, growth_stages, like, shop.name)
 
 
-def run(options, growth_stages, like) -> int:
+def run(options, growth_stages, like, name: str) -> int:
     stages = growth_stages.stages_for(like)
     wanted = options.stages or list(stages)
     sizes = growth.half_decades(1000, options.largest)
     shelf = store.Store("random", "bench", fingerprint="")
-    known, turns = ([], []) if options.fresh else kept_points(shelf)
+    known, turns = ([], []) if options.fresh else kept_points(shelf, name)
     units = {name: stage.unit for name, stage in stages.items()}
     found: list = [point for point in known if point.stage not in wanted]
 
     def record() -> None:
         rows = growth.rows(found, units) + turns + must_rows(found, turns)
-        shelf.record("growth", rows + fit_rows(found, stages, growth_stages.MEMORY))
+        rows += fit_rows(found, stages, growth_stages.MEMORY)
+        shelf.record("growth", [row | {"like": name} for row in rows])
 
     def measure(stage: str, n: int) -> growth.Point:
         bar.set_description(f"{stage}, {n:,}")
