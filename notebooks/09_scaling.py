@@ -319,13 +319,15 @@ ends
 # %% [markdown]
 # ## 6. What to use on N items
 #
-# Milliseconds a user by the laws. A star marks what is extrapolated, brackets what passes a limit of section 5; a
-# place stays empty where the stage was never measured on as much as a tenth of the items.
+# Milliseconds a user by the laws. A star marks what is extrapolated, brackets what passes a limit of section 5, *memory* what
+# would at any speed; a place stays empty where the stage was never measured on as much as a tenth of the items.
 
 
 # %%
 def told(offer):
     """An offer in a few characters."""
+    if np.isnan(offer.cost):
+        return "(memory)"
     text = f"{offer.cost:.2g}" + ("*" if offer.extrapolated else "")
     return text if offer.fits else f"({text})"
 
@@ -353,8 +355,10 @@ BEFORE = ("embedding", "residual k-means", "collisions", "trie, build")
 
 
 def first(ways, found):
-    """The first way that fits the limits; None if none does, or none is in reach."""
-    return next((found[way] for way in ways if way in found and found[way].fits), None)
+    """The first way that fits the limits; None if none does, or one before it is unknown."""
+    for way in (way for way in ways if way in stages):
+        if way not in found or found[way].fits:
+            return found.get(way)
 
 
 choice = {}
@@ -362,7 +366,7 @@ for n, found in asked.items():
     line = choice[f"{n:,}"] = {}
     for purpose, ways in (("next item", NEXT_ITEM), ("queries", QUERIES)):
         offer = first(ways, found)
-        line[purpose] = offer.stage if offer else "nothing in reach"
+        line[purpose] = offer.stage if offer else "not in reach"
         if offer:
             line[f"{purpose}: ms"] = f"{told(offer)} (up to {offer.high:.2g})"
             line[f"{purpose}: GiB"] = f"{offer.kept / growth.GIB:.2g}"
@@ -437,12 +441,12 @@ PROMISES = (
 for name, n, limit in PROMISES:
     law, unit = laws[name], stages[name].unit
     value = f"{law.at(n):.2g} {unit}" if n <= growth.REACH * law.n_to else "not in reach"
-    star = "*" if n > law.n_to else ""
-    print(f"{name} at {n:,} items: {value}{star} (must be under {limit} {unit})")
+    said = " extrapolated" if law.n_to < n <= growth.REACH * law.n_to else ""
+    print(f"{name} at {n:,} items: {value}{said} (must be under {limit} {unit})")
 trie = largest["trie, build"]
 print(f"trie of {trie.n:,} items: {trie.kept / trie.n:.1f} bytes each (must be under 40)")
 law = laws["mask step, 400 beams"]
-print(f"a mask step grows as n^{law.exponent:.2f} (must be under 0.2, for caches)")
+print(f"a mask step grows as n^{law.exponent:.2f} up to {law.n_to:,} items")
 print(f"conclusions from {'the published bench' if published else 'this run alone'}")
 print(f"the whole chapter took {clock.seconds:.0f} s")
 

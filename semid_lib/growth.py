@@ -400,15 +400,17 @@ def offers(
 ) -> dict[str, Offer]:
     """Each stage of `costs` at n items, but those that were never measured on a tenth of them (`REACH`).
 
-    limits and memory are those of `sensible`.
+    limits and memory are those of `sensible`. Arrays do not bend: a stage that could not keep its own is known not to
+    fit at any size, and its cost is nan where it is not known.
     """
     made = {}
     for stage, law in costs.items():
-        if n > REACH * law.n_to:
-            continue
-        low, high = law.between(n)
         holds = kept[stage].at(n)
+        is_near = n <= REACH * law.n_to
+        if not is_near and holds <= memory:
+            continue
+        cost, low, high = (law.at(n), *law.between(n)) if is_near else (math.nan,) * 3
         peak = max(holds, peaks[stage].at(n)) if stage in peaks else holds
-        fits = law.at(n) <= limits[stage] and peak <= memory
-        made[stage] = Offer(stage, law.at(n), low, high, holds, peak, n > law.n_to, fits)
+        fits = cost <= limits[stage] and peak <= memory
+        made[stage] = Offer(stage, cost, low, high, holds, peak, n > law.n_to, fits)
     return made

@@ -148,6 +148,9 @@ def test_a_stage_ends_where_the_first_of_its_limits_is_reached():
     found = growth.offers(500, costs, costs, peaks, {"a": 1000, "flat": 2}, memory=10_000)
     assert found["a"].fits and found["a"].extrapolated and found["a"].cost == pytest.approx(50)
     assert found["a"].peak == pytest.approx(2500) and not found["flat"].fits
+    far = growth.offers(10**6, costs, costs, peaks, {"a": 1000, "flat": 5}, memory=10_000)
+    assert far.keys() == {"a"}  # too large for its memory, however fast; of the other nothing is known
+    assert math.isnan(far["a"].cost) and not far["a"].fits
 
 
 # --- the bench ---
