@@ -451,9 +451,10 @@ print(f"conclusions from {'the published bench' if published else 'this run alon
 print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
-# **What did not work.** Uniform random IDs, as in the bench of chapter 06, make every prefix about as full as any other, and
-# the largest node of the trie then is far smaller than in a real catalogue. `getrusage`, the usual way to ask for a
-# process's memory, cannot be set back and passes from parent to child, so a small point after a large one looked large;
-# peaks are read from `/proc` instead, and zeroed before the work.
+# **What did not work.** Uniform random IDs, as in the bench of chapter 06, make every prefix about as full as any other: the
+# fullest nodes of the trie are then several times smaller than under Zipf. A power law without a fixed cost promised that
+# the timeline model is as fast on a million items as on ten thousand. `getrusage`, the usual way to ask for a process's
+# memory, cannot be set back and passes from parent to child; peaks are read from `/proc` instead, and zeroed before
+# the work. The [log](../log) has the figures.
 #
 # **Back to:** [the results](../results), or [the first chapter](01_catalogue_and_embeddings) with a catalogue of your own.

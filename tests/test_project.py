@@ -183,6 +183,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
         ("semid_lib.cold_start", "numpy pandas torch fastapi"),
         ("semid_lib.costs", "pandas torch sklearn scipy"),
+        ("semid_lib.growth", "pandas torch sklearn scipy"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):
