@@ -79,12 +79,15 @@ class Law:
         return self.at(n) / factor, self.at(n) * factor
 
     def reaches(self, limit: float) -> float:
-        """The first n of 1 or more at which the cost is `limit`, infinite if that is not below 10^15.
+        """The first n at which the cost is `limit`, infinite if that is not below 10^15.
+
+        Below the smallest measured size none is looked for, unless the cost was too much there already.
 
         >>> fit([1000, 10_000], [0.1, 1.0]).reaches(100)
         1000000.0
         """
-        return _first(lambda n: self.at(n) >= limit * (1 - 1e-12))
+        start = 1.0 if self.at(self.n_from) >= limit else self.n_from
+        return _first(lambda n: self.at(n) >= limit * (1 - 1e-12), start)
 
     @property
     def _form(self) -> "_Form":
@@ -207,9 +210,9 @@ def crossing(cheap_later: Law, cheap_now: Law) -> float:
     return _first(lambda n: cheap_later.at(n) <= cheap_now.at(n) * (1 + 1e-12))
 
 
-def _first(is_so: Callable[[float], bool]) -> float:
-    """The first n from 1 to 10^15 for which something is so, to six digits; infinite if for none."""
-    grid = np.logspace(0, 15, 3001)
+def _first(is_so: Callable[[float], bool], start: float = 1.0) -> float:
+    """The first n from `start` to 10^15 for which something is so, to six digits; infinite if for none."""
+    grid = np.geomspace(start, 1e15, 3001)
     found = next((at for at, n in enumerate(grid) if is_so(n)), None)
     if found is None:
         return math.inf

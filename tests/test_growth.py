@@ -59,6 +59,8 @@ def test_what_a_law_reaches_is_where_it_is_at_the_limit():
     assert growth.fit([10, 100], [5, 5]).reaches(6) == math.inf
     assert growth.fit([10, 100], [5, 3]).reaches(100) == math.inf
     assert growth.fit([10, 100], [5, 50]).reaches(0.1) == 1  # it always was
+    assert growth.fit([10, 100], [5, 50]).reaches(2) == pytest.approx(4, rel=1e-4)
+    assert growth.fit([100, 1000], [40, 20]).reaches(100) == math.inf  # and not at 1, where the line would be above
 
 
 def test_two_points_give_a_law_without_certainty():
