@@ -550,4 +550,4 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 # made fast to start: its text encoder needs libraries that take longer to import than everything else together, so it
 # is the case for a memory snapshot. The [log](../log) has more.
 #
-# **Next:** how cost grows with the catalogue, the beam and the batch (chapter 09, to come).
+# **Next:** [how cost grows with the catalogue](09_scaling).

@@ -51,6 +51,9 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "cold_starts": (1, 3, 10),
     "cold_ways": (2, 7, 8),
     "warm_answers": (40, 1000, 2000),
+    "growth_from": (100, 316, 1000),
+    "growth_to": (3162, 100_000, 1_000_000),
+    "growth_budget": (0.3, 2.0, 60.0),
 }
 
 
@@ -100,6 +103,9 @@ class Scale:
     cold_starts: int  # of the service, for each way to start it
     cold_ways: int  # of `cold_start.WAYS`, from the first on
     warm_answers: int  # that are timed
+    growth_from: int  # items of the smallest catalogue on which chapter 09 measures every stage
+    growth_to: int  # and of the largest, where the budget allows it
+    growth_budget: float  # seconds that a point may take there
 
 
 def get(name: str) -> Scale:

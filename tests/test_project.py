@@ -32,7 +32,7 @@ ORDER = [
     *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
     *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
-    *("cold_start", "costs", "deployment", "tracking", "chapters", "sweep", "modal_app"),
+    *("cold_start", "costs", "growth", "growth_stages", "deployment", "tracking", "chapters", "sweep", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
 
@@ -246,6 +246,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
         ("semid_lib.cold_start", "numpy pandas torch fastapi"),
         ("semid_lib.costs", "pandas torch sklearn scipy"),
+        ("semid_lib.growth", "pandas torch sklearn scipy"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

@@ -1,0 +1,419 @@
+"""How a cost grows with the catalogue: power laws with intervals from measured points, and what follows from them.
+
+Most costs here are close to a n^b over the sizes that one machine can measure, which is a line in logarithms:
+
+    (1)  log cost = log a + b log n + error
+
+fitted by least squares, with Student's t for the interval of b. Where a line does not do there are two others: a fixed
+cost beside the one that grows, such as reading the history before items are looked at,
+
+    (2)  log cost = log(c + a n^b) + error
+
+or a second line from one of the measured sizes on (a *bend*), such as where a table no longer fits the cache:
+
+    (3)  log cost = log a + b log n + d max(0, log n - log n_0) + error
+
+Beyond the last measured point a law is an extrapolation: it assumes that nothing bends again.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+GIB = 2**30
+REACH = 10  # times the largest measured size: a law is asked nothing beyond
+_MATTERS = 0.15  # a smaller change of the exponent is no bend, a smaller share of the smallest cost not a fixed cost
+_SIGNIFICANT = 0.01  # and it has to be unlikely by chance, whichever of the forms that were tried it is
+
+
+class Point(NamedTuple):
+    """One stage, measured at one size of the catalogue."""
+
+    stage: str
+    n: int  # items
+    cost: float  # in the unit of the stage, such as seconds or milliseconds a user
+    peak: float  # bytes of memory at the highest, the inputs included, above what the imported libraries take
+    kept: float  # bytes of the arrays that are kept to answer from, or are the result
+    wall: float  # seconds of the whole measurement, with making its inputs
+
+
+class LeftOut(NamedTuple):
+    """A point that was not measured, since the curve so far says that it would take too much."""
+
+    stage: str
+    n: int
+    expected: float  # seconds, or bytes
+    why: str  # "time" or "memory"
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted cost; made by `fit`."""
+
+    exponent: float  # b, after a bend b + d
+    low: float  # of its 95% interval; infinite where two points leave nothing to judge by
+    high: float
+    fixed: float | None  # c, None without a cost that does not grow
+    bend: float | None  # n_0, None without a bend
+    n_from: int  # the measured sizes lie between these
+    n_to: int
+    _parameters: np.ndarray = field(repr=False)
+    _covariance: np.ndarray = field(repr=False)
+    _spread: float = field(repr=False)  # standard deviation of the error, in logarithms
+    _quantile: float = field(repr=False)  # of Student's t
+
+    def at(self, n: float) -> float:
+        """The cost at n items."""
+        return math.exp(self._form.values(np.log([n]), self._parameters)[0])
+
+    def between(self, n: float) -> tuple[float, float]:
+        """The 95% interval in which a measurement at n items would lie, if the law holds there."""
+        if math.isinf(self._quantile):
+            return 0.0, math.inf
+        slope = self._form.slopes(np.log([n]), self._parameters)[0]
+        variance = self._spread**2 + slope @ self._covariance @ slope
+        factor = math.exp(min(self._quantile * math.sqrt(variance), 700.0))
+        return self.at(n) / factor, self.at(n) * factor
+
+    def reaches(self, limit: float) -> float:
+        """The first n at which the cost is `limit`, infinite if that is not below 10^15.
+
+        Below the smallest measured size none is looked for, unless the cost was too much there already.
+
+        >>> fit([1000, 10_000], [0.1, 1.0]).reaches(100)
+        1000000.0
+        """
+        start = 1.0 if self.at(self.n_from) >= limit else self.n_from
+        return _first(lambda n: self.at(n) >= limit * (1 - 1e-12), start)
+
+    @property
+    def _form(self) -> "_Form":
+        return _Form(self.fixed is not None, None if self.bend is None else math.log(self.bend))
+
+
+class _Form(NamedTuple):
+    """One of the equations (1) to (3): log cost and its derivatives by the parameters, at (m,) log n."""
+
+    has_fixed: bool = False
+    at: float | None = None  # log n_0
+
+    def values(self, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        if self.has_fixed:  # log c, log a, b
+            return np.logaddexp(parameters[0], parameters[1] + parameters[2] * x)
+        return self.slopes(x, parameters) @ parameters  # log a, b, and d if it bends
+
+    def slopes(self, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        if self.has_fixed:
+            share = 1 / (1 + np.exp(parameters[1] + parameters[2] * x - parameters[0]))  # of the fixed cost
+            return np.column_stack([share, 1 - share, (1 - share) * x])
+        return np.column_stack([np.ones_like(x), x] + ([] if self.at is None else [np.maximum(0, x - self.at)]))
+
+    def fitted(self, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+        """The sum of squares that is left, and the parameters."""
+        if not self.has_fixed:
+            parameters = np.linalg.lstsq(self.slopes(x, np.empty(0)), y)[0]
+            return float(np.sum((y - self.values(x, parameters)) ** 2)), parameters
+        from scipy.optimize import least_squares
+
+        tried = []
+        for b in (0.5, 1.0, 2.0):
+            start = [y.min() - 0.1, y[x.argmax()] - b * x.max(), b]
+            found = least_squares(
+                lambda p: self.values(x, p) - y, start, lambda p: self.slopes(x, p), x_scale=(1, x.max(), 1)
+            )
+            tried.append((2 * found.cost, found.x))
+        return min(tried, key=lambda one: one[0])
+
+    def matters(self, x: np.ndarray, parameters: np.ndarray) -> bool:
+        """Whether the third parameter changes what a line would say."""
+        if not self.has_fixed:
+            return self.at is None or abs(parameters[2]) > _MATTERS
+        share = self.slopes(np.array([x.min(), x.max()]), parameters)[:, 0]
+        return bool(parameters[2] > 0 and share[0] > _MATTERS and share[1] < 1 - _MATTERS)
+
+
+def fit(sizes: Sequence[float], costs: Sequence[float]) -> Law:
+    """The law of costs measured at sizes: (m,) positive numbers each, m of 2 or more.
+
+    With five points or more a fixed cost, and a bend at each of the inner points, are tried. The best of them is taken
+    if it is not too small to matter, and if an F-test, with its level divided by the number of forms tried, says that
+    chance does not do that once in a hundred. Raises ValueError for other shapes, sizes that are all the same, or a
+    number that is not positive.
+
+    >>> law = fit([100, 1000, 10_000], [0.2, 2.0, 20.0])
+    >>> round(law.exponent, 3), law.fixed, law.bend, round(law.at(10**6))
+    (1.0, None, None, 2000)
+    """
+    n, cost = np.asarray(sizes, dtype=np.float64), np.asarray(costs, dtype=np.float64)
+    if n.ndim != 1 or n.shape != cost.shape or len(n) < 2 or len(np.unique(n)) < 2:
+        raise ValueError(f"expected two or more sizes, not all the same, and a cost for each, got {n} and {cost}")
+    if not (np.isfinite(n) & np.isfinite(cost) & (n > 0) & (cost > 0)).all():
+        raise ValueError(f"sizes and costs must be positive and finite, got {n} and {cost}")
+    x, y = np.log(n), np.log(cost)
+    form, squares, parameters = _best(x, y)
+    slopes = form.slopes(x, parameters)
+    freedom = len(x) - len(parameters)
+    spread = math.sqrt(squares / freedom) if freedom else 0.0
+    covariance = spread**2 * np.linalg.pinv(slopes.T @ slopes)
+    of_exponent = np.array([0.0, 0.0, 1.0] if form.has_fixed else [0.0, 1.0, 1.0][: len(parameters)])
+    exponent, quantile = float(of_exponent @ parameters), _student(freedom)
+    margin = quantile * math.sqrt(of_exponent @ covariance @ of_exponent) if freedom else math.inf
+    return Law(
+        exponent,
+        exponent - margin,
+        exponent + margin,
+        math.exp(parameters[0]) if form.has_fixed else None,
+        None if form.at is None else float(n[np.abs(x - form.at).argmin()]),
+        int(n.min()),
+        int(n.max()),
+        parameters,
+        covariance,
+        spread,
+        quantile,
+    )
+
+
+def _best(x: np.ndarray, y: np.ndarray) -> tuple[_Form, float, np.ndarray]:
+    """The form to take, the sum of squares that it leaves, and its parameters."""
+    from scipy.stats import f as fisher  # slow to import
+
+    line = _Form()
+    straight = line.fitted(x, y)
+    freedom = len(x) - 3
+    if freedom < 2:
+        return line, *straight
+    forms = [_Form(has_fixed=True), *(_Form(at=float(at)) for at in np.unique(x)[1:-1])]
+    tried = [(form, *form.fitted(x, y)) for form in forms]
+    tried = [one for one in tried if one[0].matters(x, one[2])]
+    if not tried:
+        return line, *straight
+    best = min(tried, key=lambda one: one[1])
+    gain = (straight[0] - best[1]) / max(best[1] / freedom, np.finfo(float).tiny)
+    return best if fisher.sf(gain, 1, freedom) < _SIGNIFICANT / len(forms) else (line, *straight)
+
+
+def _student(freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom)) if freedom else math.inf
+
+
+def crossing(cheap_later: Law, cheap_now: Law) -> float:
+    """The first n at which the first law is no more than the second, infinite if that is not below 10^15.
+
+    >>> crossing(fit([1, 100], [50, 50]), fit([1, 100], [1, 100]))
+    50.0
+    """
+    return _first(lambda n: cheap_later.at(n) <= cheap_now.at(n) * (1 + 1e-12))
+
+
+def _first(is_so: Callable[[float], bool], start: float = 1.0) -> float:
+    """The first n from `start` to 10^15 for which something is so, to six digits; infinite if for none."""
+    grid = np.geomspace(start, 1e15, 3001)
+    found = next((at for at, n in enumerate(grid) if is_so(n)), None)
+    if found is None:
+        return math.inf
+    low, high = grid[max(found - 1, 0)], grid[found]
+    for _ in range(60 if found else 0):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if is_so(middle) else (middle, high)
+    return _short(float(high))
+
+
+# --- points, measured one after the other ---
+
+
+def walk(
+    stages: Iterable[str],
+    sizes: Sequence[int],
+    measure: Callable[[str, int], Point],
+    budget: float,
+    memory: float = 12 * GIB,
+    known: Iterable[Point] = (),
+) -> Iterator[Point | LeftOut]:
+    """Each stage at each size, from small to large, until a point would take more than `budget` seconds or `memory`.
+
+    What a point would take is said by the law of the last three before it, or two; the first two are measured whatever
+    they take, since a law needs them. A point in `known` is not measured again. After one that is left out, or that
+    took infinitely long, no larger one is tried.
+
+    >>> slow = lambda stage, n: Point(stage, n, cost=n, peak=1.0, kept=1.0, wall=n)
+    >>> [(type(one).__name__, one.n) for one in walk(["a"], [10, 100, 1000], slow, budget=200)]
+    [('Point', 10), ('Point', 100), ('LeftOut', 1000)]
+    """
+    there = {(point.stage, point.n): point for point in known}
+    for stage in stages:
+        points: list[Point] = []
+        for n in sorted(sizes):
+            if points and not math.isfinite(points[-1].wall):
+                break
+            if (stage, n) not in there and len(points) > 1:
+                wall, peak = (expected(points, name, n) for name in ("wall", "peak"))
+                if wall > budget or peak > memory:
+                    yield LeftOut(stage, n, *((peak, "memory") if peak > memory else (wall, "time")))
+                    break
+            point = there.get((stage, n)) or measure(stage, n)
+            points.append(point)
+            yield point
+
+
+def half_decades(low: float, high: float) -> list[int]:
+    """Sizes from low to high, two a decade, which is as far apart as a bend may be found.
+
+    >>> half_decades(1000, 100_000)
+    [1000, 3162, 10000, 31623, 100000]
+    """
+    first, last = round(2 * math.log10(low)), round(2 * math.log10(high))
+    return [round(10 ** (half / 2)) for half in range(first, last + 1)]
+
+
+_FLOOR = {"wall": 0.1, "peak": 2.0**24}  # seconds, bytes: what is below tells nothing about what is to come
+
+
+def expected(points: Sequence[Point], name: str, n: int) -> float:
+    """What the `wall` or `peak` of a point would be at n, by the last three there are, or two."""
+    last = points[-3:]  # what is fixed at small sizes says little about larger ones
+    return fit([point.n for point in last], [max(getattr(point, name), _FLOOR[name]) for point in last]).at(n)
+
+
+def rows(points: Iterable[Point | LeftOut], units: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Points as rows for `Store.record`: time, peak memory in MiB and bytes an item; and what was left out."""
+    made = []
+    for point in points:
+        name = f"{point.stage} ({units[point.stage]})"
+        if isinstance(point, LeftOut):
+            facts = {"stage": point.stage, "n": point.n, "why": point.why}
+            made.append({"key": f"growth_left_out/{name}/{point.n}", "value": _short(point.expected), **facts})
+            continue
+        facts = {"stage": point.stage, "n": point.n}
+        time = {"unit": units[point.stage], "wall": _short(point.wall)}
+        made += [
+            {"key": f"growth_time/{name}/{point.n:,}", "value": _short(point.cost), **facts, **time},
+            {"key": f"growth_memory/{point.stage}/{point.n:,}", "value": _short(point.peak / 2**20), **facts},
+            {"key": f"growth_bytes/{point.stage}/{point.n:,}", "value": _short(point.kept / point.n), **facts},
+        ]
+    return made
+
+
+def points(rows: Iterable[Mapping[str, Any]]) -> list[Point | LeftOut]:
+    """The points that `rows` wrote, read from result rows of any kind; an empty list if there are none.
+
+    >>> point = Point("trie", 1000, cost=0.5, peak=2.0**20, kept=12_000.0, wall=1.0)
+    >>> points(rows([point], {"trie": "s"})) == [point]
+    True
+    """
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    left: list[Point | LeftOut] = []
+    for row in rows:
+        topic = row["key"].split("/")[0]
+        if topic == "growth_left_out":
+            left.append(LeftOut(row["stage"], row["n"], row["value"], row["why"]))
+        elif topic in ("growth_time", "growth_memory", "growth_bytes"):
+            one = found.setdefault((row["stage"], row["n"]), {})
+            one[topic] = row["value"]
+            if topic == "growth_time":
+                one["wall"] = row["wall"]
+    whole = [
+        Point(stage, n, one["growth_time"], one["growth_memory"] * 2**20, one["growth_bytes"] * n, one["wall"])
+        for (stage, n), one in found.items()
+        if len(one) == 4
+    ]
+    return whole + left
+
+
+def laws(points: Iterable[Point | LeftOut], name: str = "cost", least: float = 0.0) -> dict[str, Law]:
+    """The law of each stage with two or more points: of `cost`, `peak` or `kept`.
+
+    least: smaller values are not counted; a peak of a few MiB is within what the allocator does.
+    """
+    by_stage: dict[str, list[Point]] = {}
+    for point in points:
+        if isinstance(point, Point) and getattr(point, name) > least:
+            by_stage.setdefault(point.stage, []).append(point)
+    return {
+        stage: fit([point.n for point in measured], [getattr(point, name) for point in measured])
+        for stage, measured in by_stage.items()
+        if len(measured) > 1
+    }
+
+
+def _short(value: float) -> float:
+    """To six digits that count."""
+    return float(f"{value:.6g}")
+
+
+def sensible(
+    costs: Mapping[str, Law], peaks: Mapping[str, Law], limits: Mapping[str, float], memory: float
+) -> list[dict[str, Any]]:
+    """For each stage its exponent with the interval, and the first n at which it is no longer sensible.
+
+    limits: the greatest sensible cost of each stage; memory: the greatest sensible peak, in bytes. Whichever is
+    reached first counts, and `by` says which; `extrapolated` whether that n lies beyond what was measured. Beyond
+    `REACH` times the largest measured size nothing is said: n is infinite then, and `by` empty.
+
+    >>> line = sensible({"a": fit([10, 100], [1, 10])}, {"a": fit([10, 100], [1, 10])}, {"a": 50}, 20)[0]
+    >>> line["no longer sensible from"], line["by"], line["extrapolated"]
+    (200.0, 'memory', True)
+    """
+    lines = []
+    for stage, law in costs.items():
+        by_time = law.reaches(limits[stage])
+        by_memory = peaks[stage].reaches(memory) if stage in peaks else math.inf
+        n = min(by_time, by_memory)
+        n = n if n <= REACH * law.n_to else math.inf
+        lines.append(
+            {
+                "stage": stage,
+                "exponent": law.exponent,
+                "low": law.low,
+                "high": law.high,
+                "fixed": law.fixed,
+                "bends at": law.bend,
+                "no longer sensible from": n,
+                "by": "" if n == math.inf else "time" if by_time <= by_memory else "memory",
+                "extrapolated": n > law.n_to,
+            }
+        )
+    return lines
+
+
+class Offer(NamedTuple):
+    """What a way to answer costs on a catalogue of n items, by its laws."""
+
+    stage: str
+    cost: float  # in the unit of the stage
+    low: float  # and the 95% interval of a measurement there
+    high: float
+    kept: float  # bytes to answer from
+    peak: float  # bytes at the highest, as far as it is known
+    extrapolated: bool  # beyond the largest size that was measured
+    fits: bool  # within both limits
+
+
+def offers(
+    n: int,
+    costs: Mapping[str, Law],
+    kept: Mapping[str, Law],
+    peaks: Mapping[str, Law],
+    limits: Mapping[str, float],
+    memory: float,
+) -> dict[str, Offer]:
+    """Each stage of `costs` at n items, but those that were never measured on a tenth of them (`REACH`).
+
+    limits and memory are those of `sensible`. Arrays do not bend: a stage that could not keep its own is known not to
+    fit at any size, and its cost is nan where it is not known.
+    """
+    made = {}
+    for stage, law in costs.items():
+        holds = kept[stage].at(n)
+        is_near = n <= REACH * law.n_to
+        if not is_near and holds <= memory:
+            continue
+        cost, low, high = (law.at(n), *law.between(n)) if is_near else (math.nan,) * 3
+        peak = max(holds, peaks[stage].at(n)) if stage in peaks else holds
+        fits = cost <= limits[stage] and peak <= memory
+        made[stage] = Offer(stage, cost, low, high, holds, peak, n > law.n_to, fits)
+    return made
