@@ -76,7 +76,7 @@ for name in ("list", "trie, K = 10"):
 
 # %% [markdown]
 # Three points leave one degree of freedom, so the interval of the second is wide. Real stages are no lines either. A cost
-# that does not grow, such as reading the history, hides at small sizes the one that does; and caches end. So with five
+# that does not grow, such as reading the {term}`history`, hides at small sizes the one that does; and caches end. So with five
 # points or more two other forms are tried, a fixed cost $c + a n^b$ and a second line from some size on, and taken where
 # they explain the points much better. For extrapolation that is the whole difference: ten times the items after $1 + 10^{-5} n$
 # at up to 10,000 items looks like nothing, and at 10 million it is the only thing.
@@ -85,7 +85,7 @@ for name in ("list", "trie, K = 10"):
 # ## 2. A catalogue of any size
 #
 # Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes would
-# be too kind to a trie: real prefixes are crowded. Below each prefix, codes get a Zipf distribution whose exponent
+# be too kind to a trie: real {term}`prefixes <prefix>` are crowded. Below each prefix, codes get a Zipf distribution whose exponent
 # makes two items share the next code as often as they do here:
 
 # %%
@@ -107,7 +107,7 @@ pd.DataFrame(
 ).rename_axis("codes before the last")
 
 # %% [markdown]
-# How many prefixes of each length occur. The last line differs by design: before collisions are resolved, several items
+# How many prefixes of each length occur. The last line differs by design: before {term}`collisions <collision>` are resolved, several items
 # of this catalogue share an ID; made items have one each. What the exponents cannot tell is how they would change in a
 # larger shop: more items may crowd the same prefixes, or bring prefixes of their own. The curves below assume the first.
 #
@@ -222,7 +222,7 @@ plt.show()
 
 # %% [markdown]
 # *Figure 1.* What is done once for a catalogue, by items. Dots are this run, circles the bench, lines the laws. Parallel
-# lines grow alike: what differs is the height. The codebook grows with the catalogue, up to 1,024 codes, which is why
+# lines grow alike: what differs is the height. The {term}`codebook` grows with the catalogue, up to 1,024 codes, which is why
 # k-means takes more than proportional time until then.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Milliseconds a user against items on two logarithmic axes: beam search with a T5 is a flat line, exact scoring with it lies far above and rises in proportion, dense retrieval, item-kNN and the timeline model begin low and rise."}}
@@ -274,7 +274,7 @@ plt.show()
 
 # %% [markdown]
 # *Figure 3.* Memory of what answers, without the weights of the T5, which do not grow with the catalogue; the dotted line is
-# a machine of 24 GiB. Everything grows in proportion, so the bytes an item are what counts:
+# the memory of an ordinary machine. Everything grows in proportion, so the bytes an item are what counts:
 
 # %%
 kept = growth.laws(used, "kept")
@@ -288,22 +288,20 @@ pd.DataFrame(
 ).T.round(1)
 
 # %% [markdown]
-# A trie takes fewer bytes an item the larger it is, since items share their first codes. The timeline model keeps the
+# A trie takes fewer bytes an item the larger it is, since items share their first codes. The {term}`timeline model` keeps the
 # text vector of every item, an embedding of its own and a third vector to compare with.
 
 # %% [markdown]
 # ## 5. Where each stage stops being sensible
 #
-# Limits are a matter of taste. Here: 100 milliseconds of one core a user, a day of work for what is done once (an hour
-# for the trie, a second to open it, 5 ms for a step of the mask), and 24 GiB at the peak. From the laws follows where
-# each is passed:
+# Limits are a matter of taste; those taken here are named in the table. From the laws follows where each is passed:
 
 # %%
 limits = {name: stage.limit for name, stage in stages.items()}
 peaks = growth.laws(published, "peak", least=2**22)
 ends = pd.DataFrame(growth.sensible(laws, peaks or kept, limits, growth_stages.MEMORY))
 ends["limit"] = [stages[name].why for name in ends["stage"]]
-ends.loc[ends["by"] == "memory", "limit"] = "24 GiB"
+ends.loc[ends["by"] == "memory", "limit"] = f"{growth_stages.MEMORY / growth.GIB:g} GiB"
 first = ends["no longer sensible from"]
 known = np.isfinite(first)
 ends["no longer sensible from"] = first.map("{:.2g}".format).where(known, "not in reach")
@@ -344,8 +342,8 @@ pd.DataFrame(
 ).T.fillna("").rename_axis("items (ms a user)")
 
 # %% [markdown]
-# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best, item-kNN behind it and a T5
-# that writes codes behind that, and chapter 05 found dense retrieval hard to beat for queries. So: the first of those that
+# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best, {term}`item-kNN` behind it and a T5
+# that writes codes behind that, and chapter 05 found {term}`dense retrieval` hard to beat for queries. So: the first of those that
 # fits the limits, and what it takes to get there.
 
 # %%
@@ -383,7 +381,7 @@ pd.DataFrame(choice).T.fillna("").rename_axis("items")
 # the weights of a T5.
 #
 # Where something stands in the line of 100,000,000 items, it is an extrapolation. It assumes that prefixes stay as
-# crowded as here, that four codes of 256 still tell items apart (there are 4.3 billion of them), and that no cache, disk
+# crowded as here, that four codes of 256 still tell items apart (there are $256^4$ IDs), and that no cache, disk
 # or integer ends on the way.
 
 # %% [markdown]
@@ -408,7 +406,7 @@ for name in answers:
 #   cheap that a flat line through a transformer lies above it for the catalogue of most shops.
 # - **Against dense retrieval with inverted lists**, which looks at some lists and not at all items, time is no argument:
 #   its line rises by about the square root of n. What is left is memory, some ten bytes an item in a large trie against
-#   those of a vector, and even there compressed vectors (product quantization) come near.
+#   those of a vector, and even there compressed vectors ({term}`product quantization`) come near.
 # - **Against item-kNN** time is no argument either at these sizes. It needs memory for neighbours, and histories.
 #
 # So the case for generation is not that search is slow. It is one model for histories, queries and rules, whose memory

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from packaging.specifiers import SpecifierSet
 
-from semid_lib import baselines, messages, metrics, predict, report, reproductions, timeline, vllm_search
+from semid_lib import baselines, growth, messages, metrics, predict, report, reproductions, timeline, vllm_search
 from semid_lib.deployment import Settings
 from semid_lib.guard import Limits
 
@@ -27,12 +27,20 @@ _FIGURE = re.compile(
     rf"(?<![\w./@-])\d*\.\d+|\d ?%|\d[ -]{_UNIT}|\b({_COUNT}|half an?)[ -]{_UNIT}|\b({_COUNT})fold", re.IGNORECASE
 )
 
+_NINE = "What does ten times as many items cost?"
 # What no row and no code of ours can say: the text, and why it may stand there. All spaces count as one.
 ALLOWED = {
     "01_catalogue_and_embeddings.py": [("So a cosine of .3 alone says nothing", "an example")],
     "02_semantic_ids.py": [('"near 0.5" or "near 10.5"', "four points on a line, computed in the next cell")],
     "03_codebook_analysis.py": [("The scale is logarithmic down to .001 and linear below", "a setting of the plot")],
     "07_next_item.py": [("The floor of 0.01 and the power of 2", "held against the library below")],
+    "09_scaling.py": [
+        (_NINE, "its title"),
+        ("ten times the items after at up to 10,000 items looks like nothing", "an example"),
+        ("the same shop with ten times the items", "a thought"),
+        ("more than ten times beyond", "held against the library below"),
+    ],
+    **{page: [(_NINE, "a chapter's title")] for page in ("README.md", "index.md")},
     "08_modal_deployment.py": [
         ("at 0, 30, 100 and 400 s, with a window of 60 s, a cold start of 5 s and an answer of 1 s", "by hand"),
         ("it is ready at 5 s", "the same example, computed in the next cell"),
@@ -162,6 +170,10 @@ def test_the_constants_of_chapter_07_are_those_of_the_library():
         f"The floor of {prior['floor']:g} and the power of {prior['weight']:g}",
     ):
         assert text in chapter
+
+
+def test_no_law_of_growth_is_asked_further_than_chapter_09_says():
+    assert growth.REACH == 10
 
 
 def test_intervals_are_of_95_percent():
