@@ -80,6 +80,10 @@ $(TRAINED): $(call needs,07_next_item) $(LIBRARY) | $(INSTALLED)
 	@$(BIN)/python -m semid_lib.next_item $(subst .,,$(suffix $@)) --data "$(DATA_PATH)" --scale $(SCALE) 2> $@.log \
 		|| { cat $@.log >&2; exit 1; }
 	@touch $@
+# where that chapter is wanted, those that nothing waits for do not take its turn
+ifneq ($(filter %/07_next_item.ipynb,$(WANTED)),)
+$(filter-out $(LONGEST) $(foreach chapter,$(CHAPTERS),$(call needs,$(chapter))),$(EXECUTED)): | $(TRAINED)
+endif
 endif
 
 CHAPTER := $(BIN)/python -m semid_lib.chapters
