@@ -38,7 +38,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "queried_items": (300, 15_000, None),
     "similar_steps": (60, 1000, 4000),
     "prompts": (20, 150, 1000),
-    "peer_seconds": (0.02, 0.5, 3.0),
+    "peer_seconds": (0.02, 0.3, 3.0),
     "lm_vocabulary": (400, 8000, 8000),
     "lm_dim": (32, 384, 384),
     "lm_layers": (1, 2, 4),
@@ -52,8 +52,8 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "cold_ways": (2, 7, 8),
     "warm_answers": (40, 1000, 2000),
     "growth_from": (100, 316, 1000),
-    "growth_to": (3162, 100_000, 1_000_000),
-    "growth_budget": (0.3, 2.0, 60.0),
+    "growth_to": (3162, 31_623, 1_000_000),
+    "growth_budget": (0.3, 1.0, 60.0),
 }
 
 
