@@ -182,7 +182,7 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
     try:
         papermill.execute_notebook(
             running, running, parameters, cwd=source.parent, progress_bar=progress, log_output=True,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else it tells that it listens, and that it was ended
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else it tells of its ports and its end
         )  # fmt: skip
         found["state"] = "executed"
     except papermill.PapermillExecutionError as error:
