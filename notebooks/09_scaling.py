@@ -191,6 +191,11 @@ COLOURS = {
 }
 
 
+def two(number):
+    """With two digits that count: 380, 1,400,000 or 0.052."""
+    return f"{float(f'{number:.2g}'):,.10g}"
+
+
 def draw(axis, names, value):
     """Measured points of this run as dots, published ones as circles, and the law."""
     for name in names:
@@ -247,7 +252,7 @@ lines = {
     name: {
         "cost grows as n^": f"{law.exponent:.2f}",
         "95% interval": f"{law.low:.2f} to {law.high:.2f}",
-        "fixed": f"{law.fixed:.2g} {stages[name].unit}" if law.fixed else "",
+        "fixed": f"{two(law.fixed)} {stages[name].unit}" if law.fixed else "",
         "bends at": f"{law.bend:,.0f}" if law.bend else "",
         "measured to": f"{law.n_to:,}",
     }
@@ -281,11 +286,11 @@ kept = growth.laws(used, "kept")
 largest = {point.stage: point for point in used}  # the last of each
 pd.DataFrame(
     {
-        name: {"bytes an item": p.kept / p.n, "at items": p.n}
+        name: {"bytes an item": f"{p.kept / p.n:,.1f}", "at items": f"{p.n:,}"}
         for name, p in largest.items()
         if name in answers or name == "trie, build"
     }
-).T.round(1)
+).T
 
 # %% [markdown]
 # A trie takes fewer bytes an item the larger it is, since items share their first codes. The {term}`timeline model` keeps the
@@ -304,7 +309,7 @@ ends["limit"] = [stages[name].why for name in ends["stage"]]
 ends.loc[ends["by"] == "memory", "limit"] = f"{growth_stages.MEMORY / growth.GIB:g} GiB"
 first = ends["no longer sensible from"]
 known = np.isfinite(first)
-ends["no longer sensible from"] = first.map("{:.2g}".format).where(known, "not in reach")
+ends["no longer sensible from"] = first.map(two).where(known, "not in reach")
 columns = ["no longer sensible from", "limit", "extrapolated"]
 ends = ends.set_index("stage")[columns].astype(object)
 ends.loc[~known.to_numpy(), ["limit", "extrapolated"]] = ""
@@ -326,7 +331,7 @@ def told(offer):
     """An offer in a few characters."""
     if np.isnan(offer.cost):
         return "(memory)"
-    text = f"{offer.cost:.2g}" + ("*" if offer.extrapolated else "")
+    text = two(offer.cost) + ("*" if offer.extrapolated else "")
     return text if offer.fits else f"({text})"
 
 
@@ -366,12 +371,12 @@ for n, found in asked.items():
         offer = first(ways, found)
         line[purpose] = offer.stage if offer else "not in reach"
         if offer:
-            line[f"{purpose}: ms"] = f"{told(offer)} (up to {offer.high:.2g})"
-            line[f"{purpose}: GiB"] = f"{offer.kept / growth.GIB:.2g}"
+            line[f"{purpose}: ms"] = f"{told(offer)} (up to {two(offer.high)})"
+            line[f"{purpose}: GiB"] = two(offer.kept / growth.GIB)
     if all(stage in found for stage in BEFORE):
         hours = sum(found[stage].cost for stage in BEFORE) / 3600
         is_far = any(found[stage].extrapolated for stage in BEFORE)
-        line["hours before"] = f"{hours:.2g}" + ("*" if is_far else "")
+        line["hours before"] = two(hours) + ("*" if is_far else "")
 pd.DataFrame(choice).T.fillna("").rename_axis("items")
 
 # %% [markdown]
@@ -396,7 +401,7 @@ for name in answers:
     if name in laws and name != beam_name:
         n = growth.crossing(beam, laws[name])
         reach = growth.REACH * min(laws[name].n_to, beam.n_to)
-        said = f"from {n:.2g} items" if n <= reach else f"not below {reach:.2g}"
+        said = f"from {two(n)} items" if n <= reach else f"not below {two(reach)}"
         print(f"no more than {name}: {said}")
 
 # %% [markdown]
@@ -438,7 +443,7 @@ PROMISES = (
 )
 for name, n, limit in PROMISES:
     law, unit = laws[name], stages[name].unit
-    value = f"{law.at(n):.2g} {unit}" if n <= growth.REACH * law.n_to else "not in reach"
+    value = f"{two(law.at(n))} {unit}" if n <= growth.REACH * law.n_to else "not in reach"
     said = " extrapolated" if law.n_to < n <= growth.REACH * law.n_to else ""
     print(f"{name} at {n:,} items: {value}{said} (must be under {limit} {unit})")
 trie = largest["trie, build"]
