@@ -278,7 +278,8 @@ right.plot(
     looks["epoch"], looks["validation"], color="tab:blue", marker="o", markersize=3
 )
 right.plot(best.epoch, best.validation, "o", color="tab:red", label="kept")
-right.set(xlabel="epoch", ylabel="Recall@10, validation", ylim=0)
+right.set(xlabel="epoch", ylabel="Recall@10, validation")
+right.set_ylim(0, 1.1 * right.get_ylim()[1])
 right.legend(frameon=False)
 plt.show()
 
