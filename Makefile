@@ -54,7 +54,7 @@ RUN_FOLDER := $(ARTEFACTS)/$(DATA_NAME)/$(SCALE)/executed
 EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
 # the longest first, and what they need: so that in the end there is no waiting for one of them
 LONGEST := $(RUN_FOLDER)/07_next_item.ipynb $(RUN_FOLDER)/05_llm_sft.ipynb
-IN_TURN := $(LONGEST) $(filter-out $(LONGEST),$(EXECUTED))
+IN_TURN := $(foreach one,$(LONGEST),$(filter $(one),$(EXECUTED))) $(filter-out $(LONGEST),$(EXECUTED))
 LIBRARY := $(wildcard semid_lib/*.py)
 
 # chapters that run at once: at full one has the accelerator for itself, else two where there are two cores

@@ -335,7 +335,7 @@ def imports(paths: list[Path]) -> set[str]:
 
 LIBRARY = ROOT / "semid_lib"
 # what functions that a container never calls import: other decoders, training on 4-bit weights, a compiled loop
-ELSEWHERE = {"llguidance", "numba", "outlines", "outlines_core", "unsloth", "vllm", "xgrammar"}
+ELSEWHERE = {"llguidance", "numba", "outlines", "outlines_core", "ray", "unsloth", "vllm", "xgrammar"}
 
 
 @pytest.mark.parametrize(
@@ -590,7 +590,7 @@ def test_training_sends_data_and_brings_rows_back(cloud, shop_folder, tmp_path, 
     assert sent and not [path for path in sent if "README" in path]
     [line] = built(cloud)
     missing = imports(sorted((ROOT / "notebooks").glob("[0-9]*.py"))) - provided(re.search(r"\[([\w,]+)\]", line)[1])
-    assert not missing - {"unsloth", "vllm"}, f"the image of the chapters lacks {sorted(missing)}"
+    assert not missing - {"ray", "unsloth", "vllm"}, f"the image of the chapters lacks {sorted(missing)}"
     here = tmp_path / "artefacts" / "tiny" / "smoke"
     assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == {"executed/01_a.ipynb", "rows/01_a.json"}
     assert modal_app.main(["fetch", "--data", "tiny", "--scale", "smoke", "--everything"]) == 0
