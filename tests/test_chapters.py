@@ -238,3 +238,28 @@ def test_make_goes_on_with_what_does_not_need_a_failed_chapter_and_fails_in_the_
 def test_at_full_one_chapter_runs_at_a_time(repository):
     assert "--jobs 1 " in make(repository, "run", "SCALE=full", "--dry-run").stdout
     assert "--jobs 2 " in make(repository, "run", "--dry-run").stdout
+
+
+def test_the_models_of_chapter_07_are_trained_before_it_where_chapters_run_at_once(tmp_path):
+    def plan(*words):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        command = [
+            "make",
+            "--dry-run",
+            "INSTALLED=pyproject.toml",
+            f"SEMID_ARTEFACTS={tmp_path}",
+            "SCALE=smoke",
+            *words,
+        ]
+        printed = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
+        return re.findall(r"next_item \w+(?= --data)|chapters run \w+", printed)
+
+    run = tmp_path / "demo" / "smoke" / "executed"
+    wanted = f"WANTED={run}/07_next_item.ipynb {run}/03_codebook_analysis.ipynb"
+    ahead = ["chapters run 01_catalogue_and_embeddings", "chapters run 02_semantic_ids"]
+    models = [f"next_item {model}" for model in ("timeline", "tiger", "sasrec")]
+    last = ["chapters run 07_next_item", "chapters run 03_codebook_analysis"]
+    assert plan("JOBS=2", wanted, "wanted") == ahead + models + last
+    assert plan("JOBS=1", wanted, "wanted") == ahead + last
+    alone = f"WANTED={run}/03_codebook_analysis.ipynb"
+    assert plan("JOBS=2", alone, "wanted") == [*ahead, "chapters run 03_codebook_analysis"]
