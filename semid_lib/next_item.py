@@ -111,7 +111,7 @@ def train_tiger(
 
     That is dropout .2, a peak rate of 3e-4 and a cosine, weight decay .035, the best epoch on validation. At laptop
     model and epochs are cut down to twenty minutes of one core on the Beauty benchmark, the steps are ten times larger,
-    and there is no dropout: a model that small, trained that shortly, does not overfit (see the log).
+    and there is no dropout: so short a training of so small a model gains nothing from it (see the log).
     """
     sizes = task.sizes
     config = TigerConfig(

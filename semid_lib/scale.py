@@ -76,7 +76,7 @@ class Scale:
     tiger_heads: int
     tiger_head_dim: int
     tiger_ff_dim: int
-    tiger_dropout: float  # at full that of cornac's reproduction; at laptop the model learns too little, not too much
+    tiger_dropout: float  # at full that of cornac's reproduction; at laptop so short a training gains nothing from it
     tiger_epochs: int  # at most; at laptop twenty minutes of one core on the Beauty benchmark
     tiger_batch_size: int  # prefixes of histories a step
     sasrec_epochs: int  # at most

@@ -244,5 +244,5 @@ def test_what_the_notes_on_published_figures_say_of_ours_is_in_the_rows():
     for system in reproductions.load()[0]:
         if system.ours == "tiger":
             assert "an eighth of" in system.why["beauty"]  # test_tiger.py counts its parameters
-            assert "about an hour of one core" in system.why["beauty"]
-    assert 45 < value["training/beauty/tiger/seconds"] / 60 < 75
+            assert "about twenty minutes of one core" in system.why["beauty"]
+    assert 17 < value["training/beauty/tiger/seconds"] / 60 < 23
