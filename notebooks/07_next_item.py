@@ -755,8 +755,9 @@ print(f"the whole chapter took {clock.seconds:.0f} s, without the runs that it f
 
 # %% [markdown]
 # **Can it beat counting?** On the Beauty benchmark the timeline model is level with item-kNN at the head of the list and
-# ahead of it further down, SASRec lies between them, a small TIGER far behind; model and counting together beat both (all
-# in the [results](../results)). On the demo shop, whose shoppers follow a rule, the model is far ahead of counting.
+# ahead of it further down, and SASRec lies between them. A small TIGER is far behind in the first ten places and ahead of
+# counting among the first thousand. Model and counting together beat all of them (see the [results](../results)). On the
+# demo shop, whose shoppers follow a rule, the model is far ahead of counting.
 #
 # **What did not work.** Product-quantized codes, more training data by shuffling and deleting items of histories, and
 # averages of weights over the training did not pay; the mean of two runs gains too little for twice the time; other
