@@ -46,7 +46,7 @@ $(VENV)/%/installed: constraints-%.txt | $(INSTALLED)
 CHAPTERS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.py))))
 DATA_NAME := $(if $(filter demo,$(DATA)),demo,$(notdir $(abspath $(DATA))))
 DATA_PATH := $(if $(filter demo s3://%,$(DATA)),$(DATA),$(abspath $(DATA)))
-DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(DATA)/*.gz $(DATA)/*.jsonl $(DATA)/*.tsv $(DATA)/*.csv $(DATA)/*.parquet))
+DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(addprefix $(DATA)/,*.gz *.jsonl *.tsv *.csv $(foreach kind,parquet arrow,*.$(kind) items.$(kind)/*.$(kind)))))
 # of artefacts in an object store, the copy on this machine (semid_lib/places.py)
 COPIES := $(or $(SEMID_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semid-lib)/places
 ARTEFACTS := $(or $(patsubst s3://%,$(COPIES)/s3/%,$(patsubst %/,%,$(SEMID_ARTEFACTS))),artefacts)

@@ -28,7 +28,6 @@ from semid_lib import places, store, tracking
 from semid_lib import scale as scales
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-_ENDINGS = (".gz", ".jsonl", ".tsv", ".csv", ".parquet")  # files of a data set
 
 
 def names(notebooks: Path = NOTEBOOKS) -> list[str]:
@@ -301,8 +300,10 @@ def state(name: str, data: str, folder: Path, notebooks: Path = NOTEBOOKS) -> st
 
 def inputs(source: Path, data: str) -> list[Path]:
     """The files that a chapter is made from: its source, the library and the data."""
+    from semid_lib import folder
+
     files = [source, *(source.parent.parent / "semid_lib").glob("*.py")]
-    return files if data == "demo" else files + [one for one in places.local(data).glob("*") if one.suffix in _ENDINGS]
+    return files if data == "demo" else files + folder.files_of(places.local(data))
 
 
 def is_younger(file: Path, than: Iterable[Path]) -> bool:

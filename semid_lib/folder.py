@@ -123,6 +123,20 @@ def _existing_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name))
 
 
+def files_of(folder: str | Path) -> list[Path]:
+    """The files of a data set, one by one where the item table is a folder of them; nothing else that lies there.
+
+    Raises ValueError as `table.files` does.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
+    ...     Path(folder, "notes.txt").touch()
+    ...     [file.name for file in files_of(folder)]
+    ['items.jsonl.gz', 'sequences.tsv.gz']
+    """
+    return [file for path in _existing_files(Path(folder)) for file in table.files(path)]
+
+
 def _read_bytes(path: Path) -> bytes:
     if path.suffix in table.SUFFIXES:
         return b""

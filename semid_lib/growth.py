@@ -385,8 +385,7 @@ class Offer(NamedTuple):
 
     stage: str
     cost: float  # in the unit of the stage
-    low: float  # and the 95% interval of a measurement there
-    high: float
+    high: float  # the upper end of the 95% interval of a measurement there
     kept: float  # bytes to answer from
     peak: float  # bytes at the highest, as far as it is known
     extrapolated: bool  # beyond the largest size that was measured
@@ -412,8 +411,8 @@ def offers(
         is_near = n <= REACH * law.n_to
         if not is_near and holds <= memory:
             continue
-        cost, low, high = (law.at(n), *law.between(n)) if is_near else (math.nan,) * 3
+        cost, high = (law.at(n), law.between(n)[1]) if is_near else (math.nan, math.nan)
         peak = max(holds, peaks[stage].at(n)) if stage in peaks else holds
         fits = cost <= limits[stage] and peak <= memory
-        made[stage] = Offer(stage, cost, low, high, holds, peak, n > law.n_to, fits)
+        made[stage] = Offer(stage, cost, high, holds, peak, n > law.n_to, fits)
     return made

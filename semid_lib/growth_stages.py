@@ -215,7 +215,8 @@ def measure(stage: str, n: int, like: Sample, seed: int = 0, seconds: float = 0.
     before = _memory("VmRSS")
     started = time.perf_counter()
     work = made(like, n, seed)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii") if sys.platform == "linux" else None
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
     medians = []
     for run in _runs(work):
         if STAGES[stage].is_answer:

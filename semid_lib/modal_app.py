@@ -35,7 +35,6 @@ _VLLM_PINS = ("apache-tvm-ffi", "lark", "llvmlite", "numba", "numpy")
 _SERVING = "embed,search,serve"  # as in the Dockerfile
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
 _DAY = 24 * 3600
-_DATA_ENDINGS = (".gz", ".jsonl", ".tsv", ".csv", ".parquet")
 _REFUSALS = (ValueError, OSError, ImportError, RuntimeError, modal.exception.Error)
 
 
@@ -430,17 +429,17 @@ def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) 
 def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
     """Send a data set to the Volume, run chapters there, and fetch what `fetch` fetches."""
     from semid_lib import data as datasets
+    from semid_lib import folder, places, store
     from semid_lib import scale as scales
-    from semid_lib import store
 
     scales.get(scale)
     _chapters(_REPOSITORY / "notebooks", chapters)
     name = datasets.load(data).name
     if data != "demo":
-        files = [path for path in sorted(Path(data).iterdir()) if path.name.endswith(_DATA_ENDINGS)]
+        home = places.local(data)
         with VOLUME.batch_upload(force=True) as sending:
-            for path in files:
-                sending.put_file(path, f"/data/{name}/{path.name}")
+            for path in folder.files_of(home):
+                sending.put_file(path, f"/data/{name}/{path.relative_to(home).as_posix()}")
     commit = store.commit()
     with modal.enable_output(), training.run(detach=detach):
         asked = train.spawn(name, scale, chapters, commit["commit"] + "+" * commit["dirty"])

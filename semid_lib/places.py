@@ -17,10 +17,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from pyarrow import fs
+if TYPE_CHECKING:  # else imported where a place is asked: every module that has artefacts imports this one
+    from pyarrow import fs
 
 _REMOTE = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status (401|403)"
@@ -55,6 +55,8 @@ def local(where: str | Path) -> Path:
 
 def exists(where: str) -> bool:
     """Whether there is such a file or folder in the store. Raises as `fetch` does."""
+    from pyarrow import fs
+
     system, path = _opened(where)
     with _plain_errors(where):
         return system.get_file_info(path).type != fs.FileType.NotFound
@@ -69,6 +71,8 @@ def fetch(where: str | Path) -> Path:
     """
     if not is_remote(where):
         return Path(where)
+    from pyarrow import fs
+
     here, (system, path) = local(where), _opened(where)
     with _plain_errors(where):
         info = system.get_file_info(path)
@@ -100,6 +104,8 @@ def send(where: str | Path) -> None:
     """
     if not is_remote(where):
         return
+    from pyarrow import fs
+
     here, (system, path) = local(where), _opened(where)
     if not here.exists():
         with _plain_errors(where):
@@ -120,7 +126,9 @@ def send(where: str | Path) -> None:
         _note(file, there, state)
 
 
-def _download(system: fs.FileSystem, path: str, target: Path) -> None:
+def _download(system: "fs.FileSystem", path: str, target: Path) -> None:
+    from pyarrow import fs
+
     there, noted = _seen(system, path), _noted(target)
     if noted and noted["there"] == there and target.is_file() and _state(target) == noted["here"]:
         return
@@ -137,7 +145,7 @@ def _download(system: fs.FileSystem, path: str, target: Path) -> None:
     _note(target, there, state)
 
 
-def _seen(system: fs.FileSystem, path: str) -> dict[str, Any]:
+def _seen(system: "fs.FileSystem", path: str) -> dict[str, Any]:
     """What tells one content of an object from the next."""
     with system.open_input_file(path) as file:
         facts = file.metadata() or {}
@@ -168,7 +176,10 @@ def _note(file: Path, there: dict[str, Any], here: list[int]) -> None:
     partial.replace(_note_of(file))
 
 
-def _opened(where: str) -> tuple[fs.FileSystem, str]:
+def _opened(where: str) -> tuple["fs.FileSystem", str]:
+    import pyarrow as pa
+    from pyarrow import fs
+
     local(where)  # it is an address
     with _plain_errors(where):
         try:

@@ -31,7 +31,6 @@ _ALWAYS = ("semantic_ids.npz", "items.parquet")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
-_TEXTS_AT_ONCE = 2**16  # items that are read in one step: 96 MiB of float32 at 384 dimensions
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
@@ -313,26 +312,13 @@ def _read_items(path: Path) -> pd.DataFrame:
     return items.assign(**pq.read_table(path, columns=nested).to_pydict())[schema.names]
 
 
-class _Timeline(Timeline):
-    """A timeline model that reads the items of a large catalogue some at a time.
-
-    Their texts then need not be in memory at once: at a million items they and what is made of them take 4 GiB. It
-    stands here because saved training runs are named after the content of `timeline`.
-    """
-
-    def item_vectors(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
-        if own is not None or rows.ndim != 1 or len(rows) <= _TEXTS_AT_ONCE or torch.is_grad_enabled():
-            return super().item_vectors(rows, own)
-        return torch.cat([super(_Timeline, self).item_vectors(some) for some in rows.split(_TEXTS_AT_ONCE)])
-
-
 def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:
     weights = load_file(path, device=str(device))
     shape = {name: value for name, value in shape.items() if name != "type"}
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
         # the file's own tensors, which are mapped, take the places of those that the model is made with
-        model = _Timeline(config, ids.unique, np.broadcast_to(np.float32(0), tuple(weights["vectors"].shape)))
+        model = Timeline(config, ids.unique, np.broadcast_to(np.float32(0), tuple(weights["vectors"].shape)))
         own = model.state_dict()
         weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)

@@ -27,6 +27,7 @@ from semid_lib.trie import PrefixTrie
 
 # Adam moves all weights at one pace, but an item occurs rarely: its own embedding moves so many times further a step
 _PACE = 8
+_ITEMS_AT_ONCE = 2**16  # of which all texts are in memory at once: 96 MiB of float32 at 384 dimensions
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,8 @@ class Timeline(nn.Module):
         version = [(weight.data_ptr(), weight._version) for weight in weights]
         kept = self._kept
         if kept is None or kept[0] != version:
-            kept = self._kept = version, F.normalize(self.item_vectors(leaves), dim=-1)
+            vectors = [self.item_vectors(some) for some in leaves.split(_ITEMS_AT_ONCE)]
+            kept = self._kept = version, F.normalize(torch.cat(vectors), dim=-1)
         return kept[1]
 
     def _trie(self) -> PrefixTrie:

@@ -109,7 +109,7 @@ def test_only_what_changed_is_sent_and_the_last_written_arrives_last(place, monk
         (copy / name).write_text(name)
     sent = []
     copy_files = pyarrow.fs.copy_files
-    monkeypatch.setattr(places.fs, "copy_files", lambda *words: (sent.append(words[1]), copy_files(*words)))
+    monkeypatch.setattr(pyarrow.fs, "copy_files", lambda *words: (sent.append(words[1]), copy_files(*words)))
     places.send(place)
     assert [name.rpartition("/")[2] for name in sent] == ["z.txt", "a.txt"]
     places.send(place)

@@ -229,7 +229,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.metrics", "pandas torch sklearn scipy"),
         ("semid_lib.codebooks", "pandas torch sklearn scipy"),
         ("semid_lib.scale", "numpy pandas torch"),
-        ("semid_lib.store", "pandas torch sklearn"),
+        ("semid_lib.store", "pandas torch sklearn pyarrow"),
         ("semid_lib.data", "torch sklearn"),
         ("semid_lib.baselines", "torch sklearn"),
         ("semid_lib.embed", "torch sentence_transformers transformers"),

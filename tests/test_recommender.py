@@ -440,7 +440,7 @@ def test_a_loaded_model_is_mapped_and_reads_a_large_catalogue_some_at_a_time(
     monkeypatch.setattr(
         Timeline, "item_vectors", lambda self, rows, own=None: read.append(rows) or of_all(self, rows, own)
     )
-    monkeypatch.setattr("semid_lib.recommender._TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr("semid_lib.timeline._ITEMS_AT_ONCE", 7)
     whole, parts = recommender.recommend(histories), loaded.recommend(histories)
     assert 7 in map(len, read)
     np.testing.assert_array_equal(parts.item_ids, whole.item_ids)

@@ -1,5 +1,9 @@
 """The item table in batches: the same rows, types and errors as read at once, wherever a batch or a file ends."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -9,6 +13,7 @@ from pyarrow import feather
 
 from semid_lib import data, folder, table
 
+ROOT = Path(__file__).resolve().parent.parent
 ITEMS = [
     {"item_id": 7, "title": "Red pen", "brand": None, "categories": [["Office", "Pens"]], "price": 2.5, "stock": 3},
     {"item_id": 2**62, "title": None, "brand": "Acme", "categories": None, "price": None, "stock": 0},
@@ -120,3 +125,17 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     write(tmp_path / "items.arrow", ITEMS)
     with pytest.raises(ValueError, match=r"holds both items.arrow and items.parquet"):
         data.load(tmp_path)
+
+
+def test_each_file_of_a_data_set_is_named_and_make_knows_them_all(tmp_path):
+    (tmp_path / "items.arrow").mkdir()
+    names = ["items.arrow/part-0.arrow", "items.arrow/part-1.arrow", "queries_real.jsonl", "sequences.tsv.gz"]
+    for name in [*names, "notes.txt", "items.arrow/_SUCCESS"]:
+        (tmp_path / name).touch()
+    assert folder.files_of(tmp_path) == [tmp_path / name for name in names]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--print-data-base", "--question", f"DATA={tmp_path}", "help"]
+    printed = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False).stdout
+    [line] = [line for line in printed.splitlines() if line.startswith("DATA_FILES := ")]
+    # and the folder of parts, whose time tells that one has gone
+    assert sorted(line.split()[2:]) == sorted(str(tmp_path / name) for name in ["items.arrow", *names])
