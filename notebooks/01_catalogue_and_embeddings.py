@@ -31,7 +31,7 @@ import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 from umap import UMAP
 
-from semid_lib import data, embed, scale, store
+from semid_lib import data, distributed, embed, scale, store
 
 clock = store.Clock()
 shop = data.load(DATA)
@@ -146,7 +146,9 @@ toy = embed.normalize(np.array([[3.0, 4.0], [6.0, 8.0], [-4.0, 3.0]]))
 
 # %%
 texts = embed.item_texts(shop.items)
-vectors = embed.embed(texts, EMBEDDER, cache=shelf.cache("embeddings"), progress=True)
+run = distributed.chosen()  # in this process, if SEMID_WORKERS says nothing else
+kept = shelf.cache("embeddings")
+vectors = embed.embed(texts, EMBEDDER, cache=kept, progress=True, run=run)
 unit = embed.normalize(vectors)
 print(texts[0])
 vectors.shape, vectors.dtype

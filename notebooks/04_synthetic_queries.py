@@ -40,6 +40,7 @@ import pandas as pd
 
 from semid_lib import (
     data,
+    distributed,
     embed,
     metrics,
     queries,
@@ -124,7 +125,11 @@ WEIGHTS = {"need": 2, "typo": 2}
 n_items = min(len(shop.items), sizes.queried_items or len(shop.items))
 queried = np.sort(rng.permutation(len(shop.items))[:n_items])
 by_templates = queries.synthesize(
-    shop.items, sizes.queries_per_item, seed=SEED, weights=WEIGHTS
+    shop.items,
+    sizes.queries_per_item,
+    seed=SEED,
+    weights=WEIGHTS,
+    run=distributed.chosen(),
 )
 asked = by_templates[by_templates["item"].isin(queried)].reset_index(drop=True)
 n_without = n_items - asked["item"].nunique()
@@ -317,7 +322,11 @@ queries.round_trip_ranks([0, 2], np.array([[0.15, 1.0], [0.15, 1.0]]), plane)
 # %%
 texts = [*kept["query"], *(real["query"] if real is not None else [])]
 vectors = embed.embed(
-    texts, saved.facts["embedder"], cache=shelf.cache("embeddings"), progress=True
+    texts,
+    saved.facts["embedder"],
+    cache=shelf.cache("embeddings"),
+    progress=True,
+    run=distributed.chosen(),
 )
 query_vectors, real_vectors = vectors[: len(kept)], vectors[len(kept) :]
 kept = kept.assign(

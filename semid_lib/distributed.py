@@ -1,7 +1,8 @@
 """One function on many batches, in order: in this process, in workers on this machine, or on a cluster of machines.
 
 What can be shared out (`embed.embed`, `semantic_ids.codes_of`, `queries.synthesize`, `predict.predict`) takes `run`:
-`here` by default, or the `map` of a `Cluster`, which is Ray Data (Moritz et al. 2018 for Ray). Both apply the same
+`here` by default, or the `map` of a `Cluster`, which is Ray Data (Moritz et al. 2018 for Ray); the chapters take
+`chosen()`, so that the environment says which. Both apply the same
 function to the same batches, so the answers are the same and in the same order; where another number of threads adds up
 floating-point numbers (a worker has one thread), their last digit may differ.
 
@@ -14,6 +15,7 @@ network of its own.
 import logging
 import os
 import secrets
+import socket
 import tempfile
 import traceback
 import warnings
@@ -47,6 +49,28 @@ def here(load: Load, batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
     function = load()
     for batch in batches:
         yield _checked(function(batch), batch)
+
+
+def chosen(n_workers: int | None = None, address: str | None = None) -> Run:
+    """The way to run with so many workers, or on the cluster at an address (see `Cluster`), which each call starts or
+    joins, and leaves.
+
+    By default the environment says how many (SEMID_WORKERS) and where (SEMID_RAY_ADDRESS); `here` if nobody says.
+    Raises ValueError for a SEMID_WORKERS that is no number; what `Cluster` raises comes when the work begins.
+    """
+    if n_workers is None and address is None:
+        wanted, address = os.environ.get("SEMID_WORKERS"), os.environ.get("SEMID_RAY_ADDRESS") or None
+        if wanted and not wanted.isdecimal():
+            raise ValueError(f"SEMID_WORKERS is {wanted!r}, expected a number of workers")
+        n_workers = int(wanted) if wanted else None
+    if n_workers is None and address is None:
+        return here
+
+    def run(load: Load, batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        with Cluster(n_workers, address) as cluster:
+            yield from cluster.map(load, batches)
+
+    return run
 
 
 class Cluster:
@@ -87,6 +111,7 @@ class Cluster:
                 settings |= self._on_loopback() | {"_temp_dir": os.path.join(opened.enter_context(folder), "ray")}
             opened.callback(ray.shutdown)
             try:
+                _knock(self.address)
                 ray.init(**settings)
             except Exception as error:  # Ray raises many kinds, and sometimes just this
                 raise ConnectionError(f"Ray ({settings['address']}) did not answer: {error}") from error
@@ -170,6 +195,13 @@ class Cluster:
             has = f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
             raise ValueError(f"{wanted} workers with {self.gpus} GPUs each do not fit into a cluster of {has}")
         return wanted
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError if nobody listens at host:port, which Ray needs two minutes to say."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class _Worker:

@@ -13,7 +13,8 @@ is the same to the last byte. The output itself appears whole or not at all. Lin
 `<output>.rejected` with their number and reason.
 
 `--workers N` shares the blocks out among N processes of one core each on this machine, `--ray-address HOST:PORT` among
-those of a Ray cluster that this machine has joined; the file is the same (see `distributed`).
+those of a Ray cluster that this machine has joined, by default as SEMID_WORKERS and SEMID_RAY_ADDRESS say; the file is
+the same (see `distributed`).
 
 Exit codes: 0 every line was answered, 2 some were rejected, 1 the run failed.
 """
@@ -384,15 +385,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}\n")
 
 
-@contextlib.contextmanager
-def _workers(options: argparse.Namespace) -> Iterator[distributed.Run]:
-    if options.workers is None and options.ray_address is None:
-        yield distributed.here
-        return
-    with distributed.Cluster(options.workers, options.ray_address) as cluster:
-        yield cluster.map
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = _Parser(
@@ -414,12 +406,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recommender = Recommender.from_pretrained(options.model, revision=options.revision)
         facts = str(recommender.source or sha256(places.local(options.model) / "config.json"))
-        with _workers(options) as run:
-            outcome = predict(
-                *(recommender, facts, options.input_path, options.output_path, options.topk, options.queries),
-                progress=True,
-                run=run,
-            )
+        outcome = predict(
+            *(recommender, facts, options.input_path, options.output_path, options.topk, options.queries),
+            progress=True,
+            run=distributed.chosen(options.workers, options.ray_address),
+        )
     except (ValueError, ImportError, BlockingIOError, distributed.BatchError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1

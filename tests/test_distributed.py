@@ -2,7 +2,10 @@
 
 import ipaddress
 import os
+import socket
+import subprocess
 import sys
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,6 +18,9 @@ import pytest
 from semid_lib import distributed, embed, predict, quantize, queries, query_llm, semantic_ids, synthetic
 from semid_lib.distributed import BatchError, Cluster, here
 from semid_lib.endpoint import Endpoint
+
+# the second is Ray's own switch for one machine: everything listens on loopback
+OTHERS = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,61 @@ def test_nobody_else_can_speak_to_it(cluster):
     assert session.parents[1].stat().st_mode & 0o077 == 0  # what spills over is for this user alone
 
 
+@pytest.fixture
+def elsewhere(tmp_path_factory):
+    """The address of a Ray cluster that other processes run, on loopback."""
+    pytest.importorskip("ray", reason="the extra 'distributed' is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tmp_path_factory.mktemp("ray")
+    script = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "start", "--head", "--block", "--num-cpus=1", "--include-dashboard=false"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={address.rpartition(':')[2]}", f"--temp-dir={folder}"]
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen(command, env=OTHERS, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            if "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert head.poll() is None, (folder / "log").read_text()
+        yield address
+    finally:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(30)
+
+
+def test_a_cluster_that_runs_already_is_joined_and_left(elsewhere):
+    script = """if True:
+        import os, ray, pyarrow
+        from semid_lib import distributed
+
+        def load():
+            return lambda batch: pyarrow.table({"y": [x**2 for x in batch["x"].to_pylist()], "by": [os.getpid()] * 2})
+
+        for _ in range(2):
+            answers = distributed.chosen()(load, [pyarrow.table({"x": [at, at + 1]}) for at in range(3)])
+            answers = [answer.to_pydict() for answer in answers]
+            assert [answer["y"] for answer in answers] == [[0, 1], [1, 4], [4, 9]], answers
+            assert os.getpid() not in {by for answer in answers for by in answer["by"]}
+            assert not ray.is_initialized()
+    """
+    environment = OTHERS | {"SEMID_RAY_ADDRESS": elsewhere, "PYTHONPATH": str(Path(distributed.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=120)
+
+
+def test_an_address_where_nobody_listens_is_said_at_once():
+    pytest.importorskip("ray.data", reason="the extra 'distributed' is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, but nobody listens
+        with pytest.raises(ConnectionError, match=rf"Ray \({address}\) did not answer: .*refused"), Cluster(1, address):
+            pass
+
+
 # --- the four uses ---
 
 
@@ -159,6 +220,36 @@ def test_queries_are_the_same(cluster, monkeypatch):
 
 
 # --- what costs no cluster ---
+
+
+def test_the_environment_says_where(monkeypatch):
+    asked = []
+
+    class Recorder(Cluster):
+        map = staticmethod(here)
+
+        def __enter__(self):
+            asked.append((self.n_workers, self.address))
+            return self
+
+        def __exit__(self, *_):
+            asked.append("left")
+
+    monkeypatch.setattr(distributed, "Cluster", Recorder)
+    for name in ("SEMID_WORKERS", "SEMID_RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")
+    assert distributed.chosen() is here
+    monkeypatch.setenv("SEMID_WORKERS", "3")
+    run = distributed.chosen()
+    assert not asked
+    assert list(run(lambda: lambda batch: batch, numbers(2))) == numbers(2)
+    monkeypatch.setenv("SEMID_RAY_ADDRESS", "auto")
+    list(distributed.chosen()(lambda: lambda batch: batch, numbers(1)))
+    list(distributed.chosen(2)(lambda: lambda batch: batch, numbers(1)))
+    assert asked == [(3, None), "left", (3, "auto"), "left", (2, None), "left"]
+    monkeypatch.setenv("SEMID_WORKERS", "many")
+    with pytest.raises(ValueError, match="SEMID_WORKERS is 'many', expected a number of workers"):
+        distributed.chosen()
 
 
 def test_an_endpoint_is_asked_from_one_process():

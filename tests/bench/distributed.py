@@ -105,12 +105,12 @@ def main() -> int:
             compare("embedding", vectors(options.texts, shop), cluster),
         ]
     rows = [
-        {"key": f"bench/{line['work']}/{what}", "value": round(float(value), 4)}
+        {"key": f"ray/{line['work']}/{what}", "value": round(float(value), 4)}
         for line in lines
         for what, value in line.items()
         if what != "work"
     ]
-    rows.append({"key": "bench/Ray/cluster", "value": round(seconds, 2)})
+    rows.append({"key": "ray/the cluster itself/start", "value": round(seconds, 2)})
     store.Store(options.name, "bench", "").record("distributed", rows)
     print(f"{store.hardware()}; Ray started in {seconds:.1f} s")
     print(pd.DataFrame(lines).round(3).to_string(index=False))

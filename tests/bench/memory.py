@@ -1,0 +1,156 @@
+"""Whether a large catalogue fits into a small machine: peak of resident memory from its files to recommendations.
+
+Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items, codes and
+vectors are made to be like those of the demo shop (`semid_lib.growth_stages`). The model is not trained, and of the
+texts the encoder reads the first few only; neither changes what has to be in memory.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from semid_lib import data, embed, growth, growth_stages, quantize, store, table
+
+MUST = "<= 4"  # GiB, for a million items
+_TOGETHER = 65_536
+
+
+def write_items(path: Path, n: int) -> None:
+    """A Parquet file of n items with the columns and texts of the demo shop, numbered."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    shop = pa.Table.from_pandas(data.load("demo").items, preserve_index=False)
+    with parquet.ParquetWriter(path, shop.schema) as file:
+        for start in range(0, n, len(shop)):
+            ids = range(start, min(start + len(shop), n))
+            titles = [f"{title}, {at}" for at, title in zip(ids, shop["title"].to_pylist(), strict=False)]
+            part = shop.slice(0, len(ids))
+            for name, column in (("item_id", ids), ("title", titles)):
+                at = part.column_names.index(name)
+                part = part.set_column(at, shop.schema.field(at), pa.array(column, shop.schema.field(at).type))
+            file.write_table(part)
+
+
+def shelf_in(where: Path) -> store.Store:
+    return store.Store("shop", "laptop", "", where / "artefacts")
+
+
+def read(where: Path) -> None:
+    """Reading the item table in batches: every column, checked, some thousand rows at a time."""
+    for items in table.batches(where / "shop" / "items.parquet"):
+        embed.item_texts(items)
+
+
+def vectors(where: Path) -> None:
+    """Texts and embeddings: batches of texts in, vectors on disk."""
+    encoder, like = embed.Encoder(), sample()
+
+    def made() -> Iterator[np.ndarray]:
+        at = 0
+        for items in table.batches(where / "shop" / "items.parquet", ["brand", "description", "categories"]):
+            texts = embed.item_texts(items)
+            if not at:
+                encoder(texts[:512])
+            yield growth_stages.vectors_like(like, len(texts), seed=at)
+            at += len(texts)
+
+    shelf_in(where).save_batches("embeddings", "vectors", made())
+
+
+def semantic_ids(where: Path) -> None:
+    """Semantic IDs: residual k-means on mapped vectors, collisions resolved."""
+    from semid_lib.semantic_ids import resolve_collisions
+
+    mapped = shelf_in(where).load("embeddings")["vectors"]
+    quantizer = quantize.fit_residual_kmeans(mapped, 3, quantize.suggest_codebook_size(len(mapped)), n_iterations=5)
+    resolve_collisions(quantizer.codes, mapped, quantizer)[0].save(where / "ids.npz")
+
+
+def model(where: Path, then: Callable = lambda recommender: None) -> None:
+    """Trie, model and saving: a timeline model of the next item."""
+    import torch
+
+    from semid_lib.recommender import Recommender
+    from semid_lib.semantic_ids import SemanticIDs
+    from semid_lib.timeline import Timeline, TimelineConfig
+
+    items = data.load(str(where / "shop"), columns=[]).items
+    ids, mapped = SemanticIDs.load(where / "ids.npz"), shelf_in(where).load("embeddings")["vectors"]
+    torch.manual_seed(0)
+    config = TimelineConfig(ids.sizes, mapped.shape[1], len(items))
+    recommender = Recommender(Timeline(config, ids.unique, mapped), ids, items)
+    recommender.save_pretrained(where / "recommender")
+    then(recommender)
+
+
+def answer(recommender) -> None:
+    ids = recommender.items["item_id"].to_numpy()
+    rng = np.random.default_rng(0)
+    recommender.recommend([rng.choice(ids, 10).tolist() for _ in range(growth_stages.N_USERS)], k=growth_stages.K)
+
+
+def model_and_answer(where: Path) -> None:
+    """The same, and answers by the model that was just built."""
+    model(where, answer)
+
+
+def load_and_answer(where: Path) -> None:
+    """Loading what was saved, and answering."""
+    from semid_lib.recommender import Recommender
+
+    answer(Recommender.from_pretrained(where / "recommender"))
+
+
+def sample() -> growth_stages.Sample:
+    shop = data.load("demo")
+    return growth_stages.sample(shop, store.Store(shop.name, "laptop", shop.fingerprint))
+
+
+STAGES: dict[str, Callable[[Path], None]] = {
+    "reading the item table": read,
+    "texts and embeddings": vectors,
+    "semantic IDs": semantic_ids,
+    "trie, model and saving": model,
+    "the same, and answering": model_and_answer,
+    "loading and answering": load_and_answer,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=10**6)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--where", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        STAGES[options.one](options.where)
+        print(growth_stages._memory("VmHWM"))
+        return 0
+    rows = []
+    with tempfile.TemporaryDirectory() as found:
+        where = Path(found)
+        (where / "shop").mkdir()
+        write_items(where / "shop" / "items.parquet", options.items)
+        for name in STAGES:
+            started = time.perf_counter()
+            command = [sys.executable, __file__, "--one", name, "--where", found]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            peak, seconds = float(said.stdout.split()[-1]) / growth.GIB, time.perf_counter() - started
+            must = MUST if options.items == 10**6 else None
+            rows.append({"key": f"memory/{name}, GiB", "value": round(peak, 3), "must": must, "wish": None})
+            rows[-1] |= {"n": options.items, "wall": round(seconds, 1)}
+            print(f"{name:28} {peak:6.2f} GiB {seconds:6.0f} s", flush=True)
+    store.Store("random", "bench", "").record("memory", rows)
+    print(f"{options.items:,} items, {store.hardware()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
