@@ -12,11 +12,12 @@
 # 4. memory against items;
 # 5. where each stage stops being sensible;
 # 6. what to use on a catalogue of N items, and what it will cost;
-# 7. where writing IDs wins, and where it does not.
+# 7. where writing IDs wins, and where it does not;
+# 8. the same work on more machines, and from when on that pays.
 #
 # | | |
 # | --- | --- |
-# | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02); the rows of `tests/bench/growth.py`, if they are published |
+# | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02); published rows of `tests/bench/growth.py` and `distributed.py` |
 # | writes | result rows |
 # | runs in | seconds at `smoke`; about a minute at `laptop`, on one thread |
 
@@ -24,22 +25,17 @@
 DATA = "demo"  # or a folder with items.jsonl
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
-CATALOGUES = (
-    1000,
-    12_000,
-    100_000,
-    1_000_000,
-    10_000_000,
-    100_000_000,
-)  # to be told about
+# sizes to be told about
+CATALOGUES = (1000, 12_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
-from semid_lib import data, growth, growth_stages, report, scale, store
+from semid_lib import data, distributed, growth, growth_stages, report, scale, store
 
 torch.set_num_threads(1)  # so that points compare, here and with the bench
 clock = store.Clock()
@@ -64,10 +60,10 @@ pd.DataFrame(counts).set_index("items")
 #
 # $$ \log \text{cost} = \log a + b \log n , $$ (eq-growth)
 #
-# whose slope is $b$. From 100 to 1,000,000 items the list goes from 100 to 1,000,000 looks: $b = \log(10^4) / \log(10^4)
-# = 1$. The trie goes from 2 to 6: $b = \log 3 / \log 10^4 = 0.12$, and it is no power at all: between 100 and 10,000 the
-# slope is $\log 2 / \log 100 = 0.15$, after that $\log 1.5 / \log 100 = 0.09$. A logarithm bends downwards in this plot.
-# The library fits the line by least squares and says how far to trust it:
+# whose slope is $b$. From 100 to 1,000,000 items the list goes from 100 to 1,000,000 looks: $b = \log(10^4) /
+# \log(10^4) = 1$. The trie goes from 2 to 6: $b = \log 3 / \log 10^4 = 0.12$, and it is no power at all: between 100
+# and 10,000 the slope is $\log 2 / \log 100 = 0.15$, after that $\log 1.5 / \log 100 = 0.09$. A logarithm bends
+# downwards in this plot. The library fits the line by least squares and says how far to trust it:
 
 # %%
 for name in ("list", "trie, K = 10"):
@@ -75,18 +71,19 @@ for name in ("list", "trie, K = 10"):
     print(f"{name}: n^{law.exponent:.2f}, 95% interval {law.low:.2f} to {law.high:.2f}")
 
 # %% [markdown]
-# Three points leave one degree of freedom, so the interval of the second is wide. Real stages are no lines either. A cost
-# that does not grow, such as reading the {term}`history`, hides at small sizes the one that does; and caches end. So with five
-# points or more two other forms are tried, a fixed cost $c + a n^b$ and a second line from some size on, and taken where
-# they explain the points much better. For extrapolation that is the whole difference: ten times the items after $1 + 10^{-5} n$
-# at up to 10,000 items looks like nothing, and at 10 million it is the only thing.
+# Three points leave one degree of freedom, so the interval of the second is wide. Real stages are no lines either. A
+# cost that does not grow, such as reading the {term}`history`, hides at small sizes the one that does; and caches
+# end. So with five points or more two other forms are tried, a fixed cost $c + a n^b$ and a second line from some
+# size on, and taken where they explain the points much better. For extrapolation that is the whole difference: ten
+# times the items after $1 + 10^{-5} n$ at up to 10,000 items looks like nothing, and at 10 million it is the only
+# thing.
 
 # %% [markdown]
 # ## 2. A catalogue of any size
 #
-# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes would
-# be too kind to a trie: real {term}`prefixes <prefix>` are crowded. Below each prefix, codes get a Zipf distribution whose exponent
-# makes two items share the next code as often as they do here:
+# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes
+# would be too kind to a trie: real {term}`prefixes <prefix>` are crowded. Below each prefix, codes get a Zipf
+# distribution whose exponent makes two items share the next code as often as they do here:
 
 # %%
 like = growth_stages.sample(shop, shelf)
@@ -107,9 +104,10 @@ pd.DataFrame(
 ).rename_axis("codes before the last")
 
 # %% [markdown]
-# How many prefixes of each length occur. The last line differs by design: before {term}`collisions <collision>` are resolved, several items
-# of this catalogue share an ID; made items have one each. What the exponents cannot tell is how they would change in a
-# larger shop: more items may crowd the same prefixes, or bring prefixes of their own. The curves below assume the first.
+# How many prefixes of each length occur. The last line differs by design: before {term}`collisions <collision>` are
+# resolved, several items of this catalogue share an ID; made items have one each. What the exponents cannot tell is
+# how they would change in a larger shop: more items may crowd the same prefixes, or bring prefixes of their own. The
+# curves below assume the first.
 #
 # Vectors are made between neighbours. Are the made ones as near to each other as the real ones are?
 
@@ -226,9 +224,9 @@ axis.set_ylabel("seconds, once for a catalogue")
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* What is done once for a catalogue, by items. Dots are this run, circles the bench, lines the laws. Parallel
-# lines grow alike: what differs is the height. The {term}`codebook` grows with the catalogue, up to 1,024 codes, which is why
-# k-means takes more than proportional time until then.
+# *Figure 1.* What is done once for a catalogue, by items. Dots are this run, circles the bench, lines the laws.
+# Parallel lines grow alike: what differs is the height. The {term}`codebook` grows with the catalogue, up to 1,024
+# codes, which is why k-means takes more than proportional time until then.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Milliseconds a user against items on two logarithmic axes: beam search with a T5 is a flat line, exact scoring with it lies far above and rises in proportion, dense retrieval, item-kNN and the timeline model begin low and rise."}}
 figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
@@ -238,8 +236,9 @@ axis.set_ylabel("milliseconds a user, 8 users at once")
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* What an answer costs, by items; the dotted line is the limit of section 5. A beam search by codes alone (*T5*)
-# pays for codes and beams and not for items. Whoever looks at every item, however cheaply, meets it in the end.
+# *Figure 2.* What an answer costs, by items; the dotted line is the limit of section 5. A beam search by codes alone
+# (*T5*) pays for codes and beams and not for items. Whoever looks at every item, however cheaply, meets it in the
+# end.
 
 # %%
 used = [p for p in published or points if isinstance(p, growth.Point)]
@@ -261,9 +260,13 @@ lines = {
 pd.DataFrame(lines).T
 
 # %% [markdown]
-# The exponents with their 95% intervals: of the part that grows where there is a fixed one, and beyond the bend where there
-# is one. Infinite intervals come from two points. An interval knows how the points scatter around the curve; it does
-# not know that the curve may be the wrong one, and on a machine that does other things too it is too narrow.
+# The exponents with their 95% intervals: of the part that grows where there is a fixed one, and beyond the bend where
+# there is one. Infinite intervals come from two points. An interval knows how the points scatter around the curve; it
+# does not know that the curve may be the wrong one, and on a machine that does other things too it is too narrow.
+#
+# Where the published curve of residual k-means ends flat it is not: from 200,000 items on it is fitted to a sample, and
+# the {term}`codebook` no longer grows. What still grows is encoding, in proportion and too little to show there. A law
+# from the points before would have called a million items several times as dear as they turned out.
 
 # %% [markdown]
 # ## 4. Memory against items
@@ -278,8 +281,8 @@ axis.set_ylabel("GiB of arrays that are kept")
 plt.show()
 
 # %% [markdown]
-# *Figure 3.* Memory of what answers, without the weights of the T5, which do not grow with the catalogue; the dotted line is
-# the memory of an ordinary machine. Everything grows in proportion, so the bytes an item are what counts:
+# *Figure 3.* Memory of what answers, without the weights of the T5, which do not grow with the catalogue; the dotted
+# line is the memory of an ordinary machine. Everything grows in proportion, so the bytes an item are what counts:
 
 # %%
 kept = growth.laws(used, "kept")
@@ -293,8 +296,8 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# A trie takes fewer bytes an item the larger it is, since items share their first codes. The {term}`timeline model` keeps the
-# text vector of every item, an embedding of its own and a third vector to compare with.
+# A trie takes fewer bytes an item the larger it is, since items share their first codes. The {term}`timeline model`
+# keeps the text vector of every item, an embedding of its own and a third vector to compare with.
 
 # %% [markdown]
 # ## 5. Where each stage stops being sensible
@@ -307,9 +310,9 @@ peaks = growth.laws(published, "peak", least=2**22)
 ends = pd.DataFrame(growth.sensible(laws, peaks or kept, limits, growth_stages.MEMORY))
 ends["limit"] = [stages[name].why for name in ends["stage"]]
 ends.loc[ends["by"] == "memory", "limit"] = f"{growth_stages.MEMORY / growth.GIB:g} GiB"
-first = ends["no longer sensible from"]
-known = np.isfinite(first)
-ends["no longer sensible from"] = first.map(two).where(known, "not in reach")
+passed = ends["no longer sensible from"]
+known = np.isfinite(passed)
+ends["no longer sensible from"] = passed.map(two).where(known, "not in reach")
 columns = ["no longer sensible from", "limit", "extrapolated"]
 ends = ends.set_index("stage")[columns].astype(object)
 ends.loc[~known.to_numpy(), ["limit", "extrapolated"]] = ""
@@ -322,8 +325,9 @@ ends
 # %% [markdown]
 # ## 6. What to use on N items
 #
-# Milliseconds a user by the laws. A star marks what is extrapolated, brackets what passes a limit of section 5, *memory* what
-# would at any speed; a place stays empty where the stage was never measured on as much as a tenth of the items.
+# Milliseconds a user by the laws. A star marks what is extrapolated, brackets what passes a limit of section 5,
+# *memory* what would at any speed; a place stays empty where the stage was never measured on as much as a tenth of
+# the items.
 
 
 # %%
@@ -347,9 +351,9 @@ pd.DataFrame(
 ).T.fillna("").rename_axis("items (ms a user)")
 
 # %% [markdown]
-# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best, {term}`item-kNN` behind it and a T5
-# that writes codes behind that, and chapter 05 found {term}`dense retrieval` hard to beat for queries. So: the first of those that
-# fits the limits, and what it takes to get there.
+# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best, {term}`item-kNN`
+# behind it and a T5 that writes codes behind that, and chapter 05 found {term}`dense retrieval` hard to beat for
+# queries. So: the first of those that fits the limits, and what it takes to get there.
 
 # %%
 NEXT_ITEM = ("timeline model", "item-kNN", "T5, beam search")
@@ -405,17 +409,72 @@ for name in answers:
         print(f"no more than {name}: {said}")
 
 # %% [markdown]
-# - **Against scoring every item with the same model** it wins from very few items on: nobody would score a catalogue through
-#   a transformer that writes codes.
-# - **Against methods that take a dot product an item** (dense, the timeline model) it wins late, if at all. The product is so
-#   cheap that a flat line through a transformer lies above it for the catalogue of most shops.
+# - **Against scoring every item with the same model** it wins from very few items on: nobody would score a catalogue
+#   through a transformer that writes codes.
+# - **Against methods that take a dot product an item** (dense, the timeline model) it wins late. The product is so cheap
+#   that below some hundred thousand items, and that is the catalogue of most shops, a flat line through a transformer
+#   lies above it. A larger model, or fewer users at once, moves the crossing further out.
 # - **Against dense retrieval with inverted lists**, which looks at some lists and not at all items, time is no argument:
-#   its line rises by about the square root of n. What is left is memory, some ten bytes an item in a large trie against
-#   those of a vector, and even there compressed vectors ({term}`product quantization`) come near.
-# - **Against item-kNN** time is no argument either at these sizes. It needs memory for neighbours, and histories.
+#   its line rises more slowly than n, and stays below as far as it was measured. What is left is memory, a few bytes an
+#   item in a large trie against those of a vector, and even there compressed vectors ({term}`product quantization`) come
+#   near.
+# - **Against item-kNN** time becomes one at millions of items. It needs memory for neighbours, and histories.
 #
-# So the case for generation is not that search is slow. It is one model for histories, queries and rules, whose memory
-# hardly grows with the catalogue, and whose cost at ten million items is known from that at ten thousand.
+# So the case for generation is not that search is slow. It is one model for histories, queries and rules, which keeps
+# a few bytes for an item, and whose cost at ten million items is known from that at ten thousand.
+
+# %% [markdown]
+# ## 8. Past one machine
+#
+# Embedding, encoding into IDs, queries by templates and recommendation for a file of users go item by item or user by
+# user. On more machines they need no other code: one function is applied to batches, in order, and who applies it is an
+# argument. By hand, squares of two batches:
+
+
+# %%
+def load():
+    """Makes the function, once in each worker, where it may keep a model."""
+    return lambda batch: pa.table({"square": [x**2 for x in batch["x"].to_pylist()]})
+
+
+batches = [pa.table({"x": [1, 2]}), pa.table({"x": [3, 4]})]
+[answer["square"].to_pylist() for answer in distributed.here(load, batches)]
+
+# %% [markdown]
+# `here` is this process. `with distributed.Cluster(4) as cluster:` has a `map` that does the same in four, by Ray Data
+# {cite}`moritz2018`. The chapters ask `distributed.chosen()`, so `SEMID_WORKERS=4 make run` is enough to share their work
+# out, and `SEMID_RAY_ADDRESS` does so over the machines of a cluster ([how](../running)).
+#
+# It is not free. Batches travel, and workers start. If $W$ seconds of work take $(1 + o) W$ in a worker, of which there are
+# $p$, and $s$ seconds pass before they begin, sharing out pays from
+#
+# $$ s + \frac{1 + o}{p} W = W \quad \Leftrightarrow \quad W = \frac{s}{1 - (1 + o) / p} $$ (eq-sharing)
+#
+# on. With nothing lost, $o = 0$, ten seconds to start and two workers, that is twenty. As `tests/bench/distributed.py`
+# measured it on this kind of machine, at equal work in one process and in one worker:
+
+# %%
+try:
+    told_by = {row["key"]: row["value"] for row in report.published_rows("demo", "bench")}
+except FileNotFoundError:
+    told_by = {}
+    print("the bench of Ray was never published: nothing can be said here")
+begin = told_by.get("ray/demo/the cluster itself/start")
+shared = {}
+for key, overhead in told_by.items():
+    topic, _, work, metric = key.split("/")
+    if (topic, metric) == ("ray", "overhead"):
+        start = begin + told_by[f"ray/demo/{work}/start"]
+        line = {"overhead": f"{overhead:.0%}", "seconds until it begins": two(start)}
+        for p in (2, 16):
+            gain = 1 - (1 + overhead) / p
+            line[f"{p} workers pay from"] = f"{two(start / gain)} s of work"
+        shared[work] = line
+pd.DataFrame(shared).T
+
+# %% [markdown]
+# Minutes of work are worth it, seconds are not. What cannot be shared out so is what looks at all items at once: fitting a
+# quantizer, resolving collisions, building a trie. By section 3 those are not what takes the time.
 
 # %% [markdown]
 # ## Summary
@@ -454,10 +513,11 @@ print(f"conclusions from {'the published bench' if published else 'this run alon
 print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
-# **What did not work.** Uniform random IDs, as in the bench of chapter 06, make every prefix about as full as any other: the
-# fullest nodes of the trie are then several times smaller than under Zipf. A power law without a fixed cost promised that
-# the timeline model is as fast on a million items as on ten thousand. `getrusage`, the usual way to ask for a process's
-# memory, cannot be set back and passes from parent to child; peaks are read from `/proc` instead, and zeroed before
-# the work. The [log](../log) has the figures.
+# **What did not work.** Uniform random IDs, as in the bench of chapter 06, make every prefix about as full as any
+# other: the fullest nodes of the trie are then several times smaller than under Zipf. A power law without a fixed
+# cost promised that the timeline model is as fast on a million items as on ten thousand. `getrusage`, the usual way
+# to ask for a process's memory, cannot be set back and passes from parent to child; peaks are read from `/proc`
+# instead, and zeroed before the work. The [log](../log) has the figures.
 #
-# **Back to:** [the results](../results), or [the first chapter](01_catalogue_and_embeddings) with a catalogue of your own.
+# **Back to:** [the results](../results), or [the first chapter](01_catalogue_and_embeddings) with a catalogue of your
+# own.

@@ -84,7 +84,7 @@ def markdown_table(
     if any("must" in row for row in rows):
         return _promises_table(rows)
     if not any("ci95" in row for row in rows):
-        return _plain_table(rows)
+        return _plain_table(rows, metrics)
     rows = [row for row in rows if "ci95" in row]
     cells: dict[tuple[str, str], dict[str, str]] = {}  # by metric and variant, then by method
     for row in rows:
@@ -132,13 +132,13 @@ def _cell(row: dict[str, Any]) -> str:
     return shown(row["value"], *row["ci95"]) + (in_brackets(row["spread"]) if "spread" in row else "")
 
 
-def _plain_table(rows: list[dict[str, Any]]) -> str:
+def _plain_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Rows without intervals, such as those of a bench: methods down, metrics across."""
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         _, _, method, metric = row["key"].split("/")
         cells.setdefault(method, {})[metric] = _number(row["value"])
-    metrics = list(dict.fromkeys(metric for line in cells.values() for metric in line))
+    metrics = metrics or list(dict.fromkeys(metric for line in cells.values() for metric in line))
     table = {_NAMES.get(method, method): [line.get(metric, "") for metric in metrics] for method, line in cells.items()}
     lines = _lines([metric.replace("_", " ") for metric in metrics], table)
     return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
@@ -146,22 +146,24 @@ def _plain_table(rows: list[dict[str, Any]]) -> str:
 
 def _promises_table(rows: list[dict[str, Any]]) -> str:
     """Rows with keys topic/data/figure that say what they had to reach: figures down."""
+    headings = ["measured", "asked for", "wished for"][: 3 if any(row["wish"] for row in rows) else 2]
     table = {
         row["key"].split("/")[2].replace("_", " "): [_number(row["value"]), row["must"] or "", row["wish"] or ""]
         for row in rows
     }
-    return "\n".join(_lines(["measured", "asked for", "wished for"], table)) + f"\n\n*{_run(rows)}.*\n"
+    lines = _lines(headings, {name: line[: len(headings)] for name, line in table.items()})
+    return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
 
 
 def _number(value: float) -> str:
     """Whole and large numbers with commas, others to three digits that count.
 
-    >>> [_number(value) for value in (1_000_000, 4137.12, 0.12345, 25.678, 1.5, 0)]
-    ['1,000,000', '4,137', '.123', '25.7', '1.5', '0']
+    >>> [_number(value) for value in (1_000_000, 4137.12, 0.12345, 25.678, 1.5, 0, -0.5)]
+    ['1,000,000', '4,137', '.123', '25.7', '1.5', '0', '−.5']
     """
-    if abs(value) >= 1000 or float(value).is_integer():
-        return f"{value:,.0f}"
-    return f"{value:.3g}".removeprefix("0")
+    is_whole = abs(value) >= 1000 or float(value).is_integer()
+    digits = f"{abs(value):,.0f}" if is_whole else f"{abs(value):.3g}".removeprefix("0")
+    return "−" + digits if value < 0 else digits
 
 
 def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str:

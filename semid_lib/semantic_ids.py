@@ -29,7 +29,7 @@ from semid_lib.store import check_files, sha256
 _FORMAT = 1
 _FILES = ("semantic_ids.npz", "codes.npy", "codes_with_suffix.npy", "item_ids.json")
 _TOKEN = re.compile(r"<\|sid_(\d+)_(\d+)\|>")
-_TOGETHER = 8192  # vectors that one worker is given at a time
+_TOGETHER = 16_384  # vectors that one worker is given at a time
 
 
 def codes_of(vectors: np.ndarray, quantizer, run: distributed.Run = distributed.here) -> np.ndarray:

@@ -120,6 +120,16 @@ def test_what_had_to_be_reached_stands_beside_what_was():
     assert lines[0] == "| | measured | asked for | wished for |"
     assert lines[2:4] == ["| cold start s | 2.5 | < 5 | < 1 |", "| batch users per s | 1,595 | >= 1000 |  |"]
     assert RUN["commit"][:10] in lines[-1]
+    assert report.markdown_table(rows[1:], "serving").splitlines()[0] == "| | measured | asked for |"
+
+
+def test_what_has_no_interval_stands_in_the_order_that_is_asked_for():
+    values = {"small": -0.25, "large": 1234.5}
+    rows = [{"key": f"bench/shop/mine/{name}", "value": value, **RUN} for name, value in values.items()]
+    lines = report.markdown_table(rows, "bench", ["large", "small"]).splitlines()
+    assert lines[0] == "| | large | small |"
+    assert lines[2] == "| mine | 1,234 | −.25 |"
+    assert report.markdown_table(rows, "bench").splitlines()[0] == "| | small | large |"
 
 
 @pytest.mark.parametrize(
