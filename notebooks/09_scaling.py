@@ -386,8 +386,9 @@ pd.DataFrame(choice).T.fillna("").rename_axis("items")
 # %% [markdown]
 # *Up to* is the upper end of the interval in which a measurement there would lie. *Hours before* is embedding, k-means,
 # resolving collisions and the trie, on one core; most of it is embedding, which a GPU does far faster. Training the
-# models is not in it: it grows with interactions, not with items. The GiB are what is kept to answer from, without
-# the weights of a T5.
+# models is not in it: it grows with interactions, not with items. The place stays empty where one of the four was never
+# measured on a tenth of the items, which mostly is embedding. The GiB are what is kept to answer from, without the
+# weights of a T5.
 #
 # Where something stands in the line of 100,000,000 items, it is an extrapolation. It assumes that prefixes stay as
 # crowded as here, that four codes of 256 still tell items apart (there are $256^4$ IDs), and that no cache, disk
