@@ -160,7 +160,7 @@ try:
     rows = report.published_rows("random", "bench")
 except FileNotFoundError:
     rows = []
-published = growth.points(rows)
+published = [point for point in growth.points(rows) if point.stage in stages]
 print("published points:", sum(isinstance(one, growth.Point) for one in published))
 if published:
     row = next(row for row in rows if row["key"].startswith("growth_time/"))
