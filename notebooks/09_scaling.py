@@ -451,7 +451,7 @@ batches = [pa.table({"x": [1, 2]}), pa.table({"x": [3, 4]})]
 #
 # $$ s + \frac{1 + o}{p} W = W \quad \Leftrightarrow \quad W = \frac{s}{1 - (1 + o) / p} $$ (eq-sharing)
 #
-# on. With nothing lost, $o = 0$, ten seconds to start and two workers, that is twenty. As `tests/bench/distributed.py`
+# on. With nothing lost, $o = 0$, a start of $s = 10$ and $p = 2$ it is $W = 20$. As `tests/bench/distributed.py`
 # measured it on this kind of machine, at equal work in one process and in one worker:
 
 # %%

@@ -318,7 +318,7 @@ def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timelin
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
         # the file's own tensors, which are mapped, take the places of those that the model is made with
-        model = Timeline(config, ids.unique, np.broadcast_to(np.float32(0), tuple(weights["vectors"].shape)))
+        model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()
         weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)

@@ -70,12 +70,13 @@ class Timeline(nn.Module):
     """A causal transformer over items with a head over codes and one over items.
 
     ids: (n_items, n_positions) integer semantic IDs, each row distinct. vectors: (n_items, text_dim) float text
-    embeddings. Both are buffers: a new item needs a row in each, behind the others, and no training. It is read and
-    recommended by its codes and its text; only rows below `config.n_items` have an embedding of their own, and while
-    training a random share of them does without.
+    embeddings, copied unless they are a float32 tensor, so that `torch.from_numpy` of a mapped array stays mapped. Both
+    are buffers: a new item needs a row in each, behind the others, and no training. It is read and recommended by its
+    codes and its text; only rows below `config.n_items` have an embedding of their own, and while training a random
+    share of them does without.
     """
 
-    def __init__(self, config: TimelineConfig, ids: np.ndarray, vectors: np.ndarray):
+    def __init__(self, config: TimelineConfig, ids: np.ndarray, vectors: np.ndarray | torch.Tensor):
         super().__init__()
         self.config = config
         n_positions, dim = len(config.sizes), config.dim
@@ -85,7 +86,9 @@ class Timeline(nn.Module):
                 f"text_dim {config.text_dim} and n_items {config.n_items}"
             )
         self.register_buffer("ids", torch.tensor(ids, dtype=torch.long))
-        self.register_buffer("vectors", torch.tensor(vectors, dtype=torch.float32))
+        if not isinstance(vectors, torch.Tensor):
+            vectors = torch.tensor(vectors, dtype=torch.float32)
+        self.register_buffer("vectors", vectors.float())
         self.trie = PrefixTrie.build(ids)
         self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes)
         # embeddings come at any scale; without bringing them to one, training took twice as many epochs (see the log)
@@ -256,8 +259,10 @@ class Timeline(nn.Module):
         version = [(weight.data_ptr(), weight._version) for weight in weights]
         kept = self._kept
         if kept is None or kept[0] != version:
-            vectors = [self.item_vectors(some) for some in leaves.split(_ITEMS_AT_ONCE)]
-            kept = self._kept = version, F.normalize(torch.cat(vectors), dim=-1)
+            vectors = torch.empty(len(leaves), self.config.dim, device=leaves.device)
+            for part, some in zip(vectors.split(_ITEMS_AT_ONCE), leaves.split(_ITEMS_AT_ONCE), strict=True):
+                part.copy_(F.normalize(self.item_vectors(some), dim=-1))
+            kept = self._kept = version, vectors
         return kept[1]
 
     def _trie(self) -> PrefixTrie:

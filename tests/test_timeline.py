@@ -204,6 +204,12 @@ def test_the_model_keeps_tables_of_its_own(shop, new_timeline):
     np.testing.assert_array_equal(ids, shop.ids.unique)
 
 
+def test_a_tensor_of_vectors_is_taken_as_it_is(shop, new_timeline):
+    vectors = torch.from_numpy(shop.vectors.copy())
+    model = Timeline(new_timeline().config, shop.ids.unique, vectors)
+    assert model.vectors.data_ptr() == vectors.data_ptr()
+
+
 def test_every_parameter_learns(shop, new_timeline):
     model = new_timeline().train()
     model(pad(shop.histories, 12)).backward()

@@ -85,7 +85,7 @@ def model(where: Path, then: Callable = lambda recommender: None) -> None:
     ids, mapped = SemanticIDs.load(where / "ids.npz"), shelf_in(where).load("embeddings")["vectors"]
     torch.manual_seed(0)
     config = TimelineConfig(ids.sizes, mapped.shape[1], len(items))
-    recommender = Recommender(Timeline(config, ids.unique, mapped), ids, items)
+    recommender = Recommender(Timeline(config, ids.unique, torch.from_numpy(mapped)), ids, items)
     recommender.save_pretrained(where / "recommender")
     then(recommender)
 
