@@ -202,7 +202,9 @@ def draw(axis, names, value):
             if not mine:
                 continue
             n, y = [p.n for p in mine], [value(p) for p in mine]
-            style = {"color": COLOURS[name], "markerfacecolor": "none"}
+            style = {"color": COLOURS[name]}
+            if look == "o":
+                style["markerfacecolor"] = "none"
             is_last = some is published or not published
             axis.plot(n, y, look, **style, label=name if is_last else None)
             if len(mine) > 1 and is_last:
@@ -362,7 +364,7 @@ BEFORE = ("embedding", "residual k-means", "collisions", "trie, build")
 
 
 def first(ways, found):
-    """The first way that fits the limits; None if none does, or one before it is unknown."""
+    """The first way that fits; None if none does, or one before it is unknown."""
     for way in (way for way in ways if way in stages):
         if way not in found or found[way].fits:
             return found.get(way)

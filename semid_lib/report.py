@@ -30,7 +30,7 @@ _RESULTS = _REPOSITORY / "book" / "results"
 _BOOK_PAGES = sorted((_REPOSITORY / "book").glob("*.md"))
 _PAGES = (_REPOSITORY / "README.md", *(page for page in _BOOK_PAGES if page.stem != "log"))  # which stays as written
 _PLACE = re.compile(
-    r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+)((?: [\w@]+)*) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)",
+    r"(<!-- rows: (\w+(?::\w+)?)/([\w.-]+)/(\w+)((?: [\w@,]+)*) -->\n)(?:(?!<!-- rows:).)*?(<!-- end rows -->)",
     re.DOTALL,
 )
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
