@@ -176,11 +176,12 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
 
-bench: $(RUN_FOLDER)/08_modal_deployment.ipynb ## measure stages, growth, quantizers, decoding beside its peers, Ray, serving
+bench: $(RUN_FOLDER)/08_modal_deployment.ipynb ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py --data "$(DATA_PATH)" --scale $(SCALE)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py --data "$(DATA_PATH)" --scale $(SCALE)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model $(dir $(RUN_FOLDER))recommender --name $(DATA_NAME)
 	$(BIN)/python tests/bench/serving.py --model $(dir $(RUN_FOLDER))service --name $(DATA_NAME)
 

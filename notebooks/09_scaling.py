@@ -266,9 +266,9 @@ pd.DataFrame(lines).T
 # there is one. Infinite intervals come from two points. An interval knows how the points scatter around the curve; it
 # does not know that the curve may be the wrong one, and on a machine that does other things too it is too narrow.
 #
-# Where the published curve of residual k-means ends flat it is not: from 200,000 items on it is fitted to a sample, and
-# the {term}`codebook` no longer grows. What still grows is encoding, in proportion and too little to show there. A law
-# from the points before would have called a million items several times as dear as they turned out.
+# Where the published curve of {term}`residual k-means` ends flat it is not: from 200,000 items on it is fitted to a
+# sample, and the codebook no longer grows. What still grows is encoding, in proportion and too little to show there. A
+# law from the points before would have called a million items several times as dear as they turned out.
 
 # %% [markdown]
 # ## 4. Memory against items

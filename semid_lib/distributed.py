@@ -101,6 +101,7 @@ class Cluster:
             import ray.data
         except ImportError as error:
             raise ImportError("workers need the extra 'distributed': pip install 'semid-lib[distributed]'") from error
+        _knock(self.address)
         if ray.is_initialized():
             raise RuntimeError("Ray is running in this process already, expected ray.shutdown() before")
         with ExitStack() as opened:
@@ -111,7 +112,6 @@ class Cluster:
                 settings |= self._on_loopback() | {"_temp_dir": os.path.join(opened.enter_context(folder), "ray")}
             opened.callback(ray.shutdown)
             try:
-                _knock(self.address)
                 ray.init(**settings)
             except Exception as error:  # Ray raises many kinds, and sometimes just this
                 raise ConnectionError(f"Ray ({settings['address']}) did not answer: {error}") from error
@@ -198,10 +198,13 @@ class Cluster:
 
 
 def _knock(address: str | None) -> None:
-    """Raise OSError if nobody listens at host:port, which Ray needs two minutes to say."""
+    """Raise ConnectionError if nobody listens at host:port, which Ray needs two minutes to say."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:  # the second for a port that is none
+            raise ConnectionError(f"Ray ({address}) did not answer: {error}") from error
 
 
 class _Worker:

@@ -1,8 +1,8 @@
 """Whether a large catalogue fits into a small machine: peak of resident memory from its files to recommendations.
 
-Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items, codes and
-vectors are made to be like those of the demo shop (`semid_lib.growth_stages`). The model is not trained, and of the
-texts the encoder reads the first few only; neither changes what has to be in memory.
+Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items are those of
+the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.growth_stages`). The model is
+not trained, and of the texts the encoder reads the first few only; neither changes what has to be in memory.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import numpy as np
 from semid_lib import data, embed, growth, growth_stages, quantize, store, table
 
 MUST = "<= 4"  # GiB, for a million items
-_TOGETHER = 65_536
 
 
 def write_items(path: Path, n: int) -> None:
@@ -42,38 +41,39 @@ def shelf_in(where: Path) -> store.Store:
     return store.Store("shop", "laptop", "", where / "artefacts")
 
 
-def read(where: Path) -> None:
+def read(options: argparse.Namespace) -> None:
     """Reading the item table in batches: every column, checked, some thousand rows at a time."""
-    for items in table.batches(where / "shop" / "items.parquet"):
+    for items in table.batches(options.where / "shop" / "items.parquet"):
         embed.item_texts(items)
 
 
-def vectors(where: Path) -> None:
+def vectors(options: argparse.Namespace) -> None:
     """Texts and embeddings: batches of texts in, vectors on disk."""
-    encoder, like = embed.Encoder(), sample()
+    encoder, shop = embed.Encoder(), data.load(options.data)
+    like = growth_stages.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
 
     def made() -> Iterator[np.ndarray]:
         at = 0
-        for items in table.batches(where / "shop" / "items.parquet", ["brand", "description", "categories"]):
+        for items in table.batches(options.where / "shop" / "items.parquet", ["brand", "description", "categories"]):
             texts = embed.item_texts(items)
             if not at:
                 encoder(texts[:512])
             yield growth_stages.vectors_like(like, len(texts), seed=at)
             at += len(texts)
 
-    shelf_in(where).save_batches("embeddings", "vectors", made())
+    shelf_in(options.where).save_batches("embeddings", "vectors", made())
 
 
-def semantic_ids(where: Path) -> None:
+def semantic_ids(options: argparse.Namespace) -> None:
     """Semantic IDs: residual k-means on mapped vectors, collisions resolved."""
     from semid_lib.semantic_ids import resolve_collisions
 
-    mapped = shelf_in(where).load("embeddings")["vectors"]
+    mapped = shelf_in(options.where).load("embeddings")["vectors"]
     quantizer = quantize.fit_residual_kmeans(mapped, 3, quantize.suggest_codebook_size(len(mapped)), n_iterations=5)
-    resolve_collisions(quantizer.codes, mapped, quantizer)[0].save(where / "ids.npz")
+    resolve_collisions(quantizer.codes, mapped, quantizer)[0].save(options.where / "ids.npz")
 
 
-def model(where: Path, then: Callable = lambda recommender: None) -> None:
+def model(options: argparse.Namespace, then: Callable = lambda recommender: None) -> None:
     """Trie, model and saving: a timeline model of the next item."""
     import torch
 
@@ -81,12 +81,12 @@ def model(where: Path, then: Callable = lambda recommender: None) -> None:
     from semid_lib.semantic_ids import SemanticIDs
     from semid_lib.timeline import Timeline, TimelineConfig
 
-    items = data.load(str(where / "shop"), columns=[]).items
-    ids, mapped = SemanticIDs.load(where / "ids.npz"), shelf_in(where).load("embeddings")["vectors"]
+    items = data.load(str(options.where / "shop"), columns=[]).items
+    ids, mapped = SemanticIDs.load(options.where / "ids.npz"), shelf_in(options.where).load("embeddings")["vectors"]
     torch.manual_seed(0)
     config = TimelineConfig(ids.sizes, mapped.shape[1], len(items))
     recommender = Recommender(Timeline(config, ids.unique, torch.from_numpy(mapped)), ids, items)
-    recommender.save_pretrained(where / "recommender")
+    recommender.save_pretrained(options.where / "recommender")
     then(recommender)
 
 
@@ -96,24 +96,19 @@ def answer(recommender) -> None:
     recommender.recommend([rng.choice(ids, 10).tolist() for _ in range(growth_stages.N_USERS)], k=growth_stages.K)
 
 
-def model_and_answer(where: Path) -> None:
+def model_and_answer(options: argparse.Namespace) -> None:
     """The same, and answers by the model that was just built."""
-    model(where, answer)
+    model(options, answer)
 
 
-def load_and_answer(where: Path) -> None:
+def load_and_answer(options: argparse.Namespace) -> None:
     """Loading what was saved, and answering."""
     from semid_lib.recommender import Recommender
 
-    answer(Recommender.from_pretrained(where / "recommender"))
+    answer(Recommender.from_pretrained(options.where / "recommender"))
 
 
-def sample() -> growth_stages.Sample:
-    shop = data.load("demo")
-    return growth_stages.sample(shop, store.Store(shop.name, "laptop", shop.fingerprint))
-
-
-STAGES: dict[str, Callable[[Path], None]] = {
+STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "reading the item table": read,
     "texts and embeddings": vectors,
     "semantic IDs": semantic_ids,
@@ -125,12 +120,14 @@ STAGES: dict[str, Callable[[Path], None]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo", help="demo, or a folder: what the vectors are like")
+    parser.add_argument("--scale", default="laptop", help="at which chapters 01 and 02 have run on it")
     parser.add_argument("--items", type=int, default=10**6)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--where", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        STAGES[options.one](options.where)
+        STAGES[options.one](options)
         print(growth_stages._memory("VmHWM"))
         return 0
     rows = []
@@ -140,7 +137,8 @@ def main() -> int:
         write_items(where / "shop" / "items.parquet", options.items)
         for name in STAGES:
             started = time.perf_counter()
-            command = [sys.executable, __file__, "--one", name, "--where", found]
+            command = [sys.executable, __file__, "--data", options.data, "--scale", options.scale]
+            command += ["--one", name, "--where", found]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             peak, seconds = float(said.stdout.split()[-1]) / growth.GIB, time.perf_counter() - started
             must = MUST if options.items == 10**6 else None
