@@ -1,8 +1,8 @@
 """Whether a large catalogue fits into a small machine: peak of resident memory from its files to recommendations.
 
-Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items are those of
-the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.growth_stages`). The model is
-not trained, and of the texts the encoder reads the first few only; neither changes what has to be in memory.
+Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items are those
+of the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.growth_stages`). The model
+is not trained, and of the texts the encoder reads the first few only; neither changes what has to be in memory.
 """
 
 import argparse
