@@ -2,9 +2,9 @@
 
 What can be shared out (`embed.embed`, `semantic_ids.codes_of`, `queries.synthesize`, `predict.predict`) takes `run`:
 `here` by default, or the `map` of a `Cluster`, which is Ray Data (Moritz et al. 2018 for Ray); the chapters take
-`chosen()`, so that the environment says which. Both apply the same
-function to the same batches, so the answers are the same and in the same order; where another number of threads adds up
-floating-point numbers (a worker has one thread), their last digit may differ.
+`chosen()`, so that the environment says which. Both apply the same function to the same batches, so the answers are the
+same and in the same order; where another number of threads adds up floating-point numbers (a worker has one thread),
+their last digit may differ.
 
 The function itself is not sent: `load` is, and makes it once in each worker, where a model is then kept. It takes a
 batch, an Arrow table, and gives a table of as many rows. Ray sends `load` by pickle, from this process to its workers.
@@ -52,11 +52,14 @@ def here(load: Load, batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def chosen(n_workers: int | None = None, address: str | None = None) -> Run:
-    """The way to run with so many workers, or on the cluster at an address (see `Cluster`), which each call starts or
-    joins, and leaves.
+    """The way to run that is asked for: `here`, or the `map` of a `Cluster` that each call starts or joins, and leaves.
 
-    By default the environment says how many (SEMID_WORKERS) and where (SEMID_RAY_ADDRESS); `here` if nobody says.
-    Raises ValueError for a SEMID_WORKERS that is no number; what `Cluster` raises comes when the work begins.
+    n_workers, address: as of `Cluster`; if neither is given the environment says how many (SEMID_WORKERS) and where
+    (SEMID_RAY_ADDRESS), and `here` it is if that is silent, too. Raises ValueError for a SEMID_WORKERS that is no
+    number; what `Cluster` raises comes when the work begins.
+
+    >>> chosen() is here  # nobody asked for anything
+    True
     """
     if n_workers is None and address is None:
         wanted, address = os.environ.get("SEMID_WORKERS"), os.environ.get("SEMID_RAY_ADDRESS") or None
