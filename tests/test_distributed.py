@@ -222,20 +222,28 @@ def test_queries_are_the_same(cluster, monkeypatch):
 # --- what costs no cluster ---
 
 
-def test_the_environment_says_where(monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What clusters were asked for, which are none."""
+    seen = []
 
     class Recorder(Cluster):
         map = staticmethod(here)
 
         def __enter__(self):
-            asked.append((self.n_workers, self.address))
+            seen.append((self.n_workers, self.address))
             return self
 
         def __exit__(self, *_):
-            asked.append("left")
+            seen.append("left")
 
     monkeypatch.setattr(distributed, "Cluster", Recorder)
+    for name in ("SEMID_WORKERS", "SEMID_RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return seen
+
+
+def test_the_environment_says_where(monkeypatch, asked):
     for name in ("SEMID_WORKERS", "SEMID_RAY_ADDRESS"):
         monkeypatch.setenv(name, "")
     assert distributed.chosen() is here
@@ -297,21 +305,8 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
     ("arguments", "expected"),
     [([], None), (["--workers", "2"], (2, None)), (["--ray-address", "auto"], (None, "auto"))],
 )
-def test_the_command_shares_the_work_out(monkeypatch, served_folder, shop, tmp_path, arguments, expected):
-    asked = []
-
-    class Recorder(Cluster):
-        map = staticmethod(here)
-
-        def __enter__(self):
-            asked.append((self.n_workers, self.address))
-            return self
-
-        def __exit__(self, *_):
-            asked.append("closed")
-
-    monkeypatch.setattr(distributed, "Cluster", Recorder)
+def test_the_command_shares_the_work_out(asked, served_folder, shop, tmp_path, arguments, expected):
     (tmp_path / "in.txt").write_text(f"ann {shop.items['item_id'][0]}\n")
     command = ["--model", str(served_folder), "--input-path", str(tmp_path / "in.txt")]
     assert predict.main([*command, "--output-path", str(tmp_path / "out.csv"), *arguments]) == 0
-    assert asked == ([expected, "closed"] if expected else [])
+    assert asked == ([expected, "left"] if expected else [])

@@ -232,6 +232,25 @@ def test_the_lists_of_generate_come_in_a_fraction_of_its_time():
         assert value[f"{search}/users with the same list"] == int(re.search(r"(\d+) users$", search)[1])
 
 
+def test_what_is_said_of_growth_is_in_the_rows():
+    rows = report.published_rows("random", "bench")
+    laws = growth.laws(growth.points(rows))
+    costs = {(point.stage, point.n): point.cost for point in growth.points(rows) if isinstance(point, growth.Point)}
+    mask = [costs["mask step, 400 beams", n] for n in (10**6, 10**7)]
+    assert mask[1] < 1.1 * mask[0]  # README: "hardly later at ten"
+    peaks = [row["value"] for row in rows if row["key"].startswith("memory/")]
+    assert len(peaks) == 6 and max(peaks) < 4  # CHANGELOG: "a million items in less than 4 GiB"
+    beam = laws["T5, beam search"]
+    for name in ("dense", "timeline model"):  # chapter 09: "below some hundred thousand items"
+        assert 10**5 < growth.crossing(beam, laws[name]) < 10**6
+    assert 10**6 < growth.crossing(beam, laws["item-kNN"]) < 10**7  # "at millions of items"
+    lists = laws["dense, inverted lists"]
+    assert lists.high < 1 and growth.crossing(beam, lists) > lists.n_to  # "rises more slowly than n, and stays below"
+    before = sorted(n for stage, n in costs if stage == "residual k-means" and n < 10**6)
+    law = growth.fit(before, [costs["residual k-means", n] for n in before])
+    assert law.at(10**6) > 3 * costs["residual k-means", 10**6]  # "several times as dear as they turned out"
+
+
 def test_what_the_notes_on_published_figures_say_of_ours_is_in_the_rows():
     value = {key: row["value"] for key, row in rows_of("beauty").items()}
     [recbole] = [system for system in reproductions.load()[0] if system.name.endswith("RecBole")]
