@@ -6,6 +6,7 @@ What its files look like, and what is refused in them, is in `folder`.
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib import folder, places
+from semid_lib.item_ids import ItemIds
 from semid_lib.table import shown
 
 
@@ -113,19 +115,17 @@ class Dataset:
     counts: dict[str, int]
     fingerprint: str
 
-    def rows(self, item_ids: Sequence[int]) -> np.ndarray:
-        """Item rows of item ids: (n,) integers to (n,) int64. Raises ValueError naming an unknown id.
+    @cached_property
+    def item_ids(self) -> ItemIds:
+        """The shop's own ids, and the row of each."""
+        return ItemIds(self.items)
+
+    def rows(self, item_ids: Sequence[int | str]) -> np.ndarray:
+        """Item rows of item ids: (n,) int64. Raises ValueError naming an unknown id.
 
         The example is in `load`.
         """
-        ids = np.asarray(item_ids)
-        if ids.size and not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"item ids are {shown(item_ids)}, expected integers")
-        rows = pd.Index(self.items["item_id"]).get_indexer(ids.astype(np.int64)).astype(np.int64)
-        if (rows < 0).any():
-            unknown = ids[rows < 0][0]
-            raise ValueError(f"item id {unknown} is unknown, expected ids of the catalogue {self.name!r}")
-        return rows
+        return self.item_ids.rows(item_ids)
 
 
 class Examples(NamedTuple):

@@ -19,9 +19,11 @@ from semid_lib import hub, places
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
 from semid_lib.generative import LanguageModelSearch, LightSearch
+from semid_lib.item_ids import ItemIds
 from semid_lib.model_card import model_card
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, check_names, sha256
+from semid_lib.table import shown
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
 from semid_lib.vllm_search import VLLMSearch, load_searcher
@@ -38,7 +40,7 @@ _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, 
 class Recommendations(NamedTuple):
     """The best items for each history or query, best first."""
 
-    item_ids: np.ndarray  # (n, k) int64 external item ids, -1 where fewer exist
+    item_ids: np.ndarray  # (n, k) object: the shop's own ids, int or str, None where fewer exist
     scores: np.ndarray  # (n, k) float32 log-probabilities, -inf there
 
 
@@ -68,9 +70,7 @@ class Recommender:
         self.ids, self.items = ids, items.reset_index(drop=True)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
-        self._row_of = pd.Index(self.items["item_id"])
-        if not self._row_of.is_unique:
-            raise ValueError(f"item_id {self._row_of[self._row_of.duplicated()][0]} stands in the item table twice")
+        self.item_ids = ItemIds(self.items)
 
     def search(
         self,
@@ -93,7 +93,7 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[int]],
+        histories: Sequence[Sequence[int | str]],
         k: int = 10,
         exclude_seen: bool = True,
         beam_width: int | None = None,
@@ -177,8 +177,7 @@ class Recommender:
         return self._trie
 
     def _with_item_ids(self, ranked: Ranked) -> Recommendations:
-        item_ids = self.items["item_id"].to_numpy(np.int64)
-        return Recommendations(np.where(ranked.items >= 0, item_ids[ranked.items], -1), ranked.scores)
+        return Recommendations(self.item_ids.at(ranked.items), ranked.scores)
 
     def _rules(self, allowed: np.ndarray | None, n_users: int, trie: PrefixTrie) -> Subset | np.ndarray | None:
         """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
@@ -189,14 +188,13 @@ class Recommender:
             raise ValueError(f"allowed is for {len(allowed)} histories, there are {n_users}")
         return allowed if allowed.ndim == 2 and len(allowed) > 1 else trie.subset(allowed)
 
-    def _rows(self, history: Sequence[int], at: int) -> np.ndarray:
-        ids = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"history {at} holds {ids.dtype} values, expected integer item ids")
-        rows = self._row_of.get_indexer(ids)
-        if (rows < 0).any():
-            raise ValueError(f"history {at} holds item id {ids[rows < 0][0]}, which is not in the catalogue")
-        return rows.astype(np.int64)
+    def _rows(self, history: Sequence[int | str], at: int) -> np.ndarray:
+        if isinstance(history, str) or not isinstance(history, Iterable):
+            raise ValueError(
+                f"history {at} is {shown(history)}, expected a list of item ids for each user: "
+                "recommend([[1, 2, 3]]) asks for one"
+            )
+        return self.item_ids.rows(history, f"history {at}")
 
     # to and from a folder
 

@@ -16,7 +16,8 @@ from numbers import Number
 import numpy as np
 import pandas as pd
 
-from semid_lib.folder import shown
+from semid_lib.item_ids import ItemIds
+from semid_lib.table import shown
 
 
 def category(items: pd.DataFrame, *names: str) -> np.ndarray:
@@ -86,20 +87,18 @@ def between(items: pd.DataFrame, column: str, low: float | None = None, high: fl
     return (number >= low) & (number <= high)
 
 
-def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int]) -> np.ndarray:
-    """The items with these external ids, in any order, repeated or not: (n_items,) bool.
+def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int | str]) -> np.ndarray:
+    """The items with these ids of the shop, in any order, repeated or not: (n_items,) bool.
 
-    A block list is `~items_with_ids(items, blocked)`. Raises ValueError for an id that is no item's or no integer.
+    A block list is `~items_with_ids(items, blocked)`. Raises ValueError for an id that is no item's.
 
-    >>> items_with_ids(pd.DataFrame({"item_id": [1003, 1010, 1017]}), [1017, 1003])
+    >>> items_with_ids(pd.DataFrame({"item_id": ["A-1", "A-2", "A-3"]}), ["A-3", "A-1"])
     array([ True, False,  True])
     """
-    ids, known = np.array(list(item_ids)), _column(items, "item_id").to_numpy()
-    if ids.size and ids.dtype.kind not in "iu":
-        raise ValueError(f"item ids hold {ids.dtype} values, expected integers")
-    if len(unknown := np.setdiff1d(ids, known)):
-        raise ValueError(f"item id {unknown[0]} is unknown, expected ids of the item table")
-    return np.isin(known, ids)
+    _column(items, "item_id")
+    mask = np.zeros(len(items), dtype=bool)
+    mask[ItemIds(items).rows(item_ids)] = True
+    return mask
 
 
 def seen(histories: Sequence[Sequence[int]], n_items: int) -> np.ndarray:

@@ -138,8 +138,8 @@ class Service:
             rows, scores = self.recommender.rank(asked, kind.k, kind.exclude_seen, allowed=allowed)
         else:
             item_ids, scores = self.recommender.search(asked, kind.k, allowed=allowed)
-            row_of = self.catalogue.row_of
-            rows = np.array([[row_of.get(item_id, -1) for item_id in ids] for ids in item_ids.tolist()])
+            row_of = self.recommender.item_ids.row_of
+            rows = np.array([[row_of.get(str(item_id), -1) for item_id in ids] for ids in item_ids.tolist()])
         self.meters.batch.observe(len(questions))
         lengths = (rows >= 0).sum(axis=1)  # empty places stand at the end
         return [

@@ -47,7 +47,7 @@ def test_item_ids_are_those_of_the_rows(shop, recommender, histories):
     assert (ranked.items != found.item_ids).all()  # the ids of this shop are no row numbers
     np.testing.assert_array_equal(found.item_ids, shop.items["item_id"].to_numpy()[ranked.items])
     np.testing.assert_array_equal(found.scores, ranked.scores)
-    assert (found.item_ids.shape, found.item_ids.dtype, found.scores.dtype) == ((8, 10), np.int64, np.float32)
+    assert (found.item_ids.shape, found.item_ids.dtype, found.scores.dtype) == ((8, 10), object, np.float32)
 
 
 def test_scores_fall_and_items_do_not_repeat(recommender, histories):

@@ -1,0 +1,119 @@
+"""The shop's own item ids, text or integers, and the rows of the item table that they name.
+
+The library counts in rows. Ids come in and go out at its edges, and only through this module.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+
+from semid_lib.table import shown
+
+_LARGEST_IN_JSON = 2**53 - 1  # a browser reads JSON numbers as float64, and rounds larger integers
+
+
+class UnknownItemError(ValueError):
+    """An item id that the catalogue does not have, or a value that is no item id."""
+
+
+class ItemIds:
+    """Item ids in the order of the item table.
+
+    An id is an integer or text, as in the column `item_id`. The decimal text of an integer names the same item as the
+    integer, so that ids survive CSV, URLs and browsers. Tables that were imported before SKUs could be ids hold numbers
+    in `item_id` and the shop's ids in `source_id`: they are read by either, and `source_id` is returned.
+
+    Parameters
+    ----------
+    items : pandas.DataFrame
+        A table with `item_id`, one row per item.
+
+    Raises
+    ------
+    ValueError
+        If an id occurs twice, or is neither an integer nor text.
+
+    Examples
+    --------
+    >>> ids = ItemIds(pd.DataFrame({"item_id": ["A-1", "A-2", "17"]}))
+    >>> ids.rows(["A-2", 17]), ids.at(np.array([1, -1])).tolist()
+    (array([1, 2]), ['A-2', None])
+    """
+
+    def __init__(self, items: pd.DataFrame):
+        numbers = items["item_id"].tolist()
+        own = items["source_id"].tolist() if "source_id" in items else numbers
+        if not all(isinstance(value, str) for value in own):
+            own = numbers
+        if wrong := [value for value in own if not _is_id(value)]:
+            raise ValueError(f"item_id is {shown(wrong[0])}, expected an integer or text")
+        self.values = np.empty(len(own), dtype=object)
+        self.values[:] = own
+        self._numbers = numbers
+        if len(set(map(str, own))) < len(own):
+            texts = pd.Series(list(map(str, own)))
+            raise ValueError(f"item_id {texts[texts.duplicated()].iloc[0]} occurs twice: remove one row")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Text of each id -> its row."""
+        rows = {str(value): row for row, value in enumerate(self._numbers)}
+        return rows | {str(value): row for row, value in enumerate(self.values)}
+
+    def row(self, item_id: int | str) -> int:
+        """The row of one item. Raises UnknownItemError.
+
+        >>> ItemIds(pd.DataFrame({"item_id": [30, -1]})).row("-1")
+        1
+        """
+        if not _is_id(item_id):
+            raise UnknownItemError(f"item id {shown(item_id)}, expected an integer or text")
+        row = self.row_of.get(str(item_id), -1)
+        if row < 0:
+            raise UnknownItemError(f"item id {shown(item_id)} is not in the catalogue")
+        return row
+
+    def rows(self, item_ids: Iterable[int | str], where: str = "") -> np.ndarray:
+        """The rows of items: (n,) int64, in the order asked.
+
+        Parameters
+        ----------
+        item_ids : iterable of int or str
+        where : str
+            What the message of an error begins with, such as "history 3".
+
+        Raises
+        ------
+        UnknownItemError
+            If an id is not in the catalogue; the message gives its position.
+        """
+        found = []
+        for at, item_id in enumerate(item_ids):
+            try:
+                found.append(self.row(item_id))
+            except UnknownItemError as error:
+                raise UnknownItemError(f"{where}{', ' if where else ''}position {at}: {error}") from error
+        return np.array(found, dtype=np.int64)
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The ids at item rows of any shape: an object array of int or str, None where a row is -1."""
+        rows = np.asarray(rows, dtype=np.int64)
+        found = self.values[rows] if len(self) else np.empty(rows.shape, dtype=object)
+        found[rows < 0] = None
+        return found
+
+    @cached_property
+    def for_json(self) -> list[int] | list[str]:
+        """The ids as JSON holds them: all as text if one is an integer that a browser would round."""
+        large = any(isinstance(value, int) and abs(value) > _LARGEST_IN_JSON for value in self.values)
+        return [str(value) if large else value for value in self.values]
+
+
+def _is_id(value) -> bool:
+    return (isinstance(value, str) and bool(value)) or (isinstance(value, Integral) and not isinstance(value, bool))
