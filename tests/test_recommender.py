@@ -138,7 +138,7 @@ def test_items_before_the_window_are_left_out_too(shop, recommender):
 
 def test_an_empty_history_gets_an_answer(recommender, histories):
     empty = recommender.recommend([[]], k=5)
-    assert (empty.item_ids >= 0).all()
+    assert None not in empty.item_ids
     beside = recommender.recommend([histories[0], [], histories[1]], k=5)
     assert beside.item_ids[1].tolist() == empty.item_ids[0].tolist()
 
@@ -154,20 +154,20 @@ def test_more_places_than_items_are_padded(recommender, histories, exclude_seen)
     for history, items, scores in zip(histories, found.item_ids, found.scores, strict=True):
         left = 40 - exclude_seen * len(set(history))
         assert len(set(items[:left])) == left
-        assert -1 not in items[:left]
-        assert (items[left:] == -1).all()
+        assert None not in items[:left]
+        assert items[left:].tolist() == [None] * (45 - left)
         assert (scores[left:] == -np.inf).all()
 
 
 def test_a_single_item_left_fills_a_single_place(shop, recommender):
     item_id = shop.items["item_id"].to_numpy()
     found = recommender.recommend([item_id[:39].tolist()], k=3)
-    assert found.item_ids.tolist() == [[item_id[39], -1, -1]]
+    assert found.item_ids.tolist() == [[int(item_id[39]), None, None]]
 
 
 def test_who_bought_everything_gets_nothing(shop, recommender):
     found = recommender.recommend([shop.items["item_id"].tolist()], k=3)
-    assert found.item_ids.tolist() == [[-1, -1, -1]]
+    assert found.item_ids.tolist() == [[None, None, None]]
 
 
 # --- business rules and diversity ---
@@ -184,7 +184,7 @@ def test_rules_hold_and_lists_are_as_full_as_they_can_be(shop, recommender, hist
     answer = recommender.recommend(histories, k=n_items, allowed=allowed)
     for user, history in enumerate(histories):
         mask = allowed[user] if per_user else allowed
-        rows = {row_of[item] for item in answer.item_ids[user].tolist() if item >= 0}
+        rows = {row_of[item] for item in answer.item_ids[user].tolist() if item is not None}
         assert rows == set(np.flatnonzero(mask).tolist()) - {row_of[item] for item in history}
 
 
@@ -208,7 +208,7 @@ def test_rules_for_other_users_or_items_are_refused(recommender, histories, shop
 
 
 def test_an_unknown_item_names_its_history_and_itself(recommender, histories):
-    with pytest.raises(ValueError, match=r"history 2 .*item id 999,"):
+    with pytest.raises(ValueError, match=r"history 2, position 1: item id 999 "):
         recommender.recommend([histories[0], [], [histories[1][0], 999]])
 
 
@@ -238,7 +238,7 @@ def test_parts_that_do_not_belong_together_are_refused(shop, new_timeline):
         with pytest.raises(ValueError, match="do not belong together"):
             Recommender(model, ids, items)
     twice = shop.items.assign(item_id=[1003, *shop.items["item_id"][1:-1], 1003])
-    with pytest.raises(ValueError, match="1003 stands in the item table twice"):
+    with pytest.raises(ValueError, match="1003 occurs twice"):
         Recommender(model, shop.ids, twice)
 
 
@@ -381,7 +381,7 @@ def test_search_keeps_to_what_is_allowed(shop, searchable, light, query_vectors)
     allowed = np.arange(len(shop.items)) % 4 == 0
     found = recommender.search(QUERIES, len(shop.items), allowed, query_vectors)
     for row in found.item_ids:
-        assert set(row[row >= 0]) == set(searchable["item_id"][allowed])
+        assert set(row.tolist()) - {None} == set(searchable["item_id"][allowed])
 
 
 def test_a_file_of_the_searcher_is_checked_too(shop, searchable, language, light, tmp_path):
