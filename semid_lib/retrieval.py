@@ -7,17 +7,22 @@ Queries are scored in blocks, so that 10,000 of them against 100,000 items take 
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
+import regex
 from tqdm import tqdm
 
 from semid_lib import embed as encoders
 from semid_lib.baselines import Ranked, top_k
-from semid_lib.folder import shown
+from semid_lib.table import shown
+from semid_lib.text import UNSPACED, folded, normal
 
 _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
+_RUNS = regex.compile(rf"(?V1)({UNSPACED}+)|((?:(?!{UNSPACED})\w){{2,}})")  # of characters, of a word
 
 
 class Searcher(Protocol):
@@ -79,9 +84,9 @@ class BM25(_Scored):
 
         score = sum over the query's words of log(1 + (N - n + .5) / (n + .5)) f / (f + 1.5 (.25 + .75 l / mean l)),
 
-    Lucene's form with the defaults of bm25s. Words are runs of two or more letters and digits in lower case, so the
-    "c" of "vitamin c" is lost; 33 English stop words are left out. An item without a word of the query never comes
-    out: lists may be short, and that of a query whose words are all unknown is empty.
+    Lucene's form with the defaults of bm25s. Words are what `terms` finds, compared as `text.folded` spells them; 33
+    English stop words are left out. An item without a word of the query never comes out: lists may be short, and that
+    of a query whose words are all unknown is empty.
 
     texts: one an item, (n_items,); "" is never found. stem: compare English stems (Porter's second algorithm, by
     snowballstemmer), so that "tents" finds "tent"; this was chosen on template queries for Beauty and on a demo shop,
@@ -100,7 +105,7 @@ class BM25(_Scored):
 
     def __init__(self, texts: Sequence[str], stem: bool = True):
         self.n_items, self.stem = len(texts), stem
-        words = self._words(texts)
+        words = self._words(terms(text, singles=True) for text in texts)
         if not any(words):
             raise ValueError(f"none of {len(texts)} texts has a word that counts, expected at least one")
         self._index = _bm25s().BM25(k1=1.5, b=0.75, method="lucene")
@@ -109,16 +114,37 @@ class BM25(_Scored):
     def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Scores of all items, 0 without a common word: (n_queries, n_items) float32, all in memory."""
         scores = np.zeros((len(queries), self.n_items), dtype=np.float32)
-        for row, words in zip(scores, self._words(queries), strict=True):
+        for row, words in zip(scores, self._words(map(terms, queries)), strict=True):
             if words:
                 row[:] = self._index.get_scores(words)
         return scores
 
-    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+    def _words(self, found: Iterable[list[str]]) -> list[list[str]]:
+        """Without stop words, and stemmed."""
         stemmer = _stemmer().stemWords if self.stem else None
-        return _bm25s().tokenize(
-            list(texts), stopwords="english", stemmer=stemmer, return_ids=False, show_progress=False
-        )
+        texts, options = list(map(" ".join, found)), {"return_ids": False, "show_progress": False}
+        return _bm25s().tokenize(texts, token_pattern=r"\S+", stopwords="english", stemmer=stemmer, **options)
+
+
+def terms(text: str, singles: bool = False) -> list[str]:
+    """The words that BM25 compares, with repetitions.
+
+    A word is two or more letters, marks and digits in a row, so the "c" of "vitamin c" is lost. Chinese, Japanese,
+    Thai, Lao, Khmer and Burmese put no spaces between words: there, each two neighbouring characters are one, and a
+    character without neighbours is one alone, as in Lucene's CJKBigramFilter.
+
+    singles: each character as well. BM25 takes them from items and not from queries, so that a query of one character
+    finds something, while a longer one is not matched by single characters (Lucene: `outputUnigrams`).
+
+    >>> terms("Vitamin C, 無線イヤホン 5-pack"), terms("茶"), terms("緑茶", singles=True)
+    (['vitamin', '無線', '線イ', 'イヤ', 'ヤホ', 'ホン', 'pack'], ['茶'], ['緑', '茶', '緑茶'])
+    """
+    found: list[str] = []
+    for unspaced, word in _RUNS.findall(folded(text)):
+        characters = regex.findall(r"\X", unspaced)
+        found += [word] if word else characters if singles or len(characters) == 1 else []
+        found += map("".join, pairwise(characters))
+    return found
 
 
 class Dense(_Scored):
@@ -240,16 +266,25 @@ class FusedRanks:
 
 
 def checked_queries(queries: Sequence[str], k: int) -> list[str]:
-    """The queries as a list; ValueError for one text instead of several, one that is blank or no text, k below 1."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if isinstance(queries, str):
-        raise ValueError(f"queries are the text {shown(queries)}, expected a list of texts")
+    """The queries as a list, each in its normal form (`text.normal`).
+
+    Raises ValueError for one text instead of several, for a query that is blank or no text, with its position, and for
+    a k that is no whole number from 1 up.
+
+    >>> checked_queries(["Cafe\\u0301"], k=1) == ["Caf\\u00e9"]
+    True
+    """
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, got {shown(k)}")
+    if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
+        raise ValueError(f"queries are {shown(queries)}, expected a list of texts")
     queries = list(queries)
     for position, query in enumerate(queries):
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"query {position} is {shown(query)}, expected some text")
-    return queries
+        if regex.search(r"\p{Cs}", query):
+            raise ValueError(f"query {position} is {shown(query)}, which holds half of a surrogate pair: remove it")
+    return list(map(normal, queries))
 
 
 def checked_mask(allowed: np.ndarray | None, n_queries: int, n_items: int) -> np.ndarray | None:

@@ -153,9 +153,9 @@ def test_no_queries_and_blank_ones(light, query_vectors):
     assert LightSearch(light).search([], 5, query_vectors=query_vectors[:0]).items.shape == (0, 5)
     with pytest.raises(ValueError, match="query 1 is ' ', expected some text"):
         LightSearch(light).search(["a", " "], 5, query_vectors=query_vectors[:2])
-    with pytest.raises(ValueError, match="queries are the text 'soap', expected a list"):  # not four letters
+    with pytest.raises(ValueError, match="queries are 'soap', expected a list"):  # not four letters
         LightSearch(light).search("soap", 5, query_vectors=query_vectors[:4])
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         LightSearch(light).search(["a"], 0, query_vectors=query_vectors[:1])
     with pytest.raises(ValueError, match=r"allowed is bool \(3,\), expected bool \(30,\)"):
         LightSearch(light).search(["a"], 5, np.ones(3, dtype=bool), query_vectors[:1])

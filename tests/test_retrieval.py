@@ -3,7 +3,9 @@
 import math
 import re
 import sys
+import unicodedata
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from semid_lib import retrieval
 from semid_lib.baselines import Ranked
-from semid_lib.retrieval import BM25, Dense, FusedRanks, FusedScores
+from semid_lib.retrieval import BM25, Dense, FusedRanks, FusedScores, terms
 
 TEXTS = ["red gel pen", "red tent red", "blue tent with pegs"]
 VECTORS = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])
@@ -94,6 +96,81 @@ def test_stems_find_other_forms():
     texts = ["a tent", "pens", "painting"]
     assert BM25(texts, stem=False).search(["tents painted"], k=2).items.tolist() == [[-1, -1]]
     assert BM25(texts).search(["tents painted", "pen"], k=2).items.tolist() == [[0, 2], [1, -1]]
+
+
+# --- BM25 beyond ASCII ---
+
+# Chinese, Japanese, Thai, Lao, Khmer, Burmese: no spaces; then Korean, Hindi, Tamil, Arabic, Greek: spaces, and marks
+SCRIPTS = [
+    ("无线蓝牙耳机 降噪", "耳机"),
+    ("コーヒーカップ", "コーヒー"),
+    ("北欧風の食器棚", "食器"),
+    ("กระเป๋าเดินทาง", "กระเป๋า"),
+    ("ກະເປົາເດີນທາງ", "ກະເປົາ"),
+    ("កាបូបធ្វើដំណើរ", "កាបូប"),
+    ("ခရီးဆောင်အိတ်", "အိတ်"),
+    ("블루투스 이어폰", "이어폰"),
+    ("कॉफ़ी का मग", "मग"),
+    ("தேநீர் கோப்பை", "கோப்பை"),
+    ("سماعات لاسلكية", "سماعات"),
+    ("Ασύρματα ακουστικά", "ΑΚΟΥΣΤΙΚΆ"),
+]
+
+
+def test_a_part_of_a_title_finds_it_in_every_script():
+    found = BM25([title for title, _ in SCRIPTS]).search([query for _, query in SCRIPTS], k=1)
+    assert found.items.ravel().tolist() == list(range(len(SCRIPTS)))
+
+
+@given(st.text(st.sampled_from("无线蓝牙耳机降噪𠮷コーヒーカップのงานสระ"), min_size=1, max_size=12), st.data())
+def test_every_part_of_a_run_without_spaces_finds_it(run, data):
+    start = data.draw(st.integers(0, len(run) - 1))
+    part = run[start : data.draw(st.integers(start + 1, len(run)))]
+    assert BM25(["pen", f"red {run}, 2"]).search([part], k=2).items.tolist() == [[1, -1]]
+
+
+def test_words_of_a_run_are_pairs_of_neighbours_and_marks_stay_with_their_letter():
+    assert terms("我购买了道具和服装。") == ["我购", "购买", "买了", "了道", "道具", "具和", "和服", "服装"]
+    assert terms("A 茶 cup 2 for 水、火") == ["茶", "cup", "for", "水", "火"]  # alone, as in Lucene
+    assert terms("ที่ดิน", singles=True) == ["ที่", "ดิ", "น", "ที่ดิ", "ดิน"]
+    assert terms("葛\U000e0100飾区 का") == ["葛飾", "飾区", "का"]
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="&")))
+def test_ascii_has_the_words_of_bm25s(text):
+    [expected] = bm25s.tokenize([text], stopwords=[], return_ids=False, show_progress=False)
+    assert terms(text) == terms(text, singles=True) == expected
+
+
+SPELLINGS = [
+    ("Caf\u00e9", "Cafe\u0301"),
+    ("ＡＢＣ", "abc"),
+    ("L&amp;S Lamp", "l&s lamp"),
+    ("ｺｰﾋｰ", "コーヒー"),
+    ("moistur\u00adizer", "moisturizer"),
+    ("Pilot™", "pilot"),
+]
+
+
+@pytest.mark.parametrize("pair", SPELLINGS)
+def test_spellings_of_one_word_find_each_other(pair):
+    found = BM25([*pair, "pen"]).search(pair, k=3)
+    np.testing.assert_array_equal(found.items, [[0, 1, -1]] * 2)
+    np.testing.assert_array_equal(found.scores[0], found.scores[1])
+
+
+@given(st.text(max_size=30))
+def test_normal_forms_have_the_same_words(text):
+    forms = {form: terms(unicodedata.normalize(form, text)) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+    assert forms["NFC"] == forms["NFD"]
+    assert forms["NFKC"] == forms["NFKD"]
+
+
+def test_queries_come_to_the_encoder_in_their_normal_form():
+    asked = []
+    dense = Dense(np.eye(2), embed=lambda queries: asked.extend(queries) or np.ones((len(queries), 2)))
+    dense.search(["Cafe\u0301", "茶"], k=1)
+    assert asked == ["Caf\u00e9", "茶"]
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "the", "?"]])
@@ -324,18 +401,20 @@ def test_nobody_asks(method):
 
 
 @every_method
-@pytest.mark.parametrize("query", ["", " \t", None, 7, float("nan")])
+@pytest.mark.parametrize("query", ["", " \t", None, 7, float("nan"), b"pen", ["pen"], "half \ud83d"])
 def test_a_query_that_is_no_text_is_refused_with_its_position(method, query):
-    with pytest.raises(ValueError, match=re.escape(f"query 1 is {query!r}, expected")):
+    with pytest.raises(ValueError, match=re.escape(f"query 1 is {query!r}, ")):
         method.search(["pen", query], k=1, query_vectors=np.ones((2, 2)))
 
 
 @every_method
 def test_other_bad_arguments_are_refused(method):
-    with pytest.raises(ValueError, match="got 0"):
-        method.search(ASKED, k=0)
-    with pytest.raises(ValueError, match="text 'pen', expected a list"):
-        method.search("pen", k=1)
+    for k in (0, -1, 2.5, "3", None):
+        with pytest.raises(ValueError, match=re.escape(f"whole number of at least 1, got {k!r}")):
+            method.search(ASKED, k)
+    for queries in ("pen", b"pen", None, 7):
+        with pytest.raises(ValueError, match=re.escape(f"queries are {queries!r}, expected a list of texts")):
+            method.search(queries, k=1)
     for mask in (np.ones(4, dtype=bool), np.ones((2, 5), dtype=bool), np.ones(5)):
         with pytest.raises(ValueError, match="allowed is"):
             method.search(ASKED, 1, mask, ASKED_VECTORS)
