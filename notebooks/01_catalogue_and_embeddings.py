@@ -29,15 +29,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
-from umap import UMAP
 
-from semid_lib import data, distributed, embed, scale, store
+from semid_lib import data, distributed, embed, plotting, scale, store
+from semid_lib.text import one_line
 
+plotting.use()
 clock = store.Clock()
 shop = data.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 print(shelf.origin())
+if len(shop.items) < 100:
+    print(f"{len(shop.items)} items are too few to judge an embedding: 100 show more")
 
 # %% [markdown]
 # ## 1. The catalogue
@@ -53,9 +56,7 @@ pd.Series(shop.counts, name="count").to_frame()
 columns = [
     name for name in ("title", "brand", "categories", "description") if name in shop.items
 ]
-some = shop.items[columns].sample(6, random_state=SEED)
-with pd.option_context("display.max_colwidth", 90):
-    display(some)
+shop.items[columns].sample(min(6, len(shop.items)), random_state=SEED)
 
 # %% [markdown]
 # Read a few rows before anything else. Real catalogues repeat titles, leave descriptions empty or fill them with
@@ -72,11 +73,14 @@ labels = {
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two bar charts of the number of items, largest first: on the left by leaf category, on the right by brand."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+notes = []
 for axis, (name, values) in zip(axes, labels.items(), strict=True):
-    counts = values.replace("", "(none)").value_counts().head(TOP)[::-1]
-    axis.barh([label[:28] for label in counts.index], counts, color="tab:blue")
-    axis.set(title=f"{name}: the largest of {values.nunique():,}", xlabel="items")
+    counts = values.value_counts().head(TOP)
+    notes.append(plotting.bars(axis, counts, name))
+    n_names = values[values != ""].nunique()
+    axis.set(title=f"{name}: the largest of {n_names:,}", xlabel="items")
 plt.show()
+print("\n".join(filter(None, notes)), end="")
 
 # %% [markdown]
 # *Figure 1.* Items under the largest leaf categories and brands. Bars that shrink slowly mean that no label dominates;
@@ -169,13 +173,16 @@ pd.Series(facts, name="value").to_frame()
 # The eyes first: three random items, each with its three nearest neighbours.
 
 # %%
-N_NEIGHBOURS = 10
-neighbours = NearestNeighbors(n_neighbors=N_NEIGHBOURS + 1, metric="cosine").fit(unit)
-distance, near = (array[:, 1:] for array in neighbours.kneighbors(unit))
-for row in np.random.default_rng(SEED).choice(len(unit), size=3, replace=False):
-    print(shop.items["title"][row][:90])
+n_neighbours = min(10, len(unit) - 1)
+distance = near = np.empty((len(unit), 0), dtype=int)
+if n_neighbours:
+    neighbours = NearestNeighbors(n_neighbors=n_neighbours, metric="cosine").fit(unit)
+    distance, near = neighbours.kneighbors()  # of each item, without itself
+shown = np.random.default_rng(SEED).choice(len(unit), min(3, len(unit)), replace=False)
+for row in shown:
+    print(one_line(shop.items["title"][row]))
     for other, apart in zip(near[row, :3], distance[row, :3], strict=True):
-        print(f"    {1 - apart:.2f}  {shop.items['title'][other][:90]}")
+        print(f"    {1 - apart:.2f}  {one_line(shop.items['title'][other])}")
 
 # %% [markdown]
 # Then a number, with its doubt beside it. If the embedding keeps what an item *is*, an item's nearest neighbours should
@@ -189,7 +196,7 @@ agreement = {}
 for name, column in labels.items():
     values = column.to_numpy()
     known = values != ""
-    if known.any():
+    if known.any() and n_neighbours:
         agreement[name] = {
             "neighbours": (values[near[known]] == values[known, None]).mean(),
             "random pairs": (values[random_items[known]] == values[known, None]).mean(),
@@ -203,21 +210,20 @@ pd.DataFrame(agreement).T.map("{:.1%}".format)
 
 # %%
 shown = rng.permutation(len(unit))[: sizes.map_items]
-flat = UMAP(metric="cosine", random_state=SEED, n_jobs=1).fit_transform(unit[shown])
+places, method = plotting.map_2d(unit[shown], SEED)
 kind = max(labels, key=lambda name: (labels[name] != "").sum())  # the fuller column
 group = labels[kind].to_numpy()[shown]
-largest = labels[kind].replace("", "(none)").value_counts().index[:9]
+largest = labels[kind].value_counts().index[:9]
+if method != "UMAP":
+    print(f"too few different texts for UMAP: this map is by {method}")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Map of the items as dots in two dimensions, coloured by the nine largest categories or brands; dots of one colour mostly lie together."}}
 figure, axis = plt.subplots(figsize=(10, 5.5), layout="constrained")
-axis.scatter(*flat.T, s=4, color="lightgrey", label="other")
-for index, name in enumerate(largest):
-    axis.scatter(*flat[group == name].T, s=6, color=plt.cm.tab10(index), label=name[:32])
-axis.set(
-    xticks=[], yticks=[], title=kind, xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)"
-)
+note = plotting.draw_map(axis, places, group, largest, method, kind)
+axis.set_title(kind)
 axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False)
 plt.show()
+print(note, end="")
 
 # %% [markdown]
 # *Figure 3.* Items near each other have similar texts. Colours (the nine largest categories, or brands where there are
@@ -249,8 +255,10 @@ print(
 )
 for kind, pairs in agreement.items():
     print(
-        f"{kind}: {pairs['neighbours']:.0%} of the ten nearest neighbours agree, {pairs['random pairs']:.0%} by chance"
+        f"{kind}: {pairs['neighbours']:.0%} of the {n_neighbours} nearest neighbours ",
+        end="",
     )
+    print(f"agree, {pairs['random pairs']:.0%} by chance")
 
 # %% [markdown]
 # **What the embedding does not keep.** It was trained on general English, so it knows what a lipstick is and not who

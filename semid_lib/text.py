@@ -30,3 +30,28 @@ def folded(text: str) -> str:
     """
     visible = _INVISIBLE.sub("", html.unescape(text).translate(_TRADEMARKS))
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold()).strip()
+
+    return normal(unicodedata.normalize("NFKC", html.unescape(text)).casefold())
+
+
+def one_line(text: str, width: int = 90) -> str:
+    """Text as a chapter prints it: no line breaks or control characters, and at most `width` characters.
+
+    Parameters
+    ----------
+    text : str
+    width : int
+        A longer text loses its middle, since names of one kind often begin alike.
+
+    Examples
+    --------
+    >>> one_line("Red\\tlip\\u200bstick\\n"), one_line("Running shoes, size 10 wide", 20)
+    ('Red lipstick', 'Running shoe…10 wide')
+    """
+    pieces = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": ""}  # breaks and controls; invisible; halves of a pair
+    text = "".join(pieces.get(unicodedata.category(letter), letter) for letter in str(text))
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    end = (width - 1) * 2 // 5
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
