@@ -31,8 +31,6 @@ def folded(text: str) -> str:
     visible = _INVISIBLE.sub("", html.unescape(text).translate(_TRADEMARKS))
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold()).strip()
 
-    return normal(unicodedata.normalize("NFKC", html.unescape(text)).casefold())
-
 
 def one_line(text: str, width: int = 90) -> str:
     """Text as a chapter prints it: no line breaks or control characters, and at most `width` characters.
