@@ -218,11 +218,11 @@ def _held(values: pd.Series | list) -> "pa.Array | None":
 
     try:
         array = pa.array(values, from_pandas=True)
+        if isinstance(values, pd.Series) and not pd.api.types.is_object_dtype(values):
+            return array
+        values, read = list(values), array.to_pylist()
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
-    if isinstance(values, pd.Series) and not pd.api.types.is_object_dtype(values):
-        return array
-    values, read = list(values), array.to_pylist()
     equal = not any(isinstance(value, np.ndarray) for value in values) and values == read
     return array if equal or all(map(_same, values, read)) else None
 

@@ -154,6 +154,7 @@ REFUSED = {
     "truth and number": ([True, 1], "'price' is True in row 1 and 1 in row 2"),
     "text and bytes": (["a", b"a"], "'price' is 'a' in row 1 and b'a' in row 2"),
     "date and time": ([TIME.date(), TIME], "in row 1 and datetime.datetime(2026, 1, 2, 3, 4) in row 2"),
+    "date and a number that is no date": ([TIME.date(), -719163], "and -719163 in row 2"),
     "time with and without zone": ([TIME, TIME.replace(tzinfo=datetime.UTC)], "in row 1 and datetime.datetime("),
     "records of two types": ([{}, {"a": 1}, {"a": "x"}], "{'a': 1} in row 2 and {'a': 'x'} in row 3"),
     "a float that would round an integer": ([0.5, 2**60], "0.5 in row 1 and 1152921504606846976 in row 2"),
