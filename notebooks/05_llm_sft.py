@@ -186,7 +186,7 @@ if "description" in known:
     known["description"] = known["description"].where(is_taught, "")
 histories = None
 if shop.histories is not None:
-    past = data.leave_one_out(shop.histories).train
+    past = data.leave_one_out(shop.histories, allow_empty=True).train
     histories = data.Histories.from_lists([h[is_taught[h]] for h in past])
 wanted = asked.train["item"].to_numpy(copy=True)  # what is read from a file is read-only
 material = {"queries": (asked.train["query"].tolist(), wanted), "histories": histories}

@@ -128,12 +128,16 @@ class Dataset:
         return self.item_ids.rows(item_ids)
 
 
+REPEATS_MATTER = 0.01  # from this share of repeated validation targets on, lists may hold items of the history
+
+
 class Examples(NamedTuple):
     """What a model is asked: predict `targets[i]` from `histories[i]`."""
 
     histories: Histories  # what the model sees
     targets: np.ndarray  # (n,) int64 item rows
     users: np.ndarray  # (n,) int64 positions in the histories that were split
+    exclude_seen: bool = True  # whether lists leave out items of the history; a split chooses it, see `repeat_share`
 
 
 class Split(NamedTuple):
@@ -206,20 +210,39 @@ def _counts(items: pd.DataFrame, histories: Histories | None, queries: pd.DataFr
         counts["items_without_interactions"] = len(items) - len(np.unique(histories.items))
         counts["empty_histories"] = (histories.lengths == 0).sum()
         counts["histories_under_3"] = (histories.lengths < 3).sum()
+        counts["repeated_interactions"] = _repeated(histories).sum()  # the user had the item already
     return {name: int(count) for name, count in counts.items()}
 
 
 # --- split ---
 
 
-def leave_one_out(histories: Histories) -> Split:
+def leave_one_out(histories: Histories, allow_empty: bool = False) -> Split:
     """Hold out the last two interactions of each user: the second last for validation, the last for the test.
 
-    Each is predicted from all interactions before it, so the test history includes the validation item. Users
-    with fewer than 3 interactions keep all of them in `train` and are counted in `n_too_short`. The limit of
-    this protocol: users are cut at different moments, so `train` holds what other users did after a test
-    item, and the future leaks (into popularity, for example). `time_split` has no such leak.
+    Each target is predicted from all interactions before it, so the test history includes the validation item. Users
+    with fewer than 3 interactions keep all of them in `train` and are counted in `n_too_short`. The limit of this
+    protocol: other users' interactions after a test item are in `train`, so the future leaks (into popularity, for
+    example). `time_split` has no such leak.
 
+    Parameters
+    ----------
+    histories : Histories
+    allow_empty : bool
+        Return a split without examples, for its `train`, instead of raising an error.
+
+    Returns
+    -------
+    Split
+        Its examples exclude seen items unless the validation targets repeat: see `repeat_share`.
+
+    Raises
+    ------
+    ValueError
+        If no user has 3 interactions.
+
+    Examples
+    --------
     >>> split = leave_one_out(Histories.from_lists([[1, 2, 3, 4], [5, 6]]))
     >>> [history.tolist() for history in split.train], split.n_too_short
     ([[1, 2], [5, 6]], 1)
@@ -228,13 +251,15 @@ def leave_one_out(histories: Histories) -> Split:
     """
     lengths = histories.lengths
     users = np.flatnonzero(lengths >= 3)
+    if not len(users) and not allow_empty:
+        numbers = f"{len(lengths)} users: {(lengths == 1).sum()} have 1 interaction, {(lengths == 2).sum()} have 2"
+        raise ValueError(f"leave-one-out needs a user with 3 interactions, there are {numbers}. Add interactions")
     everybody = np.arange(len(histories))
-    return Split(
+    return _split(
         train=_first_interactions(histories, everybody, np.where(lengths >= 3, lengths - 2, lengths)),
         validation=_examples(histories, users, lengths[users] - 2),
         test=_examples(histories, users, lengths[users] - 1),
         n_too_short=len(histories) - len(users),
-        moments=None,
     )
 
 
@@ -247,8 +272,8 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
     and one in the window gives one example a window: the first interaction in it is the target, all before it
     the history.
 
-    Raises ValueError without times, for shares that are not positive or leave nothing, and where ties empty
-    a part.
+    Its examples exclude seen items unless the validation targets repeat: see `repeat_share`. Raises ValueError without
+    times, for shares that are not positive or leave nothing, and if ties or short histories leave a part empty.
 
     >>> histories = Histories.from_lists([[1, 2], [3, 4, 5]], times=[[10, 50], [20, 40, 60]])
     >>> split = time_split(histories, validation_share=0.2, test_share=0.4)
@@ -263,21 +288,47 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
         raise ValueError(f"shares are {shares}, expected positive, with a sum below 1")
     if len(times) < 3:
         raise ValueError(f"there are {len(times)} interactions, expected at least 3 to cut into three parts")
+    if times[0] == times[-1]:
+        raise ValueError(f"all interactions have time {times[0]}, a time-based split needs several: use leave_one_out")
     n_held_out = np.round([(validation_share + test_share) * len(times), test_share * len(times)]).astype(int)
     first, second = times[-np.maximum(n_held_out, 1)].tolist()
     if not times[0] < first < second:
         begin = f"{times[0]}, {first} and {second}"
-        raise ValueError(f"the parts would begin at {begin}, expected three different times")
+        raise ValueError(f"the split would start at times {begin}: expected increasing times. Change the shares")
     train, past = _n_before(histories, first), _n_before(histories, second)
     valid = np.flatnonzero((train > 0) & (past > train))
     test = np.flatnonzero((past > 0) & (histories.lengths > past))
-    return Split(
+    for name, users, moment in (("validation", valid, first), ("test", test, second)):
+        if not len(users):
+            needed = f"interactions before time {moment} and in the {name} part that starts then"
+            raise ValueError(f"no user has {needed}: expected one at least. Change the shares, or add interactions")
+    return _split(
         train=_first_interactions(histories, np.arange(len(histories)), train),
         validation=_examples(histories, valid, train[valid]),
         test=_examples(histories, test, past[test]),
         n_too_short=int((histories.lengths < 2).sum()),
         moments=(first, second),
     )
+
+
+def repeat_share(examples: Examples) -> float:
+    """Share, in [0, 1], of the examples whose target is an item of their own history; 0 without examples.
+
+    Where customers buy again, lists without seen items cannot hold these targets. `leave_one_out` and `time_split` look
+    at the validation targets: below `REPEATS_MATTER` both sets of examples exclude seen items, from there on neither
+    does. `evaluate.evaluate` follows, and so should a recommender that is trained on the split.
+
+    Examples
+    --------
+    >>> milk, bread, salt = 0, 1, 2
+    >>> split = leave_one_out(Histories.from_lists([[milk, bread, milk, bread], [salt, bread, milk, salt]]))
+    >>> repeat_share(split.validation), split.test.exclude_seen
+    (0.5, False)
+
+    A recommender takes the choice over: `Recommender(model, ids, items, exclude_seen=split.validation.exclude_seen)`.
+    """
+    pairs = zip(examples.histories, examples.targets, strict=True)
+    return float(np.mean([target in history for history, target in pairs])) if len(examples.targets) else 0.0
 
 
 def leaf_categories(items: pd.DataFrame) -> pd.Series:
@@ -304,6 +355,18 @@ def same_time_share(histories: Histories) -> float:
     if not len(last):
         raise ValueError(f"none of {len(histories)} users has two interactions, expected at least one")
     return float((times[last] == times[last - 1]).mean())
+
+
+def _split(train: Histories, validation: Examples, test: Examples, n_too_short: int, moments=None) -> Split:
+    exclude = repeat_share(validation) < REPEATS_MATTER
+    parts = (part._replace(exclude_seen=exclude) for part in (validation, test))
+    return Split(train, *parts, n_too_short, moments)
+
+
+def _repeated(histories: Histories) -> np.ndarray:
+    """Whether the user had the item of each interaction before: (n_interactions,) bool."""
+    user = np.repeat(np.arange(len(histories)), histories.lengths)
+    return pd.DataFrame({"user": user, "item": histories.items}).duplicated().to_numpy()
 
 
 def _times(histories: Histories) -> np.ndarray:

@@ -7,14 +7,16 @@ measured by `evaluate_queries`, where a query may have several relevant items.
 
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from semid_lib import metrics, store
+from semid_lib import data, metrics, store
 
+_NEEDED = "Leave-one-out needs 3 interactions of a user, a time-based split one before and one after its moments"
 KS = (1, 5, 10, 50, 100, 1000)  # of every published Recall@K
 
 
@@ -24,17 +26,58 @@ class Evaluation(NamedTuple):
     rank: np.ndarray  # (n,) float64, 1-based rank of each target, inf where it was not in the list
     recommended: np.ndarray  # (n, k) int64 item rows, -1 where fewer exist
     seconds: float  # wall time of the recommendations alone
+    exclude_seen: bool = True  # whether the lists left out items of the history
 
 
-def evaluate(rank: Callable, examples, k: int, **options) -> Evaluation:
-    """Ask `rank(histories, k, **options).items` for lists and find the held-out items in them.
+def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None, **options) -> Evaluation:
+    """Get lists of k items for histories and find the held-out items in them.
 
-    examples: a `data.Examples` (histories, targets). options: passed on, such as exclude_seen=False.
+    Parameters
+    ----------
+    rank : callable
+        rank(histories, k, exclude_seen=..., **options) -> an object with `items`, (n, k) item rows.
+    examples : data.Examples
+    k : int
+        Length of the lists.
+    exclude_seen : bool, optional
+        Leave out items of the history. By default what the split chose on its validation targets
+        (`examples.exclude_seen`): True, unless users interact with the same items again.
+    **options
+        Passed to rank.
+
+    Raises
+    ------
+    ValueError
+        If there are no examples.
+
+    Warns
+    -----
+    UserWarning
+        If seen items are excluded although targets are among them.
+
+    Examples
+    --------
+    >>> from semid_lib import baselines, data
+    >>> split = data.leave_one_out(data.Histories.from_lists([[0, 1, 0, 1], [1, 0, 1, 0]]))
+    >>> found = evaluate(baselines.Popularity(split.train, n_items=3).rank, split.test, k=2)
+    >>> found.rank.tolist(), found.exclude_seen
+    ([2.0, 1.0], False)
     """
+    if not len(examples.targets):
+        raise ValueError(f"there are no users to evaluate on: expected one at least. {_NEEDED}")
+    if exclude_seen is None:
+        exclude_seen = getattr(examples, "exclude_seen", True)
+    repeated = data.repeat_share(examples) if exclude_seen else 0.0
+    if repeated >= data.REPEATS_MATTER:
+        warnings.warn(
+            f"{repeated:.0%} of the targets are items of the user's own history, which exclude_seen leaves out: "
+            "no method can find them. Pass exclude_seen=False",
+            stacklevel=2,
+        )
     started = time.perf_counter()
-    recommended = np.asarray(rank(examples.histories, k, **options).items)
+    recommended = np.asarray(rank(examples.histories, k, exclude_seen=exclude_seen, **options).items)
     seconds = time.perf_counter() - started
-    return Evaluation(metrics.ranks(recommended, examples.targets), recommended, seconds)
+    return Evaluation(metrics.ranks(recommended, examples.targets), recommended, seconds, exclude_seen)
 
 
 def figures(evaluation: Evaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
@@ -82,18 +125,27 @@ def rows(key: str, of_seeds: list[Evaluation], seeds: Sequence[int]) -> list[dic
 def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[int] = KS) -> pd.DataFrame:
     """One column per method, one row per metric, "mean ± half the interval's width" in each cell.
 
-    Of a list of evaluations, one a seed, the means over seeds, and in brackets the standard deviation over them.
+    Of a list of evaluations, one a seed, the means over seeds, and in brackets the standard deviation over them. If
+    lists of any method could hold items of the history, a last row "seen items" has "allowed" or "excluded" for each.
     """
     columns = {}
     for name, of_seeds in evaluations.items():
-        measured = [figures(each, ks) for each in (of_seeds if isinstance(of_seeds, list) else [of_seeds])]
+        measured = [figures(each, ks) for each in _as_list(of_seeds)]
         mean = sum(measured) / len(measured)
         cells = {metric: shown(*line) for metric, line in zip(mean.index, mean.to_numpy(), strict=True)}
         if len(measured) > 1:
             spread = pd.concat([each["mean"] for each in measured], axis=1).std(axis=1)
             cells = {metric: cell + in_brackets(spread[metric]) for metric, cell in cells.items()}
         columns[name] = cells
-    return pd.DataFrame(columns)
+    found = pd.DataFrame(columns)
+    excluded = {name: all(each.exclude_seen for each in _as_list(found)) for name, found in evaluations.items()}
+    if not all(excluded.values()):
+        found.loc["seen items"] = {name: "excluded" if out else "allowed" for name, out in excluded.items()}
+    return found
+
+
+def _as_list(evaluations: Evaluation | list[Evaluation]) -> list[Evaluation]:
+    return evaluations if isinstance(evaluations, list) else [evaluations]
 
 
 def in_brackets(spread: float) -> str:

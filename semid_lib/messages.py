@@ -31,7 +31,9 @@ class RecommendQuestion(_Question):
     """What comes after a history."""
 
     item_ids: History
-    exclude_seen: bool = Field(True, strict=True, description="leave out items of the history")
+    exclude_seen: bool | None = Field(
+        None, strict=True, description="leave out items of the history; by default as the recommender was made"
+    )
 
 
 class SearchQuestion(_Question):

@@ -74,7 +74,8 @@ class Trained(NamedTuple):
 def sample(examples: data.Examples, n: int | None, seed: int = 0) -> data.Examples:
     """A random sample of examples, in their order; all of them for None."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(examples.targets))[:n])
-    return data.Examples(examples.histories.select(chosen), examples.targets[chosen], examples.users[chosen])
+    histories, targets, users = examples.histories.select(chosen), examples.targets[chosen], examples.users[chosen]
+    return data.Examples(histories, targets, users, examples.exclude_seen)
 
 
 def train_timeline(
@@ -149,12 +150,12 @@ def _with(settings: TrainingConfig, n_epochs: int | None) -> TrainingConfig:
 
 def _narrow(rank: Callable) -> Callable:
     """With a narrow beam, which is good enough to compare epochs."""
-    return lambda histories, k: rank(histories, k, beam_width=20)
+    return lambda histories, k, **options: rank(histories, k, beam_width=20, **options)
 
 
 def _trained(model, loader, settings, task: Task, rank: Callable, made_of: tuple, progress: bool) -> Trained:
     def recall(_) -> float:
-        found = rank(task.validation.histories, 10)
+        found = rank(task.validation.histories, 10, exclude_seen=task.validation.exclude_seen)
         return float(recall_at_k(ranks(found.items, task.validation.targets), 10).mean())
 
     validate = None if task.validation is None else recall
@@ -204,6 +205,7 @@ def _add(found, part: Any) -> None:
         case data.Examples():
             _add(found, part.histories)
             _add(found, part.targets)
+            _add(found, part.exclude_seen)
         case SemanticIDs():
             _add(found, part.unique)
         case _:

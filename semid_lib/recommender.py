@@ -47,9 +47,23 @@ class Recommendations(NamedTuple):
 class Recommender:
     """A model of the next item, one of search, or both, with their semantic IDs and item table.
 
-    model: answers histories; None for a catalogue without any. items: a table with `item_id`, one row per semantic ID,
-    in the same order. searcher: answers queries. Raises ValueError if the parts do not belong together, if both models
-    are missing, or if an item id stands in the table twice.
+    Parameters
+    ----------
+    model : Timeline, optional
+        Answers histories.
+    ids : SemanticIDs
+    items : pandas.DataFrame
+        A table with `item_id`, one row per semantic ID, in the same order.
+    searcher : optional
+        Answers queries.
+    exclude_seen : bool
+        Whether `recommend` leaves out items of the history when a call does not choose. It is saved with the models.
+        Take `exclude_seen` of the validation examples: it is False where customers buy the same again.
+
+    Raises
+    ------
+    ValueError
+        If the parts do not belong together, both models are missing, or an item id occurs twice.
     """
 
     def __init__(
@@ -58,6 +72,7 @@ class Recommender:
         ids: SemanticIDs,
         items: pd.DataFrame,
         searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
+        exclude_seen: bool = True,
     ):
         if model is None and searcher is None:
             raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
@@ -68,6 +83,7 @@ class Recommender:
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
         self.ids, self.items = ids, items.reset_index(drop=True)
+        self.exclude_seen = exclude_seen
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
         self.item_ids = ItemIds(self.items)
@@ -95,7 +111,7 @@ class Recommender:
         self,
         histories: Sequence[Sequence[int | str]],
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         beam_width: int | None = None,
         progress: bool = False,
         allowed: np.ndarray | None = None,
@@ -103,7 +119,8 @@ class Recommender:
     ) -> Recommendations:
         """The k most probable next items after each history of item ids, oldest first.
 
-        exclude_seen: leave out items of the history. beam_width: hypotheses kept, at least k; by default max(50, k).
+        exclude_seen: leave out items of the history; by default as the recommender was made. beam_width: hypotheses
+        kept, at least k; by default max(50, k).
         allowed: which items may come out, bool, (n_items,) in the order of `items` or (n_histories, n_items), as
         `rules` makes them.
         diversity: (m, p) for at most m items that share their first p codes; lists may then be shorter, unless the beam
@@ -118,7 +135,7 @@ class Recommender:
         self,
         histories: Sequence[np.ndarray],
         k: int,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         beam_width: int | None = None,
         progress: bool = False,
         allowed: np.ndarray | None = None,
@@ -137,6 +154,7 @@ class Recommender:
             raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
         histories = checked_rows(histories, len(self.ids))
         beam_width = max(50, k) if beam_width is None else beam_width
         items = np.full((len(histories), k), -1, dtype=np.int64)
@@ -208,7 +226,7 @@ class Recommender:
         folder.mkdir(parents=True, exist_ok=True)
         self.ids.save(folder / "semantic_ids.npz")
         self.items.to_parquet(folder / "items.parquet", index=False)
-        files, config = list(_ALWAYS), {"format": _FORMAT}
+        files, config = list(_ALWAYS), {"format": _FORMAT, "exclude_seen": self.exclude_seen}
         if self.model is not None:
             weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
             save_file(weights, folder / "model.safetensors")
@@ -258,7 +276,7 @@ class Recommender:
                 raise ValueError(
                     f"{folder / 'config.json'} does not describe the model of search: {error!r}"
                 ) from error
-        loaded = cls(model, ids, items, searcher)
+        loaded = cls(model, ids, items, searcher, config.get("exclude_seen", True))
         loaded.source = source
         return loaded
 

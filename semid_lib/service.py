@@ -23,7 +23,7 @@ class _Kind(NamedTuple):
 
     task: str  # "recommend" or "search"
     k: int
-    exclude_seen: bool
+    exclude_seen: bool | None  # None: as the recommender was made
     has_mask: bool
 
 
@@ -122,7 +122,7 @@ class Service:
         self._answer(kind, [_Question(asked, mask)] * n)
 
     async def _ask(
-        self, task: str, k: int, exclude_seen: bool, asked: Sequence, mask: np.ndarray | None
+        self, task: str, k: int, exclude_seen: bool | None, asked: Sequence, mask: np.ndarray | None
     ) -> list[Found]:
         if not (self.can_recommend if task == "recommend" else self.can_search):
             needed = "model of the next item" if task == "recommend" else "model of search"

@@ -364,8 +364,51 @@ def test_time_split_needs_times_and_sensible_shares():
             data.time_split(FOUR, *shares)
     with pytest.raises(ValueError, match="there are 2 interactions"):
         data.time_split(Histories.from_lists([[1, 2]], times=[[1, 2]]))
-    with pytest.raises(ValueError, match="begin at 5, 5 and 5, expected three different times"):
+    with pytest.raises(ValueError, match=r"all interactions have time 5, .*use leave_one_out"):
         data.time_split(Histories.from_lists([[1, 2, 3]], times=[[5, 5, 5]]))
+    with pytest.raises(ValueError, match="start at times 5, 5 and 6: expected increasing times"):
+        data.time_split(Histories.from_lists([[1, 2, 3]], times=[[5, 5, 6]]), 0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("times", "part"), [([[1], [2, 3]], "validation"), ([[1, 2], [3]], "test")], ids=["validation", "test"]
+)
+def test_a_time_split_without_examples_is_refused(times, part):
+    rows = [list(range(len(seconds))) for seconds in times]
+    with pytest.raises(ValueError, match=f"no user has interactions before time . and in the {part} part"):
+        data.time_split(Histories.from_lists(rows, times=times), 0.34, 0.34)
+
+
+def test_leave_one_out_needs_a_user_with_three_interactions():
+    short = Histories.from_lists([[1], [2, 3], [4], []])
+    with pytest.raises(ValueError, match=r"needs a user with 3 interactions, there are 4 users: 2 have 1 .*, 1 have 2"):
+        data.leave_one_out(short)
+    split = data.leave_one_out(short, allow_empty=True)
+    assert lists(split.train) == lists(short)
+    assert len(split.validation.targets) == len(split.test.targets) == 0
+
+
+@given(st.integers(1, 150), st.data())
+def test_seen_items_are_excluded_unless_validation_targets_repeat(n_users, drawn):
+    repeats = drawn.draw(st.lists(st.booleans(), min_size=n_users, max_size=n_users))
+    # validation targets repeat where they are drawn to; test targets always do, and must not matter
+    split = data.leave_one_out(Histories.from_lists([[0, 1, 0 if again else 2, 1] for again in repeats]))
+    assert data.repeat_share(split.validation) == pytest.approx(np.mean(repeats))
+    assert data.repeat_share(split.test) == 1.0
+    assert split.validation.exclude_seen == split.test.exclude_seen == (np.mean(repeats) < 0.01)
+
+
+def test_a_time_split_notices_repeats_too():
+    times = [[1, 2, 8, 9], [1, 2, 8, 9]]
+    for rows, exclude in (([[1, 2, 1, 4], [1, 2, 3, 5]], False), ([[1, 2, 3, 1], [1, 2, 3, 2]], True)):
+        split = data.time_split(Histories.from_lists(rows, times=times), 0.25, 0.25)
+        assert split.validation.exclude_seen == split.test.exclude_seen == exclude
+
+
+def test_repeated_interactions_are_counted_within_a_user(tmp_path):
+    sequences = "ann\t7 10 7 7\nbob\t7 10"
+    shop = data.load(write(tmp_path, items__jsonl=jsonl(*ITEMS), sequences__tsv=sequences))
+    assert shop.counts["repeated_interactions"] == 2
 
 
 @given(st.lists(st.lists(st.integers(0, 20), max_size=6), min_size=1, max_size=8), st.data())

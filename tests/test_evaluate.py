@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib import evaluate
+from semid_lib import data, evaluate
 from semid_lib.baselines import Popularity
 
 
@@ -26,15 +26,54 @@ def of_ranks(rank, length):
 
 
 def test_evaluate_ranks_the_targets():
-    found = evaluate.evaluate(METHOD.rank, Examples([[1], [0], [0, 1]], np.array([0, 3, 1])), k=2)
+    found = evaluate.evaluate(METHOD.rank, Examples([[1], [0], [0, 1]], np.array([0, 3, 2])), k=2)
     assert found.recommended.tolist() == [[0, 2], [1, 2], [2, 3]]
-    assert found.rank.tolist() == [1, np.inf, np.inf]
+    assert found.rank.tolist() == [1, np.inf, 1]
     assert found.seconds > 0
 
 
 def test_options_reach_the_recommender():
-    found = evaluate.evaluate(METHOD.rank, Examples([[0, 1]], np.array([1])), k=2, exclude_seen=False)
-    assert found.rank.tolist() == [1]
+    asked = []
+
+    def rank(histories, k, **options):
+        asked.append(options)
+        return METHOD.rank(histories, k, options["exclude_seen"])
+
+    examples = Examples([[0, 1]], np.array([1]))
+    assert evaluate.evaluate(rank, examples, k=2, exclude_seen=False, prior=3).rank.tolist() == [1]
+    assert asked == [{"exclude_seen": False, "prior": 3}]
+
+
+def test_without_users_the_protocol_is_told():
+    with pytest.raises(ValueError, match=r"no users to evaluate on.*3 interactions"):
+        evaluate.evaluate(METHOD.rank, Examples([], np.array([], dtype=np.int64)), k=2)
+
+
+# a shop where customers buy the same again, and one where they do not
+AGAIN = data.leave_one_out(data.Histories.from_lists([[0, 1, 0, 1, 0], [2, 1, 2, 1, 2], [3, 0, 3, 0, 3]]))
+NEW = data.leave_one_out(data.Histories.from_lists([[0, 1, 2, 3], [2, 1, 0, 3]]))
+
+
+def test_who_buys_again_is_recommended_seen_items():
+    rank = Popularity(AGAIN.train, 4).rank
+    found = evaluate.evaluate(rank, AGAIN.test, k=4)
+    assert not found.exclude_seen
+    assert np.isfinite(found.rank).all()
+    assert evaluate.evaluate(Popularity(NEW.train, 4).rank, NEW.test, k=4).exclude_seen
+
+
+def test_targets_that_no_list_can_hold_are_warned_of():
+    rank = Popularity(AGAIN.train, 4).rank
+    with pytest.warns(UserWarning, match="100% of the targets are items of the user's own history"):
+        found = evaluate.evaluate(rank, AGAIN.test, k=4, exclude_seen=True)
+    assert np.isinf(found.rank).all()
+
+
+def test_a_table_says_where_seen_items_were_allowed():
+    always = of_ranks([1] * 4, length=10)
+    assert "seen items" not in evaluate.table({"a": always, "b": [always, always]}).index
+    table = evaluate.table({"a": always._replace(exclude_seen=False), "b": [always, always]})
+    assert table.loc["seen items"].to_dict() == {"a": "allowed", "b": "excluded"}
 
 
 def test_figures_by_hand():
@@ -115,7 +154,8 @@ def test_an_item_that_shares_its_semantic_id_with_the_target_is_no_hit(shop):
     class Ranked(NamedTuple):
         items: np.ndarray
 
-    found = evaluate.evaluate(lambda histories, k: Ranked(twin[:, None]), Examples([[]] * len(codes), targets), k=1)
+    examples = Examples([[]] * len(codes), targets)
+    found = evaluate.evaluate(lambda histories, k, exclude_seen: Ranked(twin[:, None]), examples, k=1)
     assert (codes[found.recommended[:, 0]] == codes[targets]).all()
     n_different = len(np.unique(codes, axis=0))
     assert n_different < len(codes)

@@ -251,6 +251,24 @@ def test_what_is_loaded_recommends_what_was_saved(recommender, folder, histories
     assert loaded.model.config == recommender.model.config
 
 
+def test_a_shop_whose_customers_buy_again_says_so_once(shop, new_timeline, histories, tmp_path):
+    again = Recommender(new_timeline(), shop.ids, shop.items, exclude_seen=False)
+    again.save_pretrained(tmp_path)
+    for who in (again, Recommender.from_pretrained(tmp_path)):
+        for history, found in zip(histories, who.recommend(histories, k=40).item_ids, strict=True):
+            assert set(history) <= set(found)
+        for history, found in zip(histories, who.recommend(histories, k=40, exclude_seen=True).item_ids, strict=True):
+            assert not set(history) & set(found)
+
+
+def test_folders_of_before_exclude_seen_items(folder, histories):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["exclude_seen"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = Recommender.from_pretrained(folder).recommend(histories, k=40).item_ids
+    assert not any(set(history) & set(items) for history, items in zip(histories, found, strict=True))
+
+
 def test_the_folder_holds_four_files_and_no_pickle(folder):
     assert sorted(path.name for path in folder.iterdir()) == FILES
     with zipfile.ZipFile(folder / "semantic_ids.npz") as archive:
