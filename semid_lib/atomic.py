@@ -1,0 +1,190 @@
+"""Files and folders that are replaced whole: a reader, or a run after a kill, finds the old content or the new one.
+
+Each is written beside its place under a name of its own and renamed when it is on the disk, so a failed or killed write
+changes nothing, and two writers at once do not mix. Folders that a killed writer left are removed by the next one.
+"""
+
+import contextlib
+import ctypes
+import errno
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_PARTIAL, _ASIDE = ".partial", ".aside"
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+
+
+@contextlib.contextmanager
+def fresh_file(target: str | Path) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of `target` at the end of the block.
+
+    Parameters
+    ----------
+    target : str or Path
+        Its folder is made if there is none.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with fresh_file(f"{folder}/facts.json") as partial:
+    ...         size = partial.write_text("{}")
+    ...     [path.name for path in Path(folder).iterdir()]
+    ['facts.json']
+    """
+    target = Path(os.path.realpath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(target, _PARTIAL)
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def fresh_folder(target: str | Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `target` at the end of the block.
+
+    The old folder goes with all that it holds, so check before that it holds nothing of others. On Linux both change
+    places in one step. Elsewhere the old one is renamed first; a reader calls `settled` for the case of a kill there.
+
+    Parameters
+    ----------
+    target : str or Path
+
+    Raises
+    ------
+    ValueError
+        If `target` is a file, the current folder or one that holds it, or a mount point, which cannot be replaced.
+    OSError
+        If something cannot be written; the old folder is as it was.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as root:
+    ...     for name in ("old", "new"):
+    ...         with fresh_folder(f"{root}/shop") as folder:
+    ...             size = (folder / name).write_text("...")
+    ...     [path.relative_to(root).as_posix() for path in Path(root).rglob("*")]
+    ['shop', 'shop/new']
+    """
+    target = settled(os.path.realpath(target))
+    if (target.exists() and not target.is_dir()) or target.is_mount() or Path.cwd().is_relative_to(target):
+        raise ValueError(f"{target} cannot be replaced as a whole: give the name of a folder inside it, or another one")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    fresh = _beside(target, _PARTIAL)
+    with _claimed(fresh):
+        try:
+            yield fresh
+            for path in [*fresh.rglob("*"), fresh]:
+                _flush(path)
+            _swap(fresh, target)
+            _flush(target.parent)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def settled(target: str | Path) -> Path:
+    """The folder as a path; where a kill came between two renames of `fresh_folder`, the old one is put back."""
+    target = Path(target)
+    if not target.exists():
+        for old in _left_by(target, _ASIDE):
+            with contextlib.suppress(OSError):  # another reader was first
+                old.rename(target)
+    return target
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put the new folder in its place; what was there is then at `fresh`, or nowhere."""
+    aside = _beside(target, _ASIDE)
+    while True:
+        try:
+            fresh.rename(target)  # where there is nothing, or an empty folder
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or not target.is_dir():
+                settled(target)
+                raise
+        if _exchange(fresh, target):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(aside)  # again where a reader has put it back
+    with contextlib.suppress(FileNotFoundError):
+        aside.rename(fresh)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    if (number := ctypes.get_errno()) in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@contextlib.contextmanager
+def _claimed(fresh: Path) -> Iterator[None]:
+    """Make the folder, locked while this process lives, so that others can tell it from what a kill left."""
+    new = fresh.with_suffix(".new")
+    new.mkdir()
+    with _lock(new):
+        new.rename(fresh)
+        yield
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Whether the folder could be locked; the lock ends with the block, or with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError:  # taken, or a file system without locks
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed writers left: folders beside the target that no process has locked."""
+    for left in [*_left_by(target, _PARTIAL), *_left_by(target, _ASIDE)]:
+        with contextlib.suppress(OSError), _lock(left) as unused:  # another writer may remove it first
+            if unused:
+                shutil.rmtree(left)
+
+
+def _left_by(target: Path, suffix: str) -> list[Path]:
+    return [path for path in target.parent.glob(f".{glob.escape(target.name)}.????????{suffix}") if path.is_dir()]
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def _flush(path: Path) -> None:
+    """Have a file or folder written to the disk before it is renamed."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
