@@ -28,7 +28,6 @@ SEED = 0
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from umap import UMAP
 
 from semid_lib import (
     codebooks,
@@ -36,13 +35,16 @@ from semid_lib import (
     data,
     embed,
     new_items,
+    plotting,
     quantize,
     scale,
     semantic_ids,
     store,
     trie,
 )
+from semid_lib.text import one_line
 
+plotting.use()
 clock = store.Clock()
 shop = data.load(DATA)
 sizes = scale.get(SCALE)
@@ -52,6 +54,8 @@ saved = shelf.load("semantic_ids")
 K, n_levels = saved.facts["codebook_size"], saved.facts["n_levels"]
 title = shop.items["title"]
 print(shelf.origin())
+if len(vectors) < 100:
+    print(f"{len(vectors)} items are too few to judge codes: that takes 100")
 
 # %%
 labels = {"leaf category": data.leaf_categories(shop.items)}
@@ -119,8 +123,8 @@ plt.show()
 # %% [markdown]
 # *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge
 # has {term}`dead codes <dead code>`. The category tree has them by design: under a label it spends only as many codes
-# as the items there need. Random codes are the most even of all, which shows that even use is no merit by itself: it is
-# a condition.
+# as the items there need. Random codes are as even as chance allows, so even use is no merit by itself: it is a
+# condition.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars for each method: how many semantic IDs are carried by one item, by two, by three and so on, on a logarithmic axis, falling quickly."}}
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
@@ -140,8 +144,8 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* Collisions before anything is done about them (groups of more than 12 are not shown). Random codes hardly
-# collide: meaning is what brings items together, and collisions are its price.
+# *Figure 2.* Collisions before anything is done about them (groups of more than 12 are not shown). Random codes collide
+# by chance only. Where learned codes collide more, that is the price of meaning: similar items come together.
 
 # %% [markdown]
 # ## 2. Do prefixes mean anything?
@@ -180,16 +184,18 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# The category tree wins by construction: the labels are its first code. The comparison that counts is between the
-# learned codes and random ones: what is above zero was found from text alone.
+# A category tree has the labels as its first code, so its purity says nothing. The comparison that counts is between
+# the learned codes and random ones: what is above zero was found from text alone.
 #
-# *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors, what share lies under
-# its prefix?
+# *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors (or all, if there are
+# fewer), what share lies under its prefix?
 
 # %%
+n_near = min(10, len(vectors) - 1)
 kept = {
-    name: codebooks.neighbour_preservation(vectors, codes, n_queries=2000, seed=SEED)
+    name: codebooks.neighbour_preservation(vectors, codes, n_near, 2000, SEED)
     for name, codes in methods.items()
+    if n_near
 }
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the ten nearest neighbours under the same prefix against the number of its codes, falling, a line per method and its share by chance dotted, on a logarithmic axis; random codes lie near their dotted line."}}
@@ -199,11 +205,14 @@ for name, preserved in kept.items():
     axis.plot(depths, preserved.share, "o-", color=COLOURS[name], label=name)
     axis.plot(depths, preserved.by_chance, ":", color=COLOURS[name])
 axis.set(
-    xlabel="codes of the prefix", ylabel="share of 10 nearest neighbours", xticks=depths
+    xlabel="codes of the prefix",
+    ylabel=f"share of {n_near} nearest neighbours",
+    xticks=depths,
 )
 axis.set(yscale="symlog", ylim=(0, 1.1))
 axis.set_yscale("symlog", linthresh=1e-3)
-axis.legend(frameon=False)
+if kept:
+    axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
@@ -227,39 +236,29 @@ print(f"{first}  ({len(under)} items)")
 for second, branch in list(under.groupby(1))[:6]:
     print(f" ├─ {second}")
     for row in branch.head(3).itertuples(index=False):
-        print(f" │   ├─ {row[2]}  {row.title[:70]}")
+        print(f" │   ├─ {row[2]}  {one_line(row.title, 70)}")
     if len(branch) > 3:
         print(f" │   └─ and {len(branch) - 3} more")
 
 # %%
 chosen = np.random.default_rng(SEED).permutation(len(vectors))[: sizes.map_items]
-flat = UMAP(metric="cosine", random_state=SEED, n_jobs=1).fit_transform(vectors[chosen])
+places, method = plotting.map_2d(vectors[chosen], SEED)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The same map of items twice, as dots: on the left coloured by the ten largest first codes, on the right by the ten largest labels; regions of one colour mostly coincide."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
 largest = pd.Series(label[known]).value_counts().index[:10]
+largest_codes = np.argsort(items_per_code)[::-1][:10]
 groups = {
-    "the 10 largest first codes": (
-        codes[chosen, 0],
-        np.argsort(items_per_code)[::-1][:10],
-    ),
-    f"the 10 largest: {kind}": (label[chosen], largest),
+    f"the {len(largest_codes)} largest first codes": (codes[chosen, 0], largest_codes),
+    f"the {len(largest)} largest: {kind}": (label[chosen], largest),
 }
 for axis, (name, (group, members)) in zip(axes, groups.items(), strict=True):
-    axis.scatter(*flat.T, s=3, color="lightgrey")
-    for index, member in enumerate(members):
-        axis.scatter(*flat[group == member].T, s=5, color=plt.cm.tab10(index))
-    axis.set(
-        title=name,
-        xticks=[],
-        yticks=[],
-        xlabel="UMAP 1 (no unit)",
-        ylabel="UMAP 2 (no unit)",
-    )
+    plotting.draw_map(axis, places, group, members, method)
+    axis.set(title=name)
 plt.show()
 
 # %% [markdown]
-# *Figure 4.* One map of the items by UMAP (chapter 01), coloured by the first code (left) and by the shop's own labels
+# *Figure 4.* One map of the items, as in chapter 01, coloured by the first code (left) and by the shop's own labels
 # (right). Colours are not matched between the two; look whether regions of one colour coincide.
 
 # %% [markdown]
@@ -280,8 +279,8 @@ names = [f"{depth} code{'s'[: depth > 1]}" for depth in range(1, n_levels + 1)]
 pd.DataFrame(stability, index=["seed + 1", "seed + 2"], columns=names).round(3)
 
 # %% [markdown]
-# It falls with the length of the prefix: the first codes are mostly found again, the last ones are one choice among
-# many. And even equal groups have other numbers, so a model trained on one run's IDs cannot be used with another's.
+# Usually it falls with the length of the prefix: first codes are found again more often than last ones, which are one
+# choice among many. And even equal groups have other numbers, so a model trained on one run's IDs cannot be used with another's.
 
 # %% [markdown]
 # ## 5. More levels, larger codebooks
@@ -290,7 +289,7 @@ pd.DataFrame(stability, index=["seed + 1", "seed + 2"], columns=names).round(3)
 
 # %%
 sweep = {}
-for size in sorted({max(4, K // 4), max(4, K // 2), K}):
+for size in sorted({min(K, max(4, K // 4)), min(K, max(4, K // 2)), K}):
     fitted = quantize.fit_residual_kmeans(vectors, n_levels + 1, size, iterations, SEED)
     sweep[size] = codebooks.distortion_per_level(vectors, fitted.codes, fitted.decode)
 
@@ -316,12 +315,13 @@ plt.show()
 # %% [markdown]
 # ## 6. New items
 #
-# A tenth of the catalogue plays the items that arrive later: codebooks are fitted on the rest and stay frozen, each new
+# A tenth of the catalogue, at least one item, plays the items that arrive later: codebooks are fitted on the rest and stay frozen, each new
 # item is encoded with them and gets the nearest ID that is free.
 
 # %%
 arrival = np.random.default_rng(SEED).permutation(len(vectors))
-late, early = arrival[: len(arrival) // 10], arrival[len(arrival) // 10 :]
+n_late = max(1, len(arrival) // 10)
+late, early = arrival[:n_late], arrival[n_late:]
 frozen = quantize.fit_residual_kmeans(vectors[early], n_levels, K, iterations, SEED)
 before, _ = semantic_ids.resolve_collisions(frozen.codes, vectors[early], frozen)
 after, added = new_items.add_items(before, vectors[late], frozen)
@@ -354,7 +354,7 @@ if 30 <= strange.sum() < len(vectors) - K:
     new_errors = codebooks.squared_errors(
         vectors[strange], old.decode(old.encode(vectors[strange]))
     )
-    drift[f"all of {largest[0]}"] = new_items.drift(old_errors, new_errors)
+    drift[f"all of {one_line(largest[0], 40)}"] = new_items.drift(old_errors, new_errors)
 for name, report in drift.items():
     print(f"{name}: {report.advice}")
 pd.DataFrame({name: report._asdict() for name, report in drift.items()}).T.drop(
@@ -374,12 +374,13 @@ figures = {
     "purity_first_code": purity["residual k-means"][0].adjusted,
     "rqvae_purity_first_code": purity["RQ-VAE"][0].adjusted,
     "random_purity_first_code": purity["random codes"][0].adjusted,
-    "neighbours_first_code": kept["residual k-means"].share[0],
-    "neighbours_first_code_by_chance": kept["residual k-means"].by_chance[0],
     "stability_first_code": stability[0][0],
     "new_items_left_over": added.left_over,
     "drift_of_random_items": drift["a random tenth"].ratio,
 }
+if kept:
+    figures["neighbours_first_code"] = kept["residual k-means"].share[0]
+    figures["neighbours_first_code_by_chance"] = kept["residual k-means"].by_chance[0]
 rows = [
     {"key": f"codebooks/{name}", "value": round(float(value), 6), "seed": SEED}
     for name, value in figures.items()
