@@ -186,9 +186,9 @@ plt.show()
 
 # %%
 order = np.random.default_rng(SEED).permutation(len(vectors))
-n_held_out = min(max(1, len(order) // 5), len(order) - 1)
-held_out, fitted = vectors[order[:n_held_out]], vectors[order[n_held_out:]]
-parts = {"fitted items": fitted, "held-out items": held_out}
+held_out, fitted = vectors[order[: len(order) // 5]], vectors[order[len(order) // 5 :]]
+if len(np.unique(fitted, axis=0)) < quantize.MIN_ITEMS:
+    held_out, fitted = vectors[:0], vectors  # too few to hold one back
 fitters = {
     "residual k-means": lambda: quantize.fit_residual_kmeans(
         fitted, N_LEVELS, codebook_size, sizes.kmeans_iterations, SEED
@@ -200,11 +200,10 @@ for name, fit in fitters.items():
     quantizer = fit()
     unseen[name] = {
         part: codebooks.distortion(some, quantizer.decode(quantizer.encode(some)))
-        for part, some in parts.items()
-        if len(some)
+        for part, some in {"fitted items": fitted, "held-out items": held_out}.items()
     }
 comparison = pd.DataFrame(unseen).T
-for part, better in comparison.idxmin().items():
+for part, better in comparison.dropna(axis=1).idxmin().items():
     print(f"lower distortion on {part}: {better}")
 comparison.round(4)
 
@@ -360,13 +359,13 @@ figures = {
     "rqvae_distortion": quality(learned)["distortion"].iloc[-1],
     "rqvae_utilization_min": quality(learned)["utilization"].min(),
     "rqvae_seconds": learned.history[-1].seconds,
-    "held_out_distortion": unseen["residual k-means"].get("held-out items"),
-    "rqvae_held_out_distortion": unseen["RQ-VAE"].get("held-out items"),
+    "held_out_distortion": unseen["residual k-means"]["held-out items"],
+    "rqvae_held_out_distortion": unseen["RQ-VAE"]["held-out items"],
 }
-figures = {name: value for name, value in figures.items() if value is not None}
 rows = [
     {"key": f"semantic_ids/{name}", "value": round(float(value), 6), "seed": SEED}
     for name, value in figures.items()
+    if np.isfinite(value)
 ]
 shelf.record(
     "02_semantic_ids",

@@ -195,7 +195,6 @@ n_near = min(10, len(vectors) - 1)
 kept = {
     name: codebooks.neighbour_preservation(vectors, codes, n_near, 2000, SEED)
     for name, codes in methods.items()
-    if n_near
 }
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the ten nearest neighbours under the same prefix against the number of its codes, falling, a line per method and its share by chance dotted, on a logarithmic axis; random codes lie near their dotted line."}}
@@ -211,8 +210,7 @@ axis.set(
 )
 axis.set(yscale="symlog", ylim=(0, 1.1))
 axis.set_yscale("symlog", linthresh=1e-3)
-if kept:
-    axis.legend(frameon=False)
+axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
@@ -315,13 +313,14 @@ plt.show()
 # %% [markdown]
 # ## 6. New items
 #
-# A tenth of the catalogue, at least one item, plays the items that arrive later: codebooks are fitted on the rest and stay frozen, each new
+# A tenth of the catalogue plays the items that arrive later: codebooks are fitted on the rest and stay frozen, each new
 # item is encoded with them and gets the nearest ID that is free.
 
 # %%
 arrival = np.random.default_rng(SEED).permutation(len(vectors))
-n_late = max(1, len(arrival) // 10)
-late, early = arrival[:n_late], arrival[n_late:]
+late, early = arrival[: len(arrival) // 10], arrival[len(arrival) // 10 :]
+if len(np.unique(vectors[early], axis=0)) < quantize.MIN_ITEMS:
+    late, early = arrival[:0], arrival  # too few to hold one back
 frozen = quantize.fit_residual_kmeans(vectors[early], n_levels, K, iterations, SEED)
 before, _ = semantic_ids.resolve_collisions(frozen.codes, vectors[early], frozen)
 after, added = new_items.add_items(before, vectors[late], frozen)
@@ -374,13 +373,12 @@ figures = {
     "purity_first_code": purity["residual k-means"][0].adjusted,
     "rqvae_purity_first_code": purity["RQ-VAE"][0].adjusted,
     "random_purity_first_code": purity["random codes"][0].adjusted,
+    "neighbours_first_code": kept["residual k-means"].share[0],
+    "neighbours_first_code_by_chance": kept["residual k-means"].by_chance[0],
     "stability_first_code": stability[0][0],
     "new_items_left_over": added.left_over,
     "drift_of_random_items": drift["a random tenth"].ratio,
 }
-if kept:
-    figures["neighbours_first_code"] = kept["residual k-means"].share[0]
-    figures["neighbours_first_code_by_chance"] = kept["residual k-means"].by_chance[0]
 rows = [
     {"key": f"codebooks/{name}", "value": round(float(value), 6), "seed": SEED}
     for name, value in figures.items()

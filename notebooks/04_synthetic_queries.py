@@ -32,6 +32,7 @@ PRICE_COMPLETION = 0.40
 
 # %%
 import textwrap
+from functools import partial
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -43,6 +44,7 @@ from semid_lib import (
     distributed,
     embed,
     metrics,
+    plotting,
     queries,
     query_llm,
     query_templates,
@@ -50,8 +52,9 @@ from semid_lib import (
     store,
 )
 from semid_lib.endpoint import Endpoint, EndpointError
+from semid_lib.text import one_line
 
-pd.set_option("display.max_colwidth", 100)
+plotting.use()
 clock = store.Clock()
 shop = data.load(DATA)
 sizes = scale.get(SCALE)
@@ -59,8 +62,11 @@ shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 saved = shelf.load("embeddings")
 item_vectors = embed.normalize(saved["vectors"])
 titles = shop.items["title"].map(embed.plain_text)
+short_titles = titles.map(partial(one_line, width=58))
 rng = np.random.default_rng(SEED)
 print(shelf.origin())
+if len(shop.items) < 100:
+    print(f"{len(shop.items)} items are too few to judge queries: that takes 100")
 
 # %% [markdown]
 # ## 1. One item, by hand
@@ -84,7 +90,8 @@ leaf = data.leaf_categories(shop.items)[example]
 fields = {"title": titles[example], "brand": item.get("brand", ""), "category": leaf}
 fields["description"] = embed.plain_text(item.get("description", ""))[:300]
 for name, text in fields.items():
-    print(textwrap.fill(text or "(none)", 80, initial_indent=f"{name}: "))
+    shown = f"{name}: {one_line(text, 400) or '(none)'}"
+    print(textwrap.fill(shown, 80))
 
 # %%
 title_words = query_templates.words(fields["title"])
@@ -122,11 +129,13 @@ pd.Series(by_hand, name="query").to_frame()
 
 # %%
 WEIGHTS = {"need": 2, "typo": 2}
+# few items need more queries each, or none is left after the filters of section 5
+n_per_item = sizes.queries_per_item if len(shop.items) >= 20 else 8
 n_items = min(len(shop.items), sizes.queried_items or len(shop.items))
 queried = np.sort(rng.permutation(len(shop.items))[:n_items])
 by_templates = queries.synthesize(
     shop.items,
-    sizes.queries_per_item,
+    n_per_item,
     seed=SEED,
     weights=WEIGHTS,
     run=distributed.chosen(),
@@ -145,7 +154,7 @@ pd.DataFrame(
     {
         "queries": asked["kind"].value_counts()[drawn.index],
         "one of them, drawn at random": drawn["query"],
-        "asks for": titles[drawn["item"].astype(int)].str[:58].to_numpy(),
+        "asks for": short_titles[drawn["item"].astype(int)].to_numpy(),
     }
 )
 
@@ -185,7 +194,8 @@ else:
     real = own.assign(share=1 / own["item_rows"].map(len)).explode("item_rows")
     real = looks(real.rename(columns={"item_rows": "item"}).astype({"item": np.int64}))
     print(f"{shop.name} has {len(own)} queries of its own, some of them:\n")
-    print(*own["query"].sample(min(6, len(own)), random_state=SEED), sep="\n")
+    some = own["query"].sample(min(6, len(own)), random_state=SEED)
+    print(*map(one_line, some), sep="\n")
 
 # %% [markdown]
 # The demo shop is invented, and so are its 300 queries: they come from forms too, other ones, with the truth known from
@@ -272,7 +282,7 @@ source = Endpoint(
 kept_answers = shelf.cache("language_model_queries")
 prices = {"price_prompt": PRICE_PROMPT, "price_completion": PRICE_COMPLETION}
 estimate = query_llm.estimate_cost(
-    shop.items.iloc[queried], sizes.queries_per_item, source, cache=kept_answers, **prices
+    shop.items.iloc[queried], n_per_item, source, cache=kept_answers, **prices
 )
 counts = {name: f"{value:,}" for name, value in estimate._asdict().items()}
 pd.Series(counts | {"cost": f"{estimate.cost:.2f}"}).to_frame("estimate")
@@ -284,13 +294,11 @@ else:
     some = queried[: LLM_ITEMS or None]
     few = shop.items.iloc[some].reset_index(drop=True)
     try:
-        told = query_llm.ask(
-            few, sizes.queries_per_item, source, cache=kept_answers, progress=True
-        )
+        told = query_llm.ask(few, n_per_item, source, cache=kept_answers, progress=True)
         found = told.queries.assign(item=some[told.queries["item"]])
         asked = pd.concat([asked, looks(found)], ignore_index=True)
         print(MODEL, told.counts, *told.failed["reason"].unique()[:3], sep="\n")
-        display(found.assign(title=titles[found["item"]].str[:50].to_numpy()).head(8))
+        display(found.assign(title=short_titles[found["item"]].to_numpy()).head(8))
     except EndpointError as error:
         print(f"no answer, so the chapter goes on with templates alone: {error}")
 
@@ -341,10 +349,12 @@ family = kept["kind"].where(kept["source"] == "templates", kept["source"])
 figure, axis = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
 places = np.unique(np.geomspace(1, len(shop.items), 60).astype(int))
 ordered = kept["rank"].groupby(family).agg(lambda rank: (rank <= 10).mean())
-for index, name in enumerate(ordered.sort_values(ascending=False).index):
+names = ordered.sort_values(ascending=False).index
+drawn_names = plotting.labels(names).drawn
+for index, (name, label) in enumerate(zip(names, drawn_names, strict=True)):
     rank = np.sort(kept["rank"][family == name])
     found = np.searchsorted(rank, places, side="right") / len(rank)
-    axis.plot(places, found, color=plt.cm.tab10(index % 10), label=name)
+    axis.plot(places, found, color=plt.cm.tab10(index % 10), label=label)
 if real is not None:
     weight = real["share"].to_numpy() / real["share"].sum()
     found = [(weight * (real["rank"] <= place)).sum() for place in places]
@@ -381,8 +391,8 @@ if real is not None:
     display(real_recall.round(3))
 
 # %% [markdown]
-# Kinds made of title words are nearly solved before any training, and a model that gets only those learns little that
-# similarity does not know: hence the weights of section 2. Hard has two meanings here, though. Only the item for which
+# Kinds made of title words are mostly the easiest before any training, and a model that gets only those learns little
+# that similarity does not know: hence the weights of section 2. Hard has two meanings here, though. Only the item for which
 # a query was written counts, and to "wall clock" all clocks are right answers; so part of what is missing from 1 is
 # ambiguity and no fault of the search. What is lost altogether?
 
@@ -396,7 +406,7 @@ report.drop(columns="examples").set_index("filter")
 # %%
 some_lost = lost.sample(min(6, len(lost)), random_state=SEED)
 some_lost[["query", "kind", "rank"]].assign(
-    title=titles[some_lost["item"]].str[:50].to_numpy()
+    title=short_titles[some_lost["item"]].to_numpy()
 )
 
 # %% [markdown]
@@ -478,10 +488,10 @@ cells.insert(0, "queries", by_cell.size())
 cells.round(3).astype(object).fillna("–")
 
 # %% [markdown]
-# Test queries of an unseen item are not harder for dense retrieval, which knows every item alike; for a trained model
-# they may be, and the distance between the cells will say how much it learned by heart. Leaving out the lost queries
-# lifts dense retrieval wherever there are any: that is the favour that the test does not do it. Held-out kinds make the
-# second cell the largest, so compare by cell, or draw as many from each.
+# Dense retrieval knows every item alike, so for it an unseen item is no harder than another; for a trained model it may
+# be, and the distance between the cells will say how much it learned by heart. Leaving out the lost queries
+# lifts dense retrieval wherever there are any: that is the favour that the test does not do it. Held-out kinds
+# mostly make the second cell the largest, so compare by cell, or draw as many from each.
 
 # %% [markdown]
 # ## Summary
@@ -538,7 +548,7 @@ print(
     else ""
 )
 print(f"language model: {(asked['source'] != 'templates').sum()} queries")
-easiest, *_, hardest = hardness.index
+easiest, hardest = hardness.index[[0, -1]]
 print(f"dense Recall@10 from {hardness['Recall@10'].iloc[-1]:.2f} ({hardest}) ", end="")
 print(f"to {hardness['Recall@10'].iloc[0]:.2f} ({easiest}), {len(lost):,} lost")
 print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:.0f} s")
