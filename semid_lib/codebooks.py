@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 
 def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
@@ -82,16 +83,23 @@ def collision_sizes(codes: np.ndarray) -> np.ndarray:
 def pair_agreement(prefixes: np.ndarray, labels: np.ndarray) -> float:
     """Of all pairs of different items that share a prefix, the share that also has the same label.
 
-    prefixes: (n_items, m) integer codes; labels: (n_items,) of any comparable kind. `nan` if no two items share a
+    prefixes: (n_items, m) integer codes; labels: (n_items,) of any kind, none missing. `nan` if no two items share a
     prefix. Compare it with shuffled labels: large groups agree by chance.
 
     >>> pair_agreement(np.array([[0], [0], [0], [1]]), np.array(["a", "a", "b", "b"]))  # one of the three pairs
     0.3333333333333333
     """
-    group = np.unique(prefixes, axis=0, return_inverse=True)[1]
-    label = np.unique(labels, return_inverse=True)[1]
+    group, label = np.unique(prefixes, axis=0, return_inverse=True)[1], _numbered(labels)
     pairs = _pairs(np.bincount(group))
     return _pairs(np.unique([group, label], axis=1, return_counts=True)[1]) / pairs if pairs else float("nan")
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """Labels as numbers from 0: (n_items,) int64."""
+    numbers = pd.factorize(np.asarray(labels, dtype=object))[0]
+    if missing := np.flatnonzero(numbers < 0).tolist():
+        raise ValueError(f"label {missing[0]} is missing, as are {len(missing)} in all: leave these items out")
+    return numbers
 
 
 def _pairs(counts: np.ndarray) -> int:
@@ -115,10 +123,10 @@ def prefix_purity(prefixes: np.ndarray, labels: np.ndarray, n_resamples: int = 1
     items, because the pairs under one prefix share their items; `expected` stays fixed. A prefix weighs by its pairs,
     so large ones dominate at depth 1.
 
-    prefixes: (n_items, depth) integer codes. labels: (n_items,) of any comparable kind; leave out items without one.
+    prefixes: (n_items, depth) integer codes. labels: (n_items,) of any kind; leave out items without one.
     All numbers are nan if no two items share a prefix or all items have one label, the interval if a single prefix
     holds all pairs.
-    Raises ValueError unless there is one label per item.
+    Raises ValueError unless there is one label per item, and no None or NaN among them.
 
     >>> prefix_purity(np.array([[0], [0], [1], [1]]), np.array(["a", "a", "b", "b"])).adjusted
     1.0
@@ -127,8 +135,7 @@ def prefix_purity(prefixes: np.ndarray, labels: np.ndarray, n_resamples: int = 1
     """
     if len(labels) != len(prefixes):
         raise ValueError(f"{len(labels)} labels for {len(prefixes)} items: expected one each")
-    group = np.unique(prefixes, axis=0, return_inverse=True)[1]
-    label = np.unique(labels, return_inverse=True)[1]
+    group, label = np.unique(prefixes, axis=0, return_inverse=True)[1], _numbered(labels)
     pairs = _pairs_of_groups(np.bincount(group))
     (group_of_cell, _), cells = np.unique([group, label], axis=1, return_counts=True)
     agreeing = np.bincount(group_of_cell, weights=_pairs_of_groups(cells), minlength=len(pairs))
@@ -171,12 +178,13 @@ def neighbour_preservation(
     """Of an item's true k nearest neighbours, the share that has the item's prefix, per depth.
 
     Neighbours are Euclidean; on vectors of length 1 that is the order of the cosine. Ties at the k-th place fall
-    anyhow. A small share is no fault in itself: a depth with few items per prefix cannot hold all k, so compare
-    quantizers at one depth, and each with chance.
+    anyhow. With fewer than k other items all are neighbours, and the share is the one by chance. A small share is no
+    fault in itself: a depth with few items per prefix cannot hold all k, so compare quantizers at one depth, and each
+    with chance.
 
     vectors: (n, dim) float. codes: (n, n_levels). n_queries: judge only this many items, drawn by `seed` (their
     neighbours still come from all n); None judges all. Memory is block x n floats, time n_queries x n x dim.
-    Raises ValueError unless there is one vector per row of codes and 1 <= k < n.
+    Raises ValueError unless there is one vector per row of codes, of two items or more, and k >= 1.
 
     >>> line = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> neighbour_preservation(line, np.array([[0, 0], [0, 1], [1, 0], [1, 0]]), k=1).share
@@ -185,8 +193,9 @@ def neighbour_preservation(
     vectors = np.asarray(vectors, dtype=np.float32)
     if len(vectors) != len(codes):
         raise ValueError(f"{len(vectors)} vectors for {len(codes)} rows of codes: expected one each")
-    if not 1 <= k < len(vectors):
-        raise ValueError(f"k must be between 1 and {len(vectors) - 1}, the number of other items, got {k}")
+    if k < 1 or len(vectors) < 2:
+        raise ValueError(f"expected k >= 1 neighbours among 2 or more items, got {k} among {len(vectors)}")
+    k = min(k, len(vectors) - 1)
     prefixes = [np.unique(codes[:, : d + 1], axis=0, return_inverse=True)[1] for d in range(codes.shape[1])]
     n = len(vectors)
     rows = np.arange(n) if n_queries is None else np.random.default_rng(seed).permutation(n)[:n_queries]
@@ -292,12 +301,13 @@ def squared_errors(vectors: np.ndarray, reconstructed: np.ndarray, block: int = 
 
 
 def distortion(vectors: np.ndarray, reconstructed: np.ndarray) -> float:
-    """Mean squared Euclidean distance between vectors and their reconstruction, summed over dimensions.
+    """Mean squared Euclidean distance between vectors and their reconstruction, summed over dimensions; nan of none.
 
     >>> distortion(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 1.0]]))
     0.5
     """
-    return float(np.mean(squared_errors(vectors, reconstructed)))
+    errors = squared_errors(vectors, reconstructed)
+    return float(np.mean(errors)) if len(errors) else float("nan")
 
 
 def distortion_per_level(

@@ -153,7 +153,8 @@ def drift(
 
     training_errors, new_errors: (n,) and (m,) float >= 0, of `codebooks.squared_errors(vectors,
     quantizer.decode(quantizer.encode(vectors)))`: before any re-assignment, which says nothing about the codebooks.
-    Raises ValueError if either is empty, not 1-D, negative or not finite.
+    Without new items all figures are nan.
+    Raises ValueError if there are no training errors, or if either is not 1-D, negative or not finite.
 
     >>> drift(np.ones(50), np.full(40, 3.0)).advice
     'refit: 40 new items, ratio 3.00 (limit 1.5), share above 1.00 (limit 0.25)'
@@ -161,6 +162,10 @@ def drift(
     from scipy.stats import ks_2samp  # slow to import
 
     training_errors, new_errors = _checked_errors(training_errors, "training"), _checked_errors(new_errors, "new")
+    if not training_errors.size:
+        raise ValueError("there are no training errors, expected one number for each item that was fitted")
+    if not new_errors.size:
+        return Drift(0, *[float("nan")] * 3, False, f"too few to judge (under {min_items}): no new items")
     mean = training_errors.mean()
     ratio = float(new_errors.mean() / mean) if mean else float("inf" if new_errors.any() else 1)
     share_above = float(np.mean(new_errors > np.quantile(training_errors, 0.95)))
@@ -176,8 +181,8 @@ def drift(
 
 def _checked_errors(errors: np.ndarray, name: str) -> np.ndarray:
     errors = np.asarray(errors, dtype=np.float64)
-    if errors.ndim != 1 or not errors.size:
-        raise ValueError(f"{name} errors must be one number per item, of at least one item, got shape {errors.shape}")
-    if not (np.isfinite(errors).all() and errors.min() >= 0):
+    if errors.ndim != 1:
+        raise ValueError(f"{name} errors must be one number per item, got shape {errors.shape}")
+    if not (np.isfinite(errors) & (errors >= 0)).all():
         raise ValueError(f"{name} errors must be finite and >= 0, got {errors.min()} to {errors.max()}")
     return errors

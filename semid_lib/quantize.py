@@ -10,6 +10,9 @@ Each gives an object with `codes` (n, n_levels) int64 of the fitted vectors, `si
 get equal codes, however many there are (but for random codes, and items of two categories): to tell such items apart
 is the work of `semantic_ids`.
 
+A catalogue needs `MIN_ITEMS` items with different vectors. With fewer of them than codewords, codewords repeat: each
+vector is then exact at the first level, and `codebooks.utilization` shows how many codewords are in use.
+
 k-means runs in faiss, loaded when first needed. One seed gives one result on one machine and number of threads. On
 Linux faiss and torch each bring their own OpenMP and live together in either order of import.
 """
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+MIN_ITEMS = 2  # with different vectors: equal ones leave nothing to tell apart
 _BLOCK = 8192  # vectors worked on at a time
 _START_DIMENSIONS = 128  # principal components in which k-means chooses where to start
 _SETTLED = 3e-4  # k-means stops when an iteration lowers its objective by less than this share
@@ -83,13 +87,13 @@ def fit_residual_kmeans(
 ) -> ResidualQuantizer:
     """Cluster the vectors, then what is left over, level by level (Juang & Gray 1982; SoundStream, Zeghidour 2021).
 
-    vectors: (n, dim) float, as they come or of length 1; at least codebook_size distinct ones. n_iterations: at most,
+    vectors: (n, dim) float, as they come or of length 1; at least `MIN_ITEMS` distinct ones. n_iterations: at most,
     per level. The codebooks are fitted to a random sample of max_training_vectors where there are more. Greedy: no
     level looks ahead to the next, which keeps prefixes meaningful; `encode` with a beam looks ahead.
-    A deeper level may have fewer distinct residuals than codewords; its last codewords then repeat its first, no
-    vector gets them, and `codebooks.utilization` shows it.
-    Raises ValueError for vectors that are not finite or not 2-D, n_levels < 1, codebook_size < 2, n_iterations < 1, or
-    fewer distinct vectors than codewords.
+    A level may have fewer distinct residuals than codewords, always so in a tiny catalogue; its last codewords then
+    repeat its first, no vector gets them, and `codebooks.utilization` shows it.
+    Raises ValueError for vectors that are not finite, not 2-D or all the same, n_levels < 1, codebook_size < 2, or
+    n_iterations < 1.
 
     >>> vectors = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> quantizer = fit_residual_kmeans(vectors, n_levels=2, codebook_size=2)
@@ -182,10 +186,10 @@ def suggest_codebook_size(n_items: int) -> int:
     """The smallest power of two K with K^2 >= 2 n_items, between 4 and 1024.
 
     The first two levels then have at least two prefixes per item: room enough for few collisions, and prefixes that
-    still hold several items at level 0.
+    still hold several items at level 0. Of a tiny catalogue some codewords stay unused.
 
-    >>> [suggest_codebook_size(n) for n in (100, 2_000, 12_101, 100_000)]
-    [16, 64, 256, 512]
+    >>> [suggest_codebook_size(n) for n in (3, 100, 2_000, 12_101, 100_000)]
+    [4, 16, 64, 256, 512]
     """
     return min(1024, max(4, 2 ** int(np.ceil(np.log2(2 * max(n_items, 1)) / 2))))
 
@@ -275,9 +279,9 @@ def fit_product_quantization(
     """Cut vectors into slices and cluster each on its own (Jegou et al. 2011), as RPG does (Hou et al. 2025).
 
     rotate: first turn the space so that the slices share the variance (OPQ, Ge et al. 2013), in n_rotations rounds of
-    faiss, which works with the largest power of two up to codebook_size. A slice with fewer distinct parts than
-    codewords leaves codewords unused. For the rest see `fit_residual_kmeans`; also raises ValueError if n_positions
-    does not divide dim.
+    faiss, which works with the largest power of two up to codebook_size and the number of vectors. A slice with fewer
+    distinct parts than codewords leaves codewords unused. For the rest see `fit_residual_kmeans`; also raises
+    ValueError if n_positions does not divide dim.
 
     >>> vectors = np.array([[0.0, 5.0], [1.0, 5.0], [0.0, 7.0]])
     >>> quantizer = fit_product_quantization(vectors, n_positions=2, codebook_size=2, rotate=False)
@@ -300,15 +304,14 @@ def _rotation(sample, n_positions, codebook_size, n_rotations, rng) -> np.ndarra
     import faiss
 
     dim = sample.shape[1]
-    pq = faiss.ProductQuantizer(dim, n_positions, int(np.log2(codebook_size)))
+    # of fewer vectors than dimensions OPQ writes past its memory (github.com/facebookresearch/faiss/issues/2637)
+    sample = np.tile(sample, (-(-dim // len(sample)), 1))
+    pq = faiss.ProductQuantizer(dim, n_positions, int(np.log2(min(codebook_size, len(sample)))))
     pq.cp.seed, pq.cp.min_points_per_centroid = int(rng.integers(2**31)), 1
     opq = faiss.OPQMatrix(dim, n_positions, dim)
     opq.niter, opq.pq = n_rotations, pq
     opq.train(np.ascontiguousarray(sample))
     return np.ascontiguousarray(faiss.vector_to_array(opq.A).reshape(dim, dim).T)
-
-
-# --- controls ---
 
 
 # --- k-means, and what they all need ---
@@ -400,6 +403,20 @@ def finite_vectors(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
+def check_distinct(vectors: np.ndarray) -> None:
+    """Raise ValueError if there are no `MIN_ITEMS` different ones among the vectors.
+
+    >>> check_distinct(np.ones((3, 4)))
+    Traceback (most recent call last):
+    ValueError: 3 vectors, but fewer than 2 different ones: semantic IDs need at least 2 items with different texts
+    """
+    if not len(vectors) or (vectors == vectors[0]).all():
+        raise ValueError(
+            f"{len(vectors)} vectors, but fewer than {MIN_ITEMS} different ones: "
+            f"semantic IDs need at least {MIN_ITEMS} items with different texts"
+        )
+
+
 def check_settings(n_levels: int, codebook_size: int, n_iterations: int) -> None:
     if n_levels < 1 or codebook_size < 2 or n_iterations < 1:
         raise ValueError(
@@ -414,12 +431,7 @@ def _checked(vectors, n_levels, codebook_size, n_iterations, max_training_vector
     vectors = sample = finite_vectors(vectors)
     if len(vectors) > max_training_vectors:
         sample = vectors[np.sort(rng.choice(len(vectors), max_training_vectors, replace=False))]
-    n_distinct = len(_distinct(sample)[0])
-    if n_distinct < codebook_size:
-        raise ValueError(
-            f"{len(sample)} vectors to fit to, {n_distinct} of them distinct, cannot fill {codebook_size} codewords: "
-            f"choose a codebook_size of at most {n_distinct}, or other vectors"
-        )
+    check_distinct(sample)
     return vectors, sample
 
 

@@ -326,7 +326,10 @@ def split_queries(
     known = keys.isin(keys[~in_test]).to_numpy()
     train, test = queries[~in_test], queries[in_test & ~known]
     if train.empty or test.empty:
-        raise ValueError(f"{len(train)} queries to train on and {len(test)} to test on, expected some of both")
+        raise ValueError(
+            f"{len(queries)} queries give {len(train)} to train on and {len(test)} to test on, expected some of both: "
+            f"write more for each item, or add items"
+        )
     new_item = ~test["item"].isin(train["item"]).to_numpy()
     new_kind = ~test["kind"].isin(train["kind"]).to_numpy()
     test = test.assign(cell=np.array(CELLS, dtype=object)[2 * new_item + new_kind])

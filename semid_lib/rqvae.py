@@ -182,14 +182,13 @@ class RQVAE:
 def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int = 0, progress: bool = False) -> RQVAE:
     """Train an RQ-VAE and keep the epoch with the lowest distortion, the start included.
 
-    vectors: (n, dim) float, finite, at least codebook_size distinct ones. The loss is the squared error of the
+    vectors: (n, dim) float, finite, at least two distinct ones. The loss is the squared error of the
     reconstruction, summed over dimensions, + commitment x the squared distance of latents to their codewords, summed
     over dimensions and levels. The gradient passes straight through the quantizer to the encoder; the codewords are
     moving averages of the latents that choose them. The rotation trick (Fifty et al. 2025), on by default in
     `vector_quantize_pytorch`, made the reconstruction worse. The same seed gives the same result on one machine at
     one thread count; the random state of torch outside is left alone.
-    Raises ValueError for vectors that are not finite or not 2-D, all the same, or fewer than codewords, and when the
-    loss stops being finite.
+    Raises ValueError for vectors that are not finite, not 2-D or all the same, and when the loss stops being finite.
 
     >>> vectors = np.random.default_rng(0).normal(size=(200, 6))
     >>> model = fit_rqvae(vectors, RQVAEConfig(n_levels=2, codebook_size=8, hidden_dim=16, n_epochs=2))
@@ -198,13 +197,7 @@ def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int 
     """
     config = config or RQVAEConfig()
     vectors = quantize.finite_vectors(vectors)
-    if len(vectors) < config.codebook_size:
-        raise ValueError(
-            f"{len(vectors)} vectors cannot fill {config.codebook_size} codewords: "
-            f"choose a codebook_size of at most {len(vectors)}"
-        )
-    if (vectors == vectors[0]).all():
-        raise ValueError(f"all {len(vectors)} vectors are the same: there is nothing to quantize")
+    quantize.check_distinct(vectors)
     mean = vectors.mean(axis=0)
     scale = float((vectors - mean).std())
     with torch.random.fork_rng(devices=[]):

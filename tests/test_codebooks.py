@@ -130,6 +130,19 @@ def test_purity_needs_a_label_each():
         codebooks.prefix_purity(CODES, np.array([1, 2]))
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_items_without_a_label_have_no_purity(missing):
+    labels = np.array(["a", missing, 3, missing], dtype=object)
+    for measure in (codebooks.prefix_purity, codebooks.pair_agreement):
+        with pytest.raises(ValueError, match="label 1 is missing, as are 2 in all: leave these items out"):
+            measure(CODES, labels)
+
+
+def test_labels_of_any_kind():
+    mixed, plain = np.array(["a", 3, ("b",), 3], dtype=object), np.array([0, 1, 2, 1])
+    assert codebooks.pair_agreement(CODES[:, :1], mixed) == codebooks.pair_agreement(CODES[:, :1], plain)
+
+
 def test_neighbours_by_hand():
     # on a line at 0, 1, 3, 10, 11: the two nearest are {1, 3}, {0, 3}, {1, 0}, {11, 3}, {10, 3}
     line = np.array([[0.0], [1.0], [3.0], [10.0], [11.0]])
@@ -157,10 +170,17 @@ def test_random_codes_preserve_neighbours_by_chance_only():
     np.testing.assert_allclose(found.by_chance, [1 / 4, 1 / 16], atol=0.01)
 
 
-@pytest.mark.parametrize(("k", "n", "message"), [(0, 4, "got 0"), (4, 4, "between 1 and 3"), (1, 3, "3 vectors for 4")])
+@pytest.mark.parametrize(("k", "n", "message"), [(0, 4, "got 0 among 4"), (1, 3, "3 vectors for 4")])
 def test_neighbours_that_do_not_exist_are_refused(k, n, message):
     with pytest.raises(ValueError, match=message):
         codebooks.neighbour_preservation(np.zeros((n, 2)), CODES, k)
+
+
+def test_of_fewer_items_than_neighbours_all_are_near():
+    found = codebooks.neighbour_preservation(np.arange(4.0)[:, None], CODES, k=10)
+    np.testing.assert_allclose(found.share, found.by_chance)
+    with pytest.raises(ValueError, match="2 or more items, got 10 among 1"):
+        codebooks.neighbour_preservation(np.zeros((1, 2)), CODES[:1])
 
 
 def test_names_of_codes_do_not_matter_to_stability():

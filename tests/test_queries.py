@@ -397,7 +397,7 @@ def test_a_single_kind_is_not_held_out(asked):
         ({"test_share": 0.0}, "test_share is 0.0"),
         ({"test_share": 1.0}, "test_share is 1.0"),
         ({"held_out_kinds": ["poem"]}, "poem"),
-        ({"held_out_kinds": list(KINDS)}, "0 queries to train on"),
+        ({"held_out_kinds": list(KINDS)}, "give 0 to train on"),
     ],
 )
 def test_split_refuses(asked, options, message):
