@@ -21,12 +21,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from semid_lib.timeline import HeadLevel, log_masses
 from semid_lib.trie import PrefixTrie
+from semid_lib.weights import check_config, check_shapes, save_weights
 
 _WORD = re.compile(r"\w+")
 _FORMAT = "query model 1"
@@ -44,6 +45,16 @@ class QueryModelConfig:
     n_buckets: int = 2**15  # rows of the table of hashed words; 0 leaves words out
     temperature: float = 0.05  # of what the texts say, at first; it is learned
     word_weight: float = 0.0  # the cosine that one unit of a word score is worth (`balanced_weight`); 0: no word scores
+
+    def __post_init__(self):
+        least = {"dropout": 0, "n_buckets": 0, "temperature": 1e-6, "word_weight": 0}
+        check_config(self, least, below={"dropout": 1})
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that make a model large."""
+        shapes = {"read.1.weight": (self.dim, self.text_dim)}
+        shapes |= {f"head.{level}.out.weight": (size, self.dim) for level, size in enumerate(self.sizes)}
+        return shapes | ({"words.weight": (self.n_buckets, self.dim)} if self.n_buckets else {})
 
 
 class Queries(NamedTuple):
@@ -113,13 +124,14 @@ class QueryModel(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write weights and config as one safetensors file; the catalogue is not in it."""
         weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
-        save_file(weights, path, metadata={"format": _FORMAT, "config": json.dumps(asdict(self.config))})
+        save_weights(path, weights, metadata={"format": _FORMAT, "config": json.dumps(asdict(self.config))})
 
     @classmethod
     def load(cls, path: str | Path, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
         """Read what `save` wrote, for a catalogue: the one of training or another; in evaluation mode.
 
-        Raises ValueError naming the file if it is no query model, and as the constructor does.
+        Raises ValueError naming the file if it is no query model, or its config does not fit the catalogue or the
+        weights, before memory is taken for a model.
         """
         try:
             with safe_open(path, framework="pt") as saved:
@@ -128,9 +140,14 @@ class QueryModel(nn.Module):
             raise ValueError(f"{path} is not a file of a query model: {error}") from error
         if facts.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a file of a query model: expected format {_FORMAT!r}")
-        config = json.loads(facts["config"])
-        model = cls(QueryModelConfig(**config | {"sizes": tuple(config["sizes"])}), ids, vectors)
-        model.load_state_dict(load_file(path))
+        try:
+            config = json.loads(facts["config"])
+            config = QueryModelConfig(**config | {"sizes": tuple(config["sizes"])})
+            check_shapes(path, config.weight_shapes())
+            model = cls(config, ids, vectors)
+            model.load_state_dict(load_file(path))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a query model of this catalogue: {error}") from error
         return model.eval()
 
     @property

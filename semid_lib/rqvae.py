@@ -19,12 +19,12 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch import nn
 from tqdm import tqdm
 
 from semid_lib import quantize
 from semid_lib.training import warmup_then_cosine
+from semid_lib.weights import save_weights
 
 _WARMUP_SHARE = 0.1  # of all steps
 
@@ -164,7 +164,7 @@ class RQVAE:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with the config and the history in its header; no pickle."""
         facts = {"config": json.dumps(asdict(self.config)), "history": json.dumps(self.history)}
-        save_file({name: np.array(array, order="C") for name, array in self.arrays().items()}, path, metadata=facts)
+        save_weights(path, {name: np.array(array, order="C") for name, array in self.arrays().items()}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from semid_lib import places
+from semid_lib.weights import save_weights
 
 _DTYPES = {  # as safetensors calls them
     "BOOL": np.dtype(bool),
@@ -85,11 +85,9 @@ class Store:
                 raise ValueError(f"array {key!r} of artefact {name!r} is {np.asarray(array).dtype}, expected numbers")
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._file(name)
-        partial = target.with_suffix(".partial")
         # safetensors writes the memory of an array as it lies, so it must lie in order
         ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        save_file(ordered, partial, metadata=self._header(facts))
-        partial.replace(target)
+        save_weights(target, ordered, self._header(facts))
         self.send(target.name)
         return target
 

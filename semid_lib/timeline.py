@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from semid_lib.trie import PrefixTrie
+from semid_lib.weights import check_config
 
 # Adam moves all weights at one pace, but an item occurs rarely: its own embedding moves so many times further a step
 _PACE = 8
@@ -47,12 +48,10 @@ class TimelineConfig:
     max_length: int = 50  # the most recent items that the model sees
 
     def __post_init__(self):
-        for name in ("dropout", "item_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("n_items", "n_sampled"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        shares = ("dropout", "item_dropout")
+        check_config(self, dict.fromkeys(shares, 0) | {"temperature": 1e-6}, dict.fromkeys(shares, 1))
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim is {self.dim}, expected a multiple of n_heads, {self.n_heads}")
 
 
 class State(NamedTuple):

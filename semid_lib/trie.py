@@ -269,7 +269,8 @@ class PrefixTrie:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, which `load` and `open` map into memory instead of reading it."""
-        facts = {"format": _FORMAT, "facts": json.dumps({"n_levels": self.n_levels, "n_rows": self.n_rows})}
+        # one entry, since safetensors writes several in a random order, and equal tries are equal files
+        facts = {"facts": json.dumps({"format": _FORMAT, "n_levels": self.n_levels, "n_rows": self.n_rows})}
         save_file({name: tensor.cpu().contiguous() for name, tensor in self._arrays().items()}, path, metadata=facts)
 
     @classmethod
@@ -292,9 +293,9 @@ class PrefixTrie:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise ValueError(f"{path} has format {header.get('format')!r}, expected {_FORMAT!r}")
-                facts = json.loads(header["facts"])
+                facts = json.loads(header.get("facts", "{}")) | header  # the format was an entry of its own before
+                if facts.get("format") != _FORMAT:
+                    raise ValueError(f"{path} has format {facts.get('format')!r}, expected {_FORMAT!r}")
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             trie = cls._from_arrays(arrays, facts["n_rows"])
             if not trie.n_levels == facts["n_levels"] > 0 or trie._arrays().keys() != arrays.keys():

@@ -23,7 +23,7 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # A module may import those before it: the order of DESIGN.md, section 2, with what stands beside the pipeline
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
-    *("scale", "atomic", "places", "store", "text", "distributed", "synthetic_words", "synthetic"),
+    *("scale", "atomic", "weights", "places", "store", "text", "distributed", "synthetic_words", "synthetic"),
     *("table", "item_ids", "folder", "data", "plotting"),
     *("importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),

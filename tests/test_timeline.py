@@ -1,5 +1,6 @@
 """The timeline model: one probability by two paths, no look ahead, and histories of every length."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -229,10 +230,24 @@ def test_fewer_items_than_have_an_embedding_are_refused(shop, new_timeline):
         Timeline(new_timeline().config, shop.ids.unique[:39], shop.vectors[:39])
 
 
-@pytest.mark.parametrize("setting", [{"dropout": 1.0}, {"dropout": -0.1}, {"item_dropout": 1.0}, {"n_sampled": 0}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"item_dropout": math.nan},
+        {"n_sampled": 0},
+        {"n_layers": 2.0},
+        {"dim": True},
+        {"n_heads": 3},
+        {"temperature": 0},
+        {"temperature": "hot"},
+        {"max_length": 0},
+    ],
+)
 def test_a_config_that_cannot_be_is_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
-        TimelineConfig(sizes=(4, 4, 4), text_dim=8, n_items=40, **setting)
+        TimelineConfig(**{"sizes": (4, 4, 4), "text_dim": 8, "n_items": 40} | setting)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.9])

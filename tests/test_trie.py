@@ -447,9 +447,14 @@ def test_what_is_no_file_of_a_trie_is_refused(saved, tmp_path):
 
 def test_another_format_is_refused(saved):
     arrays, metadata = contents(saved)
-    for other in (None, {"format": "pt"}, metadata | {"format": "semid prefix trie 2"}):
+    facts = json.loads(metadata["facts"])
+    second = {"facts": json.dumps(facts | {"format": "semid prefix trie 2"})}
+    for other in (None, {"format": "pt"}, metadata | {"format": "semid prefix trie 2"}, second):
         save_file(arrays, saved, metadata=other)
         refused(saved, "format")
+    before = {"format": facts.pop("format"), "facts": json.dumps(facts)}  # as earlier versions wrote it
+    save_file(arrays, saved, metadata=before)
+    assert PrefixTrie.load(saved).n_items == 5
 
 
 @pytest.mark.parametrize(
