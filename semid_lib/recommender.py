@@ -24,11 +24,13 @@ from semid_lib.model_card import model_card
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, check_names, sha256
 from semid_lib.table import shown
+from semid_lib.text import one_line
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
 from semid_lib.vllm_search import VLLMSearch, load_searcher
 
 _FORMAT = 2
+_SHOWN = 30  # rows of an answer in a notebook
 _ALWAYS = ("semantic_ids.npz", "items.parquet")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
@@ -37,11 +39,52 @@ _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 6
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
-class Recommendations(NamedTuple):
-    """The best items for each history or query, best first."""
+class _Lists(NamedTuple):
+    item_ids: np.ndarray
+    scores: np.ndarray
 
-    item_ids: np.ndarray  # (n, k) object: the shop's own ids, int or str, None where fewer exist
-    scores: np.ndarray  # (n, k) float32 log-probabilities, -inf there
+
+class Recommendations(_Lists):
+    """The best items for each history or query, best first: a pair of arrays, which notebooks show as a table.
+
+    Attributes
+    ----------
+    item_ids : (n, k) object array
+        The shop's own ids, int or str; None where fewer items exist.
+    scores : (n, k) float32 array
+        Log-probabilities; -inf there.
+    """
+
+    _titles: pd.Series | None = None  # of all items, by row
+    _rows: np.ndarray | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per recommended item: the position of its list, its rank from 1, id, title (if known) and score.
+
+        Examples
+        --------
+        >>> ids, scores = np.array([[7, 9], [9, None]], dtype=object), np.array([[-0.7, -1.4], [-0.1, -np.inf]])
+        >>> Recommendations(ids, scores).to_frame()[["list", "rank", "item_id"]].values.tolist()
+        [[0, 1, 7], [0, 2, 9], [1, 1, 9]]
+        """
+        at, place = np.nonzero(np.not_equal(self.item_ids, None))
+        columns = {"list": at, "rank": place + 1, "item_id": self.item_ids[at, place]}
+        if self._titles is not None:
+            columns["title"] = self._titles.to_numpy()[self._rows[at, place]]
+        return pd.DataFrame(columns | {"score": self.scores[at, place]})
+
+    def __repr__(self) -> str:
+        n, k = self.item_ids.shape
+        return f"Recommendations({n:,} lists of up to {k} items; .item_ids, .scores, .to_frame())"
+
+    def _repr_html_(self) -> str:
+        n, k = self.item_ids.shape
+        first = Recommendations(*(array[: max(1, _SHOWN // max(k, 1))] for array in self))
+        first._titles, first._rows = self._titles, self._rows
+        table = first.to_frame().head(_SHOWN)
+        if "title" in table:
+            table["title"] = [one_line(title) for title in table["title"]]
+        return _html(table.set_index(["list", "rank"])) + f"<p>from {n:,} lists of up to {k} items</p>"
 
 
 class Recommender:
@@ -195,7 +238,24 @@ class Recommender:
         return self._trie
 
     def _with_item_ids(self, ranked: Ranked) -> Recommendations:
-        return Recommendations(self.item_ids.at(ranked.items), ranked.scores)
+        found = Recommendations(self.item_ids.at(ranked.items), ranked.scores)
+        found._titles, found._rows = self.items.get("title"), ranked.items
+        return found
+
+    def _facts(self) -> dict[str, str]:
+        of_search = type(self.searcher).__name__ if self.searcher else "none: no search()"
+        return {
+            "items": f"{len(self.items):,}",
+            "codes per semantic ID": " x ".join(map(str, self.ids.sizes)),
+            "next item": type(self.model).__name__ if self.model else "none: no recommend()",
+            "search": of_search,
+        }
+
+    def __repr__(self) -> str:
+        return f"Recommender({', '.join(f'{name}: {value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return _html(pd.Series(self._facts(), name="Recommender").to_frame())
 
     def _rules(self, allowed: np.ndarray | None, n_users: int, trie: PrefixTrie) -> Subset | np.ndarray | None:
         """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
@@ -363,3 +423,9 @@ def _read_config(folder: Path) -> dict:
     check_names(found["sha256"], path)
     _check_endings(found["sha256"], path)
     return found
+
+
+def _html(table: pd.DataFrame) -> str:
+    """A table for a notebook, with the catalogue's text as it is: escaped, and `$` no mathematics."""
+    with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
+        return table.to_html(notebook=True)

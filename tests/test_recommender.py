@@ -463,3 +463,36 @@ def test_a_loaded_model_is_mapped_and_reads_a_large_catalogue_some_at_a_time(
     assert 7 in map(len, read)
     np.testing.assert_array_equal(parts.item_ids, whole.item_ids)
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5)
+
+
+# --- in a notebook ---
+
+
+def test_answers_are_shown_as_a_table_of_titles_and_escaped(shop, recommender, histories):
+    items = shop.items.assign(title=[f"<b>$x^{row}$</b>\n" + "long " * 50 for row in range(len(shop.items))])
+    found = Recommender(recommender.model, shop.ids, items).recommend(histories, k=len(items))
+    item_ids, scores = found  # still a pair
+    table = found.to_frame()
+    assert len(table) == (item_ids != np.array(None)).sum() < item_ids.size
+    line = table[(table["list"] == 3) & (table["rank"] == 2)].iloc[0]
+    assert (line["item_id"], line["score"]) == (item_ids[3, 1], scores[3, 1])
+    assert line["title"] == items["title"][shop.items["item_id"] == line["item_id"]].item()
+    page = found._repr_html_()
+    assert (
+        page.count("&lt;b&gt;$x^") == 30 and "<b>" not in page and "mathjax_ignore" in page and "long " * 30 not in page
+    )
+    assert f"from {len(histories)} lists" in page and len(repr(found)) < 100
+
+
+def test_an_empty_answer_and_one_without_titles_are_shown(recommender, histories):
+    assert "item_id" in recommender.recommend([])._repr_html_()
+    found = recommender.recommend(histories, k=3)
+    assert "title" not in found.to_frame() and str(found.item_ids[0, 0]) in found._repr_html_()
+
+
+def test_a_recommender_says_what_it_can_do(shop, recommender):
+    assert repr(recommender) == (
+        f"Recommender(items: 40, codes per semantic ID: {' x '.join(map(str, shop.ids.sizes))}, "
+        "next item: Timeline, search: none: no search())"
+    )
+    assert "no search()" in recommender._repr_html_()
