@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 
 def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
@@ -96,6 +95,8 @@ def pair_agreement(prefixes: np.ndarray, labels: np.ndarray) -> float:
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
     """Labels as numbers from 0: (n_items,) int64."""
+    import pandas as pd  # slow to import
+
     numbers = pd.factorize(np.asarray(labels, dtype=object))[0]
     if missing := np.flatnonzero(numbers < 0).tolist():
         raise ValueError(f"label {missing[0]} is missing, as are {len(missing)} in all: leave these items out")
