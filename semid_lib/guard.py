@@ -168,7 +168,7 @@ class Guard:
                 return b"".join(parts)
 
     def _note(self, scope: dict, status: int, seconds: float, more: dict[str, Any]) -> None:
-        path = getattr(scope.get("route"), "path", "other")
+        path = getattr(scope.get("route"), "path_format", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self.meters.requests.labels(method, path, str(status)).inc()
         self.meters.seconds.labels(path).observe(seconds)

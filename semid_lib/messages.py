@@ -1,30 +1,53 @@
-"""What the HTTP service is asked and what it answers: shapes and limits, from which its OpenAPI description is made."""
+"""Requests and answers of the HTTP service: fields and limits, from which its OpenAPI description is made."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
+from pydantic_core import PydanticCustomError, core_schema
 
 MAX_K = 256  # items in one answer: a beam is at least as wide
 MAX_HISTORY = 1000
 MAX_INSTANCES = 64
 MAX_BLOCKED = 1000
-MAX_CATEGORIES = 50
-MAX_TEXT = 200  # characters of a query, a category, a user id
+MAX_NAMES = 50  # categories, and brands
+MAX_TEXT = 200  # characters of a query, the words of a title, a user id
+MAX_BRANDS = 200  # that /catalogue lists
 
-ItemId = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+ItemId = Annotated[
+    int | str,
+    GetPydanticSchema(
+        lambda *_: core_schema.union_schema(
+            [core_schema.int_schema(strict=True, ge=-(2**63), lt=2**63), core_schema.str_schema(min_length=1)],
+            custom_error_type="item_id",
+            custom_error_message="An item id should be an integer of at most 64 bits, or text",
+        )
+    ),
+]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Name = Annotated[str, Field(min_length=1)]  # as long as the catalogue's own are
 # fail_fast: the first mistake in a list is told, not a thousand
 History = Annotated[list[ItemId], Field(max_length=MAX_HISTORY, fail_fast=True, description="item ids, oldest first")]
+Names = Annotated[list[Name], Field(max_length=MAX_NAMES, fail_fast=True)]
 
 
 class _Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     k: int = Field(10, strict=True, ge=1, le=MAX_K, description="how many items")
-    allowed_categories: list[Text] = Field(
-        [], max_length=MAX_CATEGORIES, fail_fast=True, description="none: all of them"
-    )
+    allowed_categories: Names = Field([], description="items of one of them; none: all items")
+    allowed_brands: Names = Field([], description="items of one of them; none: all items")
     blocked_items: list[ItemId] = Field([], max_length=MAX_BLOCKED, fail_fast=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, question: Any) -> Any:
+        """Refuse the first unknown field: pydantic would build an error for each, and a body holds 100,000."""
+        unknown = [name for name in question if name not in cls.model_fields] if isinstance(question, dict) else []
+        if unknown:
+            known = ", ".join(cls.model_fields)
+            message = f"Unknown field {{name}}, expected some of {known}"
+            raise PydanticCustomError("unknown_field", message, {"name": repr(unknown[0][:50])})
+        return question
 
 
 class RecommendQuestion(_Question):
@@ -44,28 +67,33 @@ class SearchQuestion(_Question):
 
 
 class Item(BaseModel):
-    item_id: int
+    item_id: int | str
     title: str
     brand: str | None
     categories: list[list[str]] = Field(description="paths, from the root")
+    price: float | None
     semantic_id: list[int] = Field(description="codes, coarse to fine")
 
 
 class Why(BaseModel):
     """The item of the history whose semantic ID begins with the same codes for longest."""
 
-    item_id: int
+    item_id: int | str
     title: str
     shared_codes: int
 
 
 class Hit(Item):
     score: float = Field(description="greater is better; a log-probability where a model generates the ID")
-    why: Why | None = None
+    why: Why | None = Field(None, description="of a history; null for a query")
+    matched_words: list[str] = Field([], description="words of the query in the title, the brand or a category")
 
 
 class Answer(BaseModel):
     items: list[Hit] = Field(description="best first; fewer than k where no more are allowed")
+    any_word_found: bool | None = Field(
+        None, description="whether any item has a word of the query; a search answers in any case. Null for a history"
+    )
 
 
 class Items(BaseModel):
@@ -85,7 +113,9 @@ class Neighbours(BaseModel):
     prefixes: list[PrefixGroup] = Field(description="from the longest shared prefix to a single code")
 
 
-class Category(BaseModel):
+class NameCount(BaseModel):
+    """A category or a brand."""
+
     name: str
     n_items: int
 
@@ -97,11 +127,14 @@ class CatalogueFacts(BaseModel):
     can_search: bool
     max_k: int
     source: str | None  # org/name@commit on the Hub; of a folder, null
-    categories: list[Category]
+    categories: list[NameCount] = Field(description="largest first")
+    brands: list[NameCount] = Field(description=f"the {MAX_BRANDS} largest, largest first")
+    n_brands: int = Field(description="of all brands")
+    example_queries: list[str] = Field(description="to try; none if there is no model of search")
 
 
 class Instance(BaseModel):
-    user_id: Annotated[str, Field(max_length=MAX_TEXT)] | ItemId
+    user_id: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
     item_ids: History
 
 
@@ -114,7 +147,7 @@ class PredictQuestion(BaseModel):
 
 class Prediction(BaseModel):
     user_id: str | int
-    predictions: list[int] = Field(description="item ids, best first")
+    predictions: list[int | str] = Field(description="item ids, best first")
 
 
 class Predictions(BaseModel):

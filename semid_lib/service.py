@@ -1,7 +1,10 @@
-"""The recommender behind a queue: questions as `messages` has them in, answers ready for JSON out."""
+"""The recommender behind a queue: requests as `messages` defines them in, answers ready for JSON out."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,39 +46,44 @@ class Service:
     """A recommender, its catalogue, and the queue in front of it.
 
     Start and stop it with `async with service.batcher`. All methods that answer raise UnableError, `OverloadedError`
-    when the queue is full, and `UnknownError` for an item or a category that the catalogue does not have.
+    when the queue is full, and `UnknownError` or `UnknownItemError` for a name or an item that the catalogue does not
+    have.
     """
 
     def __init__(self, recommender: Recommender, limits: Limits, meters: Meters):
         self.recommender, self.meters = recommender, meters
         self.can_recommend = recommender.model is not None
         self.can_search = recommender.searcher is not None
-        self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie)
-        self.batcher = Batcher(self._answer, limits.max_batch, limits.max_queue)
+        self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie, recommender.item_ids)
+        self.batcher = Batcher(self._work, limits.max_batch, limits.max_queue)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
 
     async def recommend(self, question: messages.RecommendQuestion) -> dict:
         """The next items after a history, and what each has in common with it."""
-        history = self.catalogue.rows(question.item_ids)
-        mask = self.catalogue.allowed(question.allowed_categories, question.blocked_items)
-        [found] = await self._ask("recommend", question.k, question.exclude_seen, [history], mask)
-        return self._hits(found, history)
+        history = self.catalogue.item_ids.rows(question.item_ids, "item_ids")
+        [found] = await self._ask("recommend", question.k, question.exclude_seen, [history], self._mask(question))
+        return {"items": await self._read(self._hits, found, history)}
 
     async def search(self, question: messages.SearchQuestion) -> dict:
-        """The items that a text asks for."""
-        mask = self.catalogue.allowed(question.allowed_categories, question.blocked_items)
-        [found] = await self._ask("search", question.k, False, [question.query], mask)
-        return self._hits(found, _NO_HISTORY)
+        """The items that a text asks for, and the words that they share with it."""
+        [found] = await self._ask("search", question.k, False, [question.query], self._mask(question))
+        return await self._read(self._matches, found, question.query)
 
     async def predict(self, question: messages.PredictQuestion) -> dict:
         """Histories of several users, answered with bare item ids."""
-        histories = [self.catalogue.rows(one.item_ids) for one in question.instances]
+        rows, item_ids = self.catalogue.item_ids.rows, self.catalogue.item_ids.for_json
+        histories = [rows(one.item_ids, f"instances {at}") for at, one in enumerate(question.instances)]
         answers = await self._ask("recommend", question.topk, True, histories, None)
         return {
             "predictions": [
-                {"user_id": one.user_id, "predictions": [self.catalogue.item_ids[row] for row in found.rows]}
+                {"user_id": one.user_id, "predictions": [item_ids[row] for row in found.rows]}
                 for one, found in zip(question.instances, answers, strict=True)
             ]
         }
+
+    async def find(self, text: str, limit: int) -> list[dict]:
+        """Items by the words of their titles, or by id."""
+        return [self.catalogue.describe(row) for row in await self._read(self.catalogue.find, text, limit)]
 
     def neighbours(self, row: int, limit: int) -> dict:
         """An item and those whose semantic IDs begin as its own does."""
@@ -88,6 +96,7 @@ class Service:
 
     def facts(self) -> dict:
         """What there is, and what the loaded model can do."""
+        brands = self.catalogue.with_brand.n_items
         return {
             "n_items": len(self.catalogue),
             "n_levels": self.catalogue.codes.shape[1],
@@ -95,7 +104,10 @@ class Service:
             "can_search": self.can_search,
             "max_k": messages.MAX_K,
             "source": None if self.recommender.source is None else str(self.recommender.source),
-            "categories": [{"name": name, "n_items": n} for name, n in self.catalogue.category_names.items()],
+            "categories": _counted(self.catalogue.with_category.n_items.items()),
+            "brands": _counted(islice(brands.items(), messages.MAX_BRANDS)),
+            "n_brands": len(brands),
+            "example_queries": self.catalogue.example_queries if self.can_search else [],
         }
 
     def warm_up(self) -> None:
@@ -121,14 +133,26 @@ class Service:
         kind = _Kind(task, min(10, len(self.catalogue)), task == "recommend", has_mask)
         self._answer(kind, [_Question(asked, mask)] * n)
 
+    def _mask(self, question: messages.RecommendQuestion | messages.SearchQuestion) -> np.ndarray | None:
+        return self.catalogue.allowed(question.allowed_categories, question.allowed_brands, question.blocked_items)
+
     async def _ask(
         self, task: str, k: int, exclude_seen: bool | None, asked: Sequence, mask: np.ndarray | None
     ) -> list[Found]:
-        if not (self.can_recommend if task == "recommend" else self.can_search):
-            needed = "model of the next item" if task == "recommend" else "model of search"
-            raise UnableError(f"the loaded folder holds no {needed}")
+        if task == "recommend" and not self.can_recommend:
+            raise UnableError("no next-item model in this folder: serve one that chapter 07 saved, or use /search")
+        if task == "search" and not self.can_search:
+            raise UnableError("no search model in this folder: serve one that chapter 05 saved, or use /recommend")
         kind = _Kind(task, min(k, len(self.catalogue)), exclude_seen, mask is not None)
         return await self.batcher.ask(kind, [_Question(one, mask) for one in asked])
+
+    async def _read(self, work: Callable, *args) -> Any:
+        """Work on the catalogue in a thread, so that the event loop stays free."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *args)
+
+    def _work(self, kind: _Kind, questions: list[_Question]) -> list[Found]:
+        self.meters.batch.observe(len(questions))
+        return self._answer(kind, questions)
 
     def _answer(self, kind: _Kind, questions: list[_Question]) -> list[Found]:
         """One call for all questions of a kind."""
@@ -137,27 +161,33 @@ class Service:
         if kind.task == "recommend":
             rows, scores = self.recommender.rank(asked, kind.k, kind.exclude_seen, allowed=allowed)
         else:
-            item_ids, scores = self.recommender.search(asked, kind.k, allowed=allowed)
-            row_of = self.recommender.item_ids.row_of
-            rows = np.array([[row_of.get(str(item_id), -1) for item_id in ids] for ids in item_ids.tolist()])
-        self.meters.batch.observe(len(questions))
-        lengths = (rows >= 0).sum(axis=1)  # empty places stand at the end
+            rows, scores = self.recommender.searcher.search(asked, kind.k, allowed)
+        lengths = (rows >= 0).sum(axis=1)  # empty ranks are at the end
         return [
             Found(rows[at, :length].tolist(), scores[at, :length].tolist())
             for at, length in enumerate(lengths.tolist())
         ]
 
-    def _hits(self, found: Found, history: np.ndarray) -> dict:
-        return {
-            "items": [
-                {**self.catalogue.describe(row), "score": score, "why": self._why(row, history)}
-                for row, score in zip(found.rows, found.scores, strict=True)
-            ]
-        }
+    def _hits(self, found: Found, history: np.ndarray) -> list[dict]:
+        return [
+            {**self.catalogue.describe(row), "score": score, "why": self._why(row, history)}
+            for row, score in zip(found.rows, found.scores, strict=True)
+        ]
 
     def _why(self, row: int, history: np.ndarray) -> dict | None:
         shared = self.catalogue.shared_prefix(row, history)
         if shared is None:
             return None
-        item_id, title = self.catalogue.item_ids[shared.row], self.catalogue.titles[shared.row]
+        item_id, title = self.catalogue.item_ids.for_json[shared.row], self.catalogue.titles[shared.row]
         return {"item_id": item_id, "title": title or "", "shared_codes": shared.n_codes}
+
+    def _matches(self, found: Found, query: str) -> dict:
+        hits = [
+            {**self.catalogue.describe(row), "score": score, "matched_words": self.catalogue.shared_words(query, row)}
+            for row, score in zip(found.rows, found.scores, strict=True)
+        ]
+        return {"items": hits, "any_word_found": self.catalogue.holds_word_of(query)}
+
+
+def _counted(names: Iterable[tuple[str, int]]) -> list[dict]:
+    return [{"name": name, "n_items": n} for name, n in names]

@@ -15,17 +15,17 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote, unquote
 
 if __name__ == "__main__":
     gc.disable()  # hardly anything of what is imported is garbage, and to look for it takes a tenth of a cold start
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
-from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
@@ -37,6 +37,7 @@ from semid_lib import messages
 from semid_lib.batching import OverloadedError
 from semid_lib.catalogue import UnknownError
 from semid_lib.guard import TOKEN, Guard, JsonLines, Limits, Meters, check_token, log
+from semid_lib.item_ids import UnknownItemError
 from semid_lib.recommender import Recommender
 from semid_lib.service import Service, UnableError
 from semid_lib.store import Clock
@@ -63,7 +64,17 @@ async def _service_of(request: Request) -> Service:
 
 
 Serving = Annotated[Service, Depends(_service_of)]
-ItemId = Annotated[int, PathParameter(ge=-(2**63), lt=2**63)]
+
+
+async def _row(item_id: str, service: Serving) -> int:
+    """The item that a path names, percent-encoded (see `_Encoded`)."""
+    try:
+        return service.catalogue.item_ids.row(unquote(item_id))
+    except UnknownItemError as error:
+        raise HTTPException(404, str(error)) from None
+
+
+Row = Annotated[int, Depends(_row)]
 
 
 @router.post("/recommend", response_model=messages.Answer, tags=["answers"])
@@ -108,20 +119,20 @@ async def find(
     title: Annotated[str, Query(min_length=1, max_length=messages.MAX_TEXT)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ):
-    """Items whose titles hold every word, or the beginning of one."""
-    return {"items": [service.catalogue.describe(row) for row in service.catalogue.find(title, limit)]}
+    """Items whose titles hold every word, or a word that begins with it; an item id finds its item first."""
+    return {"items": await service.find(title, limit)}
 
 
-@router.get("/items/{item_id}", response_model=messages.Item, tags=["items"])
-async def item(item_id: ItemId, service: Serving):
-    """One item."""
-    return service.catalogue.describe(_row_of(item_id, service))
-
-
-@router.get("/items/{item_id}/neighbours", response_model=messages.Neighbours, tags=["items"])
-async def neighbours(item_id: ItemId, service: Serving, limit: Annotated[int, Query(ge=1, le=50)] = 6):
+@router.get("/items/{item_id:path}/neighbours", response_model=messages.Neighbours, tags=["items"])
+async def neighbours(row: Row, service: Serving, limit: Annotated[int, Query(ge=1, le=50)] = 6):
     """Items under the same prefixes, from the longest to a single code."""
-    return service.neighbours(_row_of(item_id, service), limit)
+    return service.neighbours(row, limit)
+
+
+@router.get("/items/{item_id:path}", response_model=messages.Item, tags=["items"])
+async def item(row: Row, service: Serving):
+    """One item."""
+    return service.catalogue.describe(row)
 
 
 @router.get("/healthz", response_model=messages.State, tags=["operation"])
@@ -150,10 +161,20 @@ async def page():
     return FileResponse(_PAGE / "index.html")
 
 
-def _row_of(item_id: int, service: Service) -> int:
-    if item_id not in service.catalogue.row_of:
-        raise HTTPException(404, "no item has this id")
-    return service.catalogue.row_of[item_id]
+class _Encoded:
+    """ASGI middleware: paths of items are matched as they were sent, percent-encoded.
+
+    So the "/" of an item id (%2F) is told from the one before "neighbours".
+    """
+
+    def __init__(self, app: Callable):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/items/"):
+            sent = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0]
+            scope["path"] = sent if sent.startswith("/items/") else quote(scope["path"])
+        await self.app(scope, receive, send)
 
 
 # --- the application ---
@@ -192,10 +213,12 @@ def create_app(
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     if loopback_only:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.add_middleware(_Encoded)
     app.add_middleware(Guard, limits=limits, token=token, meters=meters)
     # coroutines all of them: anything else Starlette runs in threads, each with memory of its own
     app.add_exception_handler(RequestValidationError, _refuse_shape)
     app.add_exception_handler(UnknownError, _refuse_unknown)
+    app.add_exception_handler(UnknownItemError, _refuse_unknown)
     app.add_exception_handler(UnableError, _refuse_task)
     app.add_exception_handler(OverloadedError, _refuse_more)
     return app
@@ -205,7 +228,7 @@ async def _refuse_shape(_: Request, error: RequestValidationError) -> JSONRespon
     return _refuse([{"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]])
 
 
-async def _refuse_unknown(_: Request, error: UnknownError) -> JSONResponse:
+async def _refuse_unknown(_: Request, error: ValueError) -> JSONResponse:
     return _refuse([{"loc": ["body"], "msg": str(error)}])
 
 

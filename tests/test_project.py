@@ -32,7 +32,7 @@ ORDER = [
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
-    *("records", "predict", "catalogue", "batching", "messages", "guard", "service", "web"),
+    *("records", "predict", "word_index", "catalogue", "batching", "messages", "guard", "service", "web"),
     *("cold_start", "costs", "growth", "growth_stages", "deployment", "tracking", "chapters", "sweep", "modal_app"),
 ]
 ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")

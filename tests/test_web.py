@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -68,7 +69,8 @@ def test_recommendations_are_those_of_the_library(client, recommender_to_serve, 
     expected = recommender_to_serve.recommend([history], k=6)
     assert [item["item_id"] for item in answer] == expected.item_ids[0].tolist()
     np.testing.assert_allclose([item["score"] for item in answer], expected.scores[0], atol=1e-5)
-    assert set(answer[0]) == {"item_id", "title", "brand", "categories", "semantic_id", "score", "why"}
+    of_item = {"item_id", "title", "brand", "categories", "price", "semantic_id"}
+    assert set(answer[0]) == of_item | {"score", "why", "matched_words"}
     assert len(found(client.post("/recommend", json={"item_ids": []}))) == 10
     everything = client.post("/recommend", json={"item_ids": history, "k": 200, "exclude_seen": False})
     assert sorted(found(everything)) == sorted(ids)
@@ -93,6 +95,22 @@ def test_filters_hold(client, shop, ids):
     assert set(found(client.post("/recommend", json=question))) == {ids[row] for row in rows} - {ids[4], ids[5]}
     search = {"query": "item", "k": 40, "allowed_categories": ["garden"], "blocked_items": [ids[3]]}
     assert sorted(found(client.post("/search", json=search))) == sorted(ids[7::4])
+
+
+def test_brands_filter_too(client, ids):
+    question = {"k": 40, "allowed_categories": ["Garden", "Clocks"], "allowed_brands": ["ash"]}
+    for path, asked in (("/recommend", {"item_ids": []}), ("/search", {"query": "item"})):
+        assert sorted(found(client.post(path, json=asked | question))) == sorted(ids[0::4])
+
+
+def test_a_search_says_which_words_it_found(client):
+    answer = client.post("/search", json={"query": "a clock, zebra ROW 4", "k": 40}).json()
+    words = {item["title"]: item["matched_words"] for item in answer["items"]}
+    assert answer["any_word_found"] is True and words["item in row 4"] == ["clock", "row", "4"]
+    answer = client.post("/search", json={"query": "zebra"}).json()
+    assert answer == {"items": [], "any_word_found": False}
+    answer = client.post("/recommend", json={"item_ids": []}).json()
+    assert answer["any_word_found"] is None and answer["items"][0]["matched_words"] == []
 
 
 def test_search_answers_texts(client, ids):
@@ -141,6 +159,72 @@ def test_facts_say_what_can_be_asked(client):
     facts = client.get("/catalogue").json()
     assert (facts["n_items"], facts["can_recommend"], facts["can_search"]) == (40, True, True)
     assert facts["categories"][0] == {"name": "Home", "n_items": 20}
+    assert (facts["brands"], facts["n_brands"]) == ([{"name": "Ash", "n_items": 20}], 1)
+    assert facts["example_queries"][0] == "Clocks" and len(facts["example_queries"]) == 5
+
+
+def test_few_of_many_brands_are_listed_and_all_are_counted(new_client, recommender_to_serve):
+    items = recommender_to_serve.items
+    items["brand"] = [f"brand {row}" for row in range(len(items))]
+    items["price"] = [9.5, None] * 20
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(messages, "MAX_BRANDS", 3)
+        client = new_client()
+        facts = client.get("/catalogue").json()
+    assert ([one["name"] for one in facts["brands"]], facts["n_brands"]) == (["brand 0", "brand 1", "brand 10"], 40)
+    prices = [client.get(f"/items/{item_id}").json()["price"] for item_id in items["item_id"][:2]]
+    assert prices == [9.5, None]
+
+
+def with_ids(recommender: Recommender, item_ids: list) -> Recommender:
+    items = recommender.items.assign(item_id=item_ids)
+    return Recommender(recommender.model, recommender.ids, items, recommender.searcher)
+
+
+ODD_IDS = ["A/1", "A/1/neighbours", "\u00e9\u4e2d", "a b", "%2F", "?x=1", "#", "x" * 3000, "-1", "00", "'\"<"]
+
+
+@pytest.mark.parametrize(
+    ("item_ids", "in_json"),
+    [
+        (ODD_IDS + [f"SKU-{n}" for n in range(29)], None),
+        ([-1, 0, *range(5, 43)], None),
+        ([2**53 - 1, *range(39)], None),
+        ([2**53, *range(39)], str),
+        ([123456789012345671 + 2 * n for n in range(40)], str),
+    ],
+)
+def test_the_shops_own_ids_go_in_and_out(new_client, recommender_to_serve, item_ids, in_json):
+    client = new_client(recommender=with_ids(recommender_to_serve, item_ids))
+    expected = item_ids if in_json is None else list(map(str, item_ids))
+    for asked in (item_ids, expected):
+        answer = client.post("/recommend", json={"item_ids": asked[:3], "k": 37, "blocked_items": asked[3:5]})
+        assert sorted(map(str, found(answer))) == sorted(map(str, item_ids[5:])) and set(found(answer)) <= set(expected)
+        whys = [item["why"]["item_id"] for item in answer.json()["items"] if item["why"]]
+        assert set(whys) <= set(expected[:3])
+        many = {"topk": 40, "instances": [{"user_id": "u", "item_ids": asked[:30]}]}
+        [answer] = client.post("/predictions/m", json=many).json()["predictions"]
+        assert sorted(map(str, answer["predictions"])) == sorted(map(str, item_ids[30:]))
+        assert set(answer["predictions"]) <= set(expected)
+    for row, item_id in enumerate(expected[:12]):
+        path = f"/items/{quote(str(item_id), safe='')}"
+        assert client.get(path).json()["item_id"] == item_id
+        near = client.get(f"{path}/neighbours").json()
+        assert near["item"]["title"] == f"item in row {row}"
+    if str(item_ids[0]) == "A/1":  # as a proxy sends it that decodes paths
+        assert client.get("/items/A/1").json()["item_id"] == "A/1"
+        assert client.get("/items/A/1/neighbours").json()["item"]["item_id"] == "A/1"
+    if "-1" in map(str, item_ids):
+        assert str(found(client.get("/items", params={"title": "-1"}))[0]) == "-1"
+    for nothing in ("5.0", "A%2f2", "%ff", "", "A%2F1%2Fx", "1.0"):
+        assert client.get(f"/items/{nothing}").status_code == 404, nothing
+
+
+def test_a_category_of_any_length_can_be_chosen(new_client, recommender_to_serve):
+    recommender_to_serve.items["categories"] = [[["Home", "Imported; machine wash cold, tumble dry low. " * 9]]] * 40
+    client = new_client()
+    [_, long] = [one["name"] for one in client.get("/catalogue").json()["categories"]]
+    assert len(found(client.post("/recommend", json={"item_ids": [], "allowed_categories": [long]}))) == 10
 
 
 def test_torchserve_users_are_answered_as_before(client, recommender_to_serve, ids):
@@ -158,12 +242,12 @@ def test_what_the_model_cannot_do_is_said(new_client, recommender_to_serve):
     both = recommender_to_serve
     cold = new_client(recommender=Recommender(None, both.ids, both.items, both.searcher))
     answer = cold.post("/recommend", json={"item_ids": []})
-    assert answer.status_code == 404 and "no model of the next item" in answer.json()["detail"]
+    assert answer.status_code == 404 and "no next-item model" in answer.json()["detail"]
     assert len(found(cold.post("/search", json={"query": "row"}))) == 10
     assert cold.get("/catalogue").json()["can_recommend"] is False
     both.searcher = None
     answer = new_client().post("/search", json={"query": "a"})
-    assert answer.status_code == 404 and "no model of search" in answer.json()["detail"]
+    assert answer.status_code == 404 and "no search model" in answer.json()["detail"]
 
 
 def test_a_saved_folder_of_search_is_served(new_client, shop, tmp_path):
@@ -183,8 +267,8 @@ def test_a_saved_folder_of_search_is_served(new_client, shop, tmp_path):
 
 def test_a_text_encoder_is_not_waited_for_where_histories_are_answered(recommender_to_serve):
     asked, both = [], recommender_to_serve
-    search = both.search
-    both.search = lambda *args, **more: asked.append(args) or search(*args, **more)
+    search = both.searcher.search
+    both.searcher.search = lambda *args, **more: asked.append(args) or search(*args, **more)
     Service(both, Limits(), Meters()).warm_up()
     assert not asked
     both.model = None
@@ -203,13 +287,13 @@ def test_a_service_is_warm_for_one_question_first_and_for_batches_afterwards(rec
 
 
 def test_the_first_query_is_asked_beside_the_first_answers(recommender_to_serve):
-    asked, search = [], recommender_to_serve.search
-    recommender_to_serve.search = lambda *args, **more: asked.append(args) or search(*args, **more)
+    asked, search = [], recommender_to_serve.searcher.search
+    recommender_to_serve.searcher.search = lambda *args, **more: asked.append(args) or search(*args, **more)
     service = Service(recommender_to_serve, Limits(), Meters())
     service.warm_up()
     assert not asked
     service.warm_up_rest()
-    assert [queries for queries, _ in asked] == [["a"]]
+    assert [queries for queries, *_ in asked] == [["a"]]
 
 
 # --- limits ---
@@ -222,16 +306,21 @@ def test_the_first_query_is_asked_beside_the_first_answers(recommender_to_serve)
         ("/recommend", {"item_ids": [], "k": 0}, "greater than or equal to 1"),
         ("/recommend", {"item_ids": [], "k": messages.MAX_K + 1}, "less than or equal to 256"),
         ("/recommend", {"item_ids": [], "k": True}, "valid integer"),
-        ("/recommend", {"item_ids": ["1"]}, "valid integer"),
+        ("/recommend", {"item_ids": ["1"]}, "item_ids, position 0: item id '1' is not in the catalogue"),
+        ("/recommend", {"item_ids": [""]}, "item id should be"),
+        ("/recommend", {"item_ids": [1.0]}, "item id should be"),
+        ("/recommend", {"item_ids": [True]}, "item id should be"),
         ("/recommend", {"item_ids": [1003] * 1001}, "at most 1000"),
-        ("/recommend", {"item_ids": [5]}, "item id 5 at position 0"),
-        ("/recommend", {"item_ids": [10**40]}, "less than"),
-        ("/recommend", {"item_ids": [], "blocked_items": [5]}, "item id 5"),
+        ("/recommend", {"item_ids": [5]}, "item_ids, position 0: item id 5"),
+        ("/recommend", {"item_ids": [10**40]}, "item id should be"),
+        ("/recommend", {"item_ids": [], "blocked_items": [5]}, "blocked_items, position 0: item id 5"),
         ("/recommend", {"item_ids": [], "allowed_categories": ["Boats"]}, "no item has the category 'Boats'"),
-        ("/recommend", {"item_ids": [], "topk": 5}, "Extra inputs"),
-        ("/recommend", {"item_ids": [], "k" * 9999: 5}, "Extra inputs"),
-        ("/recommend", {"item_ids": ["1"] * 1000}, "valid integer"),
-        ("/recommend", {"item_ids": [], "blocked_items": ["1"] * 1000}, "valid integer"),
+        ("/recommend", {"item_ids": [], "allowed_brands": ["Boats"]}, "no item has the brand 'Boats'"),
+        ("/recommend", {"item_ids": [], "allowed_brands": ["B" * 9999]}, "no item has the brand 'BBB"),
+        ("/recommend", {"item_ids": [], "topk": 5}, "Unknown field 'topk', expected some of k, "),
+        ("/recommend", {"item_ids": [], "k" * 9999: 5}, "Unknown field 'kkk"),
+        ("/recommend", {"item_ids": [None] * 1000}, "item id should be"),
+        ("/recommend", {"item_ids": [], "blocked_items": [None] * 1000}, "item id should be"),
         ("/recommend", {"item_ids": [], "allowed_categories": [""] * 50}, "at least 1 character"),
         ("/search", {"query": " "}, "match pattern"),
         ("/search", {"query": "\x1c\x1f"}, "match pattern"),
@@ -307,8 +396,10 @@ def test_an_error_in_the_model_is_told_without_what_was_asked(new_client, recomm
     recommender_to_serve.rank = fail
     with caplog.at_level(logging.INFO, logger="semid_lib.web"):
         answer = client.post("/recommend", json={"item_ids": [ids[0]]})
-    assert answer.status_code == 500 and "secret" not in answer.text
-    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert answer.status_code == 500 and "secret" not in answer.text
+        while not (errors := [record for record in caplog.records if record.levelname == "ERROR"]):
+            time.sleep(0.01)  # a line is written after the answer is sent
+    [record] = errors
     assert record.facts["error"] == "ZeroDivisionError" and any("test_web.py" in place for place in record.facts["at"])
     assert "secret" not in JsonLines().format(record)
     del recommender_to_serve.rank
