@@ -17,29 +17,32 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.item_ids import ItemIds
-from semid_lib.table import shown
+from semid_lib.table import category_paths, shown
+from semid_lib.text import folded
 
 
 def category(items: pd.DataFrame, *names: str) -> np.ndarray:
     """Items of at least one of these categories, at any level of any of their paths: (n_items,) bool.
 
-    A name is compared with whole names of a path, whatever the case. The same name may stand below several others:
-    `category(items, "Makeup") & category(items, "Face")` tells them apart. Without names, no item matches. Raises
-    ValueError for a name that no item has, with the closest that exist.
+    A name is compared with whole names of a path, as `text.folded` spells them: case, width and the form of an accented
+    letter make no difference. The same name may stand below several others: `category(items, "Makeup") &
+    category(items, "Face")` tells them apart. Without names, no item matches. Raises ValueError for a name that no item
+    has, with the closest that exist, and for a cell that holds no category paths.
 
     >>> items = pd.DataFrame({"categories": [[["Home", "Clocks"]], [], [["Gifts"], ["Home", "Rugs"]]]})
     >>> category(items, "home"), category(items, "Clocks") & category(items, "Home")
     (array([ True, False,  True]), array([ True, False, False]))
     """
-    return _holding("category", [_path_names(paths) for paths in _column(items, "categories")], names)
+    cells = _column(items, "categories")
+    return _holding("category", [_path_names(row, paths) for row, paths in enumerate(cells)], names)
 
 
 def one_of(items: pd.DataFrame, column: str, *values) -> np.ndarray:
     """Items that hold one of these values in a column: (n_items,) bool.
 
-    Text is compared whole, whatever the case; None and NaN match nothing, and no values no item. Raises ValueError
-    for a column that is not there or holds lists, and for a value that no item has, with the closest that exist: a
-    typing error would otherwise empty the shop without a word.
+    Text is compared whole, as `text.folded` spells it, and never equals a number: "7" is not 7. None and NaN match
+    nothing, and no values no item. Raises ValueError for a column that is not there or holds lists, and for a value
+    that no item has, with the closest that exist: a typing error would otherwise empty the shop without a word.
 
     >>> one_of(pd.DataFrame({"style": ["bold", "Plain", "bold"]}), "style", "BOLD")
     array([ True, False,  True])
@@ -90,12 +93,15 @@ def between(items: pd.DataFrame, column: str, low: float | None = None, high: fl
 def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int | str]) -> np.ndarray:
     """The items with these ids of the shop, in any order, repeated or not: (n_items,) bool.
 
-    A block list is `~items_with_ids(items, blocked)`. Raises ValueError for an id that is no item's.
+    A block list is `~items_with_ids(items, blocked)`. Raises ValueError for an id that is no item's, and for one id
+    instead of several.
 
     >>> items_with_ids(pd.DataFrame({"item_id": ["A-1", "A-2", "A-3"]}), ["A-3", "A-1"])
     array([ True, False,  True])
     """
     _column(items, "item_id")
+    if isinstance(item_ids, str | bytes) or not isinstance(item_ids, Iterable):
+        raise ValueError(f"item_ids is {shown(item_ids)}, expected a list of item ids")
     mask = np.zeros(len(items), dtype=bool)
     mask[ItemIds(items).rows(item_ids)] = True
     return mask
@@ -113,10 +119,11 @@ def seen(histories: Sequence[Sequence[int]], n_items: int) -> np.ndarray:
     """
     mask = np.zeros((len(histories), n_items), dtype=bool)
     for user, history in enumerate(histories):
-        rows = np.asarray(history if len(history) else np.zeros(0, dtype=np.int64))
-        if rows.dtype.kind not in "iu" or not ((rows >= 0) & (rows < n_items)).all():
+        rows = np.asarray(history)
+        whole = rows.ndim == 1 and (rows.dtype.kind in "iu" or not rows.size)
+        if not whole or not ((rows >= 0) & (rows < n_items)).all():
             raise ValueError(f"history {user} is {shown(rows.tolist())}, expected item rows from 0 to {n_items - 1}")
-        mask[user, rows] = True
+        mask[user, rows.astype(np.int64)] = True
     return mask
 
 
@@ -126,24 +133,27 @@ def _column(items: pd.DataFrame, name: str) -> pd.Series:
     return items[name]
 
 
-def _path_names(paths) -> set[str]:
-    """All names in the category paths of an item: lists, or arrays where the table comes from Parquet."""
-    paths = paths if isinstance(paths, (list, np.ndarray)) else []  # None
-    return {name for path in paths for name in ([path] if isinstance(path, str) else path)}
+def _path_names(row: int, paths) -> set[str]:
+    """All names in the category paths of an item."""
+    try:
+        return {name for path in category_paths(paths) for name in path}
+    except ValueError as error:
+        raise ValueError(f"item row {row}: {error}") from error
 
 
 def _key(value: Hashable) -> Hashable:
-    return value.casefold() if isinstance(value, str) else value
+    return folded(value) if isinstance(value, str) else value
 
 
 def _holding(kind: str, held: list[Collection], wanted: tuple) -> np.ndarray:
     """Which items hold a wanted value; each that is wanted must be held by some item."""
-    spelling = {_key(value): value for values in held for value in values}
+    keyed = [{_key(value): value for value in values} for values in held]
+    spelling = {key: value for names in keyed for key, value in names.items()}
     for value in wanted:
         if not isinstance(value, Hashable) or _key(value) not in spelling:
             texts = {str(key): shown(spelt) for key, spelt in spelling.items()}
-            close = difflib.get_close_matches(str(value).casefold(), texts, cutoff=0)
+            close = difflib.get_close_matches(folded(str(value)), texts, cutoff=0)
             closest = ", ".join(texts[text] for text in close) or "nothing"
-            raise ValueError(f"no item has the {kind} {shown(value)}, the closest of {len(texts)}: {closest}")
+            raise ValueError(f"no item has the {kind} {shown(value)}, the closest of {len(spelling)}: {closest}")
     keys = set(map(_key, wanted))
-    return np.array([not keys.isdisjoint(map(_key, values)) for values in held], dtype=bool)
+    return np.array([not keys.isdisjoint(names) for names in keyed], dtype=bool)

@@ -148,20 +148,26 @@ def _checked(name: str, value):
 def category_paths(value) -> list[list[str]]:
     """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
 
-    null and "" are no path. Raises ValueError if the value is anything else, or if a path is empty.
+    null, NaN and "" are no path; arrays, as a table read from Parquet has them, are lists. Raises ValueError if the
+    value is anything else, or if a path is empty.
 
     >>> category_paths(["Office", "Paper"])
     [['Office', 'Paper']]
     >>> category_paths([["Office", "Paper"], ["Gifts"]])
     [['Office', 'Paper'], ['Gifts']]
     """
-    if value is None or value in ("", []):
+    value = _lists(value)
+    if value is None or value in ("", []) or (isinstance(value, float) and np.isnan(value)):
         return []
     if isinstance(value, list):
         paths = [value] if all(isinstance(name, str) for name in value) else value
         if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):
             return paths
     raise ValueError(f"categories is {shown(value)}, expected a list of paths, each a list of strings")
+
+
+def _lists(value):
+    return [_lists(part) for part in value] if isinstance(value, list | tuple | np.ndarray) else value
 
 
 # --- writing ---

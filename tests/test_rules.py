@@ -70,6 +70,21 @@ def test_flat_lists_and_missing_categories():
     assert rows(rules.category(items, "rugs")) == [0]
 
 
+@pytest.mark.parametrize("paths", ["Home", 3, [3], [["Home", None]], [b"Home"], {"Home": 1}, [[]]])
+def test_what_is_no_category_path_is_named_with_its_row(paths):
+    items = pd.DataFrame({"categories": [[["Home"]], paths]})
+    with pytest.raises(ValueError, match=r"item row 1: categories is .*, expected a list of paths"):
+        rules.category(items, "Home")
+
+
+@pytest.mark.parametrize("one", ["Caf\u00e9", "Cafe\u0301", "CAF\u00c9", "Ｃａｆ\u00e9", "Caf&eacute;", "Café™"])
+def test_spellings_of_one_name_are_one(one):
+    other = "Cafe\u0301"
+    items = pd.DataFrame({"brand": [one, other, "Cafe"], "categories": [[["Home", one]], [[other]], [["Cafe"]]]})
+    for name in (one, other):
+        assert rows(rules.brand(items, name)) == rows(rules.category(items, name)) == [0, 1]
+
+
 def test_brands_whatever_the_case():
     assert rows(rules.brand(ITEMS, "ASH")) == [0, 2]
     assert rows(rules.brand(ITEMS, "Ash", "birch")) == [0, 1, 2]
@@ -105,9 +120,19 @@ def test_one_of_takes_numbers_too_and_skips_what_is_missing():
         rules.one_of(pd.DataFrame({"colour": pd.Series(["red", None], dtype=object)}), "colour", None)
 
 
-def test_one_of_refuses_a_column_of_lists():
-    with pytest.raises(ValueError, match="'categories' holds"):
-        rules.one_of(ITEMS, "categories", "Home")
+def test_one_of_keeps_text_and_numbers_apart():
+    items = pd.DataFrame({"size": pd.Series(["7", 7, 7.5, "XL", b"XL", None, pd.NA, ("a", "b")], dtype=object)})
+    assert rows(rules.one_of(items, "size", "7")) == [0]
+    assert rows(rules.one_of(items, "size", 7.0, "xl")) == [1, 3]
+    assert rows(rules.one_of(items, "size", b"XL", ("a", "b"))) == [4, 7]
+    with pytest.raises(ValueError, match=r"no item has the size .7\.5., the closest of 6: 7\.5"):
+        rules.one_of(items, "size", "7.5")
+
+
+@pytest.mark.parametrize("cell", [["a"], {"a": 1}, np.array(["a"])])
+def test_one_of_refuses_a_column_of_lists(cell):
+    with pytest.raises(ValueError, match=r"'brand' holds .*, expected text or numbers"):
+        rules.brand(pd.DataFrame({"brand": ["a", cell]}), "a")
 
 
 # --- numbers ---
@@ -182,6 +207,12 @@ def test_ids_that_no_item_has_are_refused(ids):
         rules.items_with_ids(ITEMS, ids)
 
 
+@pytest.mark.parametrize("ids", ["A", b"A", 10, None])
+def test_one_id_instead_of_several_is_refused(ids):
+    with pytest.raises(ValueError, match=f"item_ids is {ids!r}, expected a list"):
+        rules.items_with_ids(ITEMS, ids)
+
+
 def test_seen_marks_the_rows_of_each_history():
     histories = data.Histories.from_lists([[3, 0, 3], [], [1]])
     expected = [[True, False, False, True], [False] * 4, [False, True, False, False]]
@@ -189,7 +220,7 @@ def test_seen_marks_the_rows_of_each_history():
     assert rules.seen([], 4).shape == (0, 4)
 
 
-@pytest.mark.parametrize("history", [[0, 4], [-1], [0.5], [True, False]])
+@pytest.mark.parametrize("history", [[0, 4], [-1], [0.5], [True, False], 2, None, "0", [[0]]])
 def test_a_history_that_holds_no_item_rows_is_named(history):
     with pytest.raises(ValueError, match=r"history 1 is .* 0 to 3"):
         rules.seen([[2], history], 4)
