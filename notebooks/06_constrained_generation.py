@@ -50,6 +50,7 @@ from semid_lib import (
     store,
 )
 from semid_lib import training as train
+from semid_lib.text import one_line
 from semid_lib.trie import PrefixTrie
 
 clock = store.Clock()
@@ -58,6 +59,8 @@ sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 rng = np.random.default_rng(SEED)
 print(shelf.origin())
+if len(shop.items) < 100:
+    print(f"{len(shop.items)} items are too few to compare beams: that takes 100")
 
 # %% [markdown]
 # ## 1. Six items by hand
@@ -250,8 +253,8 @@ pd.DataFrame(
 ).round(4)
 
 # %% [markdown]
-# What is missing to 1 are places of a list that name nothing; training makes them fewer, the trie makes them
-# impossible. By chance, codes drawn evenly would name an item this often:
+# The gap to 1 is the share of generated IDs that name no item. Training narrows it; the trie closes it, where there are
+# ten items. Codes drawn uniformly at random name an item with probability:
 
 # %%
 print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
@@ -319,7 +322,8 @@ plt.show()
 
 # %% [markdown]
 # *Figure 2.* A beam loses an item when its first codes look poor although the whole ID is good. The list is complete at
-# every width; what a narrow beam gets wrong is *which* items, and only this comparison shows it.
+# every width; a narrow beam can list *other* items, and only this comparison shows it. Recall@10 of a narrow beam may
+# even be above that of the exact ranking: what the beam misses is what the model prefers, not always what is right.
 #
 # **Which probability ranks?** At each level a model also gives some probability to tokens that cannot stand there, such
 # as the codes of other levels. `generate` lets that count against the item. Dividing by the probability of the level's
@@ -368,11 +372,10 @@ if len(brands):
     rule &= ~rules.items_with_ids(shop.items, [shop.items["item_id"][asked]])
     one = {key: tensor[:1] for key, tensor in contexts.items()}
     found = decode.constrained_beam_search(scorer, one, trie, 50, 3, rule)
-    print(f"like {shop.items['title'][asked]!r}, but one of {rule.sum()} of {name}:")
-    print(
-        *(shop.items["title"][row] for row in found.items[0].tolist() if row >= 0),
-        sep="\n",
-    )
+    print(f"like {one_line(shop.items['title'][asked])},")
+    print(f"but one of {rule.sum()} of {one_line(name)}:")
+    for row in found.items[0].tolist():
+        print(one_line(shop.items["title"][row]) if row >= 0 else "(no more)")
 
 # %% [markdown]
 # A list of ten may be ten of one kind. The rule *at most m items under one {term}`prefix` of p codes*, here two under
@@ -384,7 +387,7 @@ diverse = decode.constrained_beam_search(
     scorer, contexts, trie, 200, k, itself, diversity=(2, 1)
 )
 prompt = int(np.argmax((by_vocabulary.items != diverse.items).sum(dim=1)))
-title = shop.items["title"].str.slice(0, 44)
+title = shop.items["title"].map(lambda text: one_line(text, 44))
 columns = {"plain": by_vocabulary.items, "at most 2 per first code": diverse.items}
 print("prompt:", title[prompts[prompt]])
 pd.DataFrame(
