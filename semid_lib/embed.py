@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from semid_lib import distributed
 from semid_lib.store import sha256
+from semid_lib.table import category_column, text_column
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
@@ -30,21 +31,14 @@ def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
     """One text per item: title, brand, leaf of each category path, description; empty fields are left out.
 
     items: an item table of `data.load`. Mark-up in descriptions is removed, white space folded, and the text cut at
-    `max_characters` (MiniLM reads at most 256 word pieces). An item without any text gives "".
+    `max_characters` (MiniLM reads at most 256 word pieces). An item without any text gives "". Raises ValueError, with
+    the row, for a field that `table.text_column` or `table.category_column` refuses.
 
     >>> item_texts(pd.DataFrame({"title": ["Tent"], "brand": [""], "categories": [[["Shop", "Camping"]]]}))
     ['Tent. Camping']
     """
-    n_items = len(items)
-    columns = [
-        items["title"],
-        items.get("brand", [""] * n_items),
-        [
-            ", ".join(dict.fromkeys(path[-1] for path in paths if path))
-            for paths in items.get("categories", [[]] * n_items)
-        ],
-        items.get("description", [""] * n_items),
-    ]
+    leaves = [", ".join(dict.fromkeys(path[-1] for path in paths)) for paths in category_column(items)]
+    columns = [text_column(items, "title"), text_column(items, "brand"), leaves, text_column(items, "description")]
     return [
         ". ".join(text for text in map(plain_text, fields) if text)[:max_characters]
         for fields in zip(*columns, strict=True)

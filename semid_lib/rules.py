@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.item_ids import ItemIds
-from semid_lib.table import category_paths, shown
+from semid_lib.table import category_column, shown
 from semid_lib.text import folded
 
 
@@ -33,8 +33,9 @@ def category(items: pd.DataFrame, *names: str) -> np.ndarray:
     >>> category(items, "home"), category(items, "Clocks") & category(items, "Home")
     (array([ True, False,  True]), array([ True, False, False]))
     """
-    cells = _column(items, "categories")
-    return _holding("category", [_path_names(row, paths) for row, paths in enumerate(cells)], names)
+    _column(items, "categories")
+    held = [{name for path in paths for name in path} for paths in category_column(items)]
+    return _holding("category", held, names)
 
 
 def one_of(items: pd.DataFrame, column: str, *values) -> np.ndarray:
@@ -131,14 +132,6 @@ def _column(items: pd.DataFrame, name: str) -> pd.Series:
     if name not in items:
         raise ValueError(f"the items have no column {name!r}, but {', '.join(map(repr, items.columns))}")
     return items[name]
-
-
-def _path_names(row: int, paths) -> set[str]:
-    """All names in the category paths of an item."""
-    try:
-        return {name for path in category_paths(paths) for name in path}
-    except ValueError as error:
-        raise ValueError(f"item row {row}: {error}") from error
 
 
 def _key(value: Hashable) -> Hashable:

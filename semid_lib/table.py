@@ -170,6 +170,42 @@ def _lists(value):
     return [_lists(part) for part in value] if isinstance(value, list | tuple | np.ndarray) else value
 
 
+def text_column(items: pd.DataFrame, name: str) -> list[str]:
+    """A field of each item as text: "" where it is missing, the parts of a list as lines.
+
+    Raises ValueError for a value that is no text, such as bytes or a number, with its row.
+
+    >>> text_column(pd.DataFrame({"description": ["Blue.", None, ["Two parts", "in a list"]]}), "description")
+    ['Blue.', '', 'Two parts\\nin a list']
+    """
+    return [_text(value, name, row) for row, value in enumerate(items.get(name, [None] * len(items)))]
+
+
+def category_column(items: pd.DataFrame) -> list[list[list[str]]]:
+    """The category paths of each item, none where they are missing. Raises ValueError for other values, with the row.
+
+    >>> category_column(pd.DataFrame({"categories": [["Shop", "Camping"], None]}))
+    [[['Shop', 'Camping']], []]
+    """
+    found = []
+    for row, value in enumerate(items.get("categories", [None] * len(items))):
+        try:
+            found.append(category_paths(value))
+        except ValueError as error:
+            raise ValueError(f"item row {row}: {error}") from error
+    return found
+
+
+def _text(value, name: str, row: int) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | np.ndarray):
+        return "\n".join(text for text in (_text(part, name, row) for part in value) if text)
+    if pd.isna(value) is True:
+        return ""
+    raise ValueError(f"item row {row}: {name} is {shown(value)}, expected text")
+
+
 # --- writing ---
 
 

@@ -49,12 +49,24 @@ def expected(texts):
     return np.array([[len(text), ord(text[0])] for text in texts], dtype=np.float32)
 
 
+def test_item_texts_join_lists_and_take_no_bytes_or_numbers():
+    missing = pd.DataFrame({"title": ["Tent", None], "brand": [np.nan, pd.NA], "categories": [None, np.nan]})
+    assert embed.item_texts(missing) == ["Tent", ""]
+    parts = pd.DataFrame({"title": ["Tent"], "description": [np.array(["<p>Light.</p>", None, "Dry"], dtype=object)]})
+    assert embed.item_texts(parts) == ["Tent. Light. Dry"]
+    for value in (b"Light", 7, [b"Light"], {"en": "Light"}, True):
+        with pytest.raises(ValueError, match=r"item row 1: description is .*, expected text"):
+            embed.item_texts(pd.DataFrame({"title": ["Tent", "Mug"], "description": ["", value]}))
+    with pytest.raises(ValueError, match="item row 0: categories is 'Shop', expected a list of paths"):
+        embed.item_texts(pd.DataFrame({"title": ["Tent"], "categories": ["Shop"]}))
+
+
 def test_item_texts_by_hand():
     items = pd.DataFrame(
         {
             "title": ["Red  lipstick", "", "Soap &amp; brush"],
             "brand": ["Aurora", "", ""],
-            "categories": [[["Make-up", "Lips"], ["Gifts", "Lips"], ["Gifts", "Red"]], [], [["Bath"], []]],
+            "categories": [[["Make-up", "Lips"], ["Gifts", "Lips"], ["Gifts", "Red"]], [], ["Bath"]],
             "description": ["<p>Lasts <b>all</b> day.</p>", "", "<script>alert(1)</script>\nMild"],
         }
     )
