@@ -1,11 +1,14 @@
-"""Micro-batching: questions that wait together are answered together, by one thread, in the order they came.
+"""Micro-batching with a fair queue: requests that wait together share calls of the model, and small ones do not wait
+for large ones.
 
-There is no timer. While the thread works, questions gather, and whatever has gathered is its next batch: a lone client
-never waits for company, and under load batches fill by themselves.
+There is no timer. While the thread works, questions gather, and the next batch takes them: one client alone never waits
+for others, and under load batches fill by themselves.
+
+The order is that of self-clocked fair queueing (Golestani 1994). Each request gets a virtual time, and each question of
+it a finish time: when it would be done if all requests shared the model equally. The earliest finish goes first.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,6 +19,8 @@ class OverloadedError(Exception):
 
 
 class _Job(NamedTuple):
+    finish: float  # virtual time
+    cost: float
     kind: Hashable
     question: Any
     answer: asyncio.Future
@@ -24,10 +29,22 @@ class _Job(NamedTuple):
 class Batcher:
     """Collects questions of one kind and answers them with one call.
 
-    work: (kind, questions) -> as many answers; called in one thread of its own, never twice at once; where several
-    fail together it is called again for each alone. max_batch: questions in one call. max_queue: questions that may
-    wait; beyond it `ask` raises OverloadedError at once.
+    Parameters
+    ----------
+    work : callable
+        (kind, questions) -> as many answers. It is called in a separate thread, never twice at once. If a call for
+        several questions fails, each is tried alone.
+    max_batch : int
+        Questions in one call.
+    max_queue : int
+        Questions that may wait. Requests of several questions get half of the places, so that they leave room.
+    cost : callable, optional
+        kind -> cost of one of its questions, in any unit; by default 1.
+    max_cost : float, optional
+        Cost of the questions in one call, as long as there are several.
 
+    Examples
+    --------
     >>> async def main():
     ...     async with Batcher(lambda kind, words: map(kind, words), max_batch=8, max_queue=100) as batcher:
     ...         return await batcher.ask(str.upper, ["red", "pen"])
@@ -35,9 +52,18 @@ class Batcher:
     ['RED', 'PEN']
     """
 
-    def __init__(self, work: Callable[[Hashable, list], Sequence], max_batch: int, max_queue: int):
+    def __init__(
+        self,
+        work: Callable[[Hashable, list], Sequence],
+        max_batch: int,
+        max_queue: int,
+        cost: Callable[[Hashable], float] = lambda kind: 1.0,
+        max_cost: float = float("inf"),
+    ):
         self.work, self.max_batch, self.max_queue = work, max_batch, max_queue
-        self._waiting: deque[_Job] = deque()
+        self.cost, self.max_cost = cost, max_cost
+        self._waiting: list[_Job] = []
+        self._now = 0.0  # virtual time: the finish of the job that was taken last
         self._arrived, self._working = asyncio.Event(), False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
@@ -57,16 +83,31 @@ class Batcher:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, kind: Hashable, questions: Sequence) -> list:
-        """The answers to questions of one kind, in their order; all are accepted or none.
+    def check_room(self, n: int) -> None:
+        """Raises OverloadedError if a request of n questions would not be accepted now."""
+        places = self.max_queue if n == 1 else self.max_queue // 2
+        if len(self._waiting) + n > places:
+            taken = f"{len(self._waiting)} of {places} places are taken"
+            raise OverloadedError(f"cannot queue {n} {'request' if n == 1 else 'requests'}: {taken}. Retry after 1 s")
 
-        Whoever is cancelled meanwhile, as by a time limit, takes his waiting questions with him. Raises
-        OverloadedError if the queue has no room, and whatever `work` raises.
+    async def ask(self, kind: Hashable, questions: Sequence) -> list:
+        """Answer questions of one kind, in their order; all are accepted or none.
+
+        If the caller is cancelled, as by a time limit, its waiting questions leave the queue.
+
+        Raises
+        ------
+        OverloadedError
+            If the queue has no room.
+        Exception
+            Whatever `work` raises.
         """
-        if len(self._waiting) + len(questions) > self.max_queue:
-            raise OverloadedError(f"{len(self._waiting)} questions are waiting, there is room for {self.max_queue}")
-        loop = asyncio.get_running_loop()
-        jobs = [_Job(kind, question, loop.create_future()) for question in questions]
+        self.check_room(len(questions))
+        loop, cost = asyncio.get_running_loop(), self.cost(kind)
+        jobs = [
+            _Job(self._now + cost * n, cost, kind, question, loop.create_future())
+            for n, question in enumerate(questions, start=1)
+        ]
         self._waiting.extend(jobs)
         self._arrived.set()
         return await asyncio.gather(*(job.answer for job in jobs))
@@ -89,7 +130,7 @@ class Batcher:
             self._working = False
 
     async def _answered(self, batch: list[_Job]) -> list[tuple[_Job, Any]]:
-        """The jobs of a batch with answers or errors; if they fail together each is asked alone, to fail for itself."""
+        """The jobs of a batch with answers or errors; if they fail together, each is tried alone."""
         questions, loop = [job.question for job in batch], asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._thread, self.work, batch[0].kind, questions)
@@ -100,17 +141,16 @@ class Batcher:
         return [pair for job in batch if not job.answer.done() for pair in await self._answered([job])]
 
     def _take(self) -> list[_Job]:
-        """The oldest question that somebody still waits for, and those of its kind, off the queue."""
-        batch: list[_Job] = []
-        others: deque[_Job] = deque()
-        while self._waiting and len(batch) < self.max_batch:
-            job = self._waiting.popleft()
-            if job.answer.done():
-                continue
-            if batch and job.kind != batch[0].kind:
-                others.append(job)
-            else:
+        """Take the job with the earliest finish, and others of its kind, off the queue."""
+        waiting = sorted((job for job in self._waiting if not job.answer.done()), key=lambda job: job.finish)
+        batch, others = [], []
+        for job in waiting:
+            fits = len(batch) < self.max_batch and (len(batch) + 1) * job.cost <= self.max_cost
+            if not batch or (job.kind == batch[0].kind and fits):
                 batch.append(job)
-        others.extend(self._waiting)
+            else:
+                others.append(job)
         self._waiting = others
+        if batch:
+            self._now = batch[0].finish
         return batch

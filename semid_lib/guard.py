@@ -1,7 +1,6 @@
-"""What stands between the network and the service: who may ask, how much, for how long; and what is written down.
+"""The outermost layer of the service: token, limits on size and time, headers, metrics and the log.
 
-Nothing of a request is ever logged but its method, the template of its path, its status, its duration and counts: no
-item ids, no user ids, no queries.
+Of a request the log has method, path template, status, duration and counts: no item ids, no user ids, no queries.
 """
 
 import asyncio
@@ -33,6 +32,7 @@ _HEADERS = {
 # Swagger's page has its script and styles inside; it shows nothing that somebody else wrote
 _DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what else a client makes up is "other"
+_DECLARE = "send JSON with the header Content-Type: application/json (curl --json, or -H 'Content-Type: ...' with -d)"
 _DRAINED = 8  # times the limit on a body that is read before the answer, so that the client gets to read it
 
 
@@ -49,7 +49,9 @@ class Limits:
 def check_token(token: str) -> None:
     """Raises ValueError for a bearer token that no client could send."""
     if not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token):
-        raise ValueError(f"the token ({TOKEN}) is empty, has spaces at its ends or more in it than printable ASCII")
+        raise ValueError(
+            f"the token ({TOKEN}) is empty or has other characters: expected printable ASCII without spaces at its ends"
+        )
 
 
 class Meters:
@@ -89,7 +91,11 @@ class _GoneError(Exception):
 class Guard:
     """ASGI middleware: token, limits, headers, one log line and one count per request.
 
-    token: whoever asks for more than pages and health must send it as a bearer token; None lets everybody in.
+    HEAD is answered as GET without a body. A POST is read as JSON whatever its Content-Type, as `curl -d` calls it a
+    form; only multipart is refused, and what a browser sends undeclared: with such a request, which needs no preflight,
+    a page of another site could make a service on loopback work.
+
+    token: the bearer token of all requests but those for pages and health; None for none.
     """
 
     def __init__(self, app: Callable, limits: Limits, token: str | None, meters: Meters):
@@ -99,8 +105,9 @@ class Guard:
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status = time.perf_counter(), 0
+        started, status, method = time.perf_counter(), 0, scope["method"]
         problem = {}
+        scope = {**scope, "method": "GET" if method == "HEAD" else method}
         scope.setdefault("state", {})["counts"] = counts = {}
 
         async def send_on(message: dict) -> None:
@@ -108,6 +115,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message["headers"], *_headers(scope["path"])]}
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         async def refuse(code: int, detail: str, **headers: str) -> None:
@@ -118,15 +127,14 @@ class Guard:
         try:
             if not self._may_ask(scope):
                 await refuse(401, "a bearer token is needed", **{"WWW-Authenticate": "Bearer", "Connection": "close"})
+            elif not _may_be_json(scope):
+                await refuse(415, _DECLARE, Connection="close")
             else:
                 async with asyncio.timeout(self.limits.seconds):
                     body = await self._read(receive)
                 reading = False
-                if scope["path"].startswith("/predictions/"):  # TorchServe took whatever curl called it
-                    others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
-                    scope["headers"] = [*others, (b"content-type", b"application/json")]
                 async with asyncio.timeout(self.limits.seconds):
-                    await self.app(scope, _replayed(body, receive), send_on)
+                    await self.app(_as_json(scope), _replayed(body, receive), send_on)
         except _TooLargeError:
             await refuse(413, f"a body holds at most {self.limits.max_body} bytes", Connection="close")
         except TimeoutError:
@@ -138,10 +146,10 @@ class Guard:
         except _GoneError:
             status = 499
         except Exception as error:  # said without its message, which may hold data of the user
-            problem = {"error": type(error).__name__, "at": _places(error)}
+            problem = facts_of(error)
             await refuse(500, "the server failed; its log says where")
         finally:
-            self._note(scope, status, time.perf_counter() - started, {**counts, **problem})
+            self._note(scope, method, status, time.perf_counter() - started, {**counts, **problem})
 
     def _may_ask(self, scope: dict) -> bool:
         path = scope["path"]
@@ -167,9 +175,9 @@ class Guard:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    def _note(self, scope: dict, status: int, seconds: float, more: dict[str, Any]) -> None:
+    def _note(self, scope: dict, method: str, status: int, seconds: float, more: dict[str, Any]) -> None:
         path = getattr(scope.get("route"), "path_format", "other")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = method if method in _METHODS else "other"
         self.meters.requests.labels(method, path, str(status)).inc()
         self.meters.seconds.labels(path).observe(seconds)
         facts = {"method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2), **more}
@@ -191,10 +199,29 @@ def _headers(path: str) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in {**_HEADERS, **policy}.items()]
 
 
-def _places(error: Exception) -> list[str]:
-    """Where an error came from, the last five places: file, line and function, and nothing that was in them."""
+def _may_be_json(scope: dict) -> bool:
+    """Whether the body of a POST is declared as JSON, or comes from a client that is no browser and sends no files."""
+    headers = dict(scope["headers"])
+    if scope["method"] != "POST":
+        return True
+    declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if declared == b"application/json" or re.fullmatch(rb"application/[^/]+\+json", declared):
+        return True
+    return not declared.startswith(b"multipart/") and not {b"origin", b"sec-fetch-site"} & set(headers)
+
+
+def _as_json(scope: dict) -> dict:
+    """The scope of a request whose body is JSON; FastAPI reads no other."""
+    others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+    scope["headers"] = [*others, (b"content-type", b"application/json")]
+    return scope
+
+
+def facts_of(error: Exception) -> dict[str, Any]:
+    """An error as the log has it: its type and the last five places, without its message, which may hold user data."""
     frames = traceback.extract_tb(error.__traceback__)[-5:]
-    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "at": places}
 
 
 class JsonLines(logging.Formatter):

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -214,7 +213,7 @@ class _Endpoint:
         self.service = web.load_app(_model(), token=self.token, **SETTINGS.how())
         service = self.service.state.service
         if not SETTINGS.snapshots:  # as `web` does: beside the first answers
-            threading.Thread(target=service.warm_up_rest, daemon=True).start()
+            service.warm_up_beside()
             return
         service.warm_up_rest()
 
@@ -269,8 +268,8 @@ app = on_gpu if SETTINGS.gpu else on_cpu  # what `modal deploy` and `modal serve
     timeout=_ENDPOINT["startup_timeout"],
 )
 def keep_warm() -> None:
-    """Ask the endpoint whether it is ready, which wakes a container; it stays for SEMID_SCALEDOWN seconds."""
-    with urllib.request.urlopen(f"{_url()}/readyz", timeout=_ENDPOINT["startup_timeout"]) as answer:
+    """Ask the endpoint whether it is alive, which wakes a container; it stays for SEMID_SCALEDOWN seconds."""
+    with urllib.request.urlopen(f"{_url()}/healthz", timeout=_ENDPOINT["startup_timeout"]) as answer:
         answer.read()
 
 

@@ -1,6 +1,7 @@
 """The recommender behind a queue: requests as `messages` defines them in, answers ready for JSON out."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,10 +12,10 @@ import numpy as np
 from semid_lib import messages
 from semid_lib.batching import Batcher
 from semid_lib.catalogue import Catalogue
-from semid_lib.guard import Limits, Meters
+from semid_lib.guard import Limits, Meters, facts_of, log
 from semid_lib.recommender import Recommender
 
-_NO_HISTORY = np.zeros(0, dtype=np.int64)
+_BEAMS = 50  # hypotheses of a search for k items, or k if that is more: what a question costs
 
 
 class UnableError(Exception):
@@ -55,7 +56,14 @@ class Service:
         self.can_recommend = recommender.model is not None
         self.can_search = recommender.searcher is not None
         self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie, recommender.item_ids)
-        self.batcher = Batcher(self._work, limits.max_batch, limits.max_queue)
+        self.state = "ready"  # or "loading", or "failed"
+        self.batcher = Batcher(
+            self._work,
+            limits.max_batch,
+            limits.max_queue,
+            cost=lambda kind: max(_BEAMS, kind.k),
+            max_cost=_BEAMS * limits.max_batch,
+        )
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
 
     async def recommend(self, question: messages.RecommendQuestion) -> dict:
@@ -66,11 +74,14 @@ class Service:
 
     async def search(self, question: messages.SearchQuestion) -> dict:
         """The items that a text asks for, and the words that they share with it."""
+        while self.state == "loading" and self.can_recommend:  # a query would load the encoder in front of histories
+            await asyncio.sleep(0.05)
         [found] = await self._ask("search", question.k, False, [question.query], self._mask(question))
         return await self._read(self._matches, found, question.query)
 
     async def predict(self, question: messages.PredictQuestion) -> dict:
         """Histories of several users, answered with bare item ids."""
+        self.batcher.check_room(len(question.instances))  # before the work of reading 64,000 ids
         rows, item_ids = self.catalogue.item_ids.rows, self.catalogue.item_ids.for_json
         histories = [rows(one.item_ids, f"instances {at}") for at, one in enumerate(question.instances)]
         answers = await self._ask("recommend", question.topk, True, histories, None)
@@ -111,21 +122,38 @@ class Service:
         }
 
     def warm_up(self) -> None:
-        """Answer what nobody asked, once: first calls are slow. A history, where those can be answered."""
+        """Run one dummy request, because first calls are slow: a history if the model can answer one, else a query."""
         self._answer_nobody("recommend" if self.can_recommend else "search", 1)
 
     def warm_up_rest(self) -> None:
-        """The same for questions that are answered together, which numba's loop is loaded for, and then for a query
-        where histories were answered first, which a text encoder is loaded for.
+        """Run dummy requests for all that `warm_up` leaves out: batches, rules, the index of words, a query.
 
-        It takes longer than all that one question needs, so a service may open before it and do this beside its first
-        answers: it is safe in a thread of its own.
+        Batches load numba's loop, and a query loads the text encoder. This takes longer than one history needs, so a
+        service may open before it (`warm_up_beside`).
         """
         task = "recommend" if self.can_recommend else "search"
         self._answer_nobody(task, 8)
         self._answer_nobody(task, 8, has_mask=True)
+        self.catalogue.find("a", 1)
+        if self.can_search:
+            self.catalogue.holds_word_of("a")
         if self.can_recommend and self.can_search:
             self._answer_nobody("search", 1)
+
+    def warm_up_beside(self) -> None:
+        """Run `warm_up_rest` in a thread. Until it is done, `state` is "loading" and queries wait for it."""
+        self.state = "loading"
+        threading.Thread(target=self._warm_up_beside, daemon=True).start()
+
+    def _warm_up_beside(self) -> None:
+        try:
+            self.warm_up_rest()
+        except Exception as error:  # the thread would end without a line in the log
+            self.state = "failed"
+            log.error("loading failed", extra={"facts": facts_of(error)})
+        else:
+            self.state = "ready"
+            log.info("ready")
 
     def _answer_nobody(self, task: str, n: int, has_mask: bool = False) -> None:
         asked = np.zeros(1, dtype=np.int64) if task == "recommend" else "a"

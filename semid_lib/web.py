@@ -14,7 +14,6 @@ import ipaddress
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -49,6 +48,7 @@ _PROBLEMS = {
     404: "no such item, or the loaded model cannot do this",
     408: "the request came too slowly",
     413: "the body is too large",
+    415: "the body is not declared as JSON",
     503: "too many questions are waiting; Retry-After says when to come back",
     504: "the answer took too long",
 }
@@ -143,9 +143,12 @@ async def healthz():
 
 @router.get("/readyz", response_model=messages.State, tags=["operation"])
 async def readyz(service: Serving):
-    """The model is loaded and half of the queue is free; 503 otherwise, so that a balancer asks elsewhere."""
-    if 2 * service.batcher.n_waiting >= service.batcher.max_queue:
-        raise OverloadedError("half of the queue is taken")
+    """Everything is loaded, the text encoder too, and half of the queue is free; 503 otherwise."""
+    if service.state != "ready":
+        why = "the models are still loading" if service.state == "loading" else "loading failed, see the log"
+        raise OverloadedError(f"not ready: {why}")
+    if 2 * service.batcher.n_waiting > service.batcher.max_queue:
+        raise OverloadedError("more than half of the queue is taken. Retry after 1 s")
     return {"status": "ready"}
 
 
@@ -290,7 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     token, loopback = os.environ.get(TOKEN), _is_loopback(options.host)
     if token is None and not loopback:
         log.warning(
-            f"SERVING {options.host} WITHOUT A TOKEN: whoever reaches port {options.port} may ask. Set {TOKEN}."
+            f"no authentication: anyone who reaches {options.host}:{options.port} can send requests. "
+            f"Set {TOKEN} and restart"
         )
     limits = Limits()
     try:
@@ -300,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     gc.freeze()  # what is loaded stays: nothing to look through again and again while answering
     gc.enable()
-    threading.Thread(target=app.state.service.warm_up_rest, daemon=True).start()
+    app.state.service.warm_up_beside()
     uvicorn.run(
         app,
         host=options.host,

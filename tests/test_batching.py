@@ -5,6 +5,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from semid_lib.batching import Batcher, OverloadedError
 
@@ -27,12 +29,12 @@ class Counting:
         return [2 * question for question in questions]
 
 
-def run(scenario, max_batch=4, max_queue=100):
+def run(scenario, max_batch=4, max_queue=100, **more):
     """Plays a scenario (batcher, work) in an event loop; returns what it returned, and the work."""
     work = Counting()
 
     async def main():
-        async with Batcher(work, max_batch, max_queue) as batcher:
+        async with Batcher(work, max_batch, max_queue, **more) as batcher:
             try:
                 return await asyncio.wait_for(scenario(batcher, work), 20)
             finally:
@@ -81,16 +83,44 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing():
         await asyncio.sleep(0.01)
         second = asyncio.create_task(batcher.ask("a", [1, 2]))
         await asyncio.sleep(0.01)
-        with pytest.raises(OverloadedError):
+        with pytest.raises(OverloadedError, match="cannot queue 2 requests: 2 of 3 places are taken"):
             await batcher.ask("a", [3, 4])
         assert batcher.n_waiting == 2
-        third = asyncio.create_task(batcher.ask("a", [5]))
+        third = asyncio.create_task(batcher.ask("a", [5]))  # one question finds a place in the other half
         await asyncio.sleep(0.01)
         work.release.set()
         return await asyncio.gather(first, second, third)
 
-    answers, _ = run(scenario, max_queue=3)
+    answers, _ = run(scenario, max_queue=6)
     assert answers == [[0], [2, 4], [10]]
+
+
+def test_small_requests_do_not_wait_for_large_ones():
+    async def scenario(batcher, work):
+        first = asyncio.create_task(batcher.ask(1, ["busy"]))
+        await asyncio.sleep(0.01)
+        large = [asyncio.create_task(batcher.ask(5, [f"large {n}"] * 6)) for n in range(8)]
+        await waiting(batcher, 48)
+        small = asyncio.create_task(batcher.ask(1, ["small"]))
+        await waiting(batcher, 49)
+        work.release.set()
+        return await asyncio.gather(first, *large, small)
+
+    _, work = run(scenario, cost=lambda kind: kind, max_cost=10)
+    assert work.batches[1] == (1, ["small"])
+    assert work.batches[2:6] == [(5, [f"large {n}", f"large {n + 1}"]) for n in (0, 2, 4, 6)]  # in turn, two a call
+    assert len(work.batches) == 2 + 24
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 3, 50]), st.integers(1, 9)), min_size=1, max_size=20))
+def test_every_request_is_answered_and_no_call_is_too_expensive(requests):
+    async def scenario(batcher, work):
+        work.release.set()
+        return await asyncio.gather(*(batcher.ask(cost, [at] * n) for at, (cost, n) in enumerate(requests)))
+
+    answers, work = run(scenario, cost=lambda kind: kind, max_cost=12, max_queue=400)
+    assert answers == [[2 * at] * n for at, (_, n) in enumerate(requests)]
+    assert all(len(batch) <= 4 and (len(batch) == 1 or cost * len(batch) <= 12) for cost, batch in work.batches)
 
 
 def test_who_gave_up_is_not_answered_and_disturbs_nobody():

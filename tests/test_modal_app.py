@@ -171,7 +171,7 @@ def test_the_schedule_asks_the_endpoint(in_room, serve, monkeypatch):
     url = serve(app)
     monkeypatch.setattr(modal_app, "_url", lambda: url)
     modal_app.keep_warm.local()
-    assert asked == ["/readyz"]
+    assert asked == ["/healthz"]
 
 
 # --- deploying ---

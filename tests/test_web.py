@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -40,7 +42,9 @@ def new_client(recommender_to_serve, serve):
     def make(limits: Limits | None = None, recommender=recommender_to_serve, **more) -> httpx.Client:
         app = web.create_app(recommender, limits, **more)
         app.state.service.warm_up()
-        return httpx.Client(base_url=serve(app), timeout=30)
+        client = httpx.Client(base_url=serve(app), timeout=30)
+        client.app = app
+        return client
 
     return make
 
@@ -284,6 +288,46 @@ def test_a_service_is_warm_for_one_question_first_and_for_batches_afterwards(rec
     assert [n for n, _ in asked] == [1]
     service.warm_up_rest()
     assert [(n, more["allowed"] is not None) for n, more in asked[1:]] == [(8, False), (8, True)]
+    assert b"semid_batch_size_count 0.0" in service.meters.page()  # they are no traffic
+
+
+def test_a_service_is_ready_when_its_text_encoder_is_loaded(new_client, recommender_to_serve, ids, caplog):
+    loading, search = threading.Event(), recommender_to_serve.searcher.search
+    client = new_client()
+    service = client.app.state.service
+    recommender_to_serve.searcher.search = lambda *args: loading.wait(20) and search(*args)
+    with caplog.at_level(logging.INFO, logger="semid_lib.web"):
+        service.warm_up_beside()
+        answer = client.get("/readyz")
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        assert answer.json()["detail"] == "not ready: the models are still loading"
+        assert client.get("/healthz").status_code == 200
+        with ThreadPoolExecutor(1) as aside:
+            query = aside.submit(client.post, "/search", json={"query": "row 17"})
+            time.sleep(0.1)
+            for _ in range(5):  # histories do not wait behind a query
+                assert len(found(client.post("/recommend", json={"item_ids": ids[:2]}))) == 10
+            assert not query.done()
+            loading.set()
+            assert found(query.result())[0] == ids[17]
+    assert client.get("/readyz").status_code == 200
+    assert "ready" in [record.message for record in caplog.records]
+
+
+def test_a_service_that_cannot_load_its_encoder_says_so(new_client, recommender_to_serve, caplog):
+    def fail(*_):
+        raise OSError("secret")
+
+    client = new_client()
+    recommender_to_serve.searcher.search = fail
+    client.app.state.service.warm_up_beside()
+    while (answer := client.get("/readyz")).json()["detail"] == "not ready: the models are still loading":
+        time.sleep(0.01)
+    assert (answer.status_code, answer.json()["detail"]) == (503, "not ready: loading failed, see the log")
+    [record] = [record for record in caplog.records if record.message == "loading failed"]
+    assert record.facts["error"] == "OSError" and "secret" not in JsonLines().format(record)
+    assert client.post("/search", json={"query": "row"}).status_code == 500
+    assert len(found(client.post("/recommend", json={"item_ids": []}))) == 10
 
 
 def test_the_first_query_is_asked_beside_the_first_answers(recommender_to_serve):
@@ -353,6 +397,40 @@ def test_a_body_that_is_too_large_is_refused(new_client):
         assert client.post("/recommend", content=body, headers=headers).status_code == status
         chunks = iter([body[: size // 2].encode(), body[size // 2 :].encode()])
         assert client.post("/recommend", content=chunks, headers=headers).status_code == status
+
+
+def test_of_many_unknown_fields_the_first_is_told(client):
+    answer = client.post("/recommend", json={"item_ids": []} | {f"{n:x}": 1 for n in range(70_000)})
+    [problem] = answer.json()["detail"]  # to build an error for each takes a second
+    expected = "k, allowed_categories, allowed_brands, blocked_items, item_ids, exclude_seen"
+    assert problem["msg"] == f"Unknown field '0', expected some of {expected}"
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/predictions/m"])
+def test_a_body_is_json_whatever_it_is_called_except_by_a_browser(client, path):
+    body = json.dumps({"item_ids": []} if path == "/recommend" else {"instances": [{"user_id": 1, "item_ids": []}]})
+    form, text = "application/x-www-form-urlencoded", "text/plain;charset=UTF-8"
+    for declared in ({}, {"content-type": form}, {"content-type": text}, {"content-type": "application/vnd.api+json"}):
+        assert client.post(path, content=body, headers=declared).status_code == 200, declared
+    browser = {"origin": "http://evil.example"}
+    for declared in ({"content-type": "multipart/form-data; boundary=x"}, browser, {"content-type": text} | browser):
+        answer = client.post(path, content=body, headers=declared)
+        assert answer.status_code == 415 and "Content-Type: application/json" in answer.json()["detail"]
+        assert answer.headers["connection"] == "close"
+    for json_type in ("application/json", "Application/JSON; charset=utf-8"):
+        assert client.post(path, content=body, headers={"content-type": json_type} | browser).status_code == 200
+
+
+def test_head_is_get_without_a_body(client, ids, caplog):
+    paths = ["/", "/healthz", "/readyz", "/ping", "/catalogue", "/metrics", "/docs", "/openapi.json", "/page/page.js"]
+    paths += ["/items?title=row", f"/items/{ids[0]}", f"/items/{ids[0]}/neighbours"]
+    for path in paths:
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        if path != "/metrics":
+            assert head.headers["content-length"] == get.headers["content-length"]
+    assert client.head("/recommend").status_code == 405 and client.head("/items/5").status_code == 404
+    assert 'semid_requests_total{method="HEAD",path="/items/{item_id}",status="404"} 1.0' in client.get("/metrics").text
 
 
 def test_time_is_limited_for_question_and_answer(new_client, recommender_to_serve):
@@ -581,7 +659,7 @@ def test_the_command_serves_loopback_and_warns_of_more(served_folder, monkeypatc
     warned = []
     monkeypatch.setattr(web.log, "warning", warned.append)
     assert web.main(["--model", str(served_folder)]) == 0 and not warned
-    assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and "WITHOUT A TOKEN" in warned[0]
+    assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and "no authentication" in warned[0]
     monkeypatch.setenv("SEMID_TOKEN", "sesame")
     assert web.main(["--model", str(served_folder), "--host", "0.0.0.0"]) == 0 and len(warned) == 1
     monkeypatch.setenv("SEMID_TOKEN", " ")
