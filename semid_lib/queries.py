@@ -19,6 +19,7 @@ from semid_lib.embed import normalize
 from semid_lib.endpoint import Endpoint
 from semid_lib.query_templates import words
 from semid_lib.store import Store, sha256
+from semid_lib.table import category_column, text_column
 
 _BLOCK = 1024  # queries scored at once: block x n_items float32 in memory
 _TOGETHER = 2048  # items that one worker writes for at a time
@@ -70,13 +71,8 @@ def synthesize(
 
 def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int, weights, run: distributed.Run) -> pd.DataFrame:
     streams = items["item_id"] if "item_id" in items else range(len(items))
-    columns = {
-        "stream": [f"{seed}/{stream}" for stream in streams],
-        "title": list(items["title"]),
-        "brand": list(items.get("brand", [""] * len(items))),
-        "categories": list(items.get("categories", [[]] * len(items))),
-        "description": list(items.get("description", [""] * len(items))),
-    }
+    columns = {name: text_column(items, name) for name in ("title", "brand", "description")}
+    columns |= {"stream": [f"{seed}/{stream}" for stream in streams], "categories": category_column(items)}
     table = pa.table(columns, schema=_FIELDS)
     batches = (table.slice(at, _TOGETHER) for at in range(0, len(table), _TOGETHER))
     answers = run(partial(_template_writer, n_per_item, weights), batches)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from semid_lib import distributed
 from semid_lib.embed import item_texts
 from semid_lib.endpoint import Endpoint, complete
+from semid_lib.text import normal
 
 PROMPT_VERSION = "1"
 
@@ -160,7 +161,7 @@ def _queries_of(value) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for entry in entries if isinstance(entries, list) else []:
         query, kind = (entry.get("query"), entry.get("kind")) if isinstance(entry, dict) else (entry, None)
-        query = " ".join(_encodable(query).lower().split()).strip("\"'“”. ") if isinstance(query, str) else ""
+        query = " ".join(normal(_encodable(query).lower()).split()).strip("\"'“”. ") if isinstance(query, str) else ""
         if any(map(str.isalnum, query)) and len(query) <= 200:
             found.setdefault(query, kind if isinstance(kind, str) and kind in KINDS else "other")
     return list(found.items())

@@ -4,15 +4,25 @@ Nothing here knows a domain or looks at a second item: what a query says comes f
 categories and description. So a catalogue may grow without a change to the queries of the items it had. From real
 queries one thing is taken: how many words they have (61 queries of shoppers for Beauty items, ESCI data set, 2 to 10
 words, a median of 3 or 4).
+
+The phrases are English. An item whose words are mostly in another script gets queries of its own words only, without
+"need" and "question". A title in another language with Latin letters cannot be told apart and gets English phrases. In
+scripts without spaces, such as Chinese or Thai, two neighbouring characters are taken for a word, which is right only
+by chance; queries are made of neighbours, without typing errors. So queries by templates imitate shoppers best in
+English: elsewhere, compare methods on queries by a language model (`query_llm`) or on real ones.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
+import regex
+
 from semid_lib.embed import plain_text
+from semid_lib.text import UNSPACED
 
 # how a query is phrased: one name per family
 KINDS = (
@@ -51,10 +61,12 @@ _UNITS = _set(
     "oz ounce ounces fl fluid ml l liter liters litre litres g gr gram grams kg mg lb lbs pound pounds mm cm m inch"
     " inches in ft feet foot yd yard yards x w v volt watt watts"
 )
-# scripts that do not put spaces between words: there, a character is taken for a word
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_CHARACTERS = {n: regex.compile(rf"(?V1)({UNSPACED}{{1,{n}}})") for n in (1, 2)}  # of scripts without spaces
+_GAP = regex.compile(rf"(?V1)(?<={UNSPACED}) (?={UNSPACED})")
+_NO_LATIN = regex.compile(r"(?V1)[\p{L}--\p{Latin}]")
 _TOKEN_BREAK = re.compile(r"[^\w.'+]+|_+|(?<!\d)[.+]+|[.+]+(?!\d)|'+(?!\w)|(?<!\w)'+")
 _TOKEN_BREAK_WIDE = re.compile("[\\s!-&(-*,\\-/:-@\\[-`{-~\u00a1-\u00bf\u2010-\u206f\u3000-\u303f\uff00-\uff0f]+")
+_OTHERS = {"’": "'", "\u00ad": "", "\u200c": "", "\u200d": ""}  # soft hyphens and joiners part no word
 _SEGMENT_BREAK = re.compile(r"\s+[-–—~|:]+\s+|[,;|()\[\]:★!]+|\s(?=with |for |by |w/)", re.IGNORECASE)
 _PURPOSE = re.compile(r"\bfor ((?:[^\W\d_]|['-])+(?: (?:[^\W\d_]|['-])+){0,3})", re.IGNORECASE)
 _FEATURE = re.compile(
@@ -91,6 +103,8 @@ class _Facts(NamedTuple):
     purposes: list[str]  # what it is for
     features: list[str]  # what it comes with
     domains: list[str]  # names of wider categories
+    english: bool  # whether an English phrase can be put around its words
+    spaced: bool  # whether its words are words; else only neighbours are put together
 
 
 def item_queries(
@@ -133,10 +147,11 @@ def _turns(weights: Mapping[str, int]) -> list[str]:
     return turns
 
 
-def words(text: str) -> list[str]:
+def words(text: str, n_characters: int = 1) -> list[str]:
     """The words of a text in lower case, without punctuation or mark-up characters; numbers keep their point.
 
-    Hyphens part words, as most shoppers leave them out. In scripts without spaces each character counts as a word.
+    Hyphens part words, as most shoppers leave them out. In scripts without spaces each character, with its marks,
+    counts as a word; n_characters = 2: each pair.
 
     >>> words("L'Oréal Long-Lasting 0.5 oz. Gel (SPF 30+)"), words("黑色 pen")
     (["l'oréal", 'long', 'lasting', '0.5', 'oz', 'gel', 'spf', '30'], ['黑', '色', 'pen'])
@@ -146,11 +161,9 @@ def words(text: str) -> list[str]:
     if text.isascii():
         return [word for word in _TOKEN_BREAK.split(text.lower()) if word]
     # letters may come with marks that are not letters (Devanagari); symbols such as ★ and ™ are none, but NFKC says TM
-    text = "".join(
-        c if c.isascii() or unicodedata.category(c)[0] in "LMN" else ("'" if c == "’" else " ") for c in text
-    )
+    text = "".join(c if c.isascii() or unicodedata.category(c)[0] in "LMN" else _OTHERS.get(c, " ") for c in text)
     text = unicodedata.normalize("NFKC", text).lower()
-    text = re.sub(f"([{_UNSPACED}])", r" \1 ", text)
+    text = _CHARACTERS[n_characters].sub(r" \1 ", text)
     pieces = _TOKEN_BREAK_WIDE.split(text)
     found = [w for piece in pieces for w in (_TOKEN_BREAK.split(piece) if piece.isascii() else [piece.strip(".'+")])]
     return [word for word in found if any(map(str.isalnum, word))]
@@ -158,11 +171,13 @@ def words(text: str) -> list[str]:
 
 # --- what an item says ---
 
+_units = partial(words, n_characters=2)  # the words of which queries are made
+
 
 def _facts(title: str, brand: str, categories, description: str) -> _Facts:
     plain = plain_text(title)
-    all_words = words(plain)[:_FIRST_WORDS]
-    brand_words = [] if brand.strip().lower() in _NO_BRAND else words(plain_text(brand))
+    all_words = _units(plain)[:_FIRST_WORDS]
+    brand_words = [] if brand.strip().lower() in _NO_BRAND else _units(plain_text(brand))
     sized = _sizes(all_words)
     content = [
         i for i, word in enumerate(all_words) if not sized[i] and word not in _JOINING and any(map(str.isalpha, word))
@@ -178,11 +193,16 @@ def _facts(title: str, brand: str, categories, description: str) -> _Facts:
     prose = plain
     if description:
         prose += " . " + plain_text(description)[:_FIRST_CHARACTERS]
-    domains = [" ".join(words(name)) for path in categories for name in path[1:-1]]
+    domains = [" ".join(_units(name)) for path in categories for name in path[1:-1]]
     return _Facts(
         *(all_words, sized, content, " ".join(brand_words), types, attributes),
         *(_phrases(_PURPOSE, prose), _phrases(_FEATURE, prose), [domain for domain in domains if domain]),
+        *(_mostly_without(script, [*all_words, *" ".join(types).split()]) for script in (_NO_LATIN, _CHARACTERS[1])),
     )
+
+
+def _mostly_without(letter: regex.Pattern, found: list[str]) -> bool:
+    return sum(letter.search(word) is not None for word in found) <= len(found) / 2
 
 
 def _sizes(tokens: list[str]) -> list[bool]:
@@ -198,7 +218,7 @@ def _sizes(tokens: list[str]) -> list[bool]:
 def _types(names: list[str], title: str, brand_words: list[str], title_words: list[str]) -> list[str]:
     """What the thing is: parts of its category's name (those that the title speaks of, if any), the title's head."""
     title_stems = {_stem(word) for word in title_words}
-    parts = [words(part) for name in dict.fromkeys(names) for part in re.split(r"[,&/]| and ", name)]
+    parts = [_units(part) for name in dict.fromkeys(names) for part in re.split(r"[,&/]| and ", name)]
     parts = [part for part in parts if part]
     spoken_of = [part for part in parts if _stem(part[-1]) in title_stems]
     phrases = [" ".join([*part[:-1], _singular(part[-1])]) for part in spoken_of or parts]
@@ -209,7 +229,7 @@ def _types(names: list[str], title: str, brand_words: list[str], title_words: li
 def _head(title: str, brand_words: list[str]) -> str:
     """The last words of the first stretch of a title that says more than the brand: "Uni Mechanical Pencil, Kuru"."""
     for segment in _SEGMENT_BREAK.split(title)[:4]:
-        tokens = words(segment)
+        tokens = _units(segment)
         sized = _sizes(tokens)
         said = [
             token
@@ -227,7 +247,7 @@ def _phrases(pattern: re.Pattern, prose: str) -> list[str]:
     found = []
     for match in pattern.finditer(prose):
         phrase = []
-        for word in words(match[1]):
+        for word in _units(match[1]):
             if word in _JOINING and not (phrase == [] and word in ("your", "the", "a", "an")):
                 break
             phrase += [] if word in _JOINING else [word]
@@ -263,14 +283,17 @@ def _pick(random: Random, options):
     return options[int(random.random() * len(options))]
 
 
-def _some(random: Random, positions: list[int], n: int) -> list[int]:
-    """n of the positions, all if there are fewer, in their order."""
+def _some(random: Random, positions: list[int], n: int, anywhere: bool = True) -> list[int]:
+    """n of the positions, all if there are fewer, in their order; neighbours only if not `anywhere`."""
+    if not anywhere:
+        start = int(random.random() * max(1, len(positions) - n + 1))
+        return positions[start : start + n]
     return sorted(position for _, position in sorted((random.random(), position) for position in positions)[:n])
 
 
 def _join(parts: list[str]) -> str:
     text = " ".join(part for part in parts if part)
-    return text if text.isascii() else re.sub(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])", "", text)
+    return text if text.isascii() else _GAP.sub("", text)
 
 
 def _fragment(random: Random, facts: _Facts) -> str:
@@ -292,7 +315,7 @@ def _fragment(random: Random, facts: _Facts) -> str:
 
 def _words(random: Random, facts: _Facts) -> str:
     keep = [i for i in facts.content if facts.title[i] not in _PACKING] or facts.content
-    chosen = [facts.title[i] for i in _some(random, keep, _pick(random, _LENGTHS))]
+    chosen = [facts.title[i] for i in _some(random, keep, _pick(random, _LENGTHS), facts.spaced)]
     return _join(list(dict.fromkeys(chosen)))
 
 
@@ -306,7 +329,7 @@ def _type(random: Random, facts: _Facts) -> str:
 
 
 def _attributes(random: Random, facts: _Facts, most: int) -> str:
-    chosen = _some(random, list(range(len(facts.attributes))), 1 + int(random.random() * most))
+    chosen = _some(random, list(range(len(facts.attributes))), 1 + int(random.random() * most), facts.spaced)
     return _join([facts.attributes[i] for i in chosen])
 
 
@@ -323,12 +346,14 @@ def _attribute_type(random: Random, facts: _Facts) -> str:
 def _brand_words(random: Random, facts: _Facts) -> str:
     of_brand = set(facts.brand.split())
     rest = [i for i in facts.content if facts.title[i] not in of_brand and facts.title[i] not in _PACKING]
-    chosen = [facts.title[i] for i in _some(random, rest, 1 + int(random.random() * 3))]
+    chosen = [facts.title[i] for i in _some(random, rest, 1 + int(random.random() * 3), facts.spaced)]
     return _join([_brand(random, facts), *chosen]) if facts.brand and chosen else ""
 
 
 def _written(random: Random, facts: _Facts, forms: tuple[str, ...]) -> str:
-    """One of the forms that the item has words for."""
+    """One of the English forms that the item has words for."""
+    if not facts.english:
+        return ""
     fields = {
         "purpose": facts.purposes,
         "feature": facts.features,
@@ -366,7 +391,10 @@ def _plain_query(random: Random, facts: _Facts) -> str:
 
 def _typo(random: Random, facts: _Facts) -> str:
     parts = _plain_query(random, facts).split()
-    long_parts = [i for i, part in enumerate(parts) if len(part) >= 4 and part.isalpha()]
+    # without spaces, the next character may belong to another word; marks, which are not alphabetic, belong to a letter
+    long_parts = [
+        i for i, part in enumerate(parts) if len(part) >= 4 and part.isalpha() and not _CHARACTERS[1].search(part)
+    ]
     for i in _some(random, long_parts, 1 if len(parts) < 5 else 2):
         parts[i] = _slip(random, parts[i])
     return _join(parts) if long_parts else ""

@@ -1,10 +1,15 @@
 """Synthetic queries: what templates may write, what the filters drop, and what a split promises."""
 
+import os
+import subprocess
+import sys
 import time
+import unicodedata
 
 import numpy as np
 import pandas as pd
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -140,10 +145,88 @@ def test_words_by_hand(text, expected):
     assert words(text) == expected
 
 
-def test_chinese_is_written_without_spaces():
-    found = [query for query, kind in item_queries("a", 9, "黑色中性笔") if kind == "fragment"]
-    assert found
-    assert all(query in "黑色中性笔" for query in found)
+ELSEWHERE = [
+    ("无线蓝牙耳机 降噪 长续航", "小米", [["电子", "耳机"]]),
+    ("コーヒーカップ 北欧風 食器", "", [["キッチン", "カップ"]]),
+    ("กระเป๋าเดินทาง สีแดง", "", []),
+    ("กาน้ำชาเซรามิก", "น้ำใส", [["ครัว", "กาน้ำ"]]),
+    ("블루투스 이어폰 무선", "삼성", []),
+    ("कॉफ़ी मग सिरेमिक लाल", "", [["रसोई", "मग"]]),
+    ("Беспроводные наушники для бега", "Sony", [["Электроника", "Наушники"]]),
+    ("سماعات لاسلكية سوداء", "", []),
+    ("OPI 指甲油 红色", "OPI", [["美妆", "指甲油"]]),
+]
+
+
+@pytest.mark.parametrize("item", ELSEWHERE)
+def test_no_english_is_written_around_other_scripts(item):
+    title, brand, categories = item
+    own = set(words(" ".join([title, brand, *(name for path in categories for name in path)])))
+    found = [pair for seed in range(20) for pair in item_queries(str(seed), 9, title, brand, categories)]
+    assert len({kind for _, kind in found}) >= 3
+    for query, kind in found:
+        assert kind not in ("need", "question")
+        assert kind == "typo" or set(words(query)) <= own, query
+
+
+@pytest.mark.parametrize("item", ELSEWHERE[:4])
+def test_scripts_without_spaces_have_whole_characters_in_their_order(item):
+    title, brand, categories = item
+    text = " ".join([title, brand, *(name for path in categories for name in path)])
+    characters = set(regex.findall(r"\X", unicodedata.normalize("NFKC", text)))
+    for seed in range(20):
+        for query, kind in item_queries(str(seed), 9, title, brand, categories):
+            assert kind != "typo"
+            assert set(regex.findall(r"\X", query)) <= characters, query
+            assert kind != "fragment" or query in unicodedata.normalize("NFKC", title).replace(" ", "")
+
+
+def test_typos_leave_marks_with_their_letters():
+    for seed in range(40):
+        for query, kind in item_queries(str(seed), 9, "Ка\u0301менный чайник सिरेमिक"):
+            assert kind != "typo" or {"ка\u0301менный", "सिरेमिक"} & set(query.split()) or "чайник" not in query
+
+
+def test_words_of_scripts_without_spaces():
+    assert words("น้ำใส") == ["น้ํ", "า", "ใ", "ส"]  # NFKC parts the last vowel, the tone mark stays
+    assert words("無線イヤホン", n_characters=2) == ["無線", "イヤ", "ホン"]
+    assert words("𠮷野家 moistur\u00adizer") == ["𠮷", "野", "家", "moisturizer"]
+
+
+def test_text_ids_name_the_same_streams_in_every_process():
+    code = """import pandas as pd
+from semid_lib.queries import synthesize
+items = pd.DataFrame({"item_id": ["SKU-ä", "B00"], "title": ["Two-person camping tent", "Red gel pen, fine"]})
+print(synthesize(items, 4)["query"].tolist())"""
+    runs = {
+        subprocess.run(
+            [sys.executable, "-X", "utf8", "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    items = pd.DataFrame({"item_id": ["B00", "SKU-ä"], "title": ["Red gel pen, fine", "Two-person camping tent"]})
+    found = synthesize(items, 4)  # in another order: the id names the stream, not the row
+    assert runs == {f"{[*found['query'][found['item'] == 1], *found['query'][found['item'] == 0]]}\n"}
+
+
+def test_missing_fields_are_empty_and_other_values_are_refused():
+    missing = {"title": ["Red gel pen", None], "brand": [np.nan, "OPI"], "categories": [None, np.nan]}
+    assert set(of(items=pd.DataFrame(missing))["item"]) == {0}
+    for value in (b"Pen", 7, {"en": "Pen"}):
+        with pytest.raises(ValueError, match=r"item row 1: title is .*, expected text"):
+            of(items=pd.DataFrame({"title": ["Red gel pen", value]}))
+
+
+@pytest.mark.parametrize("title", ["$5 & up: 2 for $8 pens", "☕💛 Café mug 👩🏽‍🍳", "pen\u200b \u202egel\u202c"])
+def test_any_title_gives_queries_that_a_file_can_hold(title, tmp_path):
+    found = of(items=pd.DataFrame({"item_id": ["A-1"], "title": [title]}))
+    assert len(found)
+    found.to_parquet(tmp_path / "queries.parquet")
+    assert pd.read_parquet(tmp_path / "queries.parquet")["query"].tolist() == found["query"].tolist()
 
 
 def test_an_item_does_not_know_of_the_others():
