@@ -32,6 +32,7 @@ from semid_lib import baselines, decode, embed, quantize, retrieval, rqvae, scor
 from semid_lib.growth import GIB, Point
 from semid_lib.recommender import Recommender
 from semid_lib.timeline import Timeline, TimelineConfig
+from semid_lib.training import seeded
 from semid_lib.trie import PrefixTrie
 
 DAY = 86_400.0
@@ -335,7 +336,6 @@ def _t5(n_users: int, seed: int):
     """A small T5 with random weights as a scorer, and prompts for it: twenty items of four codes each, and two more."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    torch.manual_seed(seed)
     n_tokens = 3 + N_LEVELS * CODEBOOK_SIZE
     config = T5Config(
         vocab_size=n_tokens,
@@ -348,12 +348,13 @@ def _t5(n_users: int, seed: int):
         pad_token_id=0,
         eos_token_id=1,
     )
-    model = T5ForConditionalGeneration(config).eval()
-    for name, weight in model.named_parameters():
-        if weight.ndim > 1 and "relative" not in name:  # scores far apart, as those of a trained model are
-            torch.nn.init.normal_(weight, std=1.2 / weight.shape[1] ** 0.5)
+    with seeded(seed):
+        model = T5ForConditionalGeneration(config).eval()
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "relative" not in name:  # scores far apart, as those of a trained model are
+                torch.nn.init.normal_(weight, std=1.2 / weight.shape[1] ** 0.5)
+        prompt = torch.randint(3, n_tokens, (n_users, 82))
     tokens = [3 + level * CODEBOOK_SIZE + np.arange(CODEBOOK_SIZE) for level in range(N_LEVELS)]
-    prompt = torch.randint(3, n_tokens, (n_users, 82))
     return scorers.EncoderDecoderScorer(model, tokens), {
         "input_ids": prompt,
         "attention_mask": torch.ones_like(prompt),
@@ -375,8 +376,8 @@ def _exact_scoring(like: Sample, n: int, seed: int) -> Work:
 def _recommend(like: Sample, n: int, seed: int) -> Work:
     ids = semantic_ids.SemanticIDs.from_codes(_ids(like, n, seed), CODEBOOK_SIZE)
     vectors = vectors_like(like, n, seed)
-    torch.manual_seed(seed)
-    model = Timeline(TimelineConfig(ids.sizes, vectors.shape[1], n), ids.unique, vectors)
+    with seeded(seed):
+        model = Timeline(TimelineConfig(ids.sizes, vectors.shape[1], n), ids.unique, vectors)
     recommender = Recommender(model, ids, pd.DataFrame({"item_id": np.arange(n)}))
     rng = np.random.default_rng(seed)
     histories = [rng.integers(0, n, 10) for _ in range(N_USERS)]

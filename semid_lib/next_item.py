@@ -8,7 +8,7 @@ A run belongs to its data, semantic IDs, settings, seed and code: trained once, 
 what was stopped goes on. The commands do beforehand, in processes or on machines of their own, what chapter 07 would
 do itself. A batch is shared out among the processes: they take the same steps on the same batches, and only what is
 drawn at random differs, such as the items that each process of a timeline compares. `accelerate launch` does as well as
-`torchrun` where there are GPUs; on CPUs it starts one process only. Nothing keeps two commands from writing one run.
+`torchrun` where there are GPUs; on CPUs it starts one process only. A second command for a run under way is refused.
 """
 
 import argparse
@@ -96,8 +96,8 @@ def train_timeline(
         n_layers=sizes.n_layers,
         dropout=sizes.dropout,
     )
-    torch.manual_seed(seed)
-    model = Timeline(config, ids.unique, vectors)
+    with training.seeded(seed):
+        model = Timeline(config, ids.unique, vectors)
     loader = timeline_module.training_batches(task.train, config.max_length, sizes.batch_size, seed)
     recipe = {"learning_rate": 1e-3 if sizes.name == "full" else 3e-3, "seed": seed}
     settings = TrainingConfig.sized(sizes.n_epochs, sizes.min_steps, len(loader), n_looks=7, **recipe)
@@ -123,8 +123,8 @@ def train_tiger(
         ff_dim=sizes.tiger_ff_dim,
         dropout=sizes.tiger_dropout,
     )
-    torch.manual_seed(seed)
-    model = Tiger(config, ids)
+    with training.seeded(seed):
+        model = Tiger(config, ids)
     loader = tiger_module.training_batches(task.train, config, sizes.tiger_batch_size, seed)
     recipe = {"learning_rate": 3e-4 if sizes.name == "full" else 3e-3, "weight_decay": 0.035, "seed": seed}
     settings = TrainingConfig.sized(sizes.tiger_epochs, sizes.min_steps, len(loader), **recipe)
@@ -136,8 +136,8 @@ def train_sasrec(
 ) -> Trained:
     """A SASRec with the full cross-entropy; its recipe was chosen on Beauty's validation items (see the log)."""
     sizes = task.sizes
-    torch.manual_seed(seed)
-    model = SASRec(SASRecConfig(n_items=n_items))
+    with training.seeded(seed):
+        model = SASRec(SASRecConfig(n_items=n_items))
     loader = timeline_module.training_batches(task.train, model.config.max_length, 64, seed)
     recipe = {"learning_rate": 2e-3, "seed": seed}
     settings = TrainingConfig.sized(sizes.sasrec_epochs, sizes.min_steps, len(loader), **recipe)

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from semid_lib import quantize
-from semid_lib.training import warmup_then_cosine
+from semid_lib.training import seeded, warmup_then_cosine
 from semid_lib.weights import save_weights
 
 _WARMUP_SHARE = 0.1  # of all steps
@@ -200,8 +200,7 @@ def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int 
     quantize.check_distinct(vectors)
     mean = vectors.mean(axis=0)
     scale = float((vectors - mean).std())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         trainer = _Trainer(torch.from_numpy((vectors - mean) / np.float32(scale)), scale, config, seed)
         network, codebooks, history = trainer.run(progress)
     fitted = RQVAE(config, np.empty((0, config.n_levels), np.int64), codebooks, mean, scale, network, history)

@@ -2,30 +2,35 @@
 
 The model is any module whose `forward(batch)` returns a scalar loss. accelerate places it: one process on CPU or GPU,
 or several started by `accelerate launch` or `torchrun`. A batch of the loader is shared out among the processes, so
-that a run takes the same steps on any number of them. Given a folder, a run that was stopped goes on where it was.
+that a run takes the same steps on any number of them. Given a folder, a run that was stopped resumes where it was.
 """
 
+import hashlib
 import json
 import logging
 import math
+import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is pickled here
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
 from accelerate.utils import broadcast_object_list, find_batch_size, send_to_device, set_seed
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class LengthBuckets(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0, pool: int = 50):
-        self.lengths, self.batch_size, self.pool = np.asarray(lengths), batch_size, pool
+        self.lengths, self.batch_size, self.seed, self.pool = np.asarray(lengths), batch_size, seed, pool
         self.rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -132,30 +137,56 @@ def fit(
 ) -> list[Epoch]:
     """Train the model in place and leave it with its best weights on validation; one record per epoch.
 
-    loader: batches for `model(batch) -> loss`. validate: the figure to maximize, called on the model in evaluation
-    mode every `validate_every` epochs; training stops after `patience` looks without a better one. Without it the last
-    weights are kept. AdamW without weight decay on vectors (biases, norms), clipped gradients; bfloat16 where the
-    GPU has it.
-
-    folder: where checkpoints go, every `save_every` steps and after each epoch; only the newest is kept, and one is
-    never half written. A run that finds one goes on from it, and on CPU ends with the very weights of a run that was
-    never stopped. Model, loader, config and number of processes must be those of the first start.
+    AdamW without weight decay on vectors (biases, norms), clipped gradients; bfloat16 where the GPU has it. The random
+    generators of Python, NumPy and torch are seeded within, and left as they were before.
 
     Several processes each take every n-th sequence of a batch. The loss is a mean over the whole batch: the means of
     the processes count by `model.n_targets(batch)` if there is such a method, else by their sequences. Validation,
     the progress bar and checkpoints are for the first process alone.
 
-    Raises ValueError when the loss stops being finite, and for a folder that holds another run.
+    Parameters
+    ----------
+    model : torch.nn.Module
+    loader : DataLoader
+        Batches for `model(batch) -> loss`.
+    config : TrainingConfig
+    validate : callable, optional
+        The figure to maximize, called on the model in evaluation mode every `validate_every` epochs; training stops
+        after `patience` looks without a better one. Without it the last weights are kept.
+    progress : bool
+    folder : path, optional
+        For checkpoints, every `save_every` steps and after each epoch; only the newest is kept, and each is written
+        atomically. A run that finds one resumes from it, and on CPU ends with the same weights as a run that was never
+        stopped.
+    save_every : int
+
+    Returns
+    -------
+    list of Epoch
+
+    Raises
+    ------
+    ValueError
+        If the loss or the validation figure stops being finite, if the folder holds another run (of other data, another
+        model, config or number of processes) or a damaged one, or if another process trains in it.
     """
     accelerator = _accelerator()
-    set_seed(config.seed, device_specific=True)
+    with _random_states_kept(), _alone_in(folder, accelerator):
+        set_seed(config.seed, device_specific=True)
+        return _train(accelerator, model, loader, config, validate, progress, folder, save_every)
+
+
+def _train(accelerator, model, loader, config, validate, progress, folder, save_every) -> list[Epoch]:
     n_steps = config.n_epochs * len(loader)
     optimizer = _adamw(model, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(n_steps, config.warmup_share))
+    identity = {} if folder is None else _identity(model, loader)
     wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     if accelerator.num_processes > 1:
         wrapped.broadcast_buffers = False  # tables that nothing trains; they would be sent at every step
-    checkpoints = None if folder is None else _Checkpoints(accelerator, Path(folder), loader, config, save_every)
+    checkpoints = None
+    if folder is not None:
+        checkpoints = _Checkpoints(accelerator, Path(folder), loader, asdict(config) | identity, save_every)
     run = _Run() if checkpoints is None else checkpoints.latest()
     shown = progress and accelerator.is_main_process
     done = (run.epoch - 1) * len(loader) + run.step
@@ -164,6 +195,8 @@ def fit(
             loss = _one_epoch(accelerator, wrapped, loader, optimizer, scheduler, config, run, bar, checkpoints)
             look = validate is not None and (run.epoch % config.validate_every == 0 or run.epoch == config.n_epochs)
             figure = _in_evaluation(accelerator, model, validate) if look else math.nan
+            if look and not math.isfinite(figure):
+                raise ValueError(f"validate returned {figure} after epoch {run.epoch}: expected a finite number")
             run.epochs.append(Epoch(run.epoch, loss, figure, run.seconds))
             bar.set_postfix(epoch=run.epoch, loss=f"{loss:.3f}", validation=f"{figure:.4f}")
             if look and figure > run.best:
@@ -278,7 +311,112 @@ def _adamw(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw on the CPU from a seed, such as first weights; torch's global generator is left as it was.
+
+    Examples
+    --------
+    >>> with seeded(3):
+    ...     first = torch.rand(2)
+    >>> with seeded(3):
+    ...     torch.equal(torch.rand(2), first)
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Leave the global generators of Python, NumPy and torch as they were, whatever is drawn or seeded within."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  what others use is kept for them
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
 # --- checkpoints ---
+
+
+@contextmanager
+def _alone_in(folder: str | Path | None, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other runs out of the folder; the operating system frees the lock of a process that is killed."""
+    if folder is None:
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock, is_free = FileLock(Path(folder) / "lock", timeout=0), True
+    if accelerator.is_main_process:
+        try:
+            lock.acquire()
+        except Timeout:
+            is_free = False
+    if not broadcast_object_list([is_free])[0]:
+        raise ValueError(f"another process trains in {folder}: wait for it, or choose another folder")
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)  # first: a process that opened it before sees that it is gone
+            lock.release()
+
+
+def _identity(model: torch.nn.Module, loader: DataLoader) -> dict[str, Any]:
+    """What a run must share with the one that its folder holds, besides the config; JSON.
+
+    Of the model: its modules, the config if that is a dataclass, the shapes of its weights and the content of its
+    buffers, which training leaves alone. Of the data: everything that batches are made of.
+    """
+    config = getattr(model, "config", None)
+    parts = [repr(model), repr(config) if is_dataclass(config) else "", dict(model.named_buffers())]
+    shapes = {name: f"{weight.dtype} {tuple(weight.shape)}" for name, weight in model.named_parameters()}
+    n, sampler = len(loader.dataset), loader.batch_sampler
+    size = getattr(sampler, "batch_size", 1)
+    blocks = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    # its own generator, since iterating draws a number
+    how = {"collate_fn": loader.collate_fn, "generator": torch.Generator()}
+    batches = DataLoader(loader.dataset, batch_sampler=blocks, **how)
+    return {
+        "n_sequences": n,
+        "n_batches": len(loader),
+        "batch_size": size,
+        "order": f"{type(loader.sampler).__name__}, {type(sampler).__name__}, seed {getattr(sampler, 'seed', None)}",
+        "model": _digest([*parts, shapes]),
+        "data": _digest(batches),
+    }
+
+
+def _digest(parts) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        _add(found, part)
+    return found.hexdigest()[:16]
+
+
+def _add(found, part: Any) -> None:
+    match part:
+        case np.ndarray() if part.dtype.kind in "OUS":
+            _add(found, part.tolist())
+        case torch.Tensor() | np.ndarray() | np.generic():
+            array = torch.as_tensor(part).detach().cpu().contiguous()
+            found.update(f"{array.dtype} {tuple(array.shape)}".encode())
+            found.update(array.reshape(-1).view(torch.uint8).numpy())
+        case Mapping():
+            _add(found, list(part.items()))
+        case list() | tuple():
+            found.update(f"{len(part)} of".encode())
+            for each in part:
+                _add(found, each)
+        case str() | bytes() | int() | float() | None:
+            found.update(repr(part).encode())
+        case _:
+            _add(found, vars(part))
 
 
 @contextmanager
@@ -292,6 +430,14 @@ def _without_warnings(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"{checkpoint} is damaged: delete it to train from the start ({error!r})") from error
+
+
 class _Checkpoints:
     """The newest state of a run in `folder/step_<n>`, complete as soon as it has that name.
 
@@ -299,17 +445,11 @@ class _Checkpoints:
     `weights_only`, which runs no code of the file; `run.json` and `run.safetensors` hold the rest.
     """
 
-    def __init__(self, accelerator, folder: Path, loader: DataLoader, config: TrainingConfig, save_every: int):
+    def __init__(self, accelerator, folder: Path, loader: DataLoader, settings: dict[str, Any], save_every: int):
         if save_every < 1:
             raise ValueError(f"save_every must be at least 1, got {save_every}")
         self.accelerator, self.folder, self.loader, self.save_every = accelerator, folder, loader, save_every
-        self.settings = {
-            "format": _FORMAT,
-            "n_processes": accelerator.num_processes,
-            "n_sequences": len(loader.dataset),
-            "n_batches": len(loader),
-            **asdict(config),
-        }
+        self.settings = {"format": _FORMAT, "n_processes": accelerator.num_processes, **settings}
 
     def save(self, run: _Run) -> None:
         step = (run.epoch - 1) * len(self.loader) + run.step
@@ -348,27 +488,34 @@ class _Checkpoints:
         found = sorted(path for path in self.folder.glob("step_*") if path.suffix != ".partial")
         if not found:
             return _Run()
-        content = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))
-        over = content["run"]["epoch"] > self.settings["n_epochs"]
-        over |= content["run"]["looks_since"] >= self.settings["patience"]
-        for name, value in self.settings.items():
-            if over and name == "n_processes":
-                continue  # whoever trained it
-            if content["settings"].get(name) != value:
-                held = content["settings"].get(name)
-                raise ValueError(f"{self.folder} holds a run with {name} {held}, this one has {value}")
-        tensors = load_file(found[-1] / "run.safetensors")
-        if self._generator() is not None:
-            self._generator().set_state(tensors["generator"])
-        if "sampler" in content:
-            self.loader.batch_sampler.load_state_dict(content["sampler"])
-        self.accelerator.load_state(str(found[-1]))
-        run = _Run(**content["run"] | {"epochs": [Epoch(*epoch) for epoch in content["run"]["epochs"]]})
+        newest = found[-1]
+        with _readable(newest):
+            content = json.loads((newest / "run.json").read_text(encoding="utf-8"))
+            settings, at = content["settings"], content["run"]
+        self._check(settings, is_over=at["epoch"] > settings["n_epochs"] or at["looks_since"] >= settings["patience"])
+        with _readable(newest):
+            tensors = load_file(newest / "run.safetensors")
+            if self._generator() is not None:
+                self._generator().set_state(tensors["generator"])
+            if "sampler" in content:
+                self.loader.batch_sampler.load_state_dict(content["sampler"])
+            self.accelerator.load_state(str(newest))
+        run = _Run(**at | {"epochs": [Epoch(*epoch) for epoch in at["epochs"]]})
         indices = iter(tensors["order"].tolist())
         run.order = [[next(indices) for _ in range(size)] for size in tensors["sizes"].tolist()]
         best = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
         run.best_weights = send_to_device(best, self.accelerator.device)
         return run
+
+    def _check(self, held: dict, is_over: bool) -> None:
+        for name, value in self.settings.items():
+            if name == "n_processes" and is_over:
+                continue  # a finished run may have been trained by any number of them
+            if held.get(name) != value:
+                raise ValueError(
+                    f"{self.folder} holds another run: its {name} is {held.get(name)}, this one has {value}. "
+                    "Choose another folder, or delete that run"
+                )
 
     def _generator(self) -> torch.Generator | None:
         """A generator of the loader's own, if its order hangs on one."""

@@ -3,17 +3,23 @@
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from kills import killed
+from safetensors.torch import save, save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, TensorDataset
@@ -319,14 +325,157 @@ def test_a_run_may_be_killed_while_it_saves(tmp_path, monkeypatch, moment):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_run_with_other_settings_is_refused(tmp_path):
-    fit(Stopping(), in_buckets(), TrainingConfig(n_epochs=1), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with learning_rate 0\.001, this one has 0\.25"):
-        fit(Stopping(), in_buckets(), TrainingConfig(n_epochs=1, learning_rate=0.25), folder=tmp_path)
-    with pytest.raises(ValueError, match="n_sequences 60, this one has 50"):
-        fit(Stopping(), DataLoader(NUMBERS[:50], batch_size=8), TrainingConfig(n_epochs=1), folder=tmp_path)
+ONE = TrainingConfig(n_epochs=1)
+
+
+class Known(Stopping):
+    """A model that knows a table."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.register_buffer("table", torch.tensor(table))
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "settings", "differs"),
+    [
+        (Stopping, in_buckets, {"learning_rate": 0.25}, r"learning_rate is 0\.001, this one has 0\.25"),
+        (Stopping, lambda: DataLoader(NUMBERS[:50], batch_size=8), {}, "n_sequences is 60, this one has 50"),
+        (Stopping, lambda: DataLoader(NUMBERS, batch_size=10), {}, "n_batches is 8, this one has 6"),
+        (Stopping, lambda: DataLoader(NUMBERS.flip(0), batch_sampler=in_buckets().batch_sampler), {}, "data is"),
+        (
+            Stopping,
+            lambda: DataLoader(NUMBERS, batch_sampler=LengthBuckets(LENGTHS[:60], 8, 6)),
+            {},
+            "order is .*seed 5",
+        ),
+        (
+            Stopping,
+            shuffled,
+            {},
+            "order is .*LengthBuckets, seed 5, this one has RandomSampler, BatchSampler, seed None",
+        ),
+        (lambda: Known([1.0]), in_buckets, {}, "model is"),
+    ],
+)
+def test_a_run_of_something_else_is_refused(tmp_path, model, loader, settings, differs):
+    fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
+    with pytest.raises(ValueError, match=f"holds another run: its {differs}.*Choose another folder"):
+        fit(model(), loader(), replace(ONE, **settings), folder=tmp_path)
+
+
+def test_a_model_with_another_table_is_another_model(tmp_path):
+    fit(Known([1.0, 2.0]), in_buckets(), ONE, folder=tmp_path)
+    fit(Known([1.0, 2.0]), in_buckets(), ONE, folder=tmp_path)
+    with pytest.raises(ValueError, match="holds another run: its model is"):
+        fit(Known([1.0, 2.5]), in_buckets(), ONE, folder=tmp_path)
+
+
+def test_a_histories_model_with_other_histories_is_another_run(shop, new_timeline, tmp_path):
+    def train(histories):
+        return fit(new_timeline(), training_batches(histories, 12, batch_size=20), ONE, folder=tmp_path)
+
+    assert train(shop.histories)[0].seconds == train(shop.histories)[0].seconds  # read, not trained
+    with pytest.raises(ValueError, match="holds another run: its data is"):
+        train([history[::-1] for history in shop.histories])
+
+
+def test_batches_of_any_kind_can_be_told_apart():
+    def digest(labels, at=0):
+        batch = {"x": torch.ones(2), "labels": labels, "more": [np.float32(at), (np.array(["a", None]), 1.5, None)]}
+        return training._digest([SimpleNamespace(inputs=batch)])
+
+    assert digest(["a", "b"]) == digest(["a", "b"])
+    assert len({digest(["a", "b"]), digest(["ab"]), digest(["a", "c"]), digest(["a", "b"], 1)}) == 4
+
+
+def test_a_folder_needs_a_step_to_save_at(tmp_path):
     with pytest.raises(ValueError, match="save_every must be at least 1, got 0"):
-        fit(Stopping(), in_buckets(), TrainingConfig(n_epochs=1), folder=tmp_path / "new", save_every=0)
+        fit(Stopping(), in_buckets(), ONE, folder=tmp_path, save_every=0)
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
+def test_a_validation_that_is_no_number_stops_training(figure):
+    config = TrainingConfig(n_epochs=6, validate_every=2)
+    with pytest.raises(ValueError, match=f"validate returned {figure} after epoch 4"):
+        fit(Toy(), numbers(3), config, scripted([0.3, figure], []))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_global_random_generators_are_left_alone(tmp_path, stopped):
+    def draws():
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
+    expected = draws()
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.random.set_rng_state(states[2])
+    model = Stopping()  # seeds torch
+    torch.random.set_rng_state(states[2])
+    if stopped:
+        model.left = 11
+        with pytest.raises(StoppedError):
+            fit(model, shuffled(), LOOKS, look, folder=tmp_path)
+    else:
+        fit(model, shuffled(), LOOKS, look, folder=tmp_path)
+    assert draws() == expected
+
+
+def test_a_training_does_not_depend_on_what_was_drawn_before():
+    losses = []
+    for seed in (1, 2):
+        model = Stopping()
+        torch.manual_seed(seed)
+        losses.append([epoch.loss for epoch in fit(model, shuffled(), LOOKS)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.safetensors", "model.safetensors", "optimizer.bin", "scheduler.bin"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name):
+    fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
+    [checkpoint] = tmp_path.iterdir()
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{checkpoint.name} is damaged: delete it"):
+        fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path):
+    found, alone, intruder = Stopping(), Stopping(), Stopping()
+
+    def meanwhile(model):
+        with pytest.raises(ValueError, match=r"another process trains in .*: wait for it, or choose another folder"):
+            fit(intruder, in_buckets(), LOOKS, look, folder=tmp_path)
+        return look(model)
+
+    fit(found, in_buckets(), LOOKS, meanwhile, folder=tmp_path)
+    fit(alone, in_buckets(), LOOKS, look)
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in found.state_dict().items())
+    assert [path.name[:5] for path in tmp_path.iterdir()] == ["step_"]
+
+
+def test_a_run_that_is_killed_thirty_times_ends_as_if_it_were_not(tmp_path):
+    whole = Stopping()
+    started = time.monotonic()
+    expected = fit(whole, in_buckets(), LOOKS, look, folder=tmp_path / "whole", save_every=3)
+    seconds, rng, n_kills, n_runs = time.monotonic() - started, np.random.default_rng(0), 0, 0
+    while n_kills < 30:
+        n_runs += 1
+        folder = tmp_path / str(n_runs)
+
+        def work(folder=folder):
+            model = Stopping()
+            epochs = fit(model, in_buckets(), LOOKS, look, folder=folder, save_every=3)
+            save_file(model.state_dict(), folder / "final.safetensors")
+            (folder / "epochs.json").write_text(json.dumps([epoch[:3] for epoch in epochs]), encoding="utf-8")
+
+        while not killed(work, rng.uniform(0, seconds)):
+            n_kills += 1
+        assert (folder / "final.safetensors").read_bytes() == save(whole.state_dict())
+        assert json.loads((folder / "epochs.json").read_text()) == [list(epoch[:3]) for epoch in expected]
+        left = sorted(path.name.split("_")[0] for path in folder.iterdir())
+        assert left == ["epochs.json", "final.safetensors", "step"]
 
 
 # --- several processes, and half precision ---
