@@ -16,7 +16,7 @@ import pandas as pd
 
 from semid_lib import folder, places
 from semid_lib.item_ids import ItemIds
-from semid_lib.table import shown
+from semid_lib.text import shown
 
 
 @dataclass(frozen=True, eq=False)

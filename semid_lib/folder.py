@@ -1,24 +1,18 @@
 """The files of a data set: read, check, write.
 
-One data set is one folder: `items.jsonl`, `items.csv`, `items.parquet` or `items.arrow` (exactly one), and optionally
-`sequences.tsv`, `timestamps.tsv` and `queries*.jsonl`; text may be gzipped (`.gz`). Text is UTF-8
-(a byte order mark is accepted), one record a line; empty lines are an error except at the end of a file.
+One data set is one folder: `items` as `.jsonl`, `.csv`, `.parquet` or `.arrow` (exactly one), and optionally histories
+(`sequences.tsv` and `timestamps.tsv`, or `sequences.jsonl`, which holds both) and `queries*.jsonl`; text may be
+gzipped (`.gz`). Text is UTF-8, one record a line; empty lines are an error except at the end of a file.
 Nothing is dropped silently: bad input is a ValueError that names file, line, value and what was expected.
 """
 
-import codecs
-import csv
 import gzip
 import hashlib
-import io
 import json
-import os
 import re
 import shutil
-import tempfile
-import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -26,12 +20,25 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
-from semid_lib import table
-from semid_lib.table import shown
+from semid_lib import readers, table, times
+from semid_lib.atomic import fresh_folder
+from semid_lib.item_ids import ItemIds, read_ids
+from semid_lib.text import normal, shown
 
 ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet, items.arrow"
 DATA_FILE = re.compile(
-    r"items\.(parquet|arrow)|(items\.(csv|jsonl)|queries.*\.jsonl|(sequences|timestamps)\.tsv)(\.gz)?"
+    r"items\.(parquet|arrow)|(items\.(csv|jsonl)|queries.*\.jsonl|sequences\.(tsv|jsonl)|timestamps\.tsv)(\.gz)?"
+)
+# names that people give to such files; one that we do not read would be missed without a word
+_LOOKS_LIKE = {
+    "items": "item items product products catalogue catalog",
+    "sequences": "sequence sequences history histories interaction interactions rating ratings review reviews order "
+    "orders event events purchase purchases click clicks session sessions",
+    "timestamps": "timestamp timestamps time times",
+    "queries": "query queries search searches",
+}
+_DATA_ENDINGS = re.compile(
+    r"(csv|tsv|txt|dat|data|json|jsonl|ndjson|parquet|arrow|feather|xlsx?|inter)(\.(gz|bz2|xz|zst|zip))?"
 )
 
 
@@ -49,55 +56,52 @@ def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Con
 
     columns: of the items, besides `item_id` and `title`; None for all.
 
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
     ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
-    ...     items, (user_ids, rows, offsets, times), queries, fingerprint = read_folder(folder)
-    >>> items["title"].tolist(), user_ids.tolist(), rows.tolist(), offsets.tolist(), times, queries
+    ...     items, (user_ids, rows, offsets, seconds), queries, fingerprint = read_folder(folder)
+    >>> items["title"].tolist(), user_ids.tolist(), rows.tolist(), offsets.tolist(), seconds, queries
     (['Soap'], ['ann'], [0, 0], [0, 2], None, None)
     """
-    files = {kind: _File(path, _read_bytes(path)) for kind, path in _data_files(Path(folder)).items()}
+    files = _data_files(Path(folder))
     items = _items(files["items"], columns)
-    index = pd.Index(items["item_id"])
-    histories = _histories(files, index) if "sequences.tsv" in files else None
-    queries = _queries([file for kind, file in files.items() if kind.startswith("queries")], index)
+    ids = ItemIds(items[["item_id"]])
+    histories = _histories(files, ids) if any(kind.startswith("sequences") for kind in files) else None
+    queries = _queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
     digest = hashlib.sha256()
     for file in files.values():
-        file.add_to(digest)
+        _add_to(digest, file)
     return Contents(items, histories, queries, digest.hexdigest())
 
 
 # --- files ---
 
 
-class _File(NamedTuple):
-    path: Path
-    content: bytes  # uncompressed; of an item table that is read in batches, none
+def _name(path: Path) -> str:
+    return path.name.removesuffix(".gz")
 
-    @property
-    def name(self) -> str:
-        return self.path.name.removesuffix(".gz")
 
-    def add_to(self, digest) -> None:
-        """Name, length and bytes; of a folder those of each of its files."""
-        if self.path.suffix not in table.SUFFIXES:
-            digest.update(f"{self.name}\0{len(self.content)}\0".encode() + self.content)
-            return
-        for file in table.files(self.path):
-            digest.update(f"{file.relative_to(self.path.parent)}\0{file.stat().st_size}\0".encode())
-            with open(file, "rb") as stream:
-                while block := stream.read(2**20):
-                    digest.update(block)
+def _add_to(digest, path: Path) -> None:
+    """Name, length and bytes, uncompressed; of a folder those of each of its files."""
+    if path.suffix in table.SUFFIXES:
+        parts = [(str(file.relative_to(path.parent)), file) for file in table.files(path)]
+    else:
+        parts = [(_name(path), path)]
+    for name, file in parts:
+        size = sum(map(len, _blocks(file)))
+        digest.update(f"{name}\0{size}\0".encode())
+        for block in _blocks(file):
+            digest.update(block)
 
-    def fail(self, number: int, problem: str) -> NoReturn:
-        raise ValueError(f"{self.path}, line {number}: {problem}")
 
-    def text(self) -> str:
-        content = self.content.removeprefix(codecs.BOM_UTF8)
-        try:
-            return content.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            self.fail(line, f"byte {content[error.start]:#04x} is not UTF-8, expected UTF-8 text")
+def _blocks(path: Path) -> Iterator[bytes]:
+    with readers.opened(path) as file:
+        while block := file.read(2**20):
+            yield block
+
+
+def _fail(path: Path, number: int, problem: str) -> NoReturn:
+    raise ValueError(f"{path}, line {number}: {problem}")
 
 
 def _data_files(folder: Path) -> dict[str, Path]:
@@ -106,17 +110,34 @@ def _data_files(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{folder} is not a folder, expected one that holds one of {ITEM_FILES}")
     found: dict[str, Path] = {}
     for path in _existing_files(folder):
-        name = path.name.removesuffix(".gz")
-        kind = "items" if name.startswith("items.") else name
+        kind = "items" if path.name.startswith("items.") else _name(path)
         if kind in found:
             raise ValueError(f"{folder} holds both {found[kind].name} and {path.name}, expected one of them")
         found[kind] = path
     if "items" not in found:
         raise ValueError(f"{folder} holds no items, looked for {ITEM_FILES}")
+    if "sequences.jsonl" in found and (other := found.keys() & {"sequences.tsv", "timestamps.tsv"}):
+        raise ValueError(f"{folder} holds both sequences.jsonl and {min(other)}, expected one of them")
     if "timestamps.tsv" in found and "sequences.tsv" not in found:
-        path = found["timestamps.tsv"]
-        raise ValueError(f"{path} stands alone, expected a sequences.tsv with the same users")
+        raise ValueError(f"{folder} has timestamps.tsv but no sequences.tsv: add it, or remove timestamps.tsv")
+    _refuse_look_alikes(folder, {kind.partition(".")[0] for kind in found})
     return dict(sorted(found.items()))
+
+
+def _refuse_look_alikes(folder: Path, read: set[str]) -> None:
+    """A file that seems meant, but is not read, is an error: `sequences.csv`, or `orders.csv` without histories."""
+    for path in sorted(folder.iterdir()):
+        stem, _, ending = path.name.lower().partition(".")
+        if DATA_FILE.fullmatch(path.name) or not _DATA_ENDINGS.fullmatch(ending):
+            continue
+        for kind, names in _LOOKS_LIKE.items():
+            if stem == kind or (stem in names.split() and kind not in read):
+                read_as = {"items": ITEM_FILES, "sequences": "sequences.tsv or sequences.jsonl"}
+                wanted = read_as.get(kind, f"{kind}.tsv" if kind == "timestamps" else "queries.jsonl")
+                raise ValueError(
+                    f"{path} is not read, but looks like {kind}, expected {wanted}: import it "
+                    "(python -m semid_lib.importers table --help), or move it out of the folder"
+                )
 
 
 def _existing_files(folder: Path) -> list[Path]:
@@ -128,7 +149,8 @@ def files_of(folder: str | Path) -> list[Path]:
 
     Raises ValueError as `table.files` does.
 
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
     ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
     ...     Path(folder, "notes.txt").touch()
     ...     [file.name for file in files_of(folder)]
@@ -137,199 +159,183 @@ def files_of(folder: str | Path) -> list[Path]:
     return [file for path in _existing_files(Path(folder)) for file in table.files(path)]
 
 
-def _read_bytes(path: Path) -> bytes:
-    if path.suffix in table.SUFFIXES:
-        return b""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: truncated or corrupt gzip ({error})") from error
-    if not content.removeprefix(codecs.BOM_UTF8).strip(b"\r\n"):
-        raise ValueError(f"{path} is empty, expected at least one record")
-    return content
-
-
-# --- records: JSON lines, CSV, Parquet ---
-
-
-def _records(file: _File, required: tuple[str, ...]) -> dict[int, dict]:
-    """Line at which each record begins -> record; at least one."""
-    readers = {"jsonl": _jsonl_records, "csv": _csv_records}
-    records = dict(readers[file.name.rpartition(".")[2]](file))
-    for number, record in records.items():
-        if lacking := [name for name in required if name not in record]:
-            found = f"{shown(list(record))}, expected also {lacking[0]!r}"
-            if not file.name.endswith(".jsonl"):
-                raise ValueError(f"{file.path} has columns {found}")
-            file.fail(number, f"the fields are {found}")
-    if not records:
-        raise ValueError(f"{file.path} is empty, expected at least one record")
-    return records
-
-
-def _jsonl_records(file: _File) -> Iterable[tuple[int, dict]]:
-    for number, line in enumerate(file.text().split("\n"), 1):  # splitlines would also split at U+2028
-        if not line.strip():
-            file.fail(number, "blank line, expected a JSON object")
-        try:
-            value = json.loads(line)
-            if "\\ud" in line.lower():
-                json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-        except json.JSONDecodeError as error:
-            file.fail(number, f"broken JSON at column {error.colno} ({error.msg}), the line is {shown(line)}")
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
-            file.fail(number, f"JSON that cannot be read ({shown(str(error))}), the line is {shown(line)}")
-        if not isinstance(value, dict):
-            file.fail(number, f"{shown(value)} is not a JSON object")
-        yield number, value
-
-
-def _csv_records(file: _File) -> Iterable[tuple[int, dict]]:
-    reader = csv.reader(io.StringIO(file.text(), newline=""), strict=True)
-    header, number = None, 1
-    try:
-        for row in reader:
-            header = row if header is None else header
-            if len(row) != len(header):
-                file.fail(number, f"{len(row)} fields, expected {len(header)} as in the header")
-            if len(set(header)) < len(header):
-                file.fail(number, f"the header is {shown(header)}, expected every name once")
-            if row is not header:
-                yield number, _typed(file, number, dict(zip(header, row, strict=True)))
-            number = reader.line_num + 1  # a quoted field may span lines
-    except csv.Error as error:
-        file.fail(number, f"broken CSV ({error})")
-
-
-def _typed(file: _File, number: int, record: dict) -> dict:
-    """A record of CSV, where all is text; `item_id` becomes an integer if it is one, `categories` lists."""
-    if re.fullmatch("-?[0-9]{1,30}", record.get("item_id", "")):
-        record["item_id"] = int(record["item_id"])
-    try:
-        if "categories" in record:
-            record["categories"] = json.loads(record["categories"] or "[]")
-    except (ValueError, RecursionError):
-        text = shown(record["categories"])
-        file.fail(number, f'categories is {text}, expected JSON such as [["Office", "Paper"]]')
-    return record
-
-
 # --- items and queries ---
 
 
-def _items(file: _File, columns: Sequence[str] | None) -> pd.DataFrame:
-    if file.path.suffix in table.SUFFIXES:
-        return table.read(file.path, columns)
-    records = _records(file, required=table.REQUIRED)
-    names = dict.fromkeys(["item_id", *chain.from_iterable(records.values())])
-    numbers = list(records)
-    items = pd.DataFrame(
-        {
-            name: table.column(
-                name,
-                [record.get(name) for record in records.values()],
-                lambda at, problem: file.fail(numbers[at], problem),
-            )
-            for name in names
-        }
-    )
-    first: dict[int, int] = {}
-    for number, item_id in zip(numbers, items["item_id"], strict=True):
-        if first.setdefault(item_id, number) != number:
-            file.fail(number, f"item_id {item_id} occurs before, in line {first[item_id]}")
-    if columns is None:
-        return items
-    if lacking := [name for name in columns if name not in items]:
-        raise ValueError(f"{file.path} has fields {shown(list(items))}, expected also {lacking[0]!r}")
-    return items[[name for name in items if name in {*table.REQUIRED, *columns}]]
+def _items(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    if path.suffix in table.SUFFIXES:
+        return table.read(path, columns)
+    typed = not _name(path).endswith(".csv")
+    found = readers.read(path, table.REQUIRED, each=table.REQUIRED)
+    names = dict.fromkeys(["item_id", *found.frame])
+    values = {name: found.frame[name].tolist() for name in names}
+    if not typed:
+        values["item_id"] = read_ids(found.frame["item_id"], found.fail, typed)
+    items = pd.DataFrame({name: table.column(name, values[name], found.fail) for name in names})
+    lines = f"{found.unit} {{}}".format
+
+    def place(at: int) -> str:
+        return f"{path}, {lines(found.lines[at])}"
+
+    table.check_ids(items["item_id"], place)
+    if columns is not None:
+        if lacking := [name for name in columns if name not in items]:
+            raise ValueError(f"{path} has fields {shown(list(items))}, expected also {lacking[0]!r}")
+        items = items[[name for name in items if name in {*table.REQUIRED, *columns}]]
+    try:
+        table.arrow_table(items, lambda row: lines(found.lines[row - 1]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return items
 
 
-def _queries(files: list[_File], index: pd.Index) -> pd.DataFrame | None:
+def _queries(files: list[Path], ids: ItemIds) -> pd.DataFrame | None:
     found = []
-    for file in files:
-        for number, record in _records(file, required=("query", "item_ids")).items():
+    for path in files:
+        for number, record in readers.json_records(path):
+            if lacking := [name for name in ("query", "item_ids") if name not in record]:
+                _fail(path, number, f"the fields are {shown(list(record))}, expected also {lacking[0]!r}")
             if taken := record.keys() & {"item_rows", "source"}:
-                raise ValueError(f"{file.path} has a field {min(taken)!r}, expected another name (we add it)")
-            rows = _relevant_rows(file, number, record, index)
-            ours = {"query": record["query"], "item_rows": rows, "source": file.name.removesuffix(".jsonl")}
-            found.append(ours | record)
+                raise ValueError(f"{path} has a field {min(taken)!r}, expected another name (we add it)")
+            rows = _relevant_rows(path, number, record, ids)
+            ours = {"query": normal(record["query"]), "item_rows": rows, "source": _name(path).removesuffix(".jsonl")}
+            found.append(record | ours)
     if not found:
+        if files:
+            raise ValueError(f"{files[0]} is empty, expected at least one record")
         return None
-    names = dict.fromkeys(chain.from_iterable(found))
+    names = dict.fromkeys([*ours, *chain.from_iterable(found)])
     return pd.DataFrame({name: table.typed([record.get(name) for record in found]) for name in names})
 
 
-def _relevant_rows(file: _File, number: int, record: dict, index: pd.Index) -> np.ndarray:
-    query, ids = record["query"], record["item_ids"]
+def _relevant_rows(path: Path, number: int, record: dict, ids: ItemIds) -> np.ndarray:
+    query, wanted = record["query"], record["item_ids"]
     if not isinstance(query, str) or not query.strip():
-        file.fail(number, f"query is {shown(query)}, expected some text")
-    integers = isinstance(ids, list) and all(type(item_id) is int for item_id in ids)
-    if not integers or not ids or len(set(ids)) < len(ids):
-        file.fail(number, f"item_ids is {shown(ids)}, expected a list of at least one integer, each once")
-    if unknown := [item_id for item_id in ids if item_id not in index]:
-        file.fail(number, f"item {unknown[0]} is unknown, expected an item_id of the items file")
-    return index.get_indexer(ids).astype(np.int64)
+        _fail(path, number, f"query is {shown(query)}, expected some text")
+    plain = isinstance(wanted, list) and all(type(item_id) in (int, str) for item_id in wanted)
+    if not plain or not wanted or len(set(wanted)) < len(wanted):
+        _fail(path, number, f"item_ids is {shown(wanted)}, expected a list of at least one item id, each once")
+    return _rows(path, number, wanted, ids)
+
+
+def _rows(path: Path, number: int, item_ids: Sequence[int | str], ids: ItemIds) -> np.ndarray:
+    rows = [ids.row_of.get(str(item_id), -1) for item_id in item_ids]
+    if -1 in rows:
+        unknown = shown(item_ids[rows.index(-1)])
+        _fail(path, number, f"item {unknown} is unknown, expected an item_id of the items file")
+    return np.array(rows, dtype=np.int64)
 
 
 # --- histories ---
 
 
-def _histories(files: dict[str, _File], index: pd.Index) -> tuple:
+class _User(NamedTuple):
+    """One line of histories."""
+
+    line: int
+    rows: np.ndarray  # (length,) int64 item rows
+    seconds: array | None  # as many times
+
+
+def _histories(files: dict[str, Path], ids: ItemIds) -> tuple:
     """User ids, item rows, offsets, and times or None."""
-    file, timestamps = files["sequences.tsv"], files.get("timestamps.tsv")
-    sequences = _read_sequences(file)
-    offsets = np.cumsum([0, *map(len, sequences.values())], dtype=np.int64)
-    item_ids = _end_to_end(sequences)
-    rows = index.get_indexer(item_ids).astype(np.int64)
-    if (rows < 0).any():
-        position = int((rows < 0).argmax())
-        line = int(np.searchsorted(offsets, position, side="right"))
-        file.fail(line, f"item {item_ids[position]} is unknown, expected an item_id of the items file")
-    times = None if timestamps is None else _read_times(timestamps, sequences, offsets)
-    return np.array(list(sequences), dtype=object), rows, offsets, times
+    if "sequences.jsonl" in files:
+        path = timed = files["sequences.jsonl"]
+        users = _json_users(path, ids)
+    else:
+        path, timed = files["sequences.tsv"], files.get("timestamps.tsv", files["sequences.tsv"])
+        users = _tsv_users(path, files.get("timestamps.tsv"), ids)
+    if not users:
+        raise ValueError(f"{path} is empty, expected at least one record")
+    offsets = np.cumsum([0, *(len(user.rows) for user in users.values())], dtype=np.int64)
+    rows = np.concatenate([user.rows for user in users.values()])
+    seconds = _end_to_end(timed, users, offsets)
+    return np.array(list(users), dtype=object), rows, offsets, seconds
 
 
-def _read_sequences(file: _File) -> dict[str, array]:
-    """User id -> integers; the line of a user is the position + 1."""
-    found: dict[str, array] = {}
-    plain = re.compile(r"[0-9 \r-]*")  # int() alone would also take 1_000 and the digits of other scripts
-    for number, line in enumerate(file.text().split("\n"), 1):
+def _end_to_end(path: Path, users: dict[str, _User], offsets: np.ndarray) -> np.ndarray | None:
+    """All times, checked: (n_interactions,) int64."""
+    if all(user.seconds is None for user in users.values()):
+        return None
+    found = np.fromiter(chain.from_iterable(user.seconds for user in users.values()), dtype=np.int64)
+    lines = [user.line for user in users.values()]
+
+    def fail(at: int, problem: str) -> NoReturn:
+        _fail(path, lines[int(np.searchsorted(offsets, at, side="right")) - 1], problem)
+
+    times.check_seconds(found, fail)
+    if (user := first_fall(found, offsets)) >= 0:
+        seconds = found[offsets[user] : offsets[user + 1]].tolist()
+        _fail(path, lines[user], f"times {shown(seconds)} go backwards, expected time order")
+    return found
+
+
+def _tsv_users(path: Path, timestamps: Path | None, ids: ItemIds) -> dict[str, _User]:
+    lines_of_times = None if timestamps is None else _tsv_lines(timestamps)
+    users: dict[str, _User] = {}
+    for number, user_id, tokens in _tsv_lines(path):
+        _check_user(path, number, user_id, users)
+        rows, seconds = _rows(path, number, tokens, ids), None
+        if lines_of_times is not None:
+            seconds = _seconds_beside(timestamps, next(lines_of_times, None), user_id, len(rows))
+        users[user_id] = _User(number, rows, seconds)
+    if lines_of_times is not None and (extra := next(lines_of_times, None)):
+        _fail(timestamps, extra[0], f"user {shown(extra[1])}, expected the {len(users)} users of the sequences")
+    return users
+
+
+def _tsv_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Line, user and values separated by single spaces."""
+    for number, line in readers.filled(readers.decoded(path, "utf-8"), path):
         user_id, tab, rest = line.partition("\t")
         if not tab or not user_id:
-            file.fail(number, f"the line is {shown(line)}, expected a user id, a tab and integers")
-        if user_id in found:
-            first = list(found).index(user_id) + 1
-            file.fail(number, f"user {shown(user_id)} occurs before, in line {first}")
-        try:
-            found[user_id] = array("q", map(int, rest.split() if plain.fullmatch(rest) else [rest]))
-        except (ValueError, OverflowError):
-            bad = shown(next(token for token in rest.split(" ") if not _is_int64(token)))
-            file.fail(number, f"{bad} is not an integer in int64, expected integers and single spaces")
-    return found
+            _fail(path, number, f"the line is {shown(line)}, expected a user id, a tab and item ids")
+        yield number, user_id, rest.split(" ") if rest else []
+
+
+def _seconds_beside(path: Path, found: tuple | None, user_id: str, length: int) -> array:
+    """The times of one user, who must be the one of the sequences, and as many as there are items."""
+    if found is None:
+        raise ValueError(f"{path} has no times of user {shown(user_id)}, expected the users of the sequences")
+    number, other, tokens = found
+    if other != user_id:
+        _fail(path, number, f"user {shown(other)}, expected {shown(user_id)} as in the sequences")
+    if len(tokens) != length:
+        _fail(path, number, f"{len(tokens)} times, expected {length} as in the sequences")
+    if wrong := next((token for token in tokens if not _is_int64(token)), None):
+        _fail(path, number, f"{shown(wrong)} is not an integer in int64, expected integers and single spaces")
+    return array("q", map(int, tokens))
 
 
 def _is_int64(token: str) -> bool:
     return bool(re.fullmatch("-?[0-9]{1,30}", token)) and -(2**63) <= int(token) < 2**63
 
 
-def _read_times(file: _File, sequences: dict[str, array], offsets: np.ndarray) -> np.ndarray:
-    """Times of the same users and as many as in the sequences, in time order for each user."""
-    found = _read_sequences(file)
-    if len(found) != len(sequences):
-        raise ValueError(f"{file.path} has {len(found)} users, expected {len(sequences)} as in the sequences")
-    for line, (user_id, expected) in enumerate(zip(found, sequences, strict=True), 1):
-        if user_id != expected:
-            file.fail(line, f"user {shown(user_id)}, expected {shown(expected)} as in the sequences")
-        n_times, n_items = len(found[user_id]), len(sequences[user_id])
-        if n_times != n_items:
-            file.fail(line, f"{n_times} times, expected {n_items} as in the sequences")
-    times = _end_to_end(found)
-    if line := first_fall(times, offsets) + 1:
-        seconds = times[offsets[line - 1] : offsets[line]].tolist()
-        file.fail(line, f"times {shown(seconds)} go backwards, expected time order")
-    return times
+def _check_user(path: Path, number: int, user_id: str, users: dict[str, _User]) -> None:
+    if readers.is_nothing(user_id):
+        _fail(path, number, f"user {shown(user_id)} is a word for a missing value: name the user or remove the line")
+    if user_id in users:
+        _fail(path, number, f"user {shown(user_id)} occurs before, in line {users[user_id].line}")
+
+
+def _json_users(path: Path, ids: ItemIds) -> dict[str, _User]:
+    users: dict[str, _User] = {}
+    timed = None
+    for number, record in readers.json_records(path):
+        user_id, item_ids, seconds = (record.get(name) for name in ("user_id", "item_ids", "timestamps"))
+        if type(user_id) not in (str, int):
+            _fail(path, number, f"user_id is {shown(user_id)}, expected text")
+        _check_user(path, number, str(user_id), users)
+        if not isinstance(item_ids, list) or not all(type(one) in (int, str) for one in item_ids):
+            _fail(path, number, f"item_ids is {shown(item_ids)}, expected a list of item ids")
+        timed = seconds is not None if timed is None else timed
+        integers = isinstance(seconds, list) and all(type(one) is int and _is_int64(str(one)) for one in seconds)
+        if (seconds is not None) != timed or (timed and (not integers or len(seconds) != len(item_ids))):
+            expected = f"{len(item_ids)} integers, as many as item_ids" if timed else "none, as in line 1"
+            _fail(path, number, f"timestamps is {shown(seconds)}, expected {expected}")
+        rows = _rows(path, number, item_ids, ids)
+        users[str(user_id)] = _User(number, rows, array("q", seconds) if timed else None)
+    return users
 
 
 def first_fall(times: np.ndarray, offsets: np.ndarray) -> int:
@@ -342,53 +348,58 @@ def first_fall(times: np.ndarray, offsets: np.ndarray) -> int:
     return int(np.searchsorted(offsets, falls[0], side="right")) - 1 if len(falls) else -1
 
 
-def _end_to_end(sequences: dict[str, array]) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(sequences.values()), dtype=np.int64)
-
-
 # --- write ---
 
 
 def write_folder(
     folder: str | Path,
     items: Iterable[dict],
-    sequences: Iterable[tuple[str, Sequence[int]]] | None = None,
+    sequences: Iterable[tuple[str, Sequence[int | str]]] | None = None,
     timestamps: Iterable[tuple[str, Sequence[int]]] | None = None,
     queries: Iterable[dict] | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write one data set that `data.load` reads, as gzipped JSONL and TSV; equal content gives equal bytes.
+    """Write one data set that `data.load` reads, gzipped; equal content gives equal bytes.
 
-    items: records with `item_id` and `title`. sequences, timestamps: pairs of a user id and a list of
-    integers, in the same order. queries: records with `query` and `item_ids`. Files get their names when all
-    are complete; `overwrite` then removes the data files that were there, and leaves other files alone.
+    Histories become `sequences.tsv.gz`, or `sequences.jsonl.gz` if an id holds white space. The folder appears
+    atomically: a reader finds the old data set or the new one. With `overwrite`, files that are no part of a data set
+    stay.
 
-    Raises ValueError if the folder is not empty and `overwrite` is false, for a part without records, for a
-    user id that is empty or holds a tab or newline, and for a value that is not JSON; `load` checks the rest.
+    Parameters
+    ----------
+    items : iterable of dict
+        Records with `item_id` and `title`.
+    sequences, timestamps : iterable of (str, list), optional
+        User ids, in the same order, with item ids and Unix seconds.
+    queries : iterable of dict, optional
+        Records with `query` and `item_ids`.
 
-    >>> with tempfile.TemporaryDirectory() as folder:
+    Raises
+    ------
+    ValueError
+        If the folder is not empty and `overwrite` is false, for a part without records, for a user id that is empty,
+        and for a value that is not JSON; `load` checks the rest.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
     ...     write_folder(folder, [{"item_id": 1, "title": "Red lipstick"}], [("ann", [1])])
     ...     sorted(path.name for path in Path(folder).iterdir())
     ['items.jsonl.gz', 'sequences.tsv.gz']
     """
     folder = Path(folder)
     check_output(folder, overwrite)
-    parts = {
-        "items.jsonl.gz": (_json_line, items),
-        "sequences.tsv.gz": (_tsv_line, sequences),
-        "timestamps.tsv.gz": (_tsv_line, timestamps),
-        "queries.jsonl.gz": (_json_line, queries),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        for name, (line_of, records) in parts.items():
-            if records is not None:
-                _write_lines(Path(partial, name), map(line_of, records))
-        for old in _existing_files(folder):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        for path in Path(partial).iterdir():
-            os.replace(path, folder / path.name)
+    with fresh_folder(folder) as new:
+        for other in folder.iterdir() if folder.is_dir() else ():
+            if not DATA_FILE.fullmatch(other.name):
+                (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
+        _write_lines(new / "items.jsonl.gz", map(_json_line, items))
+        if sequences is not None:
+            _write_histories(new, sequences, timestamps)
+        if queries is not None:
+            _write_lines(new / "queries.jsonl.gz", map(_json_line, queries))
 
 
 def check_output(folder: str | Path, overwrite: bool = False) -> None:
@@ -401,6 +412,28 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
         raise ValueError(f"{folder} is a file, expected a folder")
     if folder.is_dir() and not overwrite and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty, expected an empty or new folder (or overwrite)")
+
+
+def _write_histories(new: Path, sequences: Iterable[tuple], timestamps: Iterable[tuple] | None) -> None:
+    users = [(user_id, list(item_ids)) for user_id, item_ids in sequences]
+    seconds = None if timestamps is None else [list(found) for _, found in timestamps]
+    for number, (user_id, _) in enumerate(users, 1):
+        if not isinstance(user_id, str) or not user_id:
+            raise ValueError(f"user {number}: id {shown(user_id)}, expected text")
+    if not any(map(_has_space, chain.from_iterable((re.sub(" ", "", user), *ids) for user, ids in users))):
+        _write_lines(new / "sequences.tsv.gz", map(_tsv_line, users))
+        if seconds is not None:
+            times_of = ((user_id, found) for (user_id, _), found in zip(users, seconds, strict=True))
+            _write_lines(new / "timestamps.tsv.gz", map(_tsv_line, times_of))
+        return
+    records = [{"user_id": user_id, "item_ids": item_ids} for user_id, item_ids in users]
+    if seconds is not None:
+        records = [record | {"timestamps": found} for record, found in zip(records, seconds, strict=True)]
+    _write_lines(new / "sequences.jsonl.gz", map(_json_line, records))
+
+
+def _has_space(text: str | int) -> bool:
+    return isinstance(text, str) and len(text.split()) != 1
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -420,8 +453,6 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 _json_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def _tsv_line(user: tuple[str, Sequence[int]]) -> str:
+def _tsv_line(user: tuple[str, Sequence]) -> str:
     user_id, values = user
-    if not isinstance(user_id, str) or not user_id or "\t" in user_id or "\n" in user_id:
-        raise ValueError(f"user id {shown(user_id)}, expected text without tab and newline")
     return f"{user_id}\t{' '.join(map(str, values))}"

@@ -3,15 +3,19 @@
 The library counts in rows. Ids come in and go out at its edges, and only through this module.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from numbers import Integral
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
 
-from semid_lib.table import shown
+from semid_lib.readers import is_nothing
+from semid_lib.text import has_controls, shown
 
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,18})(\.0+)?")  # pandas writes whole numbers as 7.0 where some are missing
 _LARGEST_IN_JSON = 2**53 - 1  # a browser reads JSON numbers as float64, and rounds larger integers
 
 
@@ -46,7 +50,8 @@ class ItemIds:
     def __init__(self, items: pd.DataFrame):
         numbers = items["item_id"].tolist()
         own = items["source_id"].tolist() if "source_id" in items else numbers
-        if not all(isinstance(value, str) for value in own):
+        is_ours = numbers == list(range(1, len(own) + 1)) and len(set(map(str, own))) == len(own)
+        if not is_ours or not all(isinstance(value, str) for value in own):
             own = numbers
         if wrong := [value for value in own if not _is_id(value)]:
             raise ValueError(f"item_id is {shown(wrong[0])}, expected an integer or text")
@@ -113,6 +118,50 @@ class ItemIds:
         """The ids as JSON holds them: all as text if one is an integer that a browser would round."""
         large = any(isinstance(value, int) and abs(value) > _LARGEST_IN_JSON for value in self.values)
         return [str(value) if large else value for value in self.values]
+
+
+def read_ids(
+    values: pd.Series, fail: Callable[[int, str], NoReturn], typed: bool = True
+) -> list[int] | list[int | None] | list[str | None]:
+    """The ids of a column: integers if all are, else text; None for a missing one.
+
+    Parameters
+    ----------
+    values : pandas.Series
+    fail : callable
+        `fail(at, problem)` raises for the value at a position.
+    typed : bool
+        Whether text is meant as text. In CSV it is not: "7" and, after pandas, "7.0" are integers if all values are.
+
+    Examples
+    --------
+    >>> def fail(at, problem):
+    ...     raise ValueError(f"row {at + 1}: {problem}")
+    >>> read_ids(pd.Series(["1.0", "2.0", "NULL"]), fail, typed=False), read_ids(pd.Series([7.0, None]), fail)
+    ([1, 2, None], [7, None])
+    >>> read_ids(pd.Series(["007", "8"]), fail, typed=False)
+    ['007', '8']
+    """
+    found = [None if is_nothing(value) else value for value in values.tolist()]
+    for at, value in enumerate(found):
+        if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_IN_JSON:
+            found[at] = int(value)
+        elif isinstance(value, str):
+            found[at] = value.strip()
+            if has_controls(found[at]):
+                fail(at, f"id {shown(value)}, expected text without line breaks and control characters")
+        elif value is not None and not _is_id(value):
+            fail(at, f"id {shown(value)}, expected an integer or text")
+    there = [value for value in found if value is not None]
+    if not typed and all(_WHOLE.fullmatch(value) and _in_int64(value) for value in there):
+        return [value if value is None else int(value.partition(".")[0]) for value in found]
+    if any(isinstance(value, str) for value in there):
+        return [value if value is None else str(value) for value in found]
+    return found
+
+
+def _in_int64(text: str) -> bool:
+    return -(2**63) <= int(text.partition(".")[0]) < 2**63
 
 
 def _is_id(value) -> bool:

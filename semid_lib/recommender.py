@@ -23,8 +23,7 @@ from semid_lib.item_ids import ItemIds
 from semid_lib.model_card import model_card
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, check_names, sha256
-from semid_lib.table import shown
-from semid_lib.text import one_line
+from semid_lib.text import one_line, shown
 from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
 from semid_lib.vllm_search import VLLMSearch, load_searcher

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from semid_lib import embed as encoders
 from semid_lib.baselines import Ranked, top_k
-from semid_lib.table import shown
-from semid_lib.text import UNSPACED, folded, normal
+from semid_lib.text import UNSPACED, folded, normal, shown
 
 _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
 _RUNS = regex.compile(rf"(?V1)({UNSPACED}+)|((?:(?!{UNSPACED})\w){{2,}})")  # of characters, of a word

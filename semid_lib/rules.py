@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.item_ids import ItemIds
-from semid_lib.table import category_column, shown
-from semid_lib.text import folded
+from semid_lib.table import category_column
+from semid_lib.text import folded, shown
 
 
 def category(items: pd.DataFrame, *names: str) -> np.ndarray:

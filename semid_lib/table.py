@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pandas as pd
 
+from semid_lib.readers import arrow_batches, arrow_schema, is_nothing, literal
+from semid_lib.text import has_controls, normal, shown
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 REQUIRED = ("item_id", "title")
-_FORMATS = {".parquet": "parquet", ".arrow": "ipc"}
-SUFFIXES = tuple(_FORMATS)
+SUFFIXES = (".parquet", ".arrow")
 _BATCH = 16_384  # rows
 
 
@@ -52,12 +54,12 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     if not parts:
         raise ValueError(f"{path} is empty, expected at least one record")
     items = pd.concat(parts, ignore_index=True)
-    if (again := items["item_id"].duplicated()).any():
-        item_id = items["item_id"][again].iloc[0]
-        first, second = np.flatnonzero(items["item_id"] == item_id)[:2].tolist()
-        (other, earlier), (file, row) = _place(path, first), _place(path, second)
-        where = f"row {earlier}" if other == file else f"{other.name}, row {earlier}"
-        raise ValueError(f"{file}, row {row}: item_id {item_id} occurs before, in {where}")
+
+    def place(at: int) -> str:
+        file, row = _place(path, at)
+        return f"{file}, row {row}"
+
+    check_ids(items["item_id"], place)
     return items
 
 
@@ -80,31 +82,40 @@ def files(path: str | Path) -> list[Path]:
 def _arrow_batches(file: Path, columns: Sequence[str] | None) -> Iterator[tuple]:
     """Names of the columns, number of the first row, and a record batch."""
     import pyarrow as pa
-    from pyarrow import dataset
+    import pyarrow.parquet as pq
 
-    kind = _FORMATS[file.suffix]
     try:
-        source, row = dataset.dataset(file, format=kind), 1
-        names = dict.fromkeys(["item_id", *source.schema.names])
-        wanted = list(names) if columns is None else [name for name in names if name in {*REQUIRED, *columns}]
-        if lacking := [name for name in (*REQUIRED, *(columns or [])) if name not in source.schema.names]:
-            raise ValueError(f"{file} has columns {shown(source.schema.names)}, expected also {lacking[0]!r}")
-        # ahead of what is worked on, one batch is read and no other file
-        for batch in source.to_batches(columns=wanted, batch_size=_BATCH, batch_readahead=1, fragment_readahead=1):
-            if batch.num_rows:
-                yield wanted, row, batch
+        schema = pq.read_schema(file) if file.suffix == ".parquet" else arrow_schema(file)
+        wanted = list(dict.fromkeys(["item_id", *schema.names]))
+        if columns is not None:
+            wanted = [name for name in wanted if name in {*REQUIRED, *columns}]
+        if lacking := [name for name in (*REQUIRED, *(columns or [])) if name not in schema.names]:
+            raise ValueError(f"{file} has columns {shown(schema.names)}, expected also {lacking[0]!r}")
+        row = 1
+        for batch in _batches_of(file, wanted):
+            for at in range(0, batch.num_rows, _BATCH):
+                yield wanted, row + at, batch.slice(at, _BATCH)
             row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        name = {"parquet": "a Parquet", "ipc": "an Arrow"}[kind]
+        name = "a Parquet" if file.suffix == ".parquet" else "an Arrow"
         raise ValueError(f"{file} is not {name} file that can be read ({error})") from error
+
+
+def _batches_of(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch"]:
+    from pyarrow import dataset
+
+    if file.suffix == ".arrow":
+        return arrow_batches(file, columns)
+    # ahead of what is worked on, one batch is read and no other file
+    return dataset.dataset(file, format="parquet").to_batches(
+        columns=columns, batch_size=_BATCH, batch_readahead=1, fragment_readahead=1
+    )
 
 
 def _place(path: str | Path, at: int) -> tuple[Path, int]:
     """File and row, from 1, of a row of the whole table."""
-    from pyarrow import dataset
-
     for file in files(path):
-        n_rows = dataset.dataset(file, format=_FORMATS[file.suffix]).count_rows()
+        n_rows = sum(batch.num_rows for *_, batch in _arrow_batches(file, []))
         if at < n_rows:
             return file, at + 1
         at -= n_rows
@@ -134,36 +145,72 @@ def typed(values: list) -> pd.Series:
 
 def _checked(name: str, value):
     """The value of one field of an item as the table holds it."""
-    if name == "item_id" and (type(value) is not int or not -(2**63) <= value < 2**63):
-        hint = "; write it without quotes" if isinstance(value, str) and value.isdecimal() else ""
-        raise ValueError(f"item_id is {shown(value)}, expected an integer in int64{hint}")
+    if name == "item_id":
+        return _checked_id(value)
     if name in ("title", "brand", "description"):
-        if value is None or (isinstance(value, float) and np.isnan(value)):  # NaN comes from Parquet
+        if is_nothing(value):
             return ""
         if not isinstance(value, str):
             raise ValueError(f"{name} is {shown(value)}, expected a string or null")
+        return normal(value)
     return category_paths(value) if name == "categories" else value
 
 
-def category_paths(value) -> list[list[str]]:
+def _checked_id(value) -> int | str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # a column of integers some of which were missing
+    is_text = isinstance(value, str) and not is_nothing(value) and not has_controls(value)
+    if not is_text and (type(value) is not int or not -(2**63) <= value < 2**63):
+        raise ValueError(f"item_id is {shown(value)}, expected an integer in int64 or text")
+    return value
+
+
+def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
+    """Refuse a column of item ids of two types, and an id that occurs twice; `place(at)` names file and line.
+
+    >>> check_ids(pd.Series([7, "A-1"]), "shop.jsonl, line {}".format)
+    Traceback (most recent call last):
+        ...
+    ValueError: shop.jsonl, line 1: item_id is 'A-1', but 7 in line 0: expected text or integers for all
+    """
+    if pd.api.types.is_object_dtype(ids):
+        first, other = ids.iloc[0], next(value for value in ids if type(value) is not type(ids.iloc[0]))
+        where = f"{shown(first)} in {place(0).rpartition(', ')[2]}"
+        at = ids.tolist().index(other)
+        raise ValueError(f"{place(at)}: item_id is {shown(other)}, but {where}: expected text or integers for all")
+    if not (again := ids.duplicated()).any():
+        return
+    item_id = ids[again].iloc[0]
+    first, second = np.flatnonzero(ids == item_id)[:2].tolist()
+    earlier, later = place(first), place(second)
+    file, _, line = earlier.rpartition(", ")
+    where = line if later.startswith(f"{file}, ") else f"{Path(file).name}, {line}"
+    raise ValueError(f"{later}: item_id {item_id} occurs before, in {where}")
+
+
+def category_paths(value, separator: str = ">") -> list[list[str]]:
     """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
 
-    null, NaN and "" are no path; arrays, as a table read from Parquet has them, are lists. Raises ValueError if the
-    value is anything else, or if a path is empty.
+    Text, as in CSV, is a JSON or Python list, or one path with a separator. null, NaN and "" are no path; arrays, as a
+    table read from Parquet has them, are lists. Raises ValueError if the value is anything else, or if a path is empty.
 
-    >>> category_paths(["Office", "Paper"])
-    [['Office', 'Paper']]
+    >>> category_paths(["Office", "Paper"]), category_paths("Office > Paper"), category_paths("['Office']")
+    ([['Office', 'Paper']], [['Office', 'Paper']], [['Office']])
     >>> category_paths([["Office", "Paper"], ["Gifts"]])
     [['Office', 'Paper'], ['Gifts']]
     """
     value = _lists(value)
-    if value is None or value in ("", []) or (isinstance(value, float) and np.isnan(value)):
+    if is_nothing(value) or value == []:
         return []
-    if isinstance(value, list):
-        paths = [value] if all(isinstance(name, str) for name in value) else value
+    paths = value
+    if isinstance(value, str):
+        parts = value.split(separator) if separator else [value]
+        paths = literal(value) if value.lstrip().startswith("[") else [part.strip() for part in parts if part.strip()]
+    if isinstance(paths, list):
+        paths = [paths] if all(isinstance(name, str) for name in paths) else paths
         if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):
-            return paths
-    raise ValueError(f"categories is {shown(value)}, expected a list of paths, each a list of strings")
+            return [[normal(name) for name in path] for path in paths]
+    raise ValueError(f"categories is {shown(value)}, expected a list of paths, each a list of strings, or one as text")
 
 
 def _lists(value):
@@ -295,9 +342,3 @@ def _refuse(name: str, values: list, place: Callable[[int], str]) -> NoReturn:
     raise ValueError(
         f"column {name!r} is {found}, expected text, a number of 64 bits, a date, or a list or record of these"
     )
-
-
-def shown(value) -> str:
-    """A value as a message quotes it, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,6 +8,7 @@ import regex
 # a character of a script that puts no spaces between words, with its marks: a pattern of the package regex
 UNSPACED = r"(?:[\w&&[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]\p{M}*)"
 _TRADEMARKS = str.maketrans("™℠", "  ")  # letters to NFKC: "Pilot™" would be "pilottm"
+_CONTROLS = regex.compile(r"[\p{Cc}\u2028\u2029]")
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors
 
 
@@ -56,3 +57,18 @@ def one_line(text: str, width: int = 90) -> str:
         return text
     end = (width - 1) * 2 // 5
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds a control character or a line separator, which no file of lines can keep.
+
+    >>> has_controls("a\\tb"), has_controls("l'été")
+    (True, False)
+    """
+    return bool(_CONTROLS.search(text))
+
+
+def shown(value, length: int = 60) -> str:
+    """A value as a message quotes it, in at most so many characters."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."

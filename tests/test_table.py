@@ -92,7 +92,8 @@ def test_some_columns_are_read_and_the_others_are_not_even_checked(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"item_id": ["5"], "title": ["a"]}, r"part-0.parquet, row 1: item_id is '5', .* without quotes"),
+        ({"item_id": [b"5"], "title": ["a"]}, r"part-0.parquet, row 1: item_id is b'5', expected an integer"),
+        ({"item_id": ["A", "B", "B"], "title": ["a"] * 3}, "part-0.parquet, row 3: item_id B occurs before, in row 2"),
         ({"item_id": [5, 6, None], "title": ["a"] * 3}, "part-0.parquet, row 3: item_id is None, expected an integer"),
         ({"item_id": np.array([2**63], np.uint64), "title": ["a"]}, "row 1: item_id is 9223372036854775808, expected"),
         ({"item_id": [5, 6], "title": [["a"], ["b"]]}, r"row 1: title is \['a'\], expected a string or null"),

@@ -1,0 +1,171 @@
+"""Times of interactions in whatever unit they come: recognized when only one reading is sensible, refused otherwise.
+
+The readings of a number that fall between 1990 and 2100 do not overlap: 1.4e9 can only be seconds, 1.4e12 milliseconds,
+20140513 a date. Years, months and day numbers are recognized, too, but refused, since they cannot order a history.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import pandas as pd
+
+UNITS = ("auto", "s", "ms", "us", "ns", "excel", "date")
+_FIRST, _LAST = 631_152_000, 4_102_444_800  # 1990 and 2100 in Unix seconds
+_EXCEL_EPOCH = -2_209_161_600  # 30 December 1899
+
+
+class _Reading(NamedTuple):
+    """One way to read a number as a time."""
+
+    name: str
+    low: float
+    high: float
+    scale: int = 0  # nanoseconds of 1; 0 if it is refused
+    digits: str = ""  # the format of a compact date
+
+
+_READINGS = [
+    _Reading("Unix seconds", _FIRST, _LAST, 10**9),
+    _Reading("Unix milliseconds", _FIRST * 1e3, _LAST * 1e3, 10**6),
+    _Reading("Unix microseconds", _FIRST * 1e6, _LAST * 1e6, 10**3),
+    _Reading("Unix nanoseconds", _FIRST * 1e9, _LAST * 1e9, 1),
+    _Reading("dates as YYYYMMDD", 19_900_101, 20_991_232, digits="%Y%m%d"),
+    _Reading("times as YYYYMMDDhhmm", 199_001_010_000, 209_912_312_360, digits="%Y%m%d%H%M"),
+    _Reading("times as YYYYMMDDhhmmss", 19_900_101_000_000, 20_991_231_235_960, digits="%Y%m%d%H%M%S"),
+    _Reading("years", 1990, 2100),
+    _Reading("months as YYYYMM", 199_001, 209_913),
+    _Reading("Excel's day numbers", 32_874, 73_051),
+    _Reading("days since 1970", 7305, 32_874),
+]
+_SCALES = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+
+Fail = Callable[[int, str], NoReturn]
+
+
+def nanoseconds(values: pd.Series, fail: Fail, unit: str = "auto") -> np.ndarray:
+    """Unix nanoseconds of a column of times without missing values.
+
+    Parameters
+    ----------
+    values : pandas.Series
+        Dates, numbers, or text that holds either; ISO dates without a zone are UTC.
+    fail : callable
+        `fail(at, problem)` raises for the value at a position.
+    unit : str
+        One of `UNITS`; "auto" takes the only reading between 1990 and 2100, "date" reads ISO dates alone.
+
+    Returns
+    -------
+    (n,) int64 array
+        Exact, so that interactions within one second keep their order.
+
+    Examples
+    --------
+    >>> def fail(at, problem):
+    ...     raise ValueError(f"row {at + 1}: {problem}")
+    >>> times = nanoseconds(pd.Series(["1400000000123", "1400000000001"]), fail)
+    >>> (times // 10**6).tolist()
+    [1400000000123, 1400000000001]
+    >>> nanoseconds(pd.Series([41770.5]), fail, "excel") // 10**9
+    array([1399809600])
+    """
+    if unit not in UNITS:
+        raise ValueError(f"time unit {unit!r}, expected one of {', '.join(UNITS)}")
+    values = values.reset_index(drop=True)
+    if values.empty:
+        return np.empty(0, dtype=np.int64)
+    if pd.api.types.is_bool_dtype(values):
+        fail(0, f"time {values[0]}, expected a date or a Unix time")
+    dates = _as_dates(values)
+    if dates is not None:
+        return _from_dates(values, dates, fail)
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.isna().all() or unit == "date":
+        return _from_dates(values, pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce"), fail)
+    _check(np.isfinite(numbers.to_numpy(np.float64, na_value=np.nan)), values, "a date or a Unix time", fail)
+    return _from_numbers(numbers, unit, fail)
+
+
+def nanosecond(number: float) -> int | None:
+    """Unix nanoseconds of one number in the only unit that gives a time between 1990 and 2100, or None.
+
+    >>> nanosecond(1400000000123) // 10**6, nanosecond(7)
+    (1400000000123, None)
+    """
+    found = (reading.scale for reading in _READINGS if reading.scale and reading.low <= number < reading.high)
+    scale = next(found, None)
+    return None if scale is None else round(number * scale)
+
+
+def check_seconds(times: np.ndarray, fail: Fail) -> None:
+    """Refuse whole Unix seconds, (n,) int64, that lie after 2100 or are plainly something else.
+
+    Examples
+    --------
+    >>> def fail(at, problem):
+    ...     raise ValueError(problem)
+    >>> check_seconds(np.array([20140513, 20140514]), fail)
+    Traceback (most recent call last):
+        ...
+    ValueError: the times look like dates as YYYYMMDD, expected Unix seconds
+    """
+    if not len(times):
+        return
+    late = np.abs(times.astype(np.float64)) >= _LAST
+    at = int(late.argmax()) if late.any() else 0
+    low, high = (float(times[late].min()), float(times[late].max())) if late.any() else (times.min(), times.max())
+    for reading in _READINGS[1:]:
+        if reading.low <= low and high < reading.high:
+            fail(at, f"the times look like {reading.name}, expected Unix seconds")
+    if late.any():
+        fail(at, f"time {times[at]} is not between 1834 and 2100, expected Unix seconds")
+
+
+def _as_dates(values: pd.Series) -> pd.Series | None:
+    """The values if they are dates by their type, in UTC, else None."""
+    kind = pd.api.types.infer_dtype(values, skipna=True)
+    if kind in ("datetime", "datetime64", "date") or pd.api.types.is_datetime64_any_dtype(values):
+        return pd.to_datetime(values, utc=True, errors="coerce")
+    return None
+
+
+def _from_dates(values: pd.Series, dates: pd.Series, fail: Fail) -> np.ndarray:
+    _check(dates.notna().to_numpy(), values, "an ISO date such as 2014-05-13 or a Unix time", fail)
+    first, last = pd.Timestamp(_FIRST, unit="s", tz="UTC"), pd.Timestamp(_LAST, unit="s", tz="UTC")
+    _check(((dates >= first) & (dates < last)).to_numpy(), values, "a time between 1990 and 2100", fail)
+    return dates.astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
+
+
+def _check(good: np.ndarray, values: pd.Series, expected: str, fail: Fail) -> None:
+    if not good.all():
+        at = int(np.argmin(good))
+        fail(at, f"time {values.iloc[[at]].tolist()[0]!r}, expected {expected}")
+
+
+def _from_numbers(numbers: pd.Series, unit: str, fail: Fail) -> np.ndarray:
+    size = numbers.to_numpy(np.float64)
+    if unit != "auto":
+        epoch, scale = (_EXCEL_EPOCH, 86_400 * 10**9) if unit == "excel" else (0, _SCALES[unit])
+        _check(np.abs(size * (scale / 1e9) + epoch) < _LAST, numbers, f"a time before 2100 in the unit {unit!r}", fail)
+        return _scaled(numbers, scale) + epoch * 10**9
+    inside = np.array([(size >= reading.low) & (size < reading.high) for reading in _READINGS])
+    reading = _READINGS[int(inside.sum(axis=1).argmax())]
+    fits = inside[_READINGS.index(reading)]
+    hint = "dates such as 2014-05-13, or the unit of the times (--time-unit)"
+    if not inside.any():
+        fail(0, f"time {numbers[0]} is in no known unit, expected {hint}")
+    _check(fits, numbers, f"{reading.name} as in the other rows", fail)
+    if reading.scale:
+        return _scaled(numbers, reading.scale)
+    if not reading.digits:
+        fail(0, f"time {numbers[0]}: the times look like {reading.name}, expected {hint}")
+    text = numbers.astype(np.int64).astype(str)
+    return _from_dates(text, pd.to_datetime(text, format=reading.digits, utc=True, errors="coerce"), fail)
+
+
+def _scaled(numbers: pd.Series, scale: int) -> np.ndarray:
+    """Whole numbers are scaled without rounding."""
+    if pd.api.types.is_integer_dtype(numbers):
+        return numbers.to_numpy(np.int64) * scale
+    return np.round(numbers.to_numpy(np.float64) * scale).astype(np.int64)
