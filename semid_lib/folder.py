@@ -37,6 +37,7 @@ _LOOKS_LIKE = {
     "timestamps": "timestamp timestamps time times",
     "queries": "query queries search searches",
 }
+_PLAIN = re.compile(r"[^\s\x00-\x1f\x7f\ufeff]+")  # what a line of tab-separated text keeps as it is
 _DATA_ENDINGS = re.compile(
     r"(csv|tsv|txt|dat|data|json|jsonl|ndjson|parquet|arrow|feather|xlsx?|inter)(\.(gz|bz2|xz|zst|zip))?"
 )
@@ -420,7 +421,8 @@ def _write_histories(new: Path, sequences: Iterable[tuple], timestamps: Iterable
     for number, (user_id, _) in enumerate(users, 1):
         if not isinstance(user_id, str) or not user_id:
             raise ValueError(f"user {number}: id {shown(user_id)}, expected text")
-    if not any(map(_has_space, chain.from_iterable((re.sub(" ", "", user), *ids) for user, ids in users))):
+    names = {user.replace(" ", "") for user, _ in users} | {str(one) for _, ids in users for one in ids}
+    if all(map(_PLAIN.fullmatch, names)):
         _write_lines(new / "sequences.tsv.gz", map(_tsv_line, users))
         if seconds is not None:
             times_of = ((user_id, found) for (user_id, _), found in zip(users, seconds, strict=True))
@@ -430,10 +432,6 @@ def _write_histories(new: Path, sequences: Iterable[tuple], timestamps: Iterable
     if seconds is not None:
         records = [record | {"timestamps": found} for record, found in zip(records, seconds, strict=True)]
     _write_lines(new / "sequences.jsonl.gz", map(_json_line, records))
-
-
-def _has_space(text: str | int) -> bool:
-    return isinstance(text, str) and len(text.split()) != 1
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

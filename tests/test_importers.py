@@ -192,9 +192,7 @@ def test_import_table_refuses_bad_input(shop):
 
     with pytest.raises(ValueError, match=r"i\.csv has no column 'Name', expected one of \['sku', 'name'"):
         run(title="Name")
-    with pytest.raises(
-        ValueError, match=r"i\.csv has columns \['code', 'name'\], none for item_id: name it"
-    ):
+    with pytest.raises(ValueError, match=r"i\.csv has columns \['code', 'name'\], none for item_id: name it"):
         run(items="code,name\n1,2\n", item_id=None)
     with pytest.raises(ValueError, match=r"o\.csv has no column 'sku', expected one of \['user_id', 'item'\]"):
         run(orders="user_id,item\n1,2\n")
@@ -202,9 +200,7 @@ def test_import_table_refuses_bad_input(shop):
         run(items="sku,name\nA,a\nB,b\nA,c\n")
     with pytest.raises(ValueError, match=r"i\.csv, line 3: no 'sku', expected an item id"):
         run(items="sku,name\nA,a\n,b\n")
-    with pytest.raises(
-        ValueError, match=r"i\.csv, line 2: column 'kind': categories is '\[1\]', expected a list"
-    ):
+    with pytest.raises(ValueError, match=r"i\.csv, line 2: column 'kind': categories is '\[1\]', expected a list"):
         run(items="sku,name,kind\nA,a,[1]\n", categories="kind")
     with pytest.raises(ValueError, match=r"i\.csv, line 2: 3 fields, expected 2 as in the header"):
         run(items="sku,name\nA,a,b\nB,b,c\n")
