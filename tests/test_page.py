@@ -230,11 +230,17 @@ def test_texts_of_the_catalogue_and_of_the_address_are_never_code(tab, recommend
 
 def test_a_token_is_asked_for_and_kept_for_the_tab(tab, recommender_to_serve, serve):
     url = serve(web.create_app(recommender_to_serve, token="sesame"))
-    tab.open(url)
+    tab.open(f"{url}/?q=row+9")
     tab.wait("document.activeElement.id === 'token'")
+    facts = "document.querySelector('#facts').textContent"
+    assert tab.js(facts) == "The service needs a token: enter it at the top of the page."
+    tab.type("oyster")
+    tab.press("Enter")
+    tab.wait(f"{facts} === 'The service does not accept this token: enter another at the top of the page.'")
+    tab.js("document.querySelector('#token').select()")
     tab.type("sesame")
     tab.press("Enter")
-    assert len(tab.cards("10 items to start with")) == 10
+    assert tab.cards("for “row 9”")[0] == "item in row 9"  # what the address asks
     assert tab.js("document.querySelector('#token-form').hidden") is True
 
 

@@ -51,7 +51,8 @@ async function ask(path, body) {
 }
 
 function sentence(status, detail) {
-  if (status === 401) return "This service needs a token: enter it above.";
+  const refused = sessionStorage.getItem("token") ? "does not accept this token: enter another" : "needs a token: enter it";
+  if (status === 401) return `The service ${refused} at the top of the page.`;
   if (status === 503) return "The service is busy: try again in a few seconds.";
   if (status === 504) return "The answer took too long: try again, or ask for fewer items.";
   if (!Array.isArray(detail)) return `The service cannot answer: ${detail}.`;
