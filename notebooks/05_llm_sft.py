@@ -486,7 +486,7 @@ print(f"{len(prompts)} queries")
 valid.round(4)
 
 # %% [markdown]
-# A validity rate of 100% is no guarantee, although its {term}`interval` has no width. And a valid answer is not a right
+# A {term}`validity rate` of 1 is no guarantee, although its {term}`interval` has no width. And a valid answer is not a right
 # one. How often are the first code, the first two, and all
 # codes of the first answer those of the item that was meant? The last line always answers with the most common prefix.
 # About half of the queries ask for items that no model here has learned a query for, where every cell has enough.
