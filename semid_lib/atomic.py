@@ -11,7 +11,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _PARTIAL, _ASIDE = ".partial", ".aside"
@@ -90,6 +90,22 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
             _flush(target.parent)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_only(folder: str | Path, names: Collection[str]) -> None:
+    """Refuse to replace a folder that holds files of others; hidden files do not count.
+
+    Raises
+    ------
+    ValueError
+        Naming the first file or folder that is none of `names`.
+    """
+    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
+        if path.name not in names and (path.is_dir() or not path.name.startswith(".")):
+            raise ValueError(
+                f"{folder} holds {path.name!r}, expected only {', '.join(names)}: the folder is replaced as a whole, "
+                "so give another one"
+            )
 
 
 def settled(target: str | Path) -> Path:

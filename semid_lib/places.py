@@ -96,11 +96,12 @@ def fetch(where: str | Path) -> Path:
     return here
 
 
-def send(where: str | Path) -> None:
+def send(where: str | Path, whole: bool = False) -> None:
     """Bring a file or a folder back: the files of its copy that are new or have changed here, the oldest first.
 
-    So what was written last, such as a list of checksums, arrives last. A file that is not here goes there, too.
-    Nothing is done for a path of this machine. Raises as `fetch` does.
+    So what was written last, such as a list of checksums, arrives last. A file that is not here goes there, too; of a
+    folder only if it is sent as a whole, and at the end. Nothing is done for a path of this machine. Raises as `fetch`
+    does.
     """
     if not is_remote(where):
         return
@@ -124,6 +125,11 @@ def send(where: str | Path) -> None:
         if there["size"] != state[0]:
             raise ConnectionError(f"{where}: of {file.name} {there['size']} bytes have arrived, expected {state[0]}")
         _note(file, there, state)
+    if whole and here.is_dir():
+        with _plain_errors(where):
+            for one in system.get_file_info(fs.FileSelector(path, recursive=True)):
+                if one.type == fs.FileType.File and not (here / one.path[len(path) :].lstrip("/")).exists():
+                    system.delete_file(one.path)
 
 
 def _download(system: "fs.FileSystem", path: str, target: Path) -> None:

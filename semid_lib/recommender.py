@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,28 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from tqdm import tqdm
 
-from semid_lib import hub, places
+from semid_lib import hub, places, saved
+from semid_lib.atomic import check_only, fresh_folder, settled
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
 from semid_lib.generative import LanguageModelSearch, LightSearch
 from semid_lib.item_ids import ItemIds
 from semid_lib.model_card import model_card
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.store import check_files, check_names, sha256
+from semid_lib.store import sha256
 from semid_lib.text import one_line, shown
-from semid_lib.timeline import Timeline, TimelineConfig, WithPrior, pad
+from semid_lib.timeline import Timeline, WithPrior, pad
 from semid_lib.trie import PrefixTrie, Subset
 from semid_lib.vllm_search import VLLMSearch, load_searcher
+from semid_lib.weights import save_weights
 
-_FORMAT = 2
 _SHOWN = 30  # rows of an answer in a notebook
-_ALWAYS = ("semantic_ids.npz", "items.parquet")
-_ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
@@ -105,7 +103,8 @@ class Recommender:
     Raises
     ------
     ValueError
-        If the parts do not belong together, both models are missing, or an item id occurs twice.
+        If the parts do not belong together, both models are missing, an item id occurs twice, or the table could not be
+        saved (`table.arrow_table`).
     """
 
     def __init__(
@@ -116,6 +115,11 @@ class Recommender:
         searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
         exclude_seen: bool = True,
     ):
+        saved.checked_table(items)
+        self._join(model, ids, items, searcher, exclude_seen)
+
+    def _join(self, model, ids: SemanticIDs, items: pd.DataFrame, searcher, exclude_seen: bool) -> None:
+        """Put the parts together; the item table has been checked."""
         if model is None and searcher is None:
             raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
         if len(items) != len(ids) or (model is not None and not np.array_equal(model.ids.cpu().numpy(), ids.unique)):
@@ -127,6 +131,7 @@ class Recommender:
         self.ids, self.items = ids, items.reset_index(drop=True)
         self.exclude_seen = exclude_seen
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
+        self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
         self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
         self.item_ids = ItemIds(self.items)
 
@@ -275,29 +280,58 @@ class Recommender:
 
     # to and from a folder
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
 
-        The model of the next item is `model.safetensors`; those of search are described at their classes. folder: also
-        an address such as "s3://bucket/folder" (`places`).
+        The model of the next item is `model.safetensors`; those of search are described at their classes. A folder of
+        an earlier save is replaced as a whole: beside a writer, or after a kill, the old or the new one is loaded.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Also an address such as "s3://bucket/folder" (`places`).
+        provenance : mapping, optional
+            JSON about data and run, as `store.Store.provenance` gives it; by default what was loaded.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds other files, or the item table or the provenance cannot be written.
+        OSError
+            If the disk is full or read-only; the folder is as it was.
         """
         where, folder = folder, places.local(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        check_only(folder, saved.FILES)
+        items, provenance = saved.checked_table(self.items), dict(self.provenance if provenance is None else provenance)
+        try:
+            json.dumps(provenance, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
+        try:
+            with fresh_folder(folder) as fresh:
+                self._write(fresh, items, provenance)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{folder} could not be written and is as it was: {error}") from error
+        self.provenance = provenance
+        places.send(where, whole=True)
+
+    def _write(self, folder: Path, items: pa.Table, provenance: dict[str, Any]) -> None:
         self.ids.save(folder / "semantic_ids.npz")
-        self.items.to_parquet(folder / "items.parquet", index=False)
-        files, config = list(_ALWAYS), {"format": _FORMAT, "exclude_seen": self.exclude_seen}
+        saved.write_items(items, folder / "items.parquet")
+        files, config = list(saved.ALWAYS), {"format": saved.FORMAT, "exclude_seen": self.exclude_seen}
         if self.model is not None:
             weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-            save_file(weights, folder / "model.safetensors")
+            save_weights(folder / "model.safetensors", weights)
             config["model"] = {"type": "timeline", **asdict(self.model.config)}
             files.append("model.safetensors")
         if self.searcher is not None:
             config["searcher"], written = self.searcher.save(folder)
             files += written
-        _check_endings(files, folder)
+        if provenance:
+            config["provenance"] = provenance
+        saved.check_endings(files, folder)
         config["sha256"] = {name: sha256(folder / name) for name in files}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        places.send(where)
 
     @classmethod
     def from_pretrained(
@@ -306,37 +340,68 @@ class Recommender:
         device: str | torch.device = "cpu",
         revision: str | None = None,
         engine: str = "transformers",
+        fingerprint: str | None = None,
     ) -> "Recommender":
         """Read what `save_pretrained` wrote to a folder, or `push_to_hub` to a repository, "org/name", on the Hub.
 
-        where: also an address such as "s3://bucket/folder" (`places`), of which files that have changed are brought.
-        revision: of the repository, a branch, tag or commit, by default main; `source` says which commit it was. Only
-        the files that `config.json` lists are fetched, neither pickle nor Python among them. engine: "vllm" to let a
-        language model answer through vLLM (`vllm_search`).
-        Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
-        another format, and what `hub.resolve`, `hub.fetch` and `places.fetch` raise.
+        Only the files that `config.json` lists are fetched, neither pickle nor Python among them.
+
+        Parameters
+        ----------
+        where : str or Path
+            Also an address such as "s3://bucket/folder" (`places`), of which files that have changed are brought.
+        device : str or torch.device
+        revision : str, optional
+            Of the repository, a branch, tag or commit, by default main; `source` is the commit.
+        engine : str
+            "vllm" to let a language model answer through vLLM (`vllm_search`).
+        fingerprint : str, optional
+            Refuse a recommender that was not made from data with this fingerprint (`data.Dataset.fingerprint`).
+
+        Raises
+        ------
+        ValueError
+            Naming the file if one is missing, has another checksum than `config.json` says, is of another format, or
+            does not fit the others; and as `hub.resolve`, `hub.fetch` and `places.fetch` do.
         """
-        source = hub.resolve(places.fetch(where) if places.is_remote(where) else where, revision)
-        folder = places.local(where) if source is None else hub.fetch(source, {"config.json": None})
-        config = _read_config(folder)
-        _bring(folder, source, config["sha256"], _ALWAYS)
-        ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), _read_items(folder / "items.parquet")
+        if places.is_remote(where):
+            places.fetch(where)
+        folder = settled(places.local(where))
+        source = hub.resolve(folder if places.is_remote(where) else where, revision)
+        if source is not None:
+            folder = hub.fetch(source, {"config.json": None})
+        return saved.steady(folder, lambda: cls._read(folder, source, device, engine, fingerprint))
+
+    @classmethod
+    def _read(
+        cls,
+        folder: Path,
+        source: hub.Source | None,
+        device: str | torch.device,
+        engine: str,
+        fingerprint: str | None,
+    ) -> "Recommender":
+        config = saved.read_config(folder)
+        if fingerprint is not None:
+            saved.check_provenance(config.get("provenance", {}), fingerprint, source or folder)
+        sums = config["sha256"]
+        saved.bring(folder, source, sums, saved.ALWAYS)
+        ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), saved.read_items(folder / "items.parquet")
         if len(items) != len(ids):  # known before the models are fetched
             raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs do not belong together")
-        others = [name for name in config["sha256"] if name not in _ALWAYS]
-        _bring(folder, source, config["sha256"], (*others, *["model.safetensors"] * ("model" in config)))
+        others = [name for name in sums if name not in saved.ALWAYS]
+        saved.bring(folder, source, sums, (*others, *["model.safetensors"] * ("model" in config)))
         model = searcher = None
         if "model" in config:
-            model = _read_timeline(folder / "model.safetensors", config["model"], ids, device)
+            model = saved.read_timeline(folder / "model.safetensors", config["model"], ids, device)
         if "searcher" in config:
-            try:
-                searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
-            except (KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{folder / 'config.json'} does not describe the model of search: {error!r}"
-                ) from error
-        loaded = cls(model, ids, items, searcher, config.get("exclude_seen", True))
-        loaded.source = source
+            searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
+        try:
+            loaded = cls.__new__(cls)
+            loaded._join(model, ids, items, searcher, config.get("exclude_seen", True))
+        except ValueError as error:
+            raise ValueError(f"{source or folder}: {error}") from error
+        loaded.source, loaded.provenance = source, config.get("provenance", {})
         return loaded
 
     def push_to_hub(
@@ -361,67 +426,8 @@ class Recommender:
             return hub.push(folder, repo, private)
 
 
-def _bring(folder: Path, source: hub.Source | None, sums: dict[str, str], names: Iterable[str]) -> None:
-    """Make sure of files of the folder; where it is the cache of a repository, what is not there yet is fetched."""
-    listed = {name: sums[name] for name in names if name in sums}
-    if source is not None and listed:
-        hub.fetch(source, listed)
-    check_files(folder, listed, names)
-
-
-def _check_endings(names: Iterable[str], where: Path) -> None:
-    for name in names:
-        if Path(name).suffix not in _ENDINGS:
-            raise ValueError(f"{where} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
-
-
 def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
     return trie.n_rows == trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
-
-
-def _read_items(path: Path) -> pd.DataFrame:
-    """The item table as it was saved: lists are lists again, which pandas reads as arrays."""
-    schema = pq.read_schema(path)
-    nested = [field.name for field in schema if pa.types.is_nested(field.type)]
-    items = pd.read_parquet(path, columns=[name for name in schema.names if name not in nested])
-    return items.assign(**pq.read_table(path, columns=nested).to_pydict())[schema.names]
-
-
-def _read_timeline(path: Path, shape: dict, ids: SemanticIDs, device) -> Timeline:
-    weights = load_file(path, device=str(device))
-    shape = {name: value for name, value in shape.items() if name != "type"}
-    try:
-        config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
-        # the file's own tensors, which are mapped, take the places of those that the model is made with
-        model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
-        own = model.state_dict()
-        weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
-        model.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {error!r}") from error
-    return model.to(device)
-
-
-def _read_config(folder: Path) -> dict:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: expected a folder that save_pretrained wrote")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    found = config if isinstance(config, dict) else {}
-    parts = [found[name] for name in ("model", "searcher") if name in found]
-    tables = [*parts, found.get("sha256")]
-    if found.get("format") != _FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
-        raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {_FORMAT}")
-    for name, known in {"model": ("timeline",), "searcher": ("light", "language model")}.items():
-        if name in found and found[name].get("type") not in known:
-            kind = found[name].get("type")
-            raise ValueError(f"{path} describes a {name} of type {kind!r}, expected {' or '.join(map(repr, known))}")
-    check_names(found["sha256"], path)
-    _check_endings(found["sha256"], path)
-    return found
 
 
 def _html(table: pd.DataFrame) -> str:

@@ -12,10 +12,14 @@ to the codewords of the last. If that takes `codes` as well, the prefixes are th
 
 import inspect
 import json
+import operator
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,11 +28,13 @@ import pyarrow as pa
 
 from semid_lib import codebooks as statistics
 from semid_lib import distributed
+from semid_lib.atomic import check_only, fresh_file, fresh_folder, settled
 from semid_lib.store import check_files, sha256
+from semid_lib.text import shown
 
 _FORMAT = 1
 _FILES = ("semantic_ids.npz", "codes.npy", "codes_with_suffix.npy", "item_ids.json")
-_TOKEN = re.compile(r"<\|sid_(\d+)_(\d+)\|>")
+_TOKEN = re.compile(r"<\|sid_(0|[1-9][0-9]*)_(0|[1-9][0-9]*)\|>")
 _TOGETHER = 16_384  # vectors that one worker is given at a time
 
 
@@ -96,14 +102,19 @@ class SemanticIDs:
     def __post_init__(self):
         if self.codes.ndim != 2 or self.codes.dtype != np.int64:
             raise ValueError(f"codes must be (n_items, n_levels) int64, got {self.codes.shape} {self.codes.dtype}")
+        for name, least in {"codebook_size": 0, "disambiguation_size": 1}.items():
+            if not isinstance(getattr(self, name), Integral) or not least <= getattr(self, name) < 2**31:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer from {least} to 2^31 - 1")
         if self.codes.size and not (self.codes.min() >= 0 and self.codes.max() < self.codebook_size):
             raise ValueError(
                 f"codes run from {self.codes.min()} to {self.codes.max()}, expected 0 to {self.codebook_size - 1}"
             )
         extra = self.disambiguation_code
-        if extra.shape != (len(self.codes),) or (extra.size and extra.min() < 0):
+        right = extra.shape == (len(self.codes),) and np.issubdtype(extra.dtype, np.integer)
+        if not right or (extra.size and not (extra.min() >= 0 and extra.max() < 2**31)):
             raise ValueError(
-                f"disambiguation_code must be ({len(self.codes)},) integers >= 0, got {extra.shape} {extra}"
+                f"disambiguation_code must be ({len(self.codes)},) integers from 0 to 2^31 - 1, got {extra.shape} "
+                f"{extra.dtype} {extra}"
             )
         n_distinct = len(np.unique(np.column_stack([self.codes, extra]), axis=0))
         if n_distinct < len(self.codes):
@@ -143,21 +154,21 @@ class SemanticIDs:
         return len(self.codes)
 
     def save(self, path: str | Path) -> None:
-        """Write the table as one `.npz` file without pickle."""
-        np.savez(
-            path,
-            codes=self.codes,
-            disambiguation_code=self.disambiguation_code,
-            codebook_size=np.int64(self.codebook_size),
-            disambiguation_size=np.int64(self.disambiguation_size),
-        )
+        """Write the table as one file in numpy's `.npz` format without pickle, under exactly this name."""
+        _write_arrays(path, self._arrays())
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        sizes = {name: np.int64(getattr(self, name)) for name in ("codebook_size", "disambiguation_size")}
+        return {"codes": self.codes, "disambiguation_code": self.disambiguation_code, **sizes}
 
     @classmethod
     def load(cls, path: str | Path) -> "SemanticIDs":
-        """Read what `save` wrote; the errors are those of the class."""
-        with np.load(path, allow_pickle=False) as saved:
-            widths = int(saved["codebook_size"]), int(saved["disambiguation_size"])
-            return cls(saved["codes"], saved["disambiguation_code"], *widths)
+        """Read what `save` wrote. Raises ValueError naming the file if it is another one, or as the class does."""
+        arrays = _read_arrays(path, ("codes", "disambiguation_code", "codebook_size", "disambiguation_size"))
+        try:
+            return cls(arrays[0], arrays[1], *(operator.index(size[()]) for size in arrays[2:]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold semantic IDs: {error}") from error
 
 
 # --- collisions ---
@@ -356,18 +367,41 @@ def to_tokens(ids: np.ndarray) -> list[str]:
 
 
 def from_tokens(text: str) -> tuple[int, ...]:
-    """Codes of one semantic ID written as tokens; the inverse of `to_tokens`.
+    """Codes of the semantic ID in a text; the inverse of `to_tokens`.
 
-    Raises ValueError for anything but whole tokens whose levels run 0, 1, 2, ...
+    Decoders put white space between tokens and models write words around an ID, so both may be there.
 
-    >>> from_tokens("<|sid_0_3|><|sid_1_12|>")
-    (3, 12)
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    ValueError
+        If there is no ID or more than one, a level is missing, or other text is between its tokens.
+
+    Examples
+    --------
+    >>> from_tokens("<|sid_0_3|><|sid_1_12|>"), from_tokens("Try <|sid_0_3|> <|sid_1_12|>!")
+    ((3, 12), (3, 12))
     """
-    pairs = [(int(level), int(code)) for level, code in _TOKEN.findall(text)]
-    codes = tuple(code for _, code in pairs)
-    if not codes or to_tokens(np.array([codes]))[0] != text:
-        raise ValueError(f"{text!r} is not a semantic ID: expected tokens like <|sid_0_3|><|sid_1_12|>")
-    return codes
+    if not isinstance(text, str):
+        raise ValueError(f"{shown(text)} is not text: expected tokens like <|sid_0_3|><|sid_1_12|>")
+    tokens = list(_TOKEN.finditer(text))
+    levels = [int(token[1]) for token in tokens]
+    apart = any(text[one.end() : other.start()].strip() for one, other in pairwise(tokens))
+    broken = "sid_" in _TOKEN.sub("", text).lower()
+    if not tokens or levels != list(range(len(tokens))) or apart or broken:
+        found = f"levels {levels}" + ", text between them" * apart + ", a broken token" * broken
+        raise ValueError(
+            f"{shown(text)} is not one semantic ID (tokens of {found}): expected tokens of levels 0, 1, ... side by "
+            "side, such as <|sid_0_3|><|sid_1_12|>"
+        )
+    return tuple(int(token[2]) for token in tokens)
 
 
 # --- files ---
@@ -395,19 +429,24 @@ def save_ids(
     `semantic_ids.npz` holds everything (codes, disambiguation codes, codebooks), `summary.json` the config, the
     provenance, the collision rate and the utilization per level. TIGER-style repositories read `codes.npy`
     (n, n_levels), `codes_with_suffix.npy` (n, n_levels + 1, the disambiguation code last) and `item_ids.json`, the
-    item of each row. No pickle. Each file is written under another name first, so it is whole or as before; the
-    summary comes last with the checksum of each, so `load_ids` notices a half-written folder.
+    item of each row. No pickle. The folder is replaced as a whole.
 
-    config, provenance: JSON. Raises ValueError for codebooks or item ids that do not fit the IDs.
+    config, provenance: JSON. Raises ValueError for codebooks or item ids that do not fit the IDs, or a folder with
+    other files in it.
     """
-    item_ids = np.asarray(item_ids).tolist()
+    item_ids = [value.item() if isinstance(value, np.generic) else value for value in item_ids]
     _check_fit(ids, codebooks, item_ids)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"codebook_size": np.int64(ids.codebook_size), "disambiguation_size": np.int64(ids.disambiguation_size)}
-    arrays = {"codes": ids.codes, "disambiguation_code": ids.disambiguation_code, "codebooks": codebooks, **numbers}
+    check_only(folder, (*_FILES, "summary.json"))
+    with fresh_folder(folder) as fresh:
+        _write_ids(
+            fresh, ids, codebooks, item_ids, {"config": dict(config or {}), "provenance": dict(provenance or {})}
+        )
+    return Path(folder)
+
+
+def _write_ids(folder: Path, ids: SemanticIDs, codebooks: np.ndarray, item_ids: list, facts: dict[str, Any]) -> None:
     suffixed = np.column_stack([ids.codes, ids.disambiguation_code])
-    _write(folder / "semantic_ids.npz", lambda file: np.savez(file, **arrays))
+    _write_arrays(folder / "semantic_ids.npz", {**ids._arrays(), "codebooks": codebooks})
     _write(folder / "codes.npy", lambda file: np.save(file, ids.codes, allow_pickle=False))
     _write(folder / "codes_with_suffix.npy", lambda file: np.save(file, suffixed, allow_pickle=False))
     _write(folder / "item_ids.json", lambda file: file.write(_json(item_ids)))
@@ -417,12 +456,10 @@ def save_ids(
         "sizes": list(ids.sizes),
         "collision_rate": statistics.collision_rate(ids.codes),
         "utilization": statistics.utilization(ids.codes, ids.codebook_size).tolist(),
-        "config": dict(config or {}),
-        "provenance": dict(provenance or {}),
+        **facts,
         "sha256": {name: sha256(folder / name) for name in _FILES},
     }
     _write(folder / "summary.json", lambda file: file.write(_json(summary)))
-    return folder
 
 
 def load_ids(folder: str | Path) -> SavedIDs:
@@ -430,13 +467,17 @@ def load_ids(folder: str | Path) -> SavedIDs:
 
     Raises ValueError naming the file that is missing, is not the one that the summary describes, or does not fit.
     """
-    folder = Path(folder)
+    folder = settled(folder)
     summary = _read_summary(folder / "summary.json")
     check_files(folder, summary["sha256"], _FILES)
     item_ids = json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
-    with np.load(folder / "semantic_ids.npz", allow_pickle=False) as saved:
-        codebooks = saved["codebooks"]
-    return SavedIDs(SemanticIDs.load(folder / "semantic_ids.npz"), codebooks, item_ids, summary)
+    [codebooks] = _read_arrays(folder / "semantic_ids.npz", ["codebooks"])
+    ids = SemanticIDs.load(folder / "semantic_ids.npz")
+    try:
+        _check_fit(ids, codebooks, item_ids)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: its files do not fit each other: {error}") from error
+    return SavedIDs(ids, codebooks, item_ids, summary)
 
 
 def _check_fit(ids: SemanticIDs, codebooks: np.ndarray, item_ids: list) -> None:
@@ -446,18 +487,47 @@ def _check_fit(ids: SemanticIDs, codebooks: np.ndarray, item_ids: list) -> None:
         )
     if len(item_ids) != len(ids):
         raise ValueError(f"{len(item_ids)} item ids for {len(ids)} semantic IDs: expected one each, in row order")
-    if len(set(item_ids)) < len(item_ids):
-        raise ValueError(f"{len(item_ids)} item ids, of which {len(set(item_ids))} are distinct: expected one an item")
-    if not all(isinstance(item_id, int | str) for item_id in item_ids):
-        raise ValueError(f"item ids must be integers or strings, got {item_ids[:3]}")
+    for item_id in item_ids:
+        if not isinstance(item_id, int | str) or isinstance(item_id, bool):
+            raise ValueError(f"item id {shown(item_id)}: expected an integer or text")
+    if (n_distinct := len(set(map(str, item_ids)))) < len(item_ids):
+        raise ValueError(f"{len(item_ids)} item ids, of which {n_distinct} are distinct: expected one an item")
 
 
 def _write(path: Path, content) -> None:
     """The file as a whole or not at all: content(stream) writes it under another name, which is then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with fresh_file(path) as partial, open(partial, "wb") as file:
         content(file)
-    partial.replace(path)
+
+
+def _write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    _write(Path(path), lambda file: np.savez(file, **arrays))
+
+
+def _read_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Arrays of an `.npz` file. Raises ValueError naming it if they are compressed, which `save` never does.
+
+    So none is larger than the file, and a small one cannot fill the memory.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            if any(part.compress_type for part in saved.zip.infolist()):
+                raise ValueError("its arrays are compressed")
+            return [saved[name] for name in names]
+    except FileNotFoundError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(f"{path} is no file of semantic IDs: {error}") from error
 
 
 def _json(content) -> bytes:

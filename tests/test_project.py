@@ -31,7 +31,7 @@ ORDER = [
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
     *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
     *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
-    *("metrics", "evaluate", "reproductions", "report", "hub", "model_card", "recommender", "next_item"),
+    *("metrics", "evaluate", "reproductions", "report", "hub", "saved", "model_card", "recommender", "next_item"),
     *("records", "predict", "word_index", "catalogue", "batching", "messages", "guard", "service", "web"),
     *("cold_start", "costs", "growth", "growth_stages", "deployment", "tracking", "chapters", "sweep", "modal_app"),
 ]

@@ -347,9 +347,10 @@ def test_tokens_there_and_back(codes):
         "<|sid_0_3|><|sid_2_1|>",  # a level is missing
         "<|sid_0_3|><|sid_0_3|>",  # a level twice
         "<|sid_1_3|><|sid_0_1|>",  # levels in the wrong order
-        " <|sid_0_3|>",
-        "<|sid_0_3|> <|sid_1_1|>",
-        "<|sid_0_3|>\n",
+        "<|sid_0_3|> and <|sid_1_1|>",  # words between
+        "<|sid_0_3|><|sid_1_1|> or <|sid_0_3|><|sid_1_1|>",  # two IDs
+        "<|sid_0_3|><|sid_1_1|><|sid_2_",  # cut off behind what could be a whole one
+        "<|sid_0_3|><|sid_1_1|>|sid_2_4|>",
         "<|sid_0_3|><|sid_1_",  # cut off
         "<|sid_0_-3|>",
         "<|sid_0_03|>",
@@ -358,8 +359,23 @@ def test_tokens_there_and_back(codes):
     ],
 )
 def test_anything_else_is_refused(text):
-    with pytest.raises(ValueError, match="not a semantic ID"):
+    with pytest.raises(ValueError, match="is not one semantic ID"):
         from_tokens(text)
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=5), st.data())
+def test_decoders_put_blanks_between_tokens_and_models_write_words_around_them(codes, data):
+    blanks = data.draw(st.lists(st.text(" \n\t\u00a0", max_size=2), min_size=len(codes), max_size=len(codes)))
+    words = st.sampled_from(["", " ", "The item is ", "<s>", "<|im_end|>", "\n- ", "(sid)", "."])
+    tokens = to_tokens(np.array([codes]))[0].replace("><", ">\0<").split("\0")
+    text = "".join(token + blank for token, blank in zip(tokens, blanks, strict=True))
+    assert from_tokens(data.draw(words) + text + data.draw(words)) == tuple(codes)
+
+
+@pytest.mark.parametrize("value", [b"<|sid_0_3|>", ["<|sid_0_3|>"], None, 3])
+def test_tokens_are_text(value):
+    with pytest.raises(ValueError, match="is not text"):
+        from_tokens(value)
 
 
 # --- files ---
@@ -400,6 +416,64 @@ def test_the_suffix_is_there_even_if_no_item_needs_it(tmp_path):
     assert np.load(tmp_path / "codes_with_suffix.npy").tolist() == [[0, 1, 0], [1, 0, 0]]
     assert load_ids(tmp_path).item_ids == ["B001", "B002"]
     assert load_ids(tmp_path).ids.sizes == (3, 3)
+
+
+@pytest.mark.parametrize("item_ids", [["17", "B 2"], [2**63 - 1, -5], [1, "a"], np.array([4, 9]), ["α", "a" * 300]])
+def test_item_ids_come_back_as_they_were(tmp_path, item_ids):
+    ids = SemanticIDs.from_codes(np.array([[0, 1], [1, 0]]), codebook_size=3)
+    found = load_ids(save_ids(tmp_path / "ids", ids, LINE.codebooks, item_ids)).item_ids
+    assert found == list(item_ids) and list(map(type, found)) == [type(value) for value in np.array(item_ids, object)]
+
+
+@pytest.mark.parametrize("name", ["ids", "ids.npz", "ids.v2"])
+def test_the_file_has_the_name_that_was_given(tmp_path, name):
+    IDS.save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    np.testing.assert_array_equal(SemanticIDs.load(tmp_path / name).unique, IDS.unique)
+
+
+ARRAYS = {
+    "codes": IDS.codes, "disambiguation_code": IDS.disambiguation_code, "codebook_size": np.int64(3),
+    "disambiguation_size": np.int64(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": IDS.codes.astype(float)}, "codes must be .* int64"),
+        ({"codes": IDS.codes.astype(np.int32)}, "codes must be .* int64"),
+        ({"codes": IDS.codes - 1}, "codes run from -1"),
+        ({"codes": np.array([{}], dtype=object)}, "no file of semantic IDs"),
+        ({"codes": np.zeros(3, np.int64)}, "codes must be"),
+        ({"disambiguation_code": np.zeros(3)}, "integers from 0"),
+        ({"disambiguation_code": np.array([2**62, 0, 1])}, "integers from 0"),
+        ({"codebook_size": np.int64(10**12)}, "codebook_size is 1000000000000"),
+        ({"codebook_size": np.float64(3)}, "does not hold semantic IDs"),
+        ({"codebook_size": np.array([3, 3])}, "does not hold semantic IDs"),
+        ({"disambiguation_size": np.int64(-5)}, "disambiguation_size is -5"),
+        ({"disambiguation_size": None}, "no file of semantic IDs"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, change, message):
+    arrays = {name: array for name, array in (ARRAYS | change).items() if array is not None}
+    np.savez(tmp_path / "ids.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"ids\.npz.*{message}"):
+        SemanticIDs.load(tmp_path / "ids.npz")
+
+
+def test_a_file_of_another_kind_is_named_and_a_compressed_one_is_not_unpacked(tmp_path):
+    path = tmp_path / "ids.npz"
+    np.savez_compressed(path, **ARRAYS)
+    with pytest.raises(ValueError, match=r"ids\.npz is no file of semantic IDs: its arrays are compressed"):
+        SemanticIDs.load(path)
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    for content in (b"", b"garbage" * 100, (tmp_path / "x.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"ids\.npz is no file of semantic IDs"):
+            SemanticIDs.load(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SemanticIDs.load(tmp_path / "nowhere")
 
 
 def test_room_for_disambiguation_codes_is_saved(tmp_path):
@@ -457,7 +531,11 @@ def test_an_interrupted_write_leaves_the_old_file(folder, monkeypatch):
         (LINE.codebooks[0], [1, 2, 3], r"\(3, 1\)"),
         (LINE.codebooks, [1, 2], "2 item ids for 3"),
         (LINE.codebooks, [1, 2, 1], "2 are distinct"),
-        (LINE.codebooks, [1.5, 2.0, 3.0], "integers or strings"),
+        (LINE.codebooks, [1, 2, "1"], "2 are distinct"),
+        (LINE.codebooks, [1.5, 2.0, 3.0], r"item id 1\.5: expected an integer or text"),
+        (LINE.codebooks, [1, 2, b"3"], r"item id b'3': expected an integer or text"),
+        (LINE.codebooks, [1, 2, [3]], r"item id \[3\]: expected an integer or text"),
+        (LINE.codebooks, [1, 2, True], "item id True: expected an integer or text"),
     ],
 )
 def test_what_does_not_fit_is_not_saved(tmp_path, levels, item_ids, message):
