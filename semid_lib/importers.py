@@ -180,7 +180,7 @@ def import_table(
         counts["items_outside_k_core"] = len(records) - kept["item"].nunique()
         records = [records[row] for row in np.unique(kept["item"])]
     kept = kept.assign(user=users[kept["user"]], item=np.array(ids, dtype=object)[kept["item"]])
-    written = _write(output, records, kept, counts, overwrite)
+    written = _write(interactions, output, records, kept, counts, overwrite)
     return written._replace(columns=columns, left_out=left_out)
 
 
@@ -397,11 +397,16 @@ def _k_core(found: pd.DataFrame, k: int, what: str, counts: dict[str, int]) -> p
 
 
 def _write(
-    output: str | Path, records: Collection[dict], kept: pd.DataFrame, counts: dict[str, int], overwrite: bool
+    source: str | Path,
+    output: str | Path,
+    records: Collection[dict],
+    kept: pd.DataFrame,
+    counts: dict[str, int],
+    overwrite: bool,
 ) -> ImportReport:
     """Write items, and interactions in time order with the users and items by their ids; time in nanoseconds."""
     if kept.empty:
-        raise ValueError(f"no interaction is left, expected at least one; counts: {counts}")
+        raise ValueError(f"{source}: no interaction is left, expected at least one; counts: {counts}")
     users = kept.groupby("user", sort=False)
     seconds = (kept["time"] // 10**9).groupby(kept["user"], sort=False).agg(list).items() if "time" in kept else None
     folder.write_folder(output, records, users["item"].agg(list).items(), seconds, overwrite=overwrite)
@@ -461,7 +466,7 @@ def import_amazon(
     records |= {asin: {"item_id": asin, "title": ""} for asin in without}
     users = (pd.factorize(kept["user"], sort=True)[0] + 1).astype(str)
     kept = kept.assign(user=users, item=[asins[code] for code in kept["item"]])
-    return _write(output, records.values(), kept, counts, overwrite)
+    return _write(reviews, output, records.values(), kept, counts, overwrite)
 
 
 def _read_reviews(

@@ -205,7 +205,11 @@ def category_paths(value, separator: str = ">") -> list[list[str]]:
     paths = value
     if isinstance(value, str):
         parts = value.split(separator) if separator else [value]
-        paths = literal(value) if value.lstrip().startswith("[") else [part.strip() for part in parts if part.strip()]
+        paths = (
+            literal(value)
+            if value.lstrip().startswith(("[", "{"))
+            else [part.strip() for part in parts if part.strip()]
+        )
     if isinstance(paths, list):
         paths = [paths] if all(isinstance(name, str) for name in paths) else paths
         if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):

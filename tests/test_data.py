@@ -134,6 +134,107 @@ def test_load_demo():
     assert shop.fingerprint == data.load().fingerprint
 
 
+@pytest.mark.parametrize("ids", [["A-1", "B 2", "007"], [-1, 0, 2**62], ["1", "2", "x,y"]])
+def test_ids_are_those_of_the_shop(tmp_path, ids):
+    items = [{"item_id": item_id, "title": ""} for item_id in ids]
+    write_folder(
+        tmp_path / "shop", items, [("ann", ids[::-1])], [("ann", [1, 2, 3])], [{"query": "q", "item_ids": ids}]
+    )
+    shop = data.load(tmp_path / "shop")
+    assert shop.items["item_id"].tolist() == ids
+    assert lists(shop.histories) == [[2, 1, 0]]
+    assert shop.histories.times.tolist() == [1, 2, 3]
+    assert shop.queries["item_rows"][0].tolist() == [0, 1, 2]
+    assert shop.rows([str(item_id) for item_id in ids]).tolist() == [0, 1, 2]
+    name = "sequences.jsonl.gz" if "B 2" in ids else "sequences.tsv.gz"
+    assert (tmp_path / "shop" / name).is_file()
+
+
+def test_histories_as_json_lines(tmp_path):
+    lines = [
+        {"user_id": "a\tb", "item_ids": [7, "10"], "timestamps": [5, 6]},
+        {"user_id": 5, "item_ids": [], "timestamps": []},
+    ]
+    shop = data.load(write(tmp_path, items__jsonl=jsonl(*ITEMS), sequences__jsonl=jsonl(*lines)))
+    assert shop.histories.user_ids.tolist() == ["a\tb", "5"]
+    assert lists(shop.histories) == [[1, 0], []]
+    assert shop.histories.times.tolist() == [5, 6]
+
+
+BAD_JSON_HISTORIES = [
+    ({"item_ids": [1]}, "line 2: user_id is None, expected text"),
+    ({"user_id": "ann", "item_ids": [1]}, "line 2: user 'ann' occurs before, in line 1"),
+    ({"user_id": "nan", "item_ids": [1]}, "line 2: user 'nan' is a word for a missing value"),
+    ({"user_id": "bob", "item_ids": "1"}, "line 2: item_ids is '1', expected a list of item ids"),
+    ({"user_id": "bob", "item_ids": [1.0]}, r"line 2: item_ids is \[1\.0\], expected a list of item ids"),
+    ({"user_id": "bob", "item_ids": [2]}, "line 2: item 2 is unknown"),
+    ({"user_id": "bob", "item_ids": [1], "timestamps": [1]}, r"line 2: timestamps is \[1\], expected none, as in line"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_JSON_HISTORIES)
+def test_bad_histories_as_json_lines(tmp_path, record, message):
+    lines = jsonl({"user_id": "ann", "item_ids": [1]}, record)
+    with pytest.raises(ValueError, match=rf"sequences\.jsonl, {message}"):
+        data.load(write(tmp_path, items__jsonl=GOOD, sequences__jsonl=lines))
+
+
+def test_times_among_json_histories_are_for_all_and_as_many_as_items(tmp_path):
+    for seconds in (None, [1, 2], [1.5], ["1"], [True]):
+        lines = jsonl(
+            *({"user_id": user, "item_ids": [1], "timestamps": t} for user, t in (("a", [1]), ("b", seconds)))
+        )
+        with pytest.raises(ValueError, match=r"sequences\.jsonl, line 2: timestamps is .*, expected 1 integers"):
+            data.load(write(tmp_path, items__jsonl=GOOD, sequences__jsonl=lines))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sequences.csv", "sequences.txt", "Sequences.tsv", "interactions.csv.gz", "orders.parquet", "timestamps.csv"),
+        *("queries.csv", "query.jsonl", "items.xlsx", "items.json", "ratings.dat"),
+    ],
+)
+def test_a_file_that_looks_meant_is_not_ignored(tmp_path, name):
+    write(tmp_path, items__jsonl=GOOD)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"{name} is not read, but looks like .*, expected .*import it"):
+        data.load(tmp_path)
+
+
+def test_other_files_are_left_alone(tmp_path):
+    write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1\n")
+    for name in ["README.md", "orders.csv", "products.csv", "relative_time.tsv.gz", "judged_dev.jsonl", "sequences.md"]:
+        (tmp_path / name).touch()
+    assert data.load(tmp_path).counts["n_users"] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"price": 3.5}, {"price": "None"}, "column 'price' is 3.5 in line 1 and 'None' in line 2"),
+        ({"tags": ["a"]}, {"tags": "a"}, r"column 'tags' is \['a'\] in line 1 and 'a' in line 2"),
+        ({"facts": {}}, {"facts": {}}, r"column 'facts' is {} in line 1"),
+        ({"stock": 2**64}, {"stock": 1}, "column 'stock' is 18446744073709551616 in line 1"),
+        ({"sizes": [1, [2]]}, {}, "column 'sizes' is "),
+    ],
+)
+def test_what_could_not_be_saved_after_training_is_refused_at_once(tmp_path, first, second, message):
+    records = [{"item_id": 1, "title": ""} | first, {"item_id": 2, "title": ""} | second]
+    with pytest.raises(ValueError, match=rf"items\.jsonl: {message}"):
+        data.load(write(tmp_path, items__jsonl=jsonl(*records)))
+
+
+def test_words_for_nothing_and_spellings_of_text(tmp_path):
+    records = [
+        {"item_id": 1, "title": "Cafe\u0301", "brand": "NULL"},
+        {"item_id": 2, "title": "nan", "brand": "Aurora"},
+    ]
+    shop = data.load(write(tmp_path, items__jsonl=jsonl(*records)))
+    assert shop.items[["title", "brand"]].to_numpy().tolist() == [["Caf\u00e9", ""], ["", "Ash"]]
+    assert shop.counts["empty_titles"] == shop.counts["empty_brands"] == 1
+
+
 # --- bad input ---
 
 GOOD = jsonl({"item_id": 1, "title": "Soap"})

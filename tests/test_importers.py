@@ -4,12 +4,14 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import killed
 
 from semid_lib import data
 from semid_lib.importers import import_amazon, import_table, k_core_positions, main
@@ -224,6 +226,179 @@ def test_import_table_refuses_bad_input(shop):
     with pytest.raises(ValueError, match=r"nowhere\.csv is not a file"):
         import_table(shop / "nowhere.csv", shop / "out")
     assert not (shop / "out").exists()
+
+
+# --- files as shops have them ---
+
+
+def imported(folder, items: str, orders: str | None = None, name: str = "i.csv", **options):
+    """The data set and the report of an import."""
+    (folder / name).write_text(items)
+    if orders is not None:
+        (folder / "o.csv").write_text(orders)
+        options["interactions"] = folder / "o.csv"
+    report = import_table(folder / name, folder / "out", overwrite=True, **options)
+    return data.load(folder / "out"), report
+
+
+def test_obvious_columns_are_taken_and_reported(tmp_path):
+    items = "SKU,Name,Brand,Price,Category,Colour\nA-1,Pen,Aurora,3.50,Office > Pens,red\n"
+    orders = "Customer,SKU,Created at\nann,A-1,2024-01-02\n"
+    loaded, report = imported(tmp_path, items, orders)
+    assert loaded.items.iloc[0].to_dict() == {
+        "item_id": "A-1",
+        "title": "Pen",
+        "brand": "Aurora",
+        "categories": [["Office", "Pens"]],
+        "price": 3.5,
+        "Colour": "red",
+    }
+    assert report.columns["timestamp"] == "Created at" and "brand is read from Brand\n" in str(report)
+    assert histories(loaded) == {"ann": ["A-1"]}
+    kept, _ = imported(tmp_path, items, brand="", price="")
+    assert kept.items[["Brand", "Price"]].to_numpy().tolist() == [["Aurora", "3.50"]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["1", "20"], [1, 20]),
+        (["1.0", "20.0"], [1, 20]),
+        (["007", "20"], ["007", "20"]),
+        (["A-1", "20"], ["A-1", "20"]),
+        (["-1", "0"], [-1, 0]),
+        (["1.5", "20"], ["1.5", "20"]),
+        (["9223372036854775807", "1"], [9223372036854775807, 1]),
+        (["9223372036854775808", "1"], ["9223372036854775808", "1"]),
+        (["B 1", "b/2?#"], ["B 1", "b/2?#"]),
+    ],
+)
+def test_ids_stay_those_of_the_shop(tmp_path, ids, expected):
+    items = "item_id,title\n" + "".join(f"{item_id},x\n" for item_id in ids)
+    orders = "user_id,item_id\n" + "".join(f"a b,{item_id}\n" for item_id in ids)
+    loaded, _ = imported(tmp_path, items, orders)
+    assert loaded.items["item_id"].tolist() == expected
+    assert histories(loaded) == {"a b": expected}
+    as_floats = orders if isinstance(expected[0], str) else orders.replace("\n", ".0\n").replace(".0.0", ".0")
+    as_floats = as_floats.replace("item_id.0", "item_id")
+    if "9223372036854775807" not in ids:
+        assert histories(imported(tmp_path, items, as_floats)[0]) == {"a b": expected}
+
+
+def test_words_for_nothing_are_missing_values_and_counted(tmp_path):
+    items = 'item_id,title,categories\n1,Pen,nan\n2,NULL,"[""Office""]"\n3,Hat,None\n'
+    orders = "user_id,item_id\nNULL,1\n\\N,2\nnan,3\nNone,1\nann,3\nann,NaN\n"
+    loaded, report = imported(tmp_path, items, orders)
+    assert histories(loaded) == {"ann": [3]}
+    assert report.counts["interactions_without_user_id"] == 4
+    assert report.counts["interactions_without_item_id"] == 1
+    assert loaded.items["title"].tolist() == ["Pen", "", "Hat"]
+    assert loaded.items["categories"].tolist() == [[], [["Office"]], []]
+
+
+def test_lists_are_joined_and_other_values_named(tmp_path):
+    record = {"item_id": "A", "title": ["Soap", "bar"], "brand": ["Aurora"], "description": ["Soft.", None, "Warm."]}
+    loaded, _ = imported(tmp_path, jsonl(record), name="i.jsonl")
+    assert loaded.items.iloc[0].to_dict() == {
+        "item_id": "A",
+        "title": "Soap, bar",
+        "brand": "Aurora",
+        "description": "Soft.\nWarm.",
+    }
+    for field, value in {"title": {"en": "Soap"}, "brand": True, "description": [["a", {"b": 1}]]}.items():
+        with pytest.raises(ValueError, match=rf"i\.jsonl, line 2: column '{field}': .*, expected text"):
+            imported(tmp_path, jsonl(record, record | {"item_id": "B", field: value}), name="i.jsonl")
+
+
+def test_prices_become_numbers(tmp_path):
+    items = "item_id;title;price\n1;Pen;3,50\n2;Cup;1.299,00 €\n3;Hat;on request\n4;Mug;\n"
+    loaded, report = imported(tmp_path, items)
+    assert loaded.items["price"].tolist() == [3.5, 1299.0, None, None]
+    assert report.counts["prices_without_a_number"] == 1
+    dollars, _ = imported(tmp_path, 'item_id,title,price\n1,Pen,$3.50\n2,Cup,"1,299.00"\n')
+    assert dollars.items["price"].tolist() == [3.5, 1299.0]
+    given, _ = imported(tmp_path, 'item_id,title,price\n1,Pen,"1,250"\n', decimal=",")
+    assert given.items["price"].tolist() == [1.25]
+
+
+def test_a_column_that_cannot_be_kept_stops_no_import(tmp_path):
+    when = {"released": pd.Timestamp("2024-01-02").date(), "sizes": [1.5, float("nan")]}
+    pd.DataFrame({"item_id": [1, 2], "title": ["a", "b"], "extra": [when, when]}).to_parquet(tmp_path / "i.parquet")
+    import_table(tmp_path / "i.parquet", tmp_path / "out")
+    kept = data.load(tmp_path / "out").items["extra"][0]
+    assert kept == {"released": "2024-01-02", "sizes": [1.5, None]}
+    mixed = jsonl({"item_id": 1, "title": "a", "tag": "x", "size": 3.5}, {"item_id": 2, "title": "b", "tag": ["x"]})
+    loaded, report = imported(tmp_path, mixed + jsonl({"item_id": 3, "title": "c", "size": "None"}), name="i.jsonl")
+    assert list(loaded.items) == ["item_id", "title", "size"]
+    assert loaded.items["size"].tolist()[0] == 3.5 and "column 'tag' is 'x' in row 1" in report.left_out[0]
+    assert "left out: column 'tag'" in str(report)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_values_of_parquet_are_counted(tmp_path, missing):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    orders = {"user_id": [5.0, missing, 6.0, 6.0], "item_id": [1, 1, 2, 1], "t": [1.4e12, 1.4e12, missing, 1.5e12]}
+    types = {"user_id": pa.float64(), "item_id": pa.int64(), "t": pa.float64()}
+    columns = {name: pa.array(values, types[name], from_pandas=False) for name, values in orders.items()}
+    pq.write_table(pa.table(columns), tmp_path / "o.parquet")
+    (tmp_path / "i.csv").write_text("item_id,title\n1,a\n2,b\n")
+    report = import_table(tmp_path / "i.csv", tmp_path / "out", interactions=tmp_path / "o.parquet", timestamp="t")
+    assert histories(data.load(tmp_path / "out")) == {"5": [1], "6": [1]}
+    assert report.counts["interactions_without_user_id"] == report.counts["interactions_without_t"] == 1
+
+
+def test_text_has_one_spelling(tmp_path):
+    loaded, _ = imported(tmp_path, "item_id,title,brand\n1,Cafe\u0301 L&amp;S,Cafe\u0301\n")
+    assert loaded.items[["title", "brand"]].values.tolist() == [["Caf\u00e9 L&S", "Caf\u00e9"]]
+
+
+def test_ratings_of_movielens(tmp_path):
+    (tmp_path / "u.item").write_bytes("1|Toy Story (1995)|x\n2|Caf\u00e9|y\n".encode("latin-1"))
+    (tmp_path / "u.data").write_text("196\t1\t3\t881250949\n196\t2\t3\t881250940\n")
+    import_table(
+        tmp_path / "u.item",
+        tmp_path / "out",
+        encoding="latin-1",
+        item_columns="movie,title,genres",
+        item_id="movie",
+        interactions=tmp_path / "u.data",
+        interaction_columns="user,movie,stars,time",
+    )
+    assert histories(data.load(tmp_path / "out")) == {"196": [2, 1]}
+
+
+# --- kills ---
+
+
+def shop_of(tmp_path, tag: str):
+    (tmp_path / f"{tag}.csv").write_text("item_id,title\n" + "".join(f"{i},{tag} {i}\n" for i in range(300)))
+    orders = "".join(f"u{i % 50},{i % 300},{1_400_000_000 + i}\n" for i in range(1200))
+    (tmp_path / f"{tag}_orders.csv").write_text("user_id,item_id,ts\n" + orders)
+    return {"items": tmp_path / f"{tag}.csv", "interactions": tmp_path / f"{tag}_orders.csv", "timestamp": "ts"}
+
+
+def test_an_import_that_is_killed_leaves_the_old_data_set_or_the_new_one(tmp_path):
+    out, old, new = tmp_path / "out", shop_of(tmp_path, "old"), shop_of(tmp_path, "new")
+
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def run(shop: dict) -> dict[str, bytes]:
+        import_table(output=out, overwrite=True, **shop)
+        return contents()
+
+    began = time.perf_counter()
+    whole = [run(new), run(old)]
+    seconds = (time.perf_counter() - began) / 2
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        killed(lambda: run(new), rng.uniform(0, 1.3 * seconds))
+        assert contents() in whole
+        assert data.load(out).histories.times is not None
+        assert run(old) == whole[1]
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 # --- Amazon ---
@@ -467,5 +642,5 @@ def test_command_line_amazon(tmp_path):
         [*command, "5", "--overwrite", "--no-progress"], capture_output=True, text=True, check=False
     )
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: no interaction is left")
+    assert failed.stderr.startswith(f"error: {tmp_path}/reviews.json: no interaction is left")
     assert failed.stderr.count("\n") == 1
