@@ -99,7 +99,7 @@ class Histories:
 class Dataset:
     """A catalogue and, where the folder has them, histories and queries.
 
-    items: one row an item in file order: `item_id` (int64, unique) and `title` (str); where the file has
+    items: one row an item in file order: `item_id` (int64 or str, unique) and `title` (str); where the file has
         them, `brand` and `description` (str, "" for missing) and `categories` (a list of paths, each a list
         of str from the root down); all other fields as they are.
     queries: `query` (str), `item_rows` (int64 array of the relevant item rows), `source` (file name without
@@ -159,9 +159,11 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
     columns: of the items, besides `item_id` and `title`; by default all. Of a large Parquet or Arrow table others are
     then not read at all; `table.batches` reads them when they are needed.
 
-    Every item needs `item_id` (an integer in int64, unique) and `title` (a string; null or "" is allowed and
-    counted). A flat list of strings in `categories` is taken as one path. CSV has no types: its fields stay
-    text, except `item_id`, and `categories`, which must be JSON. A folder that is called demo is "./demo".
+    Every item needs `item_id` (an integer in int64 or text, one kind for all, unique) and `title` (a string; null or ""
+    is allowed and counted). A flat list of strings in `categories` is taken as one path, text as a JSON or Python list
+    or as one path with `>`. CSV has no types: its fields stay text, except `item_id`, which is an integer if all are.
+    Histories are in `sequences.tsv` and `timestamps.tsv`, or in `sequences.jsonl`. A folder that is called demo is
+    "./demo".
 
     Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected; ConnectionError where
     `places.fetch` does.
