@@ -7,6 +7,7 @@ Queries are scored in blocks, so that 10,000 of them against 100,000 items take 
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from numbers import Integral
@@ -21,7 +22,8 @@ from semid_lib.baselines import Ranked, top_k
 from semid_lib.text import UNSPACED, folded, normal, shown
 
 _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
-_RUNS = regex.compile(rf"(?V1)({UNSPACED}+)|((?:(?!{UNSPACED})\w){{2,}})")  # of characters, of a word
+_WORD = re.compile(r"\w\w+")
+_RUN = regex.compile(rf"(?V1)({UNSPACED}+)|((?:(?!{UNSPACED})\w){{2,}})")  # of characters without spaces, or a word
 
 
 class Searcher(Protocol):
@@ -138,8 +140,10 @@ def terms(text: str, singles: bool = False) -> list[str]:
     >>> terms("Vitamin C, 無線イヤホン 5-pack"), terms("茶"), terms("緑茶", singles=True)
     (['vitamin', '無線', '線イ', 'イヤ', 'ヤホ', 'ホン', 'pack'], ['茶'], ['緑', '茶', '緑茶'])
     """
-    found: list[str] = []
-    for unspaced, word in _RUNS.findall(folded(text)):
+    text, found = folded(text), []
+    if text.isascii():
+        return _WORD.findall(text)
+    for unspaced, word in _RUN.findall(text):
         characters = regex.findall(r"\X", unspaced)
         found += [word] if word else characters if singles or len(characters) == 1 else []
         found += map("".join, pairwise(characters))
