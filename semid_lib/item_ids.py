@@ -48,19 +48,19 @@ class ItemIds:
     """
 
     def __init__(self, items: pd.DataFrame):
-        numbers = items["item_id"].tolist()
-        own = items["source_id"].tolist() if "source_id" in items else numbers
-        is_ours = numbers == list(range(1, len(own) + 1)) and len(set(map(str, own))) == len(own)
-        if not is_ours or not all(isinstance(value, str) for value in own):
-            own = numbers
-        if wrong := [value for value in own if not _is_id(value)]:
+        column = items["item_id"]
+        self._numbers = column.tolist()
+        if "source_id" in items and self._numbers == list(range(1, len(items) + 1)):
+            source = items["source_id"]
+            if source.is_unique and all(isinstance(value, str) for value in source):
+                column = source
+        own = column.tolist()
+        if not pd.api.types.is_integer_dtype(column) and (wrong := [value for value in own if not _is_id(value)]):
             raise ValueError(f"item_id is {shown(wrong[0])}, expected an integer or text")
+        if (again := column.astype(str).duplicated() if column.dtype == object else column.duplicated()).any():
+            raise ValueError(f"item_id {column[again].iloc[0]} occurs twice: remove one row")
         self.values = np.empty(len(own), dtype=object)
         self.values[:] = own
-        self._numbers = numbers
-        if len(set(map(str, own))) < len(own):
-            texts = pd.Series(list(map(str, own)))
-            raise ValueError(f"item_id {texts[texts.duplicated()].iloc[0]} occurs twice: remove one row")
 
     def __len__(self) -> int:
         return len(self.values)
