@@ -87,7 +87,8 @@ def constrained_beam_search(
     a code that could be chosen (at others it may be raised or not).
     """
     if k < 1 or beam_width < k:
-        raise ValueError(f"expected 1 <= k <= beam_width, got k={k} and beam_width={beam_width}")
+        enough = f"Set beam_width to {max(k, 1)} or more"
+        raise ValueError(f"k is {k} and beam_width {beam_width}: expected 1 <= k <= beam_width. {enough}")
     subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
     state, scores = scorer.begin(contexts, normalization)
     _check_device(scores, trie)
@@ -317,7 +318,8 @@ def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
     n_alive = _kernel()(
         beam.node.numpy(),
         beam.score.numpy(),
-        scores.numpy(),  # often a part of a larger table: only what is looked at is read
+        scores.numpy(),
+        scores.amax(dim=(1, 2)).numpy(),
         trie.code[level].numpy(),
         trie.child_start[level].numpy(),
         _NO_START if is_last else trie.leaf_start[level + 1].numpy(),

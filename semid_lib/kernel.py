@@ -1,8 +1,8 @@
 """One step of constrained beam search as a compiled loop: the same answer as the torch code in `decode`, sooner.
 
-torch has to lay all candidates out before it can choose. A loop need not: beams are visited from the best down, and
-once `width` candidates are kept and the worst of them is better than the next beam, no candidate of that beam or of
-any after it can enter, since log-probabilities are not above 0. This changes nothing in the answer.
+torch has to lay all candidates out before it can choose. A loop need not: it visits beams from the best down. Once
+`width` candidates are kept, and the worst of them is better than the next beam extended by the highest score of any
+code, no candidate of that beam or of any after it can enter. This changes nothing in the answer, whatever the scores.
 
 numba compiles it at its first use, which takes some seconds, once: the result is kept beside this file.
 """
@@ -60,6 +60,7 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
     node,
     score,
     scores,
+    highest,
     code,
     child_start,
     leaf_start,
@@ -75,10 +76,10 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
     """Fill child, value and beam with the best candidates of each context; returns the most any context has, or NAN.
 
     node (B, W) int64, score (B, W) float32: the beams, -inf for dead ones. scores (B, W, K) float32: log-probabilities
-    of codes. code, child_start: the trie's arrays of this level; leaf_start: of the depth below, empty where children
-    are leaves. Which children are allowed: (G, n_children) bool `allowed`, or `count`, (G, n_leaves + 1) int32 running
-    sums of allowed leaves, both with G 0 for all. empty: (n,) int64 children that are not to be followed either, those
-    of context b from empty_start[b] on in ascending order.
+    of codes; highest (B,) float32: the highest of each context. code, child_start: the trie's arrays of this level;
+    leaf_start: of the depth below, empty where children are leaves. Which children are allowed: (G, n_children) bool
+    `allowed`, or `count`, (G, n_leaves + 1) int32 running sums of allowed leaves, both with G 0 for all. empty: (n,)
+    int64 children that are not to be followed either, those of context b from empty_start[b] on in ascending order.
     child, value, beam, last: (B, width), written in the order of the children, the rest of each row left as it is;
     `last` is the code of the child.
     """
@@ -90,7 +91,7 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
         edge = np.float32(-np.inf)  # what a candidate must reach to be kept
         for w in np.argsort(-score[b]):
             above, row = score[b, w], scores[b, w]
-            if above == -np.inf or above < edge:  # no later beam can do better
+            if above == -np.inf or above + highest[b] < edge:  # no later beam can do better
                 break
             for c in range(child_start[node[b, w]], child_start[node[b, w] + 1]):
                 total = above + row[code[c]]

@@ -201,6 +201,41 @@ def test_a_model_that_gives_up_half_way():
     assert found.items.tolist() == [[-1, -1]]
 
 
+class AnyScorer(TableScorer):
+    """A model that scores codes by any numbers at all, so that many are equal and many above 0."""
+
+    def __init__(self, sizes, scores):
+        super().__init__(sizes)
+        self.scores = np.array(scores, dtype=np.float32)
+
+    def row(self, context, prefix):
+        return np.random.default_rng([context, len(prefix), *prefix]).choice(self.scores, self.sizes[len(prefix)])
+
+
+SCORES = st.sampled_from([[-3, -2, -1, 0, 1, 2, 3], [-np.inf, -1e4, -0.5, 0, 1e-7, 1e4], [0, 1], [1, 2, 4, 8], [5]])
+
+
+@given(shops(), SCORES, st.integers(1, 3), st.integers(0, 2))
+def test_both_loops_choose_alike_whatever_the_scores(shop, scores, k, spare):
+    sizes, ids, excluded = shop
+    model, trie = AnyScorer(sizes, scores), PrefixTrie.build(ids)
+    search(model, [0, 1, 2], trie, k + spare, k, as_tensor(excluded))  # compares the loops
+    items = search(model, [0, 1, 2], trie, max(k, len(ids)), k).items
+    for context in range(3):
+        score_of = lambda row, context=context: model.item_score(context, row)  # noqa: E731
+        real = [row for row in ids.tolist() if score_of(row) > -np.inf]
+        assert sum(item >= 0 for item in items[context].tolist()) == min(k, len(real))
+
+
+def test_a_poor_beam_may_be_extended_by_a_score_above_0():
+    # the second beam is worse than the candidates of the first, but its child is the best of all
+    table = {(): [-1.0, -5.0], (0,): [-1.0, -1.0], (1,): [9.0, -1.0]}
+    trie = PrefixTrie.build(np.array([[0, 0], [0, 1], [1, 0]]))
+    found = search(TableScorer([2, 2], table=table), [0], trie, beam_width=2, k=2)
+    assert found.items.tolist() == [[2, 0]]
+    assert found.scores.tolist() == [[4.0, -2.0]]
+
+
 def test_equal_scores_come_in_the_order_of_the_ids():
     # both IDs have log-probability -3, but the beam meets the second one first
     table = {(): [-2.0, -1.0], (0,): [-1.0], (1,): [-2.0]}
@@ -222,7 +257,7 @@ def test_nan_is_refused_and_its_level_named(level):
 
 @pytest.mark.parametrize(("beam_width", "k"), [(5, 0), (5, -1), (4, 5), (0, 0)])
 def test_bad_widths_are_refused(beam_width, k):
-    with pytest.raises(ValueError, match=f"k={k} and beam_width={beam_width}"):
+    with pytest.raises(ValueError, match=f"k is {k} and beam_width {beam_width}: expected 1 <= k <= beam_width"):
         search(TableScorer([1]), [0], PrefixTrie.build(np.array([[0]])), beam_width, k)
 
 
