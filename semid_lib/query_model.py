@@ -10,7 +10,6 @@ spent on IDs that do not exist.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import regex
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -29,7 +29,7 @@ from semid_lib.timeline import HeadLevel, log_masses
 from semid_lib.trie import PrefixTrie
 from semid_lib.weights import check_config, check_shapes, save_weights
 
-_WORD = re.compile(r"\w+")
+_WORD = regex.compile(r"\w+")  # unlike re, with the marks of Hindi or Thai
 _FORMAT = "query model 1"
 _GRAMS = 64  # hashed pieces of a query that are looked at
 

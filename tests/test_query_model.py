@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from semid_lib import training
+from semid_lib import query_model, training
 from semid_lib.decode import constrained_beam_search, exact_ranking
 from semid_lib.query_model import Queries, QueryModel, QueryModelConfig, balanced_weight, hashed_words
 from semid_lib.trie import PrefixTrie
@@ -159,6 +159,10 @@ def test_hashed_words_are_the_same_everywhere():
     assert int(hashed_words(["x" * 500 + " y" * 500], 2).max()) == 1
     with pytest.raises(ValueError, match="n_buckets must be at least 2, got 1"):
         hashed_words(["a"], 1)
+
+
+def test_marks_belong_to_words():
+    assert query_model._pieces("कॉफ़ी मग")[:2] == ["कॉफ़ी", "मग"]
 
 
 def test_a_typing_error_keeps_most_pieces():
