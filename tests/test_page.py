@@ -254,6 +254,8 @@ def test_a_catalogue_without_histories_has_search_alone(tab, recommender_to_serv
     tab.press("Enter")
     assert tab.cards("for “row 9”")[0] == "item in row 9"
     assert tab.js("document.querySelector('#cards .add').hidden")
+    tab.js("history.back()")
+    tab.wait("document.querySelectorAll('#cards li').length === 0 && document.querySelector('#query').value === ''")
 
 
 def test_the_documents_of_the_api_come_from_the_same_process(tab, url):
@@ -448,7 +450,7 @@ def test_prices_are_shown_where_known(tab, recommender_to_serve, serve):
         (
             422,
             {"detail": [{"loc": ["body", "allowed_brands", 0], "msg": "Too long"}, {"loc": ["body"], "msg": "Other"}]},
-            "The service did not accept this: allowed brands 0: Too long.",
+            "The service did not accept allowed brands 0: Too long.",
         ),
         (422, {"detail": [{"loc": ["body"], "msg": "no item"}]}, "The service did not accept this: no item."),
     ],

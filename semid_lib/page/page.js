@@ -33,6 +33,8 @@ function address({ query, history, hidden, category, brand, k, repeats }) {
   return `${location.pathname}${parts.size ? "?" : ""}${parts}`;
 }
 
+const shown = () => address(state.asked) === location.pathname + location.search;
+
 // --- talking to the service ---
 
 async function ask(path, body) {
@@ -57,8 +59,7 @@ function sentence(status, detail) {
   if (status === 504) return "The answer took too long: try again, or ask for fewer items.";
   if (!Array.isArray(detail)) return `The service cannot answer: ${detail}.`;
   const { loc, msg } = detail[0]; // the first mistake is enough to go on
-  const field = loc.slice(1).join(" ").replaceAll("_", " ");
-  return `The service did not accept this: ${field}${field && ": "}${msg}.`;
+  return `The service did not accept ${loc.slice(1).join(" ").replaceAll("_", " ") || "this"}: ${msg}.`;
 }
 
 // Learn what the service knows of these items; returns their ids in its own spelling, null where it has no such item.
@@ -125,17 +126,14 @@ function quoted(words, most = 5) {
   return words.slice(0, most).map((word) => `“${short(word)}”`).join(", ") + rest;
 }
 
-function price({ price: amount }) {
-  const digits = Number.isInteger(amount) ? 0 : 2;
-  return typeof amount === "number" ? amount.toLocaleString("en", { minimumFractionDigits: digits }) : String(amount);
-}
+const price = (amount) => amount.toLocaleString("en", { minimumFractionDigits: Number.isInteger(amount) ? 0 : 2 });
 
 // --- what the user asks ---
 
 // An action of the user: its address is a new page of the browser's history.
 function change(changes) {
   Object.assign(state.asked, changes);
-  if (address(state.asked) !== location.pathname + location.search) window.history.pushState(null, "", address(state.asked));
+  if (!shown()) window.history.pushState(null, "", address(state.asked));
   showHistory();
   return answer();
 }
@@ -170,13 +168,18 @@ function limited(text) {
 
 async function answer(revealing = true) {
   const { query, history, hidden, category, brand, k, repeats } = state.asked;
-  const rules = { k, allowed_categories: category ? [category] : [], allowed_brands: brand ? [brand] : [], blocked_items: hidden };
+  const one = (name) => (name ? [name] : []);
+  const rules = { k, allowed_categories: one(category), allowed_brands: one(brand), blocked_items: hidden };
   byId("note").textContent = state.note;
   state.note = "";
   if (query) await show("/search", { ...rules, query }, `for “${query}”`, revealing);
   else if (state.facts.can_recommend) {
     const after = history.length ? `after a history of ${history.length}` : "to start with";
     await show("/recommend", { ...rules, item_ids: history, exclude_seen: !repeats }, after, revealing);
+  } else {
+    state.answer++;
+    byId("cards").replaceChildren();
+    say("");
   }
 }
 
@@ -192,17 +195,23 @@ function say(text, wrong = false) {
   byId("status").classList.toggle("wrong", wrong);
 }
 
+const filtered = (question) =>
+  [question.allowed_categories, question.allowed_brands, question.blocked_items].some((names) => names.length);
+
 async function show(path, question, what, revealing) {
   const turn = ++state.answer;
-  const filtered = question.allowed_categories.length + question.allowed_brands.length + question.blocked_items.length > 0;
   say("Asking …");
   try {
     const found = await ask(path, question);
     if (turn !== state.answer) return; // asked again meanwhile
     const best = Math.max(...found.items.map((item) => item.score));
     byId("cards").replaceChildren(...found.items.map((item) => card(item, best)));
-    say(found.items.length ? `${counted(found.items.length, "item")} ${what}` : `No item was found ${what}${filtered ? " under these filters" : ""}.`);
-    if (found.any_word_found === false) byId("note").append(` No item contains a word of this query${found.items.length ? ": the items below are the nearest by meaning and may not fit" : ""}.`);
+    const n = found.items.length;
+    say(n ? `${counted(n, "item")} ${what}` : `No item was found ${what}${filtered(question) ? " under these filters" : ""}.`);
+    if (found.any_word_found === false) {
+      const but = n ? ": the items below are the nearest by meaning and may not fit" : "";
+      byId("note").append(` No item contains a word of this query${but}.`);
+    }
   } catch (error) {
     if (turn !== state.answer) return;
     byId("cards").replaceChildren(); // they answered another question
@@ -226,7 +235,7 @@ function card(item, best) {
   const id = known(item), title = name(item);
   cut(part("h3"), title);
   cut(part(".brand"), item.brand ?? "");
-  part(".price").textContent = item.price == null ? "" : `Price ${price(item)}`;
+  part(".price").textContent = item.price === null ? "" : `Price ${price(item.price)}`;
   cut(part(".category"), item.categories.length ? item.categories[0].join(" › ") : "");
   part(".id").textContent = id;
   part(".codes").replaceWith(codes(item.semantic_id, item.why?.shared_codes || 1));
@@ -384,7 +393,8 @@ function showFacts() {
   byId("filters").hidden = false;
   byId("search-form").hidden = !can_search;
   byId("history-panel").hidden = byId("seen-label").hidden = !can_recommend;
-  byId("examples").replaceChildren(...example_queries.map((query) => button(short(query), `Search for ${query}`, () => search(query))));
+  const examples = example_queries.map((query) => button(short(query), `Search for ${query}`, () => search(query)));
+  byId("examples").replaceChildren(...(examples.length ? [element("span", "Try:", "hint"), ...examples] : []));
   byId("k").max = max_k;
   byId("k-help").textContent = `1 to ${max_k}`;
   byId("category-row").hidden = !categories.length;
@@ -433,7 +443,7 @@ async function start() {
 
 // The link that skips to the results is a step in the browser's history, too, but asks the same.
 function back() {
-  if (address(state.asked) !== location.pathname + location.search) restore();
+  if (!shown()) restore();
 }
 
 byId("token-form").addEventListener("submit", (event) => {
