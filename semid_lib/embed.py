@@ -17,6 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from semid_lib import distributed
+from semid_lib.atomic import fresh_file
 from semid_lib.store import sha256
 from semid_lib.table import category_column, text_column
 
@@ -102,7 +103,7 @@ def embed(
     keys = _keys(texts)
     distinct, first = np.unique(keys, return_index=True)
     path = _model_path(model)
-    shelf = Path(cache) / _fingerprint(path) if cache else None
+    shelf = Path(cache) / _fingerprint(model, path) if cache else None
     known_keys, known = _read_shards(sorted(shelf.glob("*.npz")) if shelf else [], distinct)
     todo = first[~np.isin(distinct, known_keys)]
     if len(todo):
@@ -126,7 +127,7 @@ def embed_batches(
     or not at all, so an interrupted run goes on at the batch where it stopped. Arguments and errors as of `embed`.
     """
     path, encode = _model_path(model), None
-    shelf = Path(cache) / _fingerprint(path) if cache else None
+    shelf = Path(cache) / _fingerprint(model, path) if cache else None
     for texts in batches:
         if not len(texts):
             raise ValueError("no texts to embed")
@@ -253,11 +254,28 @@ def _model_path(model: str) -> str:
     return str(path)
 
 
-def _fingerprint(path: str) -> str:
-    """Names the cache folder of a model: the hash of its weights if it is a folder, else of its name."""
-    weights = sorted(Path(path).rglob("*.safetensors")) if Path(path).is_dir() else []
-    parts = [sha256(file) for file in weights] or [path]
+def _fingerprint(model: str, path: str) -> str:
+    """Names the cache folder of a model: a hash of all files of a folder, or of name and commit of one on the Hub."""
+    folder = Path(path)
+    if model == DEFAULT_MODEL:
+        parts = [_DEFAULT_SHA256]  # `_model_path` has checked it
+    elif folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+        parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
+    else:
+        parts = [path, _commit(path)]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _commit(name: str) -> str:
+    """The commit of a model of the Hub that will be loaded; "" if it is neither here nor to be had."""
+    from huggingface_hub import hf_hub_download
+
+    repo = name if "/" in name else f"sentence-transformers/{name}"
+    try:
+        return Path(hf_hub_download(repo, "config.json")).parent.name
+    except (OSError, ValueError):  # loading it will say why
+        return ""
 
 
 def _read_shards(files: Sequence[Path], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,8 +300,5 @@ def _write_shard(shelf: Path | None, keys: np.ndarray, vectors: np.ndarray) -> N
     target = _shard(shelf, keys)
     if target is None:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".partial")
-    with open(temporary, "wb") as stream:
+    with fresh_file(target) as partial, open(partial, "wb") as stream:
         np.savez(stream, keys=keys, vectors=vectors)
-    temporary.rename(target)  # a shard is there whole or not at all

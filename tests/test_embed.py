@@ -127,13 +127,56 @@ def test_models_do_not_share_their_cache(encoder, tmp_path):
     assert encoder.encoded == ["a", "a"]
 
 
-def test_a_model_in_a_folder_is_known_by_its_weights(encoder, tmp_path):
-    weights = tmp_path / "model" / "model.safetensors"
-    weights.parent.mkdir()
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "1_Pooling/config.json", "vocab.txt"])
+def test_a_model_in_a_folder_is_known_by_all_of_its_files(encoder, tmp_path, name):
+    changed = tmp_path / "model" / name
+    changed.parent.mkdir(parents=True)
+    (tmp_path / "model" / "config.json").write_text("{}")
     for content in (b"one", b"one", b"two"):
-        weights.write_bytes(content)
-        embed.embed(["a"], model=str(weights.parent), cache=tmp_path / "cache")
+        changed.write_bytes(content)
+        (tmp_path / "model" / ".cache").write_bytes(content)  # hidden files are of other programs
+        embed.embed(["a"], model=str(tmp_path / "model"), cache=tmp_path / "cache")
     assert encoder.encoded == ["a", "a"]
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    embed.embed(["a"], model=str(tmp_path / "elsewhere"), cache=tmp_path / "cache")
+    assert encoder.encoded == ["a", "a"]
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def commit(number):
+        repo = tmp_path / "hub" / "models--ann--encoder"
+        (repo / "snapshots" / (number * 40)).mkdir(parents=True, exist_ok=True)
+        (repo / "snapshots" / (number * 40) / "config.json").write_text("{}")
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / "main").write_text(number * 40)
+
+    commit("1")
+    for _ in range(2):
+        embed.embed(["a"], model="ann/encoder", cache=tmp_path / "cache")
+    assert encoder.encoded == ["a"]
+    commit("2")
+    embed.embed(["a"], model="ann/encoder", cache=tmp_path / "cache")
+    assert encoder.encoded == ["a", "a"]
+
+
+def test_two_writers_of_one_shard_do_not_meet(encoder, tmp_path, monkeypatch):
+    """A second process writes the same shard while the first is at it."""
+    savez, depth = np.savez, []
+
+    def slow(stream, **arrays):
+        if not depth:
+            depth.append(1)
+            embed.embed(["a", "bb"], model="any", cache=tmp_path)
+        savez(stream, **arrays)
+
+    monkeypatch.setattr(np, "savez", slow)
+    np.testing.assert_array_equal(embed.embed(["a", "bb"], model="any", cache=tmp_path), expected(["a", "bb"]))
+    assert encoder.encoded == ["bb", "a"] * 2
+    encoder.encoded.clear()
+    np.testing.assert_array_equal(embed.embed(["bb", "a"], model="any", cache=tmp_path), expected(["bb", "a"]))
+    assert encoder.encoded == [] and len(list(tmp_path.rglob("*.*"))) == 1
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
