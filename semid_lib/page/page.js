@@ -310,7 +310,8 @@ function showHistory() {
   byId("history-empty").hidden = history.length > 0;
   byId("clear").hidden = !history.length;
   byId("hidden-items").hidden = !hidden.length;
-  byId("hidden-items").querySelector("span").textContent = `${counted(hidden.length, "item")} ${hidden.length === 1 ? "is" : "are"} hidden.`;
+  const are = hidden.length === 1 ? "is" : "are";
+  byId("hidden-items").querySelector("span").textContent = `${counted(hidden.length, "item")} ${are} hidden.`;
 }
 
 function add(id) {
@@ -399,7 +400,8 @@ function showFacts() {
   byId("k-help").textContent = `1 to ${max_k}`;
   byId("category-row").hidden = !categories.length;
   byId("brand-row").hidden = !brands.length;
-  byId("brand-help").textContent = n_brands > brands.length ? `The list has the ${brands.length} largest of ${n_brands} brands; type any other.` : "";
+  const some = `The list has the ${brands.length} largest of ${n_brands} brands; type any other.`;
+  byId("brand-help").textContent = n_brands > brands.length ? some : "";
   const all = byId("category").options[0];
   byId("category").replaceChildren(all, ...categories.map((one) => option(one.name, `${short(one.name, 48)} (${one.n_items})`)));
   byId("brands").replaceChildren(...brands.map((one) => option(one.name)));
