@@ -404,8 +404,19 @@ def finite_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def check_distinct(vectors: np.ndarray) -> None:
-    """Raise ValueError if there are no `MIN_ITEMS` different ones among the vectors.
+    """Refuse vectors that leave nothing to tell apart.
 
+    Parameters
+    ----------
+    vectors : (n, dim) array
+
+    Raises
+    ------
+    ValueError
+        If fewer than `MIN_ITEMS` of them differ.
+
+    Examples
+    --------
     >>> check_distinct(np.ones((3, 4)))
     Traceback (most recent call last):
     ValueError: 3 vectors, but fewer than 2 different ones: semantic IDs need at least 2 items with different texts

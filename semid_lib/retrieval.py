@@ -128,15 +128,30 @@ class BM25(_Scored):
 
 
 def terms(text: str, singles: bool = False) -> list[str]:
-    """The words that BM25 compares, with repetitions.
+    """The words of a text that BM25 compares, with repetitions.
 
     A word is two or more letters, marks and digits in a row, so the "c" of "vitamin c" is lost. Chinese, Japanese,
-    Thai, Lao, Khmer and Burmese put no spaces between words: there, each two neighbouring characters are one, and a
-    character without neighbours is one alone, as in Lucene's CJKBigramFilter.
+    Thai, Lao, Khmer and Burmese put no spaces between words: there, each two neighbouring characters are a word, and a
+    character without neighbours is one alone.
 
-    singles: each character as well. BM25 takes them from items and not from queries, so that a query of one character
-    finds something, while a longer one is not matched by single characters (Lucene: `outputUnigrams`).
+    Parameters
+    ----------
+    text : str
+    singles : bool
+        Add each character of these scripts. BM25 does so for items and not for queries: a query of one character then
+        finds something, and a longer one is not matched by single characters.
 
+    Returns
+    -------
+    list of str
+        As `text.folded` spells them.
+
+    References
+    ----------
+    Apache Lucene, CJKBigramFilter, whose `outputUnigrams` is `singles`.
+
+    Examples
+    --------
     >>> terms("Vitamin C, 無線イヤホン 5-pack"), terms("茶"), terms("緑茶", singles=True)
     (['vitamin', '無線', '線イ', 'イヤ', 'ヤホ', 'ホン', 'pack'], ['茶'], ['緑', '茶', '緑茶'])
     """
@@ -269,11 +284,25 @@ class FusedRanks:
 
 
 def checked_queries(queries: Sequence[str], k: int) -> list[str]:
-    """The queries as a list, each in its normal form (`text.normal`).
+    """The queries as a list, each in its normal form.
 
-    Raises ValueError for one text instead of several, for a query that is blank or no text, with its position, and for
-    a k that is no whole number from 1 up.
+    Parameters
+    ----------
+    queries : iterable of str
+    k : int
 
+    Returns
+    -------
+    list of str
+        As `text.normal` writes them.
+
+    Raises
+    ------
+    ValueError
+        For one text instead of several, a query that is blank or no text, with its position, and a k below 1.
+
+    Examples
+    --------
     >>> checked_queries(["Cafe\\u0301"], k=1) == ["Caf\\u00e9"]
     True
     """

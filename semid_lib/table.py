@@ -222,10 +222,26 @@ def _lists(value):
 
 
 def text_column(items: pd.DataFrame, name: str) -> list[str]:
-    """A field of each item as text: "" where it is missing, the parts of a list as lines.
+    """A text field of each item.
 
-    Raises ValueError for a value that is no text, such as bytes or a number, with its row.
+    Parameters
+    ----------
+    items : pandas.DataFrame
+    name : str
+        A column, which need not exist.
 
+    Returns
+    -------
+    list of str
+        "" where a value is missing; the parts of a list as lines.
+
+    Raises
+    ------
+    ValueError
+        For a value that is no text, such as bytes or a number, with its row.
+
+    Examples
+    --------
     >>> text_column(pd.DataFrame({"description": ["Blue.", None, ["Two parts", "in a list"]]}), "description")
     ['Blue.', '', 'Two parts\\nin a list']
     """
@@ -233,8 +249,25 @@ def text_column(items: pd.DataFrame, name: str) -> list[str]:
 
 
 def category_column(items: pd.DataFrame) -> list[list[list[str]]]:
-    """The category paths of each item, none where they are missing. Raises ValueError for other values, with the row.
+    """The category paths of each item.
 
+    Parameters
+    ----------
+    items : pandas.DataFrame
+        With or without a column `categories`.
+
+    Returns
+    -------
+    list of list of list of str
+        No path where a value is missing.
+
+    Raises
+    ------
+    ValueError
+        For a value that `category_paths` refuses, with its row.
+
+    Examples
+    --------
     >>> category_column(pd.DataFrame({"categories": [["Shop", "Camping"], None]}))
     [[['Shop', 'Camping']], []]
     """
