@@ -1,15 +1,14 @@
 """One function on many batches, in order: in this process, in workers on this machine, or on a cluster of machines.
 
-What can be shared out (`embed.embed`, `semantic_ids.codes_of`, `queries.synthesize`, `predict.predict`) takes `run`:
-`here` by default, or the `map` of a `Cluster`, which is Ray Data (Moritz et al. 2018 for Ray); the chapters take
-`chosen()`, so that the environment says which. Both apply the same function to the same batches, so the answers are the
-same and in the same order; where another number of threads adds up floating-point numbers (a worker has one thread),
-their last digit may differ.
+`embed.embed`, `semantic_ids.codes_of`, `queries.synthesize` and `predict.predict` take `run`: `here` by default, or the
+`map` of a `Cluster`, whose workers are actors of Ray (Moritz et al. 2018). Chapters pass `chosen()`, which reads the
+environment. Both apply the same function to the same batches, so the answers and their order are the same. Where a sum
+of floating-point numbers depends on the number of threads (a worker has one), the last digit may differ.
 
-The function itself is not sent: `load` is, and makes it once in each worker, where a model is then kept. It takes a
-batch, an Arrow table, and gives a table of as many rows. Ray sends `load` by pickle, from this process to its workers.
-On one machine nobody else can speak to them; who can speak to a cluster may run anything there, so it must be in a
-network of its own.
+Not the function is sent but `load`, which makes it once in each worker and so keeps a model there. The function takes a
+batch, an Arrow table, and returns a table with as many rows. Ray sends `load` by pickle, from this process to its
+workers. On one machine only this user can reach them. Anyone who can reach a cluster can run any code there: keep it in
+a separate network.
 """
 
 import logging
@@ -18,9 +17,10 @@ import secrets
 import socket
 import tempfile
 import traceback
-import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ Load = Callable[[], Callable[[pa.Table], pa.Table]]
 Run = Callable[[Load, Iterable[pa.Table]], Iterator[pa.Table]]
 
 _RETRIES = 3  # of a batch whose worker died
+_AHEAD = 4  # batches per worker that are sent before the first answer is used
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's switch, read when ray is imported: 0 binds all to loopback
 _FAILED = ["the function failed", "its traceback"]  # columns of what a worker gives instead of an answer
 
 
@@ -100,8 +102,10 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if self.address is None:
+            os.environ[_LOOPBACK] = "0"
         try:
-            import ray.data
+            import ray
         except ImportError as error:
             raise ImportError("workers need the extra 'distributed': pip install 'semid-lib[distributed]'") from error
         _knock(self.address)
@@ -118,6 +122,8 @@ class Cluster:
                 ray.init(**settings)
             except Exception as error:  # Ray raises many kinds, and sometimes just this
                 raise ConnectionError(f"Ray ({settings['address']}) did not answer: {error}") from error
+            if self.address is None and not ray.util.get_node_ip_address().startswith("127."):
+                raise RuntimeError(f"ray was imported before {_LOOPBACK}=0 was set: restart Python and set it first")
             self.n_workers = self._room(ray.cluster_resources())
             self._close = opened.pop_all().close
         return self
@@ -126,65 +132,40 @@ class Cluster:
         self._close()
 
     def map(self, load: Load, batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Apply the function to each batch in a worker; results come in the order of the batches, as they are ready.
+        """Apply the function to each batch in a worker; results are in the order of the batches.
 
-        All batches are put into Ray's memory first, which spills over to disk; the workers load when the first result
-        is asked for, and end with the last. The batch of a worker that dies is done again, three times at most.
+        Batches are streamed: a few per worker are read ahead of the first result. Workers load when the first result is
+        requested, and end with the last. If a worker dies, its batches are tried again, three times at most.
 
-        Raises BatchError that names the rows where the function failed (it is not tried again), gave another number of
-        rows, or killed its worker each time.
+        Raises
+        ------
+        BatchError
+            Names the rows where the function failed (it is not tried again), returned another number of rows, or killed
+            its worker each time.
         """
-        import ray.data
+        import ray
 
-        shared, lengths, blocks = ray.put(load), [], []
-        for batch in batches:
-            lengths.append(len(batch))
-            blocks.append(ray.put(batch))
-        if not blocks:
-            return
-        starts = np.cumsum([0, *lengths]).tolist()
-        at = 0  # the batch that is waited for
+        new_worker = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=-1, max_task_retries=_RETRIES)(_Worker)
+        shared, workers, sent, row = ray.put(load), [], deque(), 0
         try:
-            for answer in self._results(blocks, shared):
-                if answer.column_names == _FAILED:
-                    message, trace = (column[0].as_py() for column in answer.columns)
-                    error = BatchError(f"rows {starts[at]} to {starts[at + 1] - 1}: {message}")
-                    error.add_note(trace)
-                    raise error
-                yield answer
-                at += 1
-        except ray.exceptions.RayError as error:
-            what = f"a worker died over rows {starts[at]} to {starts[at + 1] - 1} or after"
-            raise BatchError(f"{what}, {_RETRIES + 1} times: {error}") from error
-
-    def _results(self, blocks: list, shared) -> Iterator[pa.Table]:
-        """One table a block, in order."""
-        import ray.data
-
-        context = ray.data.DataContext.get_current().copy()
-        context.execution_options.preserve_order = True
-        context.target_max_block_size = None  # however large, an answer stays one
-        context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with ray.data.DataContext.current(context), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of `max_task_retries`, which goes with Ray 2.64
-            answers = ray.data.from_arrow_refs(blocks).map_batches(
-                _Worker,
-                fn_constructor_args=(shared,),
-                batch_size=None,  # a block is a batch
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=self.n_workers),
-                num_cpus=1,
-                num_gpus=self.gpus,
-                max_task_retries=_RETRIES,
-            )
-            return iter(answers.iter_batches(batch_size=None, batch_format="pyarrow"))
+            for batch in batches:
+                ready = set(_ready(sent))
+                while sent and (sent[0].answer in ready or len(sent) >= _AHEAD * self.n_workers):
+                    yield _received(sent.popleft())
+                if len(workers) < self.n_workers:
+                    workers.append(new_worker.remote([shared]))  # in a list: an error of `load` is then an answer
+                busy = Counter(one.worker for one in sent if one.answer not in ready)
+                worker = min(range(len(workers)), key=lambda at: (busy[at], -at))
+                sent.append(_Sent(workers[worker].__call__.remote(batch), worker, row, row + len(batch) - 1))
+                row += len(batch)
+            while sent:
+                yield _received(sent.popleft())
+        finally:
+            for worker in workers:
+                ray.kill(worker)
 
     def _on_loopback(self) -> dict:
-        """Settings of a cluster on this machine that nobody else can speak to."""
-        import ray._private.ray_constants
-
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # its own switch for one machine: all is on loopback
+        """Settings of a cluster on this machine that only this user can reach."""
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home folder
         n_cores = self.n_workers or len(os.sched_getaffinity(0))
         return {"address": "local", "num_cpus": n_cores, "include_dashboard": False}
@@ -210,11 +191,44 @@ def _knock(address: str | None) -> None:
             raise ConnectionError(f"Ray ({address}) did not answer: {error}") from error
 
 
-class _Worker:
-    """What runs in a worker; errors are answers, so that they are raised in their place and nothing is tried again."""
+class _Sent(NamedTuple):
+    """A batch that a worker has."""
 
-    def __init__(self, shared):
-        self._shared, self._function = shared, None
+    answer: Any  # a reference to it
+    worker: int
+    first: int  # row
+    last: int
+
+
+def _ready(sent: Iterable[_Sent]) -> list:
+    import ray
+
+    answers = [one.answer for one in sent]
+    return ray.wait(answers, num_returns=len(answers), timeout=0)[0] if answers else []
+
+
+def _received(one: _Sent) -> pa.Table:
+    """The answer to a batch, which is waited for. Raises BatchError."""
+    import ray
+
+    rows = f"rows {one.first} to {one.last}"
+    try:
+        answer = ray.get(one.answer)
+    except ray.exceptions.RayError as error:
+        raise BatchError(f"a worker died over {rows}, {_RETRIES + 1} times: {error}") from error
+    if answer.column_names == _FAILED:
+        message, trace = (column[0].as_py() for column in answer.columns)
+        error = BatchError(f"{rows}: {message}")
+        error.add_note(trace)
+        raise error
+    return answer
+
+
+class _Worker:
+    """Runs in a worker. Its errors are answers, so that they are raised in their place and nothing is tried again."""
+
+    def __init__(self, shared: list):
+        [self._shared], self._function = shared, None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import ray

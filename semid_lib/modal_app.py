@@ -406,12 +406,12 @@ def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) 
 
     The same command goes on where a run that was broken off stopped.
     """
-    from semid_lib import predict, store
+    from semid_lib import predict, records, store
 
     predict.check(input_path, output_path, topk, queries)
     settings = [store.sha256(input_path), topk, queries, SETTINGS.model, SETTINGS.revision]
     job = f"batch/{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
-    sent, made = f"{job}/input{input_path.suffix}", f"{job}/output{output_path.suffix}"
+    sent, made = f"{job}/input{records.ending(input_path)}", f"{job}/output{output_path.suffix}"
     with VOLUME.batch_upload(force=True) as sending:
         sending.put_file(input_path, f"/{sent}")
     with modal.enable_output(), batch.run():

@@ -1,29 +1,34 @@
-"""Recommendations for a file of histories or queries:
+"""Recommendations for a file of histories or queries, or for the customers of a data set:
 
 python -m semid_lib.predict --model FOLDER --input-path histories.txt --output-path preds.csv --topk 10
+python -m semid_lib.predict --model FOLDER --data shop --user ann --user bob
 
-FOLDER may be a repository on the Hugging Face Hub, "org/name", of which `--revision` gives a branch, tag or commit.
-All three may be addresses such as "s3://bucket/folder" (`places`); work is then kept beside the copy of the output.
+FOLDER is one that `Recommender.save_pretrained` wrote, or a repository on the Hugging Face Hub, "org/name", of which
+`--revision` is a branch, tag or commit. Folders and files may be addresses such as "s3://bucket/folder" (`places`);
+work is then kept next to the local copy of the output.
 
-`records` says what the input may look like; the output is CSV, JSONL or Parquet by its ending, one line per line that
-was answered, in the order of the input: `user_id` (or `query`), `item_ids` and `scores`, best first.
+Input: a file (`records` lists the formats), or with `--data` the histories of a data set, of all customers or of each
+`--user`. Output: CSV, JSONL or Parquet by its ending, one record per record that was answered, in the order of the
+input: `user_id` (or `query`), `item_ids` and `scores`, best first. Without `--output-path` the answers are printed as
+JSON lines, with the titles of the items.
 
-Work is kept beside the output after every block, so that a run that was killed goes on where it stopped, and its file
-is the same to the last byte. The output itself appears whole or not at all. Lines that cannot be answered stand in
-`<output>.rejected` with their number and reason.
+Item ids are the shop's own, text or integers. In JSONL all are text if one is an integer beyond 2^53. In CSV they are
+separated by spaces, or a JSON list if an id of the catalogue has spaces.
 
-`--workers N` shares the blocks out among N processes of one core each on this machine, `--ray-address HOST:PORT` among
-those of a Ray cluster that this machine has joined, by default as SEMID_WORKERS and SEMID_RAY_ADDRESS say; the file is
+Answers are saved after every block, so a run that was killed resumes where it stopped; the result is the same to the
+last byte. The output appears atomically. Records that cannot be answered are in `<output>.rejected` with line and
+reason.
+
+`--workers N` shares the blocks among N processes of one core each on this machine, `--ray-address HOST:PORT` among
+those of a Ray cluster that this machine has joined; the defaults are SEMID_WORKERS and SEMID_RAY_ADDRESS. The result is
 the same (see `distributed`).
 
-Exit codes: 0 every line was answered, 2 some were rejected, 1 the run failed.
+Exit codes: 0 every record was answered, 2 some were rejected, 1 the run failed.
 """
 
 import argparse
 import contextlib
 import csv
-import fcntl
-import io
 import itertools
 import json
 import os
@@ -32,102 +37,199 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from semid_lib import distributed, places, records
+from semid_lib.item_ids import ItemIds
 from semid_lib.recommender import Recommender
 from semid_lib.store import sha256
+from semid_lib.table import shown
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
-BLOCK = 4096  # lines that are answered, and kept, together
-_BLOCK_BYTES = 2**24  # or fewer that have so many bytes: the item ids in them take up to 200 MiB
+BLOCK = 4096  # records that are answered, and saved, together
+_BLOCK_BYTES = 2**22  # or fewer that have so many bytes: their item ids take up to 100 MiB as Python objects
 
 
 class Outcome(NamedTuple):
-    """What a run did, counting what an interrupted run before it did."""
+    """Records that were answered and rejected, in this run and in the interrupted ones that it resumed."""
 
     answered: int
     rejected: int
 
 
 class _Done(NamedTuple):
-    """How far the files beside the output have come."""
+    """Progress of the files next to the output."""
 
-    lines: int = 0  # records of the input that are dealt with
+    records: int = 0
     output_bytes: int = 0
     rejected_bytes: int = 0
     rejected: int = 0
 
 
+Source = records.RecordFile | records.DataHistories
+
+
 def predict(
     recommender: Recommender,
     model_facts: str,
-    input_path: str | Path,
+    input_path: str | Path | Source,
     output_path: str | Path,
     k: int = 10,
     queries: bool = False,
     progress: bool = False,
     run: distributed.Run = distributed.here,
 ) -> Outcome:
-    """Answer every line of a file; items of a history never come out again.
+    """Answer every record of a file; items of a history are not recommended again.
 
-    model_facts: what tells this model from others, as its commit or the checksum of its `config.json`; work that an
-    interrupted run left is taken up if model, input, k and version are the same, and thrown away otherwise.
-    run: where, see `distributed`; workers are sent the recommender as it is here.
+    Parameters
+    ----------
+    recommender : Recommender
+    model_facts : str
+        Identifies the model, such as its commit or the checksum of its `config.json`. The work of an interrupted run is
+        resumed if model, input, settings and version are the same, and discarded otherwise.
+    input_path : str, Path or records.DataHistories
+    output_path : str or Path
+        Ends in one of `ENDINGS`.
+    k : int
+        Items per record, fewer where the catalogue has fewer.
+    queries : bool
+        The input has texts instead of histories.
+    run : distributed.Run
+        Where to do the work.
 
-    Raises ValueError for an ending that is none of `ENDINGS`, input that `records.read` refuses as a whole, k below 1,
-    or a model that cannot do this; OSError if a file cannot be read or written, such as on a full disk, and
-    BlockingIOError for a second run with the same output at the same time. The output is then what it was before.
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    ValueError
+        For another ending, an input that `records.RecordFile` refuses as a whole or that changes while it is read,
+        k < 1, or a model that cannot answer this.
+    OSError
+        If a file cannot be read or written, as on a full disk; the output is then unchanged.
+    BlockingIOError
+        If another run is writing the same output.
+
+    Examples
+    --------
+    In `tests/test_predict.py`; a trained model is required.
     """
     place, output_path = output_path, places.local(output_path)
-    input_path = places.fetch(input_path)
     if places.is_remote(place):
         output_path.parent.mkdir(parents=True, exist_ok=True)
-    check(input_path, output_path, k, queries)
+    with _opened(input_path, output_path, k, queries) as source:
+        facts = {
+            "version": metadata.version("semid-lib"),
+            "model": model_facts,
+            "input": source.facts(),
+            "settings": [output_path.suffix, k, queries, BLOCK, _BLOCK_BYTES],
+        }
+        form = _FORMATS[output_path.suffix]("query" if queries else "user_id", recommender.item_ids)
+        load = _loader(recommender, k, queries)
+        with _Work(output_path, facts, form) as work:
+            if not work.complete:
+                _answer(source, load, run, work, progress)
+            work.publish()
+            _send(place, output_path)
+            work.forget()
+    return Outcome(work.done.records - work.done.rejected, work.done.rejected)
+
+
+def answers(
+    recommender: Recommender, source: str | Path | Source, k: int = 10, queries: bool = False
+) -> Iterator[dict | records.Record]:
+    """Answer records one by one, with titles and without an output file.
+
+    Parameters
+    ----------
+    recommender, source, k, queries
+        As in `predict`.
+
+    Yields
+    ------
+    dict or records.Record
+        `user_id` (or `query`), `item_ids`, `scores` and `titles`, or a record that cannot be answered, with its reason.
+
+    Raises
+    ------
+    ValueError
+        As in `predict`.
+    """
+    load, titles = _loader(recommender, k, queries), recommender.items["title"].tolist()
+    form = _Jsonl("query" if queries else "user_id", recommender.item_ids)
+    with _opened(source, None, k, queries) as found:
+        for block in distributed.here(load, map(_as_table, _blocks(found))):
+            answered, rejected = _from_table(block)
+            yield from rejected
+            yield from (form.fields(one) | {"titles": [titles[row] for row in one.rows]} for one in answered)
+        found.check()
+
+
+def check(input_path: str | Path, output_path: str | Path, k: int, queries: bool) -> None:
+    """Refuse bad input before a model is loaded; raises as `predict` does."""
+    with _opened(input_path, Path(output_path), k, queries):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(where: str | Path | Source, output_path: Path | None, k: int, queries: bool) -> Iterator[Source]:
+    """The input, which is refused here if it is refused as a whole, before anything is written."""
+    if output_path is not None:
+        _check_output(output_path)
+    if k < 1:
+        raise ValueError(f"topk must be at least 1, got {k}")
+    is_path = isinstance(where, str | Path)
+    with records.RecordFile(places.fetch(where), queries) if is_path else where as source:
+        if output_path is not None and source.path is not None and source.path.resolve() == output_path.resolve():
+            raise ValueError(f"{output_path} is the input as well: choose another output")
+        next(iter(source), None)
+        yield source
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{path} ends in {path.suffix!r}, expected {', '.join(ENDINGS)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not a folder: create it, or choose another output")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected the name of a file")
+
+
+def _loader(recommender: Recommender, k: int, queries: bool) -> distributed.Load:
     if (recommender.searcher if queries else recommender.model) is None:
-        raise ValueError(f"the folder holds no {'model of search' if queries else 'model of the next item'}")
-    facts = {
-        "version": metadata.version("semid-lib"),
-        "model": model_facts,
-        "input": sha256(input_path),
-        "settings": [input_path.suffix, output_path.suffix, k, queries, BLOCK, _BLOCK_BYTES],
-    }
-    key = "query" if queries else "user_id"
-    with _Work(output_path, facts, _FORMATS[output_path.suffix](key)) as work:
-        load = partial(_Answerer, recommender, k, queries)
-        n_bytes = input_path.stat().st_size
-        with tqdm(total=n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
-            everything = records.read(input_path, queries)
-            bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.lines)))
-            for block in run(load, map(_as_table, _blocks(everything))):
-                work.keep(len(block), *_from_table(block))
-                bar.update(pc.sum(block["n_bytes"]).as_py())
-            bar.update(n_bytes - bar.n)
-        done = work.publish()
+        kind, chapter = ("search", "05") if queries else ("next-item", "07")
+        raise ValueError(f"the folder has no {kind} model: train one (chapter {chapter})")
+    return partial(_Answerer, recommender, k, queries)
+
+
+def _answer(source: Source, load: distributed.Load, run: distributed.Run, work: "_Work", progress: bool) -> None:
+    with tqdm(total=source.n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
+        everything = iter(source)
+        bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.records)))
+        for block in run(load, map(_as_table, _blocks(everything))):
+            source.check()
+            work.save(len(block), *_from_table(block))
+            bar.update(pc.sum(block["n_bytes"]).as_py())
+        source.check()
+
+
+def _send(place: str | Path, output_path: Path) -> None:
+    """To a remote place; nothing is done for a path of this machine."""
     if places.is_remote(place):
         try:
             places.send(place)
             places.send(f"{place}.rejected")
         except (ValueError, ConnectionError) as error:
             raise ConnectionError(f"{error}; the finished output is {output_path}") from error
-    return Outcome(done.lines - done.rejected, done.rejected)
-
-
-def check(input_path: Path, output_path: Path, k: int, queries: bool) -> None:
-    """Refuse what can be refused before a model is loaded; raises as `predict` does."""
-    if output_path.suffix not in ENDINGS:
-        raise ValueError(f"{output_path} ends in {output_path.suffix!r}, expected {', '.join(ENDINGS)}")
-    if k < 1:
-        raise ValueError(f"topk must be at least 1, got {k}")
-    if input_path.resolve() == output_path.resolve():
-        raise ValueError(f"{output_path} is the input as well")
-    next(records.read(input_path, queries), None)  # an input that is refused as a whole leaves no trace
 
 
 def _blocks(everything: Iterable[records.Record]) -> Iterator[list[records.Record]]:
@@ -143,234 +245,260 @@ def _blocks(everything: Iterable[records.Record]) -> Iterator[list[records.Recor
 
 
 class Answered(NamedTuple):
-    """One line of the output."""
+    """One record of the output."""
 
     key: str
-    item_ids: list[int]
+    rows: list[int]  # of the item table, best first
     scores: list[float]
 
 
 _RECORDS = pa.schema(
     {"line": pa.int64(), "n_bytes": pa.int64(), "text": pa.string(), "key": pa.string()}
-    | {"item_ids": pa.list_(pa.int64()), "reason": pa.string()}
+    | {"item_ids": pa.list_(pa.string()), "reason": pa.string()}
 )
-_ANSWERS = [pa.field("item_ids", pa.list_(pa.int64())), pa.field("scores", pa.list_(pa.float32()))]
+_ANSWERS = [pa.field("rows", pa.list_(pa.int64())), pa.field("scores", pa.list_(pa.float32()))]
 
 
 def _as_table(block: list[records.Record]) -> pa.Table:
-    """A row a record; a number that is no int64 is no item id either."""
-    rows = []
-    for record in block:
-        large = next((item_id for item_id in record.item_ids if not -(2**63) <= item_id < 2**63), None)
-        if large is not None:
-            record = record._replace(item_ids=[], reason=_unknown(large))  # noqa: PLW2901
-        rows.append(record)
-    return pa.table([list(column) for column in zip(*rows, strict=True)], schema=_RECORDS)
-
-
-def _unknown(item_id: int) -> str:
-    return f"item id {item_id} is not in the catalogue"
+    return pa.table([list(column) for column in zip(*block, strict=True)], schema=_RECORDS)
 
 
 def _from_table(block: pa.Table) -> tuple[list[Answered], list[records.Record]]:
-    """What `_Answerer` gave: the answered lines, and the rejected ones."""
+    """Answered and rejected records of a block from `_Answerer`."""
     refused = [reason is not None for reason in block["reason"].to_pylist()]
-    answered = block.filter(pc.invert(pa.array(refused))).select(["key", "item_ids", "scores"])
-    rejected = block.filter(pa.array(refused)).select(_RECORDS.names)
+    answered = block.filter(pc.invert(pa.array(refused))).select(list(Answered._fields))
+    rejected = block.filter(pa.array(refused)).drop_columns(["rows", "scores"]).to_pylist()
     columns = zip(*(column.to_pylist() for column in answered.columns), strict=True)
-    return [Answered(*row) for row in columns], [records.Record(**row) for row in rejected.to_pylist()]
+    return [Answered(*row) for row in columns], [records.Record(**row, item_ids=[]) for row in rejected]
 
 
 class _Answerer:
-    """Blocks of records in, the same with their answers, or reasons why there are none, out."""
+    """Takes a block of records and returns it with answers, or reasons why there are none, in place of item ids."""
 
     def __init__(self, recommender: Recommender, k: int, queries: bool):
         self.recommender, self.k, self.queries = recommender, min(k, len(recommender.items)), queries
-        self.item_ids = recommender.items["item_id"].to_numpy(np.int64)
-        self.row_of = {item_id: row for row, item_id in enumerate(self.item_ids.tolist())}
+        self.row_of = recommender.item_ids.row_of
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        histories, reasons = block["item_ids"].to_pylist(), block["reason"].to_pylist()
-        for at, history in enumerate(histories):
-            unknown = next((item_id for item_id in history if item_id not in self.row_of), None)
-            if reasons[at] is None and unknown is not None:
-                reasons[at] = _unknown(unknown)
+        reasons, histories = block["reason"].to_pylist(), []
+        for at, item_ids in enumerate(block["item_ids"].to_pylist()):
+            histories.append(np.array([self.row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64))
+            if reasons[at] is None and (histories[at] < 0).any():
+                unknown = item_ids[int((histories[at] < 0).argmax())]
+                reasons[at] = f"item id {shown(unknown)} is not in the catalogue"
         readable = [at for at, reason in enumerate(reasons) if reason is None]
-        item_ids, scores = [[] for _ in histories], [[] for _ in histories]
+        rows, scores = [[] for _ in histories], [[] for _ in histories]
         if readable:
-            answers = self._answers([histories[at] for at in readable], block["key"].take(readable).to_pylist())
-            lengths = (answers[0] >= 0).sum(axis=1).tolist()  # empty places stand at the end
-            for at, n, *answer in zip(readable, lengths, *(part.tolist() for part in answers), strict=True):
-                item_ids[at], scores[at] = answer[0][:n], answer[1][:n]
+            found = self._answers([histories[at] for at in readable], block["key"].take(readable).to_pylist())
+            for at, row, score in zip(readable, *found, strict=True):
+                n = int((row >= 0).sum())  # empty places are at the end
+                rows[at], scores[at] = row[:n].tolist(), score[:n].tolist()
         block = block.set_column(block.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
         block = block.drop_columns(["item_ids"])
-        for field, values in zip(_ANSWERS, (item_ids, scores), strict=True):
+        for field, values in zip(_ANSWERS, (rows, scores), strict=True):
             block = block.append_column(field, pa.array(values, field.type))
         return block
 
-    def _answers(self, histories: list[list[int]], keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _answers(self, histories: list[np.ndarray], keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows and scores, each (n, k), with -1 and -inf where there are fewer than k."""
         if self.queries:
-            return self.recommender.search(keys, self.k)
-        rows = [np.array([self.row_of[one] for one in history], dtype=np.int64) for history in histories]
-        items, scores = self.recommender.rank(rows, self.k)
-        return np.where(items >= 0, self.item_ids[items], -1), scores
+            return self.recommender.searcher.search(keys, self.k)
+        return self.recommender.rank(histories, self.k)
 
 
 class _Work:
-    """The files beside an output that is not finished; a context manager that holds a lock on them.
+    """The files next to an unfinished output; a context manager that locks the output against other runs.
 
-    `.partial` and `.rejected.partial` only grow, and `.progress` says how much of them counts: what stands after that
-    is of a block that was not finished, and is cut off.
+    `.partial` and `.rejected.partial` only grow, and `.progress` has how many of their bytes count: the rest belongs to
+    a block that was not finished, and is cut off. When all records are answered, `.progress` identifies the complete
+    file, and is deleted last, so that a run killed while it publishes resumes there.
     """
 
     def __init__(self, output_path: Path, facts: dict, form: "_Csv | _Jsonl | _Parquet"):
         self.output, self.facts, self.form = output_path, facts, form
-        self.rejected = _beside(output_path, ".rejected")
+        self.rejected, self._progress = _beside(output_path, ".rejected"), _beside(output_path, ".progress")
         self._paths = [_beside(output_path, ".partial"), _beside(output_path, ".rejected.partial")]
-        self._progress = _beside(output_path, ".progress")
+        self._finished = _beside(self._paths[0], form.ending)
 
     def __enter__(self) -> "_Work":
         with contextlib.ExitStack() as opened:
-            partial = opened.enter_context(open(self._paths[0], "ab"))
-            self._lock(partial)
-            self._files = [partial, opened.enter_context(open(self._paths[1], "ab"))]
-            self.done = self._resumed()
-            for file, size in zip(self._files, (self.done.output_bytes, self.done.rejected_bytes), strict=True):
-                file.truncate(size)
-            if not self.done.output_bytes:
-                self._append(self.form.head, b"", 0, 0)
+            opened.enter_context(_locked(self.output))
+            self.done, self.complete = self._resumed()
+            self._files = []
+            if not self.complete:
+                self._files = [opened.enter_context(open(path, "ab")) for path in self._paths]
+                for file, size in zip(self._files, (self.done.output_bytes, self.done.rejected_bytes), strict=True):
+                    file.truncate(size)
+                if not self.done.output_bytes:
+                    self._append(self.form.head, b"", 0, 0)
             self._close = opened.pop_all().close
         return self
 
     def __exit__(self, *_) -> None:
         self._close()
 
-    def _lock(self, partial: BinaryIO) -> None:
-        """Raises BlockingIOError if another run has the file, or has just published it as its output."""
-        try:
-            fcntl.flock(partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(partial.fileno()), os.stat(self._paths[0]))
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
-            raise BlockingIOError(f"another run is writing {self.output}")
-
-    def _resumed(self) -> _Done:
+    def _resumed(self) -> tuple[_Done, list[int] | None]:
+        """Progress of an earlier run with the same facts, if its files are as it left them."""
         try:
             saved = json.loads(self._progress.read_text(encoding="utf-8"))
-            done = _Done(*saved["done"])
-            sizes = [path.stat().st_size for path in self._paths]
-            whole = sizes[0] >= done.output_bytes and sizes[1] >= done.rejected_bytes
-            return done if saved["facts"] == self.facts and whole else _Done()
+            done, complete = _Done(*saved["done"]), saved["complete"]
+            if saved["facts"] == self.facts:
+                if complete and complete in (_state(self.output), _state(self._finished)):
+                    return done, complete
+                sizes = [path.stat().st_size for path in self._paths]
+                if sizes[0] >= done.output_bytes and sizes[1] >= done.rejected_bytes:
+                    return done, None
         except (OSError, ValueError, KeyError, TypeError):
-            return _Done()
+            pass
+        return _Done(), None
 
-    def keep(self, n_lines: int, answered: list[Answered], rejected: list[records.Record]) -> None:
-        """Write what became of a block, so that it is never answered again."""
+    def save(self, n_records: int, answered: list[Answered], rejected: list[records.Record]) -> None:
+        """Write the results of a block, so that it is not answered again."""
         refused = [{"line": one.line, "reason": one.reason, "text": one.text} for one in rejected]
         text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in refused)
         body = self.form.encode(answered) if answered else b""
-        self._append(body, text.encode("utf-8"), n_lines, len(rejected))
+        self._append(body, text.encode("utf-8"), n_records, len(rejected))
 
-    def _append(self, output: bytes, rejected: bytes, n_lines: int, n_rejected: int) -> None:
+    def _append(self, output: bytes, rejected: bytes, n_records: int, n_rejected: int) -> None:
         for file, content in zip(self._files, (output, rejected), strict=True):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        self.done = _Done(
-            self.done.lines + n_lines,
-            self.done.output_bytes + len(output),
-            self.done.rejected_bytes + len(rejected),
-            self.done.rejected + n_rejected,
-        )
+        more = (n_records, len(output), len(rejected), n_rejected)
+        self.done = _Done(*(old + new for old, new in zip(self.done, more, strict=True)))
+        self._note()
+
+    def _note(self) -> None:
+        facts = {"facts": self.facts, "done": self.done, "complete": self.complete}
         written = _beside(self._progress, ".new")
-        written.write_text(json.dumps({"facts": self.facts, "done": self.done}), encoding="utf-8")
+        written.write_text(json.dumps(facts), encoding="utf-8")
         written.replace(self._progress)
 
-    def publish(self) -> _Done:
-        """Put the finished files in their places; the lock is given up last, since the next run begins then."""
-        finished = self.form.finish(self._paths[0])
-        if self.done.rejected:
-            self._paths[1].replace(self.rejected)
-        else:
-            self._paths[1].unlink()
+    def publish(self) -> None:
+        """Move the finished files to their places, the output last. Each step can be repeated."""
+        for file in self._files:
+            file.close()
+        if not self.complete:
+            self.form.finish(self._paths[0], self._finished)
+            self.complete = _state(self._finished)
+            self._note()
+        if _state(self.output) == self.complete:
+            return
+        if not self.done.rejected:
+            self._paths[1].unlink(missing_ok=True)
             self.rejected.unlink(missing_ok=True)
+        elif self._paths[1].exists():
+            self._paths[1].replace(self.rejected)
+        self._finished.replace(self.output)
+
+    def forget(self) -> None:
+        """Delete what a published output does not need."""
+        self._paths[0].unlink(missing_ok=True)
         self._progress.unlink()
-        finished.replace(self.output)
-        if finished != self._paths[0]:
-            self._paths[0].unlink()
-        return self.done
 
 
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-# --- formats: a head, blocks that are appended as bytes, and what makes a whole of them ---
+def _state(path: Path) -> list[int] | None:
+    """What stays the same when a file is moved, and differs from any other file's; None if it is missing."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return [state.st_size, state.st_mtime_ns]
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """One run at a time; the lock of a process ends with it. Raises BlockingIOError if another run has it."""
+    lock = FileLock(_beside(output, ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"another run is writing {output}: wait for it, or choose another output") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):  # Windows deletes it on release
+            Path(lock.lock_file).unlink(missing_ok=True)  # a run that has it open already notices, and opens a new one
+        lock.release()
+
+
+# --- formats: a head, blocks that are appended as bytes, and what completes the file ---
 
 
 class _Csv:
-    def __init__(self, key: str):
+    ending = ""
+
+    def __init__(self, key: str, item_ids: ItemIds):
         self.head = f"{key},item_ids,scores\n".encode()
+        self._ids = list(map(str, item_ids.values))
+        self._plain = all(not text.startswith("[") and text.split() == [text] for text in self._ids)
 
     def encode(self, answered: list[Answered]) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            (key, " ".join(map(str, item_ids)), " ".join(map(_short, scores))) for key, item_ids, scores in answered
+        lines: list[str] = []
+        # with its own line ends, csv quotes all others, also a lone \r
+        csv.writer(SimpleNamespace(write=lines.append)).writerows(
+            (one.key, self._cell([self._ids[row] for row in one.rows]), " ".join(map(_short, one.scores)))
+            for one in answered
         )
-        return text.getvalue().encode("utf-8")
+        return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode("utf-8")
 
-    def finish(self, partial: Path) -> Path:
-        return partial
+    def _cell(self, ids: list[str]) -> str:
+        return " ".join(ids) if self._plain else json.dumps(ids, ensure_ascii=False)
+
+    def finish(self, partial: Path, finished: Path) -> None: ...
 
 
 class _Jsonl:
-    head = b""
+    ending, head = "", b""
 
-    def __init__(self, key: str):
-        self.key = key
+    def __init__(self, key: str, item_ids: ItemIds):
+        self._key, self._ids = key, item_ids.for_json
+
+    def fields(self, one: Answered) -> dict:
+        scores = [float(_short(score)) for score in one.scores]
+        return {self._key: one.key, "item_ids": [self._ids[row] for row in one.rows], "scores": scores}
 
     def encode(self, answered: list[Answered]) -> bytes:
-        lines = (
-            json.dumps(
-                {self.key: key, "item_ids": item_ids, "scores": [float(_short(score)) for score in scores]},
-                ensure_ascii=False,
-            )
-            for key, item_ids, scores in answered
-        )
-        return "".join(line + "\n" for line in lines).encode("utf-8")
+        return "".join(json.dumps(self.fields(one), ensure_ascii=False) + "\n" for one in answered).encode("utf-8")
 
-    def finish(self, partial: Path) -> Path:
-        return partial
+    def finish(self, partial: Path, finished: Path) -> None: ...
 
 
 class _Parquet:
-    """Blocks wait in Arrow's stream format, which can be appended to; Parquet cannot."""
+    """Blocks are kept in Arrow's stream format, which can be appended to; Parquet cannot."""
 
-    def __init__(self, key: str):
-        self.schema = pa.schema({key: pa.string(), "item_ids": pa.list_(pa.int64()), "scores": pa.list_(pa.float32())})
+    ending = ".parquet"
+
+    def __init__(self, key: str, item_ids: ItemIds):
+        self._ids = item_ids.values.tolist()
+        integers = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in self._ids)
+        kind = pa.int64() if integers else pa.string()
+        self._ids = self._ids if integers else list(map(str, self._ids))
+        self.schema = pa.schema({key: pa.string(), "item_ids": pa.list_(kind), "scores": pa.list_(pa.float32())})
         self.head = self.schema.serialize().to_pybytes()
 
     def encode(self, answered: list[Answered]) -> bytes:
-        columns = [list(column) for column in zip(*answered, strict=True)]
+        keys, rows, scores = zip(*answered, strict=True)
+        columns = [list(keys), [[self._ids[row] for row in one] for one in rows], list(scores)]
         return pa.record_batch(columns, schema=self.schema).serialize().to_pybytes()
 
-    def finish(self, partial: Path) -> Path:
-        target = _beside(partial, ".parquet")
-        with open(partial, "rb") as stream, pq.ParquetWriter(target, self.schema) as writer:
-            for batch in _batches(stream):
+    def finish(self, partial: Path, finished: Path) -> None:
+        with (
+            open(partial, "rb") as stream,
+            pa.ipc.open_stream(stream) as reader,
+            pq.ParquetWriter(finished, self.schema) as writer,
+        ):
+            for batch in reader:
                 writer.write_batch(batch)
-        with open(target, "rb+") as written:
+        with open(finished, "rb+") as written:
             os.fsync(written.fileno())
-        return target
 
 
 _FORMATS = {".csv": _Csv, ".jsonl": _Jsonl, ".parquet": _Parquet}
-
-
-def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    with pa.ipc.open_stream(stream) as reader:
-        yield from reader
 
 
 def _short(score: float) -> str:
@@ -380,47 +508,80 @@ def _short(score: float) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        """A wrong command is a failure: 2 says that lines were rejected."""
+        """A wrong command is a failure: 2 is the code for rejected records."""
         self.print_usage(sys.stderr)
         self.exit(1, f"{self.prog}: {message}\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m semid_lib.predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
-    parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
-    parser.add_argument("--input-path", required=True, metavar="FILE", help=", ".join(records.ENDINGS))
-    parser.add_argument("--output-path", required=True, metavar="FILE", help=", ".join(ENDINGS))
-    parser.add_argument("--topk", type=int, default=10, help="items per line, 10 by default")
-    parser.add_argument("--queries", action="store_true", help="the input holds texts, not histories")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work; by default this one")
-    parser.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="of a Ray cluster, or auto; by default all its cores"
-    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
+    add("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
+    add("--input-path", metavar="FILE", help=f"{', '.join(records.ENDINGS)}; text also with .gz")
+    add("--data", metavar="FOLDER", help='a data set whose histories are the input, or "demo"')
+    add("--user", action="append", metavar="ID", help="with --data: this customer; may be repeated; all by default")
+    add("--output-path", metavar="FILE", help=f"{', '.join(ENDINGS)}; by default answers are printed")
+    add("--topk", type=int, default=10, help="items per record, 10 by default")
+    add("--queries", action="store_true", help="the input has texts instead of histories")
+    add("--workers", type=int, metavar="N", help="processes that share the work; by default this one")
+    add("--ray-address", metavar="HOST:PORT", help="of a Ray cluster, or auto; by default all its cores")
     options = parser.parse_args(arguments)
+    if (options.input_path is None) == (options.data is None):
+        parser.error("expected one of --input-path and --data")
+    if options.data is None and options.user:
+        parser.error("--user selects customers of a data set: expected --data as well")
+    if options.data is not None and options.queries:
+        parser.error("--data gives histories: expected --input-path with --queries")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = _options(arguments)
     try:
+        source = options.input_path
+        if options.data is not None:
+            source = records.DataHistories(options.data, options.user)
         recommender = Recommender.from_pretrained(options.model, revision=options.revision)
+        if options.output_path is None:
+            return _print(answers(recommender, source, options.topk, options.queries))
         facts = str(recommender.source or sha256(places.local(options.model) / "config.json"))
         outcome = predict(
-            *(recommender, facts, options.input_path, options.output_path, options.topk, options.queries),
+            *(recommender, facts, source, options.output_path, options.topk, options.queries),
             progress=True,
             run=distributed.chosen(options.workers, options.ray_address),
         )
-    except (ValueError, ImportError, BlockingIOError, distributed.BatchError) as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError, distributed.BatchError, KeyboardInterrupt) as error:
+        print(f"failed: {_reason(error, options.output_path)}", file=sys.stderr)
         return 1
-    except OSError as error:
-        kept = _beside(places.local(options.output_path), ".progress").exists()
-        goes_on = "; blocks that were finished are kept, and the same command goes on" if kept else ""
-        print(f"failed: {error}{goes_on}", file=sys.stderr)
-        return 1
-    print(f"{outcome.answered} lines answered, {outcome.rejected} rejected: {options.output_path}", file=sys.stderr)
+    print(f"{outcome.answered} records answered, {outcome.rejected} rejected: {options.output_path}", file=sys.stderr)
     return 2 if outcome.rejected else 0
+
+
+def _print(found: Iterable[dict | records.Record]) -> int:
+    """Answers to stdout, rejected records to stderr; returns the exit code."""
+    n_rejected = 0
+    for one in found:
+        if isinstance(one, records.Record):
+            n_rejected += 1
+            print(f"line {one.line}: {one.reason}", file=sys.stderr)
+        else:
+            sys.stdout.buffer.write(json.dumps(one, ensure_ascii=False).encode("utf-8") + b"\n")
+            sys.stdout.buffer.flush()
+    return 2 if n_rejected else 0
+
+
+def _reason(error: BaseException, output_path: str | None) -> str:
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
+    resumable = not isinstance(error, ValueError | ImportError | BlockingIOError) and output_path is not None
+    if resumable and _beside(places.local(output_path), ".progress").exists():
+        return f"{text}. Finished blocks are kept: fix the cause and run the same command to resume"
+    return text
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def said_by_code() -> list[tuple[str, str]]:
         ("serving.md", f"| {limits.max_queue} waiting questions |"),
         ("serving.md", f"| {2 * limits.max_queue:,} connections |"),
         ("serving.md", f"After each block of {predict.BLOCK:,} lines"),
+        ("serving.md", f"a line above {predict.records.LONGEST / 2**20:g} MiB"),
         ("serving.md", f"(in steps of {DOWNLOAD_CHUNK_SIZE // 2**20} MB)"),
         ("serving.md", f"lets vLLM {vllm_search.VERSION} run"),
         ("serving.md", f"| `SEMID_CPU`, `SEMID_MEMORY` | {settings.cpu:g}, {settings.memory} |"),

@@ -2,9 +2,9 @@
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -14,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kills import killed
 
+from semid_lib import folder, records
 from semid_lib import predict as batch
-from semid_lib import records
-from semid_lib.predict import Outcome, main, predict
+from semid_lib.item_ids import ItemIds
+from semid_lib.predict import Answered, Outcome, answers, main, predict
 from semid_lib.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +91,8 @@ def test_lines_that_cannot_be_answered_are_told(recommender_to_serve, shop, tmp_
     assert table(tmp_path / "out.csv")["user_id"].tolist() == ["ann", "dora"]
     rejected = [json.loads(line) for line in (tmp_path / "out.csv.rejected").read_text().splitlines()]
     assert [(one["line"], one["text"]) for one in rejected] == [(2, "bob x"), (3, f"carl {known} 5"), (4, "\\xff")]
-    assert "item id 5 is not in the catalogue" in rejected[1]["reason"]
+    assert rejected[0]["reason"] == "item id 'x' is not in the catalogue"
+    assert rejected[1]["reason"] == "item id '5' is not in the catalogue"
     (tmp_path / "in.txt").write_text(f"ann {known}\n")
     predict(recommender_to_serve, "", tmp_path / "in.txt", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv.rejected").exists()  # of an older run
@@ -125,7 +131,8 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(
 
 def test_blocks_of_long_lines_are_short(input_path, monkeypatch):
     monkeypatch.setattr(batch, "_BLOCK_BYTES", 200)
-    everything = list(records.read(input_path, queries=False))
+    with records.RecordFile(input_path, queries=False) as file:
+        everything = list(file)
     blocks = list(batch._blocks(everything))
     assert [record for block in blocks for record in block] == everything and len(blocks) > 5
     for block in blocks:
@@ -135,14 +142,14 @@ def test_blocks_of_long_lines_are_short(input_path, monkeypatch):
 @pytest.mark.parametrize("change", ["model", "input", "k", "partial", "progress", "facts"])
 def test_work_for_something_else_is_thrown_away(recommender_to_serve, input_path, tmp_path, monkeypatch, change):
     monkeypatch.setattr(batch, "BLOCK", 16)
-    output, keep = tmp_path / "out.csv", batch._Work.keep
+    output, save = tmp_path / "out.csv", batch._Work.save
 
     def stop(work, *args):
-        keep(work, *args)
+        save(work, *args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(batch._Work, "keep", stop)
+        patch.setattr(batch._Work, "save", stop)
         predict(recommender_to_serve, "a", input_path, output)
     if change == "input":
         input_path.write_text(input_path.read_text().replace("u0 ", "v0 "))
@@ -163,25 +170,9 @@ def test_a_second_run_for_the_same_output_is_refused(recommender_to_serve, input
             predict(recommender_to_serve, "", input_path, tmp_path / "out.csv")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batch._Work, "keep", meanwhile)
+    monkeypatch.setattr(batch._Work, "save", meanwhile)
     with pytest.raises(KeyboardInterrupt):
         predict(recommender_to_serve, "", input_path, tmp_path / "out.csv")
-
-
-def test_a_run_that_ends_before_another_has_its_lock_keeps_its_output(
-    recommender_to_serve, input_path, tmp_path, monkeypatch
-):
-    output, partial, flock = tmp_path / "out.csv", tmp_path / "out.csv.partial", fcntl.flock
-
-    def publish_then_lock(file, how):
-        partial.write_text("published")
-        partial.replace(output)  # what `file` is now
-        flock(file, how)
-
-    monkeypatch.setattr(batch.fcntl, "flock", publish_then_lock)
-    with pytest.raises(BlockingIOError, match="another run is writing"):
-        predict(recommender_to_serve, "", input_path, output)
-    assert output.read_text() == "published"
 
 
 @pytest.mark.parametrize("ending", batch.ENDINGS)
@@ -207,10 +198,12 @@ def test_the_next_run_begins_when_everything_is_in_its_place(
     [
         ({"output_path": "out.xlsx"}, "ends in '.xlsx'"),
         ({"k": 0}, "topk must be at least 1"),
-        ({"queries": True, "input_path": "q.txt"}, "no model of search"),
+        ({"queries": True, "input_path": "q.txt"}, "no search model: train one"),
         ({"output_path": "histories.txt"}, "ends in '.txt'"),
         ({"input_path": "in.csv", "output_path": "in.csv"}, "is the input as well"),
         ({"input_path": "in.csv"}, "expected one 'user_id'"),
+        ({"output_path": "nowhere/out.csv"}, "nowhere is not a folder: create it"),
+        ({"output_path": "taken.csv"}, "taken.csv is a folder"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_written(
@@ -219,6 +212,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("a,b\n")
     Path("q.txt").write_text("shampoo\n")
+    Path("taken.csv").mkdir()
     recommender_to_serve.searcher = None
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=said):
@@ -232,10 +226,10 @@ def test_exit_codes(served_folder, input_path, tmp_path, capsys):
         return main([*paths, *more])
 
     assert run("--topk", "3") == 0
-    assert "60 lines answered, 0 rejected" in capsys.readouterr().err
+    assert "60 records answered, 0 rejected" in capsys.readouterr().err
     assert run("--topk", "0") == 1
     assert run(output="nowhere/out.csv") == 1
-    assert "goes on" not in capsys.readouterr().err  # nothing was kept there
+    assert "resume" not in capsys.readouterr().err  # nothing was kept there
     assert run(model=tmp_path) == 1
     assert "config.json is missing" in capsys.readouterr().err
     input_path.write_text("ann x\n")
@@ -287,7 +281,7 @@ def test_kill_9_then_a_full_disk_then_the_same_file(served_folder, input_path, t
         check=False,
     )
     assert full.returncode == 1 and "failed: [Errno 27] File too large" in full.stderr
-    assert "the same command goes on" in full.stderr
+    assert ". Finished blocks are kept: fix the cause and run the same command to resume\n" in full.stderr
     assert output.read_text() == "the old output"
 
     assert (
@@ -298,3 +292,291 @@ def test_kill_9_then_a_full_disk_then_the_same_file(served_folder, input_path, t
     predict(Recommender.from_pretrained(served_folder), "", input_path, once, k=20)
     assert output.read_bytes() == once.read_bytes()
     assert not list(tmp_path.glob("out.csv.*"))
+
+
+@pytest.fixture
+def many(input_path, histories, monkeypatch):
+    """A batch that takes a moment: histories in blocks of eight, three of which cannot be answered."""
+    monkeypatch.setattr(batch, "BLOCK", 8)
+    lines = input_path.read_text().splitlines()
+    input_path.write_text("\n".join(["ann nothing", *lines, "\xff", *lines, "bob 5", *lines]), "latin-1")
+    return input_path
+
+
+def contents(output: Path) -> list[bytes]:
+    return [Path(f"{output}{ending}").read_bytes() for ending in ("", ".rejected")]
+
+
+@pytest.mark.parametrize("ending", batch.ENDINGS)
+def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(recommender_to_serve, many, tmp_path, ending):
+    whole, output, draw = tmp_path / f"whole{ending}", tmp_path / f"out{ending}", random.Random(5)
+    start = time.monotonic()
+    predict(recommender_to_serve, "", many, whole)
+    seconds, n_kills = time.monotonic() - start, 0
+    while n_kills < 10:  # as often as it takes: a run that was resumed has less to do
+        output.write_text("the old output")
+        while not killed(lambda: predict(recommender_to_serve, "", many, output), draw.uniform(0.02, 0.8) * seconds):
+            n_kills += 1
+            assert output.read_bytes() in (b"the old output", whole.read_bytes())
+        assert contents(output) == contents(whole)
+        assert sorted(tmp_path.glob("out*")) == [output, Path(f"{output}.rejected")]
+
+
+@pytest.mark.parametrize("ending", batch.ENDINGS)
+@pytest.mark.parametrize("n_rejected", [0, 3])
+def test_killed_at_each_step_of_publishing_nothing_is_answered_again(
+    recommender_to_serve, many, tmp_path, monkeypatch, ending, n_rejected
+):
+    if not n_rejected:
+        many.write_text("".join(line for line in many.read_text("latin-1").splitlines(True) if line[0] == "u"))
+    whole, output = tmp_path / f"whole{ending}", tmp_path / f"out{ending}"
+    assert predict(recommender_to_serve, "", many, whole).rejected == n_rejected
+
+    def publish_until(step):
+        n_steps = 0
+
+        def counted(function):
+            def call(*args, **kwargs):
+                nonlocal n_steps
+                if n_steps == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                n_steps += 1
+                return function(*args, **kwargs)
+
+            return call
+
+        def publish(work, publish=batch._Work.publish):
+            for name in ("replace", "unlink", "write_text"):
+                setattr(Path, name, counted(getattr(Path, name)))
+            publish(work)
+
+        batch._Work.publish = publish
+        predict(recommender_to_serve, "", many, output)
+
+    def not_again(*_):
+        raise AssertionError("a block is answered again")
+
+    for step in range(20):
+        output.write_text("the old output")
+        Path(f"{output}.rejected").write_text("of the old output")
+        finished = not os.waitstatus_to_exitcode(forked(lambda step=step: publish_until(step)))
+        resumable = Path(f"{output}.progress").exists()
+        if resumable:
+            assert output.read_bytes() in (b"the old output", whole.read_bytes())
+            with monkeypatch.context() as patch:
+                patch.setattr(batch._Answerer, "__call__", not_again)
+                assert predict(recommender_to_serve, "", many, output) == Outcome(180, n_rejected)
+        assert output.read_bytes() == whole.read_bytes()
+        found, expected = (Path(f"{path}.rejected") for path in (output, whole))
+        assert (found.read_bytes() == expected.read_bytes()) if n_rejected else not found.exists()
+        left = {path.suffix for path in tmp_path.glob("out*") if path not in (output, found)}
+        assert left == (set() if finished or resumable else {".lock"})
+        if finished:
+            assert step >= 6  # two of the progress, one of the rejected lines, output, progress, lock
+            return
+    raise AssertionError("it never ends")
+
+
+def forked(work) -> int:
+    """The wait status of a process that does it."""
+    if not (pid := os.fork()):
+        status = 1
+        with contextlib.suppress(BaseException):
+            work()
+            status = 0
+        os._exit(status)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_the_lock_of_a_killed_run_is_gone(recommender_to_serve, many, tmp_path):
+    output = tmp_path / "out.csv"
+
+    def hold():
+        with batch._locked(output):
+            time.sleep(60)
+
+    assert not killed(hold, 1)
+    assert Path(f"{output}.lock").exists()
+    with batch._locked(output), pytest.raises(BlockingIOError, match="wait for it, or choose another output"):
+        predict(recommender_to_serve, "", many, output)
+    assert predict(recommender_to_serve, "", many, output) == Outcome(180, 3)
+
+
+def test_input_that_changes_ends_the_run_without_an_output(recommender_to_serve, many, tmp_path, monkeypatch):
+    rank, output = Recommender.rank, tmp_path / "out.csv"
+
+    def meanwhile(*args):
+        with open(many, "a") as stream:
+            stream.write("\nzoe")
+        return rank(*args)
+
+    monkeypatch.setattr(Recommender, "rank", meanwhile)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        predict(recommender_to_serve, "", many, output)
+    assert not output.exists()
+    monkeypatch.undo()
+    assert predict(recommender_to_serve, "", many, output) == Outcome(181, 3)
+
+
+# --- the shop's own ids ---
+
+
+SHOPS = {
+    "integers": lambda numbers: numbers.tolist(),
+    "negative": lambda numbers: (-numbers).tolist(),
+    "around zero": lambda numbers: (np.argsort(np.argsort(numbers)) - 20).tolist(),
+    "skus": lambda numbers: [f"A-{number}" for number in numbers],
+    "with spaces": lambda numbers: [f'A {number}, "n"' for number in numbers],
+    "mixed": lambda numbers: [int(number) if number % 2 else f"[{number}]" for number in numbers],
+    "large": lambda numbers: (2**62 + numbers).tolist(),
+}
+
+
+@pytest.fixture(params=SHOPS)
+def renamed(recommender_to_serve, shop, request):
+    """The recommender, with other ids."""
+    ids = SHOPS[request.param](shop.items["item_id"].to_numpy())
+    items = recommender_to_serve.items.assign(
+        item_id=pd.Series(ids, dtype=object if request.param == "mixed" else None)
+    )
+    return Recommender(recommender_to_serve.model, shop.ids, items, recommender_to_serve.searcher)
+
+
+@pytest.mark.parametrize("output", batch.ENDINGS)
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_ids_are_the_shops_own(renamed, shop, tmp_path, ending, output):
+    """Histories with the ids are read, answers have them, and answers can be read as histories."""
+    ids = renamed.item_ids.values
+    histories = {f"u{at}": ids[rows].tolist() for at, rows in enumerate(shop.histories)}
+    expected = renamed.recommend(list(histories.values()), k=5)
+    given, found = tmp_path / f"in{ending}", tmp_path / f"out{output}"
+    if ending == ".parquet":
+        texts = {user: list(map(str, items)) for user, items in histories.items()}
+        pd.DataFrame({"user_id": texts.keys(), "item_ids": texts.values()}).to_parquet(given)
+    elif ending == ".jsonl":
+        lines = [json.dumps({"user_id": user, "item_ids": items}) for user, items in histories.items()]
+        given.write_text("\n".join(lines))
+    else:
+        with open(given, "w", newline="") as stream:
+            rows = [(user, json.dumps(items)) for user, items in histories.items()]
+            csv.writer(stream).writerows([("user_id", "item_ids"), *rows])
+    assert predict(renamed, "", given, found, k=5) == Outcome(60, 0)
+    with records.RecordFile(found, queries=False) as file:
+        again = [(one.key, one.item_ids) for one in file]
+    assert again == [(user, list(map(str, row))) for user, row in zip(histories, expected.item_ids, strict=True)]
+    if output == ".jsonl":
+        texts = max(abs(one) if isinstance(one, int) else 0 for one in ids) > 2**53
+        lines = [json.loads(line)["item_ids"] for line in found.read_text().splitlines()]
+        assert lines == [list(map(str, row)) if texts else row.tolist() for row in expected.item_ids]
+    if output == ".parquet":
+        kind = "int64" if all(isinstance(one, int) for one in ids) else "string"
+        assert str(pq.read_schema(found).field("item_ids").type.value_type) == kind
+
+
+def test_ids_with_spaces_are_a_json_list_in_csv(recommender_to_serve, shop, tmp_path):
+    (tmp_path / "in.txt").write_text("ann")
+    for suffix, expected in (("", str.split), (" b", json.loads)):
+        items = recommender_to_serve.items.assign(item_id=[f"{n}{suffix}" for n in range(40)])
+        renamed = Recommender(recommender_to_serve.model, shop.ids, items)
+        predict(renamed, "", tmp_path / "in.txt", tmp_path / "out.csv", k=3)
+        [cell] = pd.read_csv(tmp_path / "out.csv", dtype=str)["item_ids"]
+        assert expected(cell) == renamed.recommend([[]], k=3).item_ids[0].tolist()
+
+
+def test_numbers_that_an_importer_gave_are_answered_with_the_shops_ids(recommender_to_serve, shop, tmp_path):
+    items = recommender_to_serve.items.assign(source_id=[f"A-{row}" for row in range(40)])
+    renamed = Recommender(recommender_to_serve.model, shop.ids, items)
+    (tmp_path / "in.txt").write_text(f"ann {items['item_id'][3]}\nann A-3\nann A-40\n")
+    assert predict(renamed, "", tmp_path / "in.txt", tmp_path / "out.jsonl") == Outcome(2, 1)
+    first, second = (json.loads(line)["item_ids"] for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first == second == renamed.recommend([["A-3"]]).item_ids[0].tolist()
+    assert "item id 'A-40' is not in" in (tmp_path / "out.jsonl.rejected").read_text()
+
+
+IDS = ItemIds(pd.DataFrame({"item_id": [3, -1]}))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1))
+@example(["NULL", "nan", "a\rb", 'a"b', "a,b", "\u2028", "\x85", " ", "=1+1", "\\", "a\r\nb", "007"])
+def test_every_reader_gets_the_user_ids_back(tmp_path_factory, keys):
+    """Also those that are not accepted as user ids, since a query may hold line breaks."""
+    path = tmp_path_factory.mktemp("written")
+    keys = [key for key in keys if not records._CONTROL.search(key)] or ["ann"]
+    answered = [Answered(key, [1, 0], [-0.5, -2.0]) for key in keys]
+    for ending, kind in batch._FORMATS.items():
+        form = kind("user_id", IDS)
+        (path / "partial").write_bytes(form.head + form.encode(answered))
+        if form.ending:
+            form.finish(path / "partial", path / f"out{ending}")
+        else:
+            (path / "partial").rename(path / f"out{ending}")
+    with open(path / "out.csv", newline="", encoding="utf-8") as stream:
+        assert list(csv.reader(stream)) == [
+            ["user_id", "item_ids", "scores"],
+            *([key, "-1 3", "-0.5 -2.0"] for key in keys),
+        ]
+    frame = pd.read_csv(path / "out.csv", dtype=str, keep_default_na=False)
+    assert frame["user_id"].tolist() == keys
+    assert pd.read_parquet(path / "out.parquet")["user_id"].tolist() == keys
+    with open(path / "out.jsonl", encoding="utf-8") as stream:
+        assert [json.loads(line)["user_id"] for line in stream] == keys
+    for ending in batch.ENDINGS:
+        with records.RecordFile(path / f"out{ending}", queries=False) as file:
+            for key, one in zip(keys, file, strict=True):
+                accepted = key.strip() and not records._BREAK.search(key)
+                assert (one.key, one.item_ids) == ((key, ["-1", "3"]) if accepted else ("", []))
+
+
+# --- a data set's own histories, and answers to read ---
+
+
+@pytest.fixture
+def data_folder(shop, tmp_path):
+    ids = shop.items["item_id"].to_numpy()
+    histories = [(f"u{at}", ids[rows].tolist()) for at, rows in enumerate(shop.histories)]
+    folder.write_folder(tmp_path / "shop", shop.items.to_dict("records"), histories)
+    return tmp_path / "shop"
+
+
+def test_answers_for_customers_are_printed_with_titles(served_folder, data_folder, histories, capsys):
+    words = ["--model", str(served_folder), "--data", str(data_folder), "--topk", "3"]
+    assert main([*words, "--user", "u7", "--user", "u3"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shop = Recommender.from_pretrained(served_folder)
+    expected = shop.recommend([histories["u7"], histories["u3"]], k=3)
+    assert [one["user_id"] for one in found] == ["u7", "u3"]
+    assert [one["item_ids"] for one in found] == expected.item_ids.tolist()
+    titles = shop.items.set_index("item_id")["title"]
+    assert [one["titles"] for one in found] == [titles[row].tolist() for row in expected.item_ids]
+    assert main([*words, "--user", "zoe"]) == 1
+    assert "failed: user 'zoe' is not among the 60 users, such as 'u0'" in capsys.readouterr().err
+    for more in (["--queries"], ["--input-path", "x.txt"]):
+        with pytest.raises(SystemExit, match="1"):
+            main([*words, *more])
+    with pytest.raises(SystemExit, match="1"):
+        main(["--model", "x", "--input-path", "x.txt", "--user", "ann"])
+
+
+def test_a_data_set_gives_the_file_of_its_histories(served_folder, data_folder, input_path, tmp_path):
+    words = ["--model", str(served_folder), "--output-path"]
+    for name, more in {
+        "a.csv": ["--data", str(data_folder)],
+        "b.csv": ["--input-path", str(input_path)],
+        "c.csv": ["--input-path", str(data_folder / "sequences.tsv.gz")],
+    }.items():
+        assert main([*words, str(tmp_path / name), *more]) == 0
+    a, b, c = ((tmp_path / name).read_bytes() for name in ("a.csv", "b.csv", "c.csv"))
+    assert a == b == c and a.count(b"\n") == 61
+
+
+def test_printed_answers_have_what_cannot_be_answered_on_stderr(served_folder, input_path, capsys):
+    input_path.write_text("ann\nbob nothing\n")
+    assert main(["--model", str(served_folder), "--input-path", str(input_path)]) == 2
+    found = capsys.readouterr()
+    assert json.loads(found.out)["user_id"] == "ann"
+    assert found.err == "line 2: item id 'nothing' is not in the catalogue\n"
+
+
+def test_answers_in_python(recommender_to_serve, input_path, histories):
+    first = next(answers(recommender_to_serve, input_path, k=2))
+    assert first["item_ids"] == recommender_to_serve.recommend([histories["u0"]], k=2).item_ids[0].tolist()

@@ -35,7 +35,7 @@ def codes(n: int, dim: int = 384) -> Work:
 def answers(n: int, folder: Path) -> Work:
     """Histories of 1 to 20 items at random."""
     recommender = Recommender.from_pretrained(folder)
-    rng, item_ids = np.random.default_rng(0), recommender.items["item_id"].to_numpy()
+    rng, item_ids = np.random.default_rng(0), np.array(list(map(str, recommender.item_ids.values)))
     histories = [
         records.Record(at, 1, "", str(at), rng.choice(item_ids, rng.integers(1, 21)).tolist()) for at in range(n)
     ]
