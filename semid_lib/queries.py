@@ -5,6 +5,7 @@ by a language model (`query_llm`); `filter_queries` drops what would teach or me
 `split_queries` holds out items and phrasings; `save_queries` keeps them, with their vectors, for the chapters after.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from semid_lib import distributed, query_llm, query_templates
 from semid_lib.embed import normalize
 from semid_lib.endpoint import Endpoint
 from semid_lib.query_templates import words
-from semid_lib.store import Store, sha256
+from semid_lib.store import Store
 from semid_lib.table import category_column, text_column
 
 _BLOCK = 1024  # queries scored at once: block x n_items float32 in memory
@@ -347,11 +348,10 @@ class SavedQueries(NamedTuple):
 def save_queries(
     shelf: Store, train: pd.DataFrame, test: pd.DataFrame, train_vectors: np.ndarray, test_vectors: np.ndarray, **facts
 ) -> Path:
-    """Write queries for a later chapter: texts to `synthetic_queries.parquet`, vectors and facts to an artefact.
+    """Write queries for a later chapter: one artefact, `synthetic_queries`, so that texts and vectors belong together.
 
-    The artefact `synthetic_queries` holds the vectors as float16, half the disk for cosines that differ by less than
-    .001, and the checksum of the texts; so texts and vectors that do not belong together, or to the data, are refused
-    by `load_queries`. facts: whatever else a reader should know, as JSON.
+    The table of texts is in it as the bytes of a Parquet file, the vectors are float16: half the disk for cosines that
+    differ by less than .001. facts: whatever else a reader should know, as JSON.
 
     Raises ValueError if there are not as many vectors as queries.
     """
@@ -361,24 +361,20 @@ def save_queries(
             raise ValueError(f"{part} has {len(table)} queries and {len(vectors)} vectors, expected as many")
         arrays[f"{part}_vectors"] = np.asarray(vectors, np.float16)
     texts = pd.concat([train.assign(part="train"), test.assign(part="test")], ignore_index=True)
-    path = shelf.path("synthetic_queries.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    texts.to_parquet(partial, index=False)
-    partial.replace(path)
-    return shelf.save("synthetic_queries", arrays, texts_sha256=sha256(path), **facts)
+    arrays["texts"] = np.frombuffer(texts.to_parquet(index=False), np.uint8)
+    return shelf.save("synthetic_queries", arrays, **facts)
 
 
 def load_queries(shelf: Store) -> SavedQueries:
     """Read what `save_queries` wrote on this shelf.
 
-    Raises FileNotFoundError if nothing was written, ValueError if it was made from other data, or if texts and
-    vectors come from two runs.
+    Raises FileNotFoundError if nothing was written, ValueError if it was made from other data, or by a version that
+    kept the texts in another file.
     """
-    saved, path = shelf.load("synthetic_queries"), shelf.path("synthetic_queries.parquet")
-    if not path.is_file() or sha256(path) != saved.facts["texts_sha256"]:
-        raise ValueError(f"{path} is not what the vectors were made from: run the chapter that writes it again")
-    texts = pd.read_parquet(path)
+    saved = shelf.load("synthetic_queries")
+    if "texts" not in saved.arrays:
+        raise ValueError("the artefact 'synthetic_queries' holds no texts: run the chapter that writes it again")
+    texts = pd.read_parquet(io.BytesIO(saved["texts"].tobytes()))
     parts = [texts[texts["part"] == part].drop(columns="part").reset_index(drop=True) for part in ("train", "test")]
     parts[0] = parts[0].drop(columns="cell", errors="ignore")  # that of the test
     return SavedQueries(*parts, *(saved[f"{part}_vectors"].astype(np.float32) for part in ("train", "test")))
