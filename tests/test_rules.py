@@ -1,6 +1,7 @@
 """Business rules against plain loops over the table, and what must not pass in silence."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,14 @@ def test_spellings_of_one_name_are_one(one):
     items = pd.DataFrame({"brand": [one, other, "Cafe"], "categories": [[["Home", one]], [[other]], [["Cafe"]]]})
     for name in (one, other):
         assert rows(rules.brand(items, name)) == rows(rules.category(items, name)) == [0, 1]
+
+
+@given(st.text(min_size=1, max_size=12))
+def test_composed_and_decomposed_names_are_one(name):
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    items = pd.DataFrame({"brand": [*forms, name + "x"], "categories": [[[form]] for form in [*forms, name + "x"]]})
+    for form in forms:
+        assert rows(rules.brand(items, form)) == rows(rules.category(items, form)) == [0, 1]
 
 
 def test_brands_whatever_the_case():
