@@ -4,8 +4,8 @@ for large ones.
 There is no timer. While the thread works, questions gather, and the next batch takes them: one client alone never waits
 for others, and under load batches fill by themselves.
 
-The order is that of self-clocked fair queueing (Golestani 1994). Each request gets a virtual time, and each question of
-it a finish time: when it would be done if all requests shared the model equally. The earliest finish goes first.
+Questions are taken in rounds, at most eight of each request in a round. So a request of one question waits for a few
+questions of a request of 64, not for all.
 """
 
 import asyncio
@@ -13,13 +13,15 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+_TURN = 8  # questions of one request in a round
+
 
 class OverloadedError(Exception):
     """The queue is full; nothing of the request was accepted."""
 
 
 class _Job(NamedTuple):
-    finish: float  # virtual time
+    round: int
     cost: float
     kind: Hashable
     question: Any
@@ -41,7 +43,7 @@ class Batcher:
     cost : callable, optional
         kind -> cost of one of its questions, in any unit; by default 1.
     max_cost : float, optional
-        Cost of the questions in one call, as long as there are several.
+        Cost of one call; a question alone may cost more.
 
     Examples
     --------
@@ -63,7 +65,7 @@ class Batcher:
         self.work, self.max_batch, self.max_queue = work, max_batch, max_queue
         self.cost, self.max_cost = cost, max_cost
         self._waiting: list[_Job] = []
-        self._now = 0.0  # virtual time: the finish of the job that was taken last
+        self._round = 0  # of the question that was taken last
         self._arrived, self._working = asyncio.Event(), False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
@@ -105,8 +107,8 @@ class Batcher:
         self.check_room(len(questions))
         loop, cost = asyncio.get_running_loop(), self.cost(kind)
         jobs = [
-            _Job(self._now + cost * n, cost, kind, question, loop.create_future())
-            for n, question in enumerate(questions, start=1)
+            _Job(self._round + 1 + at // _TURN, cost, kind, question, loop.create_future())
+            for at, question in enumerate(questions)
         ]
         self._waiting.extend(jobs)
         self._arrived.set()
@@ -141,8 +143,8 @@ class Batcher:
         return [pair for job in batch if not job.answer.done() for pair in await self._answered([job])]
 
     def _take(self) -> list[_Job]:
-        """Take the job with the earliest finish, and others of its kind, off the queue."""
-        waiting = sorted((job for job in self._waiting if not job.answer.done()), key=lambda job: job.finish)
+        """Take the first job of the earliest round, and others of its kind, off the queue."""
+        waiting = sorted((job for job in self._waiting if not job.answer.done()), key=lambda job: job.round)
         batch, others = [], []
         for job in waiting:
             fits = len(batch) < self.max_batch and (len(batch) + 1) * job.cost <= self.max_cost
@@ -152,5 +154,5 @@ class Batcher:
                 others.append(job)
         self._waiting = others
         if batch:
-            self._now = batch[0].finish
+            self._round = batch[0].round
         return batch

@@ -15,7 +15,11 @@ from semid_lib.catalogue import Catalogue
 from semid_lib.guard import Limits, Meters, facts_of, log
 from semid_lib.recommender import Recommender
 
-_BEAMS = 50  # hypotheses of a search for k items, or k if that is more: what a question costs
+# Beam widths: a request for k items gets the first that holds k, so that requests for 5, 10 and 20 share a call and no
+# answer depends on the others.
+_BEAMS = (50, 100, messages.MAX_K)
+_COST = {"recommend": 1, "search": 3}  # of a beam; one that reads text has wider beams and a text encoder
+_MAX_COST = 32 * 100  # of a call: 50 ms on a core
 
 
 class UnableError(Exception):
@@ -23,16 +27,20 @@ class UnableError(Exception):
 
 
 class _Kind(NamedTuple):
-    """What questions must have in common to be answered by one call; a call answers each as if it were alone."""
+    """What requests must have in common to be answered by one call."""
 
     task: str  # "recommend" or "search"
-    k: int
-    exclude_seen: bool | None  # None: as the recommender was made
-    has_mask: bool
+    beams: int
+    exclude_seen: bool
+
+    @property
+    def cost(self) -> int:
+        return _COST[self.task] * self.beams
 
 
 class _Question(NamedTuple):
     asked: np.ndarray | str  # item rows of a history, or a query
+    k: int
     mask: np.ndarray | None  # (n_items,) bool: what may come out
 
 
@@ -57,13 +65,7 @@ class Service:
         self.can_search = recommender.searcher is not None
         self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie, recommender.item_ids)
         self.state = "ready"  # or "loading", or "failed"
-        self.batcher = Batcher(
-            self._work,
-            limits.max_batch,
-            limits.max_queue,
-            cost=lambda kind: max(_BEAMS, kind.k),
-            max_cost=_BEAMS * limits.max_batch,
-        )
+        self.batcher = Batcher(self._work, limits.max_batch, limits.max_queue, lambda kind: kind.cost, _MAX_COST)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="catalogue")
 
     async def recommend(self, question: messages.RecommendQuestion) -> dict:
@@ -158,8 +160,7 @@ class Service:
     def _answer_nobody(self, task: str, n: int, has_mask: bool = False) -> None:
         asked = np.zeros(1, dtype=np.int64) if task == "recommend" else "a"
         mask = np.ones(len(self.catalogue), dtype=bool) if has_mask else None
-        kind = _Kind(task, min(10, len(self.catalogue)), task == "recommend", has_mask)
-        self._answer(kind, [_Question(asked, mask)] * n)
+        self._answer(_Kind(task, _BEAMS[0], task == "recommend"), [_Question(asked, 1, mask)] * n)
 
     def _mask(self, question: messages.RecommendQuestion | messages.SearchQuestion) -> np.ndarray | None:
         return self.catalogue.allowed(question.allowed_categories, question.allowed_brands, question.blocked_items)
@@ -171,8 +172,9 @@ class Service:
             raise UnableError("no next-item model in this folder: serve one that chapter 07 saved, or use /search")
         if task == "search" and not self.can_search:
             raise UnableError("no search model in this folder: serve one that chapter 05 saved, or use /recommend")
-        kind = _Kind(task, min(k, len(self.catalogue)), exclude_seen, mask is not None)
-        return await self.batcher.ask(kind, [_Question(one, mask) for one in asked])
+        exclude_seen = self.recommender.exclude_seen if exclude_seen is None else exclude_seen
+        kind = _Kind(task, next(beams for beams in _BEAMS if beams >= k), exclude_seen)
+        return await self.batcher.ask(kind, [_Question(one, k, mask) for one in asked])
 
     async def _read(self, work: Callable, *args) -> Any:
         """Work on the catalogue in a thread, so that the event loop stays free."""
@@ -184,17 +186,23 @@ class Service:
 
     def _answer(self, kind: _Kind, questions: list[_Question]) -> list[Found]:
         """One call for all questions of a kind."""
-        asked = [question.asked for question in questions]
-        allowed = np.stack([question.mask for question in questions]) if kind.has_mask else None
+        asked, k = [question.asked for question in questions], min(kind.beams, len(self.catalogue))
+        allowed = self._allowed([question.mask for question in questions])
         if kind.task == "recommend":
-            rows, scores = self.recommender.rank(asked, kind.k, kind.exclude_seen, allowed=allowed)
+            rows, scores = self.recommender.rank(asked, k, kind.exclude_seen, allowed=allowed)
         else:
-            rows, scores = self.recommender.searcher.search(asked, kind.k, allowed)
-        lengths = (rows >= 0).sum(axis=1)  # empty ranks are at the end
+            rows, scores = self.recommender.searcher.search(asked, k, allowed)
+        lengths = np.minimum((rows >= 0).sum(axis=1), [question.k for question in questions])  # -1 at the end
         return [
             Found(rows[at, :length].tolist(), scores[at, :length].tolist())
             for at, length in enumerate(lengths.tolist())
         ]
+
+    def _allowed(self, masks: list[np.ndarray | None]) -> np.ndarray | None:
+        if all(mask is None for mask in masks):
+            return None
+        everything = np.ones(len(self.catalogue), dtype=bool)
+        return np.stack([everything if mask is None else mask for mask in masks])
 
     def _hits(self, found: Found, history: np.ndarray) -> list[dict]:
         return [

@@ -99,17 +99,16 @@ def test_small_requests_do_not_wait_for_large_ones():
     async def scenario(batcher, work):
         first = asyncio.create_task(batcher.ask(1, ["busy"]))
         await asyncio.sleep(0.01)
-        large = [asyncio.create_task(batcher.ask(5, [f"large {n}"] * 6)) for n in range(8)]
-        await waiting(batcher, 48)
+        large = [asyncio.create_task(batcher.ask(5, [f"large {n}"] * 64)) for n in range(3)]
+        await waiting(batcher, 192)
         small = asyncio.create_task(batcher.ask(1, ["small"]))
-        await waiting(batcher, 49)
+        await waiting(batcher, 193)
         work.release.set()
         return await asyncio.gather(first, *large, small)
 
-    _, work = run(scenario, cost=lambda kind: kind, max_cost=10)
-    assert work.batches[1] == (1, ["small"])
-    assert work.batches[2:6] == [(5, [f"large {n}", f"large {n + 1}"]) for n in (0, 2, 4, 6)]  # in turn, two a call
-    assert len(work.batches) == 2 + 24
+    _, work = run(scenario, cost=lambda kind: kind, max_cost=20, max_queue=400)
+    assert work.batches[1:7] == [(5, [f"large {n}"] * 4) for n in (0, 0, 1, 1, 2, 2)]  # eight each, four a call
+    assert work.batches[7] == (1, ["small"]) and len(work.batches) == 2 + 48
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 50]), st.integers(1, 9)), min_size=1, max_size=20))
