@@ -595,7 +595,9 @@ if now is not None:
         "timeline_item_knn": partial(rank_now, prior=knn_now.prior),
     }
     later = {name: measure(rank, present) for name, rank in later.items()}
-evaluate.table(later).T[headline].rename(index=LABELS) if later else None
+    now_table = evaluate.table(later).T.rename(index=LABELS)
+    now_table = now_table.filter([*headline, "seen items"])
+now_table if later else None
 
 # %%
 if later:
