@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 _BOOK = Path(__file__).resolve().parent
 # the line that `Store.origin` prints: data, scale; commit; machine; day
 _ORIGIN = re.compile(r"^(\S+), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _NOT_IN_CHAPTERS = ("all", "book", "dev")
 
 
@@ -80,11 +81,25 @@ def without_data_and_scale(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
+def without_widgets(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell without the outputs that need a running kernel, such as progress bars.
+
+    >>> view, figure = {"data": {"application/vnd.jupyter.widget-view+json": {}}}, {"data": {"image/png": ""}}
+    >>> without_widgets({"outputs": [view, figure]})
+    {'outputs': [{'data': {'image/png': ''}}]}
+    """
+    if "outputs" not in cell:
+        return cell
+    return cell | {"outputs": [output for output in cell["outputs"] if _WIDGET not in output.get("data", {})]}
+
+
 def published(notebook: dict[str, Any]) -> dict[str, Any]:
-    """An executed notebook as readers may download it: where its data and its files lie is nobody's business."""
+    """An executed notebook as readers may download it, without paths of the machine and without progress bars."""
     duration = {"duration": notebook["metadata"].get("papermill", {}).get("duration")}
     metadata = {**notebook["metadata"], "papermill": duration}
-    return {**notebook, "metadata": metadata, "cells": without_data_and_scale(notebook["cells"])}
+    metadata.pop("widgets", None)
+    cells = [without_widgets(cell) for cell in without_data_and_scale(notebook["cells"])]
+    return {**notebook, "metadata": metadata, "cells": cells}
 
 
 def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:

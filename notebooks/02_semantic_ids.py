@@ -343,9 +343,9 @@ arrays |= {
     "rqvae_disambiguation_code": learned_ids.disambiguation_code,
 }
 shelf.save("semantic_ids", arrays, **facts, method="residual k-means")
-item_ids = shop.items["item_id"].tolist()
+own_ids = shop.item_ids.for_json
 semantic_ids.save_ids(
-    shelf.path("semantic_ids"), ids, kmeans.codebooks, item_ids, facts, shelf.provenance()
+    shelf.path("semantic_ids"), ids, kmeans.codebooks, own_ids, facts, shelf.provenance()
 )
 print(sorted(path.name for path in shelf.path("semantic_ids").iterdir()))
 

@@ -755,7 +755,9 @@ for at in drawn_rows:
 searchers = {"recommender_light": light_search, "recommender_llm": llm_search}
 for name, searcher in searchers.items():
     folder = shelf.path(name)
-    Recommender(None, ids, shop.items, searcher).save_pretrained(folder)
+    Recommender(None, ids, shop.items, searcher).save_pretrained(
+        folder, shelf.provenance()
+    )
     files = [file for file in folder.rglob("*") if file.is_file()]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     print(f"{name}: {megabytes:,.0f} MB in {len(files)} files")

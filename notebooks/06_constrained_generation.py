@@ -369,7 +369,7 @@ if len(brands):
     name = brands.mode()[0]
     asked = int(prompts[0])
     rule = rules.brand(shop.items, name)
-    rule &= ~rules.items_with_ids(shop.items, [shop.items["item_id"][asked]])
+    rule &= ~rules.items_with_ids(shop.items, [shop.item_ids.values[asked]])
     one = {key: tensor[:1] for key, tensor in contexts.items()}
     found = decode.constrained_beam_search(scorer, one, trie, 50, 3, rule)
     print(f"like {one_line(shop.items['title'][asked])},")

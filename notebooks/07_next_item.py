@@ -717,7 +717,7 @@ pd.DataFrame(waits).T.round(2)
 # that one folder answers histories and queries.) TIGER goes to a folder that transformers reads as a T5.
 
 # %%
-recommender.save_pretrained(shelf.path("recommender"))
+recommender.save_pretrained(shelf.path("recommender"), shelf.provenance())
 tiger[SEED].model.save_pretrained(shelf.path("tiger"))
 loaded = Recommender.from_pretrained(shelf.path("recommender"))
 print(*sorted(file.name for file in shelf.path("recommender").iterdir()))

@@ -99,9 +99,12 @@ else:
 
 # %%
 if folder is not None and folder.name == "recommender":
-    ids = shop.items["item_id"].to_numpy()
+    ids = shop.item_ids.for_json
     lengths = rng.integers(1, 20, size=sizes.warm_answers)
-    questions = [{"item_ids": rng.choice(ids, n).tolist()} for n in lengths]
+    questions = [
+        {"item_ids": [ids[row] for row in rng.integers(len(ids), size=n)]}
+        for n in lengths
+    ]
 elif folder is not None:
     titles = shop.items["title"][shop.items["title"].str.strip() != ""]
     drawn = titles.sample(sizes.warm_answers, replace=True, random_state=SEED)
@@ -424,10 +427,14 @@ if len(found) == 2:
     histories, queries = (Recommender.from_pretrained(place) for place in found)
     if np.array_equal(histories.ids.unique, queries.ids.unique):
         joined = Recommender(
-            histories.model, histories.ids, histories.items, queries.searcher
+            histories.model,
+            histories.ids,
+            histories.items,
+            queries.searcher,
+            histories.exclude_seen,
         )
         whole = shelf.path("service")
-        joined.save_pretrained(whole)
+        joined.save_pretrained(whole, shelf.provenance())
 print("to deploy:", whole.name if whole else "nothing yet")
 
 # %% [markdown]

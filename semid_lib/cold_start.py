@@ -134,7 +134,7 @@ def table(
     """
     import numpy as np
     import pandas as pd
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     turns = [(repeat, name) for repeat in range(repeats) for name in ways]
     rows = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib.quantize import check_settings, checked_codes, decode, finite_vectors, kmeans, nearest
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch.nn.functional import embedding, pad
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib.trie import PrefixTrie, Subset
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import distributed
 from semid_lib.atomic import fresh_file

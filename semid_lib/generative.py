@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import embed as encoders
 from semid_lib.adapters import load_tokens, save_tokens

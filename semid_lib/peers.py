@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn.functional import pad
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import decode
 from semid_lib.trie import PrefixTrie

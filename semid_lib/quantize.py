@@ -20,7 +20,7 @@ Linux faiss and torch each bring their own OpenMP and live together in either or
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 MIN_ITEMS = 2  # with different vectors: equal ones leave nothing to tell apart
 _BLOCK = 8192  # vectors worked on at a time

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import distributed
 from semid_lib.embed import item_texts

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import hub, places, saved
 from semid_lib.atomic import check_only, fresh_folder, settled

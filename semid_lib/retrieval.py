@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 import regex
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import embed as encoders
 from semid_lib.baselines import Ranked, top_k

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib import quantize
 from semid_lib.training import seeded, warmup_then_cosine

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def answer_loss(model, batch: dict[str, torch.Tensor], n_answer_tokens: torch.Tensor | int | None = None):

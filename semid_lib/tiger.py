@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import constrained_beam_search, exact_ranking

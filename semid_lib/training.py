@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 _FORMAT = 2
 
