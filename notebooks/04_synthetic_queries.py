@@ -444,6 +444,8 @@ novelty.to_frame("word pairs of its own").round(2)
 # %%
 HELD_OUT = ("question", "brand_words")
 held_out = [kind for kind in HELD_OUT if (kept["kind"] == kind).any()]
+if kept["kind"].isin(held_out).mean() > 0.5:  # so few queries that none might be left
+    held_out = []
 split = queries.split_queries(kept, seed=SEED, held_out_kinds=held_out)
 own_keys = set(real["query"].map(queries.query_key)) if real is not None else set()
 by_chance = split.train["query"].map(queries.query_key).isin(own_keys)

@@ -318,7 +318,9 @@ def split_queries(
     held_out_items = rng.permutation(items)[: max(1, round(test_share * len(items)))]
     by_item = queries["item"].isin(held_out_items).to_numpy()
     by_kind = queries["kind"].isin(held_out_kinds).to_numpy()
-    in_test = by_item | by_kind | (rng.random(len(queries)) < test_share)
+    in_test = by_item | by_kind
+    drawn = in_test | (rng.random(len(queries)) < test_share)
+    in_test = in_test if drawn.all() else drawn  # of a few queries chance may take all
     keys = queries["query"].map(query_key)
     known = keys.isin(keys[~in_test]).to_numpy()
     train, test = queries[~in_test], queries[in_test & ~known]

@@ -581,6 +581,14 @@ def test_an_empty_test_can_be_saved(shelf):
     assert len(queries.load_queries(shelf).test) == 0
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_two_items_can_be_split(seed):
+    asked = pd.DataFrame({"item": [0, 1], "query": ["red pen", "blue tent"], "kind": "words"})
+    split = split_queries(asked, test_share=0.6, seed=seed, held_out_kinds=[])
+    assert (len(split.train), len(split.test)) == (1, 1)
+    assert split.test["cell"].tolist() == ["unseen item, seen kind"]
+
+
 def test_a_killed_writer_leaves_the_old_queries_or_the_new(shelf):
     old, new = saved(shelf), made(seed=1)
     asked = {tuple(parts[0]["query"]): parts for parts in (old, new)}
