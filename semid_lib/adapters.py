@@ -79,11 +79,19 @@ def load_tokens(path: str | Path) -> tuple[tuple[np.ndarray, ...], int]:
     """Read what `save_tokens` wrote: tokens and end_token. Raises ValueError naming the file if it is another."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of tokens: {error}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a file of tokens: expected format {_FORMAT!r}")
-    return tuple(np.array(ids, dtype=np.int64) for ids in content["tokens"]), content["end_token"]
+    levels, end_token = content.get("tokens"), content.get("end_token")
+    numbers = [*(ids for level in levels for ids in level), end_token] if _are_lists(levels) else [None]
+    if not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+        raise ValueError(f"{path} is not a file of tokens: expected a list of integers >= 0 a level, and end_token")
+    return tuple(np.array(ids, dtype=np.int64) for ids in levels), end_token
+
+
+def _are_lists(levels) -> bool:
+    return isinstance(levels, list) and all(isinstance(level, list) for level in levels)
 
 
 class _TokenTrie:

@@ -16,12 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from semid_lib import embed as encoders
-from semid_lib.adapters import load_tokens, save_tokens
+from semid_lib.adapters import check_tokens, load_tokens, save_tokens
 from semid_lib.base_models import load_base
 from semid_lib.baselines import Ranked
 from semid_lib.decode import constrained_beam_search
@@ -31,8 +30,10 @@ from semid_lib.scorers import CausalScorer
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.sft import merge_adapter, save_model
 from semid_lib.sft_examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
+from semid_lib.text import one_line, shown
 from semid_lib.trie import PrefixTrie
 from semid_lib.vocabulary import trained_tokens
+from semid_lib.weights import load_weights, save_weights, shapes_of
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -143,7 +144,7 @@ class LightSearch(WrittenSearch):
             raise ValueError("embed is a function, which cannot be saved: give the name of a model")
         self.scorer.save(folder / "query_model.safetensors")
         vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item().cpu()]
-        save_file({"vectors": vectors.contiguous()}, folder / "item_vectors.safetensors")
+        save_weights(folder / "item_vectors.safetensors", {"vectors": vectors.contiguous()})
         files = ["query_model.safetensors", "item_vectors.safetensors"]
         return {"type": "light", "beam_width": self.beam_width, "encoder": self.embed}, files
 
@@ -213,28 +214,67 @@ class LanguageModelSearch(WrittenSearch):
 def load_searcher(
     folder: Path, facts: dict, ids: SemanticIDs, items: pd.DataFrame, device="cpu"
 ) -> LightSearch | LanguageModelSearch:
-    """The searcher whose `save` wrote to the folder and returned the facts, for these items, in row order."""
+    """The searcher whose `save` wrote to the folder and returned the facts, for these items, in row order.
+
+    Raises ValueError naming a file that cannot be read, or does not fit the others or the items.
+    """
     folder, width = Path(folder), facts["beam_width"]
     if facts["type"] == "light":
-        vectors = load_file(folder / "item_vectors.safetensors")["vectors"].numpy()
+        vectors = _item_vectors(folder / "item_vectors.safetensors", len(ids))
         model = QueryModel.load(folder / "query_model.safetensors", ids.unique, vectors).to(device)
         words = BM25(encoders.item_texts(items)) if model.config.word_weight else None
         return LightSearch(model, words, facts["encoder"], width)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "llm", trust_remote_code=False)
-    adapter = None
+    adapter, llm, trie = None, folder / "llm", PrefixTrie.build(ids.unique).to(device)
+    base = None
     if "base" in facts:
-        adapter = Adapter(facts["base"]["name"], facts["base"]["revision"], folder / "llm")
+        adapter = Adapter(facts["base"]["name"], facts["base"]["revision"], llm)
         _check_pinned(adapter)
-        model = merge_adapter(load_base(*adapter[:2], four_bit=False)[0], tokenizer, adapter.folder)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder / "llm", trust_remote_code=False, use_safetensors=True)
-    tokens, _ = load_tokens(folder / "llm" / "semantic_id_tokens.json")
-    trie = PrefixTrie.build(ids.unique).to(device)
+        base = load_base(*adapter[:2], four_bit=False)[0]
+    model, tokenizer = _language_model(llm, base)
+    tokens, _ = load_tokens(llm / "semantic_id_tokens.json")
+    try:
+        check_tokens(tokens, trie, model.get_input_embeddings().weight.shape[0])
+    except ValueError as error:
+        raise ValueError(f"{llm / 'semantic_id_tokens.json'} does not fit the semantic IDs: {error}") from error
     return LanguageModelSearch(
         model.to(device).eval(), tokenizer, tokens, trie, width, task=facts["task"], adapter=adapter
     )
+
+
+def _item_vectors(path: Path, n_items: int) -> np.ndarray:
+    found = shapes_of(path).get("vectors", ())
+    if len(found) != 2 or found[0] != n_items:
+        raise ValueError(f"{path}: tensor 'vectors' has shape {found}, expected ({n_items}, dim)")
+    vectors = load_weights(path)["vectors"]
+    if not vectors.is_floating_point():
+        raise ValueError(f"{path}: tensor 'vectors' is {vectors.dtype}, expected real numbers")
+    return vectors.float().numpy()
+
+
+def _language_model(folder: Path, base=None):
+    """A saved model, or a base with the saved adapter, and the tokenizer.
+
+    transformers would draw weights that are missing at random, and build as many layers as the config says.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if base is not None:
+            return merge_adapter(base, tokenizer, folder), tokenizer
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        names = [name for file in folder.glob("*.safetensors") for name in shapes_of(file)]
+        layers = {int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))}
+        if layers and config.num_hidden_layers != len(layers):
+            raise ValueError(f"config.json has {config.num_hidden_layers} layers, the weights have {len(layers)}")
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+        if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
+            raise ValueError(f"{len(lacking)} weights are missing or of another shape, such as {shown(lacking[0])}")
+        return model, tokenizer
+    except Exception as error:  # of some twenty types, by which part of transformers meets the file
+        raise ValueError(f"{folder} holds no language model that can be loaded: {one_line(str(error), 300)}") from error
 
 
 def _check_pinned(adapter: Adapter) -> None:

@@ -21,13 +21,13 @@ import numpy as np
 import regex
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from semid_lib.text import one_line
 from semid_lib.timeline import HeadLevel, log_masses
 from semid_lib.trie import PrefixTrie
-from semid_lib.weights import check_config, check_shapes, save_weights
+from semid_lib.weights import check_config, check_shapes, load_weights, save_weights
 
 _WORD = regex.compile(r"\w+")  # unlike re, with the marks of Hindi or Thai
 _FORMAT = "query model 1"
@@ -145,9 +145,10 @@ class QueryModel(nn.Module):
             config = QueryModelConfig(**config | {"sizes": tuple(config["sizes"])})
             check_shapes(path, config.weight_shapes())
             model = cls(config, ids, vectors)
-            model.load_state_dict(load_file(path))
+            model.load_state_dict(load_weights(path))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a query model of this catalogue: {error}") from error
+            why = one_line(str(error), 300).removeprefix(f"{path}: ")
+            raise ValueError(f"{path} is not a query model of this catalogue: {why}") from error
         return model.eval()
 
     @property

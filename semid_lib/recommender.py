@@ -311,7 +311,7 @@ class Recommender:
             with fresh_folder(folder) as fresh:
                 self._write(fresh, items, provenance)
         except (OSError, SafetensorError) as error:
-            raise OSError(f"{folder} could not be written and is as it was: {error}") from error
+            raise OSError(f"{folder} could not be written and is as it was: {one_line(str(error), 300)}") from error
         self.provenance = provenance
         places.send(where, whole=True)
 

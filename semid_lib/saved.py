@@ -13,15 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file
 
 from semid_lib import hub
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.sft_examples import TASKS
 from semid_lib.store import check_files, check_names
 from semid_lib.table import arrow_table
+from semid_lib.text import one_line
 from semid_lib.timeline import Timeline, TimelineConfig
-from semid_lib.weights import check_shapes
+from semid_lib.weights import check_shapes, load_weights
 
 FORMAT = 2
 ALWAYS = ("semantic_ids.npz", "items.parquet")
@@ -254,19 +254,17 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
         check_shapes(path, _shapes(config, ids))
-        weights = load_file(path, device=str(device))
+        weights = load_weights(path, device)
         # the file's own tensors, which are mapped, take the places of those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()
         for name, tensor in weights.items():
             if name in own and tensor.is_floating_point() != own[name].is_floating_point():
                 raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
-            if tensor.is_floating_point() and not tensor.sum(dtype=torch.float64).isfinite():
-                raise ValueError(f"{name} holds numbers that are not finite")
         weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
         model.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())  # torch writes several lines
+        why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {why}") from error
     return model.to(device)
 

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from semid_lib.atomic import fresh_file
 from semid_lib.base_models import MODELS, Estimate, estimate_cost, facts_of
 from semid_lib.sft_examples import ensure_chat_template, require_packages, tokenize
 from semid_lib.sft_trainer import Pools, answer_loss, answer_trainer, lengths_of, padded, progress_bar
@@ -126,7 +127,8 @@ def fine_tune(
         done = folder / stage / "final"
         if not (done / "stage.json").is_file():
             model, report = _train(model, tokenizer, data, tokens, config, stage, folder / stage, progress, callbacks)
-            (done / "stage.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+            with fresh_file(done / "stage.json") as partial:
+                partial.write_text(json.dumps(report) + "\n", encoding="utf-8")
         else:
             model = _finished(model, stage, done)
         report = json.loads((done / "stage.json").read_text(encoding="utf-8"))
@@ -407,4 +409,5 @@ def _begin(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         return
     for stage in ("rows", "lora", "full"):
         shutil.rmtree(folder / stage, ignore_errors=True)
-    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    with fresh_file(file) as partial:
+        partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")

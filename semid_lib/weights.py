@@ -90,6 +90,27 @@ def check_shapes(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> N
             raise ValueError(f"{path}: tensor {name!r} {held}, expected shape {shape} by the config")
 
 
+def load_weights(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
+    """The tensors of a safetensors file, mapped from it where the device allows.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file, or naming the first tensor with a number that is not finite.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{path}: tensor {name!r} holds numbers that are not finite")
+    return tensors
+
+
 def check_config(config, least: Mapping[str, float] = {}, below: Mapping[str, float] = {}) -> None:
     """Check types and ranges of a dataclass of integers, real numbers and tuples of integers.
 

@@ -1,6 +1,7 @@
 """The trained whole: ids in and out, the same answers from a folder, and clear words about a damaged one."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from semid_lib.base_models import small_model
 from semid_lib.embed import item_texts
@@ -16,6 +19,7 @@ from semid_lib.query_model import QueryModel, QueryModelConfig
 from semid_lib.recommender import Recommender
 from semid_lib.retrieval import BM25
 from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.store import sha256
 from semid_lib.timeline import Timeline
 from semid_lib.trie import PrefixTrie
 from semid_lib.vocabulary import extend_vocabulary
@@ -413,6 +417,104 @@ def test_a_file_of_the_searcher_is_checked_too(shop, searchable, language, light
         (folder / name).unlink()
         with pytest.raises(ValueError, match=f"{name} is missing"):
             Recommender.from_pretrained(folder)
+
+
+def sealed(folder):
+    """Compute the checksums of a changed folder again, so that only its content can give it away."""
+    config = json.loads((folder / "config.json").read_text())
+    config["sha256"] = {name: sha256(folder / name) for name in config["sha256"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def with_tensors(**change):
+    """Tensors of a file changed; without any, the first one left out."""
+
+    def apply(path):
+        tensors = load_file(path)
+        kept = tensors | change if change else dict(list(tensors.items())[1:])
+        save_file(kept, path, metadata=facts_of(path))
+
+    return apply
+
+
+def facts_of(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def with_facts(**change):
+    def apply(path):
+        facts = facts_of(path)
+        facts["config"] = json.dumps(json.loads(facts["config"]) | change)
+        save_file(load_file(path), path, metadata=facts)
+
+    return apply
+
+
+def with_json(**change):
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+LIGHT_FILES = [
+    ("query_model.safetensors", with_facts(n_buckets=10**12), "'words.weight' has shape"),
+    ("query_model.safetensors", with_facts(dim=2.5), "dim is 2.5"),
+    ("query_model.safetensors", with_facts(sizes=[4, 4]), "do not fit sizes|expected"),
+    ("query_model.safetensors", with_facts(more=1), "more"),
+    ("query_model.safetensors", with_facts(temperature=float("nan")), "temperature is nan"),
+    ("query_model.safetensors", with_tensors(log_temperature=torch.tensor(float("nan"))), "not finite"),
+    ("query_model.safetensors", lambda path: path.write_bytes(b"garbage"), "is not a file of a query model"),
+    ("item_vectors.safetensors", with_tensors(vectors=torch.ones(39, 8)), r"shape \(39, 8\), expected \(40, dim\)"),
+    ("item_vectors.safetensors", with_tensors(vectors=torch.full((40, 8), torch.inf)), "not finite"),
+    ("item_vectors.safetensors", with_tensors(vectors=torch.ones(40, 8, dtype=torch.int64)), "expected real numbers"),
+    ("item_vectors.safetensors", lambda path: save_file({"x": torch.ones(1)}, path), r"shape \(\), expected"),
+]
+LANGUAGE_FILES = [
+    ("llm/config.json", with_json(num_hidden_layers=10**9), "no language model that can be loaded"),
+    ("llm/config.json", with_json(num_hidden_layers=2, layer_types=None), "has 2 layers, the weights have 1"),
+    ("llm/config.json", with_json(hidden_size=32), "no language model that can be loaded"),
+    ("llm/config.json", with_json(model_type="abacus"), "no language model that can be loaded"),
+    ("llm/config.json", lambda path: path.write_text("["), "no language model that can be loaded"),
+    ("llm/tokenizer.json", lambda path: path.write_text("{}"), "no language model that can be loaded"),
+    ("llm/model.safetensors", lambda path: path.write_bytes(b"garbage"), "no language model that can be loaded"),
+    ("llm/model.safetensors", with_tensors(), "weights are missing"),
+    ("llm/semantic_id_tokens.json", with_json(tokens=[[10**6] * 4] * 3), "outside the vocabulary"),
+    ("llm/semantic_id_tokens.json", with_json(tokens=[["a"]]), "not a file of tokens"),
+    ("llm/semantic_id_tokens.json", with_json(tokens=None), "not a file of tokens"),
+    ("llm/semantic_id_tokens.json", with_json(end_token=2.5), "not a file of tokens"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), LIGHT_FILES)
+def test_a_sealed_light_model_that_does_not_fit_is_refused(shop, searchable, light, tmp_path, name, change, message):
+    Recommender(None, shop.ids, searchable, light).save_pretrained(tmp_path / "m")
+    change(tmp_path / "m" / name)
+    sealed(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / 'm' / name))}.*({message})"):
+        Recommender.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize(("name", "change", "message"), LANGUAGE_FILES)
+def test_a_sealed_language_model_that_does_not_fit_is_refused(
+    shop, searchable, language, tmp_path, name, change, message
+):
+    Recommender(None, shop.ids, searchable, language).save_pretrained(tmp_path / "m")
+    change(tmp_path / "m" / name)
+    sealed(tmp_path / "m")
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / 'm' / 'llm'))}.*{message}") as caught:
+        Recommender.from_pretrained(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", ["added_tokens.json", "adapter_config.json", "model.safetensors.index.json", "a.bin"])
+def test_what_another_model_left_is_neither_listed_nor_applied(shop, searchable, language, tmp_path, left):
+    recommender = Recommender(None, shop.ids, searchable, language)
+    recommender.save_pretrained(tmp_path / "clean")
+    (tmp_path / "stale" / "llm" / "old").mkdir(parents=True)
+    (tmp_path / "stale" / "llm" / left).write_text('{"red": 3}')
+    recommender.save_pretrained(tmp_path / "stale")
+    clean, stale = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                    for f in (tmp_path / "clean", tmp_path / "stale"))  # fmt: skip
+    assert clean == stale
 
 
 def test_the_encoder_is_kept_by_name(shop, searchable, light, tmp_path):

@@ -76,8 +76,11 @@ WEIGHTS = {
     "a table transposed": (changed(vectors=lambda x: np.ascontiguousarray(x.T)), "'vectors' has shape (8, 40)"),
     "a table as one number": (changed(vectors=lambda x: np.array(1, np.float32)), "'vectors' has shape ()"),
     "fewer items": (changed(ids=lambda x: x[1:]), "'ids' has shape (39, 3)"),
-    "not a number": (changed(vectors=lambda x: np.full_like(x, np.nan)), "vectors holds numbers that are not finite"),
-    "infinite": (changed(start=lambda x: np.full_like(x, np.inf)), "start holds numbers that are not finite"),
+    "not a number": (
+        changed(vectors=lambda x: np.full_like(x, np.nan)),
+        "tensor 'vectors' holds numbers that are not finite",
+    ),
+    "infinite": (changed(start=lambda x: np.full_like(x, np.inf)), "tensor 'start' holds numbers that are not finite"),
     "integers": (changed(vectors=lambda x: x.astype(np.int64)), "vectors is torch.int64, expected torch.float32"),
     "ids as real numbers": (changed(ids=lambda x: x.astype(np.float32)), "ids is torch.float32, expected torch.int64"),
     "a missing tensor": (lambda weights: {name: weights[name] for name in weights if name != "start"}, "start"),
