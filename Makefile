@@ -13,6 +13,11 @@ SHELL := /bin/bash
 
 DATA ?= demo
 SCALE ?= laptop
+# what a user names reaches commands through the environment alone, as it is: make expands no $ in it, and no shell reads it
+override DATA := $(value DATA)
+override SEMID_ARTEFACTS := $(value SEMID_ARTEFACTS)
+export DATA SCALE SEMID_ARTEFACTS
+ON := --data "$$DATA" --scale "$$SCALE"
 
 # --- the environment ---------------------------------------------------------------------------------------------
 
@@ -44,18 +49,10 @@ $(VENV)/%/installed: constraints-%.txt | $(INSTALLED)
 # --- the chapters ------------------------------------------------------------------------------------------------
 
 CHAPTERS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.py))))
-DATA_NAME := $(if $(filter demo,$(DATA)),demo,$(notdir $(abspath $(DATA))))
-DATA_PATH := $(if $(filter demo s3://%,$(DATA)),$(DATA),$(abspath $(DATA)))
-DATA_FILES := $(if $(filter demo,$(DATA)),,$(wildcard $(addprefix $(DATA)/,*.gz *.jsonl *.tsv *.csv $(foreach kind,parquet arrow,*.$(kind) items.$(kind)/*.$(kind)))))
-# of artefacts in an object store, the copy on this machine (semid_lib/places.py)
-COPIES := $(or $(SEMID_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/semid-lib)/places
-ARTEFACTS := $(or $(patsubst s3://%,$(COPIES)/s3/%,$(patsubst %/,%,$(SEMID_ARTEFACTS))),artefacts)
-RUN_FOLDER := $(ARTEFACTS)/$(DATA_NAME)/$(SCALE)/executed
-EXECUTED := $(CHAPTERS:%=$(RUN_FOLDER)/%.ipynb)
 # the longest first, and what they need: so that in the end there is no waiting for one of them
-LONGEST := $(RUN_FOLDER)/07_next_item.ipynb $(RUN_FOLDER)/05_llm_sft.ipynb
-IN_TURN := $(foreach one,$(LONGEST),$(filter $(one),$(EXECUTED))) $(filter-out $(LONGEST),$(EXECUTED))
-LIBRARY := $(wildcard semid_lib/*.py)
+LONGEST := $(filter 07_next_item 05_llm_sft,$(CHAPTERS))
+LONGEST := $(filter 07_%,$(LONGEST)) $(filter 05_%,$(LONGEST))
+IN_TURN := $(LONGEST) $(filter-out $(LONGEST),$(CHAPTERS))
 
 # chapters that run at once: at full one has the accelerator for itself, else two where there are two cores
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
@@ -64,35 +61,36 @@ JOBS ?= $(if $(filter full,$(SCALE)),1,$(if $(filter 1,$(CORES)),1,2))
 ALONE := $(or $(OMP_NUM_THREADS),$(CORES))
 ifneq ($(JOBS),1)
 run book sweep: export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
-$(firstword $(EXECUTED)): export OMP_NUM_THREADS := $(ALONE)
+$(firstword $(CHAPTERS)): export OMP_NUM_THREADS := $(ALONE)
 endif
 
-# what each chapter needs to have been run before it
-needs = $(patsubst %,$(RUN_FOLDER)/%.ipynb,$(shell sed -n 's/^$(1)://p' notebooks/needs.txt))
-$(foreach chapter,$(CHAPTERS),$(eval $(RUN_FOLDER)/$(chapter).ipynb: $(call needs,$(chapter))))
+# A chapter is a target without a file: `semid_lib.chapters` knows from digests whether it is up to date, and where its
+# artefacts are. FORCED chapters run in any case.
+CHAPTER := $(BIN)/python -m semid_lib.chapters
+needs = $(shell sed -n 's/^$(1)://p' notebooks/needs.txt)
+$(foreach chapter,$(CHAPTERS),$(eval $(chapter): $(call needs,$(chapter))))
+.PHONY: $(CHAPTERS)
+$(CHAPTERS): | $(INSTALLED)
+	@$(CHAPTER) run $@ $(ON) $(if $(filter $@,$(FORCED)),,--if-stale) $(if $(filter 1,$(JOBS)),--progress)
 
 # the models of chapter 07 are trained side by side, and beside other chapters; it finds them (semid_lib/next_item.py)
 ifneq ($(JOBS),1)
-HISTORIES := $(if $(filter demo,$(DATA)),demo,$(wildcard $(DATA)/sequences.*))
-TRAINED := $(if $(HISTORIES),$(foreach model,timeline tiger sasrec,$(RUN_FOLDER)/07_next_item.$(model)))
-$(RUN_FOLDER)/07_next_item.ipynb: $(TRAINED)
-$(TRAINED): $(call needs,07_next_item) $(LIBRARY) | $(INSTALLED)
-	@$(BIN)/python -m semid_lib.next_item $(subst .,,$(suffix $@)) --data "$(DATA_PATH)" --scale $(SCALE) 2> $@.log \
-		|| { cat $@.log >&2; exit 1; }
-	@touch $@
+TRAINED := $(foreach model,timeline tiger sasrec,train-$(model))
+.PHONY: $(TRAINED)
+07_next_item: $(TRAINED)
+$(TRAINED): train-%: $(call needs,07_next_item) | $(INSTALLED)
+	@$(CHAPTER) train 07_next_item $* $(ON)
 # where that chapter is wanted, those that nothing waits for do not take its turn
-ifneq ($(filter %/07_next_item.ipynb,$(WANTED)),)
-$(filter-out $(LONGEST) $(foreach chapter,$(CHAPTERS),$(call needs,$(chapter))),$(EXECUTED)): | $(TRAINED)
+ifneq ($(filter 07_next_item,$(WANTED)),)
+$(filter-out $(LONGEST) $(foreach chapter,$(CHAPTERS),$(call needs,$(chapter))),$(CHAPTERS)): | $(TRAINED)
 endif
 endif
 
-CHAPTER := $(BIN)/python -m semid_lib.chapters
-$(RUN_FOLDER)/%.ipynb: notebooks/%.py $(LIBRARY) $(DATA_FILES) | $(INSTALLED)
-	@$(CHAPTER) run $* --data "$(DATA_PATH)" --scale $(SCALE) $(if $(filter 1,$(JOBS)),--progress)
-
-# makes $(1), goes on with what does not need a chapter that failed, and says in the end how all of them stand
-chapters = $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going JOBS=$(JOBS) ALONE=$(ALONE) WANTED="$(1)" wanted; made=$$?; \
-	$(CHAPTER) summary --data "$(DATA_PATH)" --scale $(SCALE); exit $$made
+# makes what is out of date of $(1), goes on with what does not need a chapter that failed, and prints a table of all
+chapters = wanted="$(FORCED) $$($(CHAPTER) stale $(1) $(ON))" || exit 1; made=0; \
+	test "$$wanted" = " " || $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going JOBS=$(JOBS) ALONE=$(ALONE) \
+		WANTED="$$wanted" FORCED="$(FORCED)" wanted || made=$$?; \
+	$(CHAPTER) summary $(ON); exit $$made
 
 .PHONY: wanted
 wanted: $(WANTED)
@@ -128,22 +126,18 @@ test: $(INSTALLED) $(VENV)/dvc/installed ## unit tests, doctests, and every chap
 		$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(TEST_FOLDER)/notebooks/$$chapter.ipynb notebooks/$$chapter.py && \
 		$(BIN)/papermill --prepare-only --parameters_raw SCALE smoke $(TEST_FOLDER)/notebooks/$$chapter.ipynb $(TEST_FOLDER)/notebooks/$$chapter.ipynb \
 		|| exit 1; done
-	SEMID_ARTEFACTS=$(abspath $(TEST_FOLDER)) $(BIN)/python -m pytest --override-ini=addopts= --nbmake --nbmake-timeout=600 $(TEST_FOLDER)/notebooks
+	SEMID_ARTEFACTS="$(CURDIR)/$(TEST_FOLDER)" $(BIN)/python -m pytest --override-ini=addopts= --nbmake --nbmake-timeout=600 $(TEST_FOLDER)/notebooks
 
+run: FORCED := $(NOTEBOOK)
 run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs, or whatever is out of date
-ifdef NOTEBOOK
-	@test -f notebooks/$(NOTEBOOK).py || { echo "no chapter $(NOTEBOOK); there are: $(CHAPTERS)" >&2; exit 1; }
-	@rm -f $(RUN_FOLDER)/$(NOTEBOOK).ipynb
-	@$(call chapters,$(RUN_FOLDER)/$(NOTEBOOK).ipynb)
-else
-	@$(call chapters,$(IN_TURN))
-endif
-	@echo "executed chapters, and a log of each, are in $(RUN_FOLDER)"
+	@test -z "$(NOTEBOOK)" || test -f notebooks/$(NOTEBOOK).py || { echo "no chapter $(NOTEBOOK); there are: $(CHAPTERS)" >&2; exit 1; }
+	@$(call chapters,$(or $(NOTEBOOK),$(IN_TURN)))
+	@echo "executed chapters, and a log of each, are in $$($(CHAPTER) folder $(ON))/executed"
 
 sweep: | $(INSTALLED) ## run a chapter at each point of a grid: NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'
 	@test -n "$(NOTEBOOK)" && test -n "$(SWEEP)" || { echo "name NOTEBOOK=... and SWEEP='KEY=VALUE,VALUE ...'" >&2; exit 1; }
-	@$(foreach needed,$(call needs,$(NOTEBOOK)),$(MAKE) --no-print-directory --jobs $(JOBS) $(needed) && ) \
-	$(BIN)/python -m semid_lib.sweep $(NOTEBOOK) $(SWEEP) --data "$(DATA_PATH)" --scale $(SCALE) --jobs $(JOBS)
+	@$(MAKE) --no-print-directory --jobs $(JOBS) WANTED="$(call needs,$(NOTEBOOK))" wanted
+	@$(BIN)/python -m semid_lib.sweep $(NOTEBOOK) $(SWEEP) $(ON) --jobs $(JOBS)
 
 pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); then .venv/dvc/bin/dvc metrics show, push, pull
 	$(VENV)/dvc/bin/dvc repro
@@ -155,8 +149,7 @@ ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (POR
 
 book: | $(INSTALLED) ## run what is out of date and build the book
 	@$(call chapters,$(IN_TURN))
-	rm -rf book/chapters
-	$(BIN)/python book/pages.py $(EXECUTED)
+	folder="$$($(CHAPTER) folder $(ON))" && $(BIN)/python book/pages.py $(CHAPTERS:%="$$folder"/executed/%.ipynb)
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"
 
@@ -171,19 +164,20 @@ check-links: $(INSTALLED) ## that the links of the book to elsewhere still lead 
 
 lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is saved in notebooks/*.py
 	$(BIN)/jupytext --quiet --set-kernel python3 --sync notebooks/*.py
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	@# the pairing is read from pyproject.toml, so the server's root is here
+	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
-	$(BIN)/python -m semid_lib.report publish $(DATA_NAME) $(SCALE)
+	$(BIN)/python -m semid_lib.report publish "$$DATA" "$$SCALE"
 
-bench: $(RUN_FOLDER)/08_modal_deployment.ipynb ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$(DATA_PATH)"
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py --data "$(DATA_PATH)" --scale $(SCALE)
+bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$$DATA"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py --data "$(DATA_PATH)" --scale $(SCALE)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py --data "$(DATA_PATH)" --scale $(SCALE)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model $(dir $(RUN_FOLDER))recommender --name $(DATA_NAME)
-	$(BIN)/python tests/bench/serving.py --model $(dir $(RUN_FOLDER))service --name $(DATA_NAME)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py $(ON)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py $(ON)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model "$$($(CHAPTER) folder $(ON))/recommender" --data "$$DATA"
+	$(BIN)/python tests/bench/serving.py --model "$$($(CHAPTER) folder $(ON))/service" --data "$$DATA"
 
 # the tag is read by the shell alone: a name that somebody chose must not be expanded by make
 RELEASE := artefacts/release

@@ -2,32 +2,44 @@
 
     python -m semid_lib.chapters run 07_next_item --data demo --scale laptop -p SEED 1
     python -m semid_lib.chapters summary --data demo --scale laptop
+    python -m semid_lib.chapters folder --data path/to/shop     where its artefacts go
 
-In `artefacts/<data>/<scale>/executed/` stand for each chapter `<chapter>.ipynb`, only when all of it ran; else
+`artefacts/<data>/<scale>/executed/` holds for each chapter `<chapter>.ipynb`, only if all of it ran; else
 `<chapter>.failed.ipynb`, as far as it came; `<chapter>.log`, everything that its cells printed and, at the end, the
 error; `<chapter>.json`, the facts of its last run. The rows' values alone are in `metrics/<chapter>.json` next to it,
-for `dvc metrics`. Exit codes: 0 it ran, 1 it failed or cannot be run, 130 it was stopped.
+for `dvc metrics`. A run that fails leaves no rows. Exit codes: 0 it ran, 1 it failed or cannot be run, 130 it was
+stopped.
+
+A chapter is up to date if it is made from the same as its last run: `made_from` lists digests of its source, the
+library, the data, its parameters and the chapters that it needs. Times of files do not count. The same chapter of the
+same data and scale runs once at a time; a second run is refused.
 """
 
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from semid_lib import places, store, tracking
 from semid_lib import scale as scales
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+_LIBRARY = Path(__file__).resolve().parent
 
 
 def names(notebooks: Path = NOTEBOOKS) -> list[str]:
@@ -65,17 +77,8 @@ def before(name: str, notebooks: Path = NOTEBOOKS) -> list[str]:
 
 
 def folder_of(data: str, scale: str, root: str | Path | None = None) -> Path:
-    """Where a run's executed chapters stand. data: "demo" or the folder of a data set."""
-    return places.local(root or store.default_root()).resolve() / data_name(data) / scale / "executed"
-
-
-def data_name(data: str) -> str:
-    """The data set's name, as `data.load` gives it.
-
-    >>> data_name("demo"), data_name("somewhere/beauty/")
-    ('demo', 'beauty')
-    """
-    return data if data == "demo" else Path(data).resolve().name
+    """Where a run's executed chapters are. data: "demo" or the folder of a data set."""
+    return store.open_store(data, scale, root).path("executed").resolve()
 
 
 def parameters_of(source: Path) -> dict[str, Any]:
@@ -105,50 +108,75 @@ def run(
     address such as "s3://bucket/runs" everything in the folder of the data and scale is sent when it has ended. group:
     a name for runs that belong together. progress: show a bar over the cells.
 
-    `facts["state"]` is "executed" or "failed"; a failed run has an `error`, one line. Raises ValueError if the run
-    cannot begin: an unknown chapter, scale or parameter, or no data.
+    `facts["state"]` is "executed" or "failed"; a failed run has an `error`, one line, and leaves no rows, not those of
+    an earlier run either. Raises ValueError if the run cannot begin: an unknown chapter, scale or parameter, no data,
+    or another process that runs the same.
     """
     asked = check(source, data, scale, parameters or {})
     root = root or os.environ.get("SEMID_ARTEFACTS") or store.default_root()
-    folder = folder_of(data, scale, root)
-    artefacts = str(root if places.is_remote(root) else folder.parent.parent.parent)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = source.stem
-    rows_file = folder.parent / "rows" / f"{name}.json"
-    rows_before = rows_file.stat().st_mtime_ns if rows_file.exists() else None
-    facts: dict[str, Any] = {
-        "chapter": name,
-        "state": "failed",
-        "data": data_name(data),
-        "scale": scale,
-        "group": group,
-        "parameters": parameters_of(source) | asked,
-        "threads": os.environ.get("OMP_NUM_THREADS", ""),
-        **store.commit(),
-    }
-    clock = store.Clock()
-    running = folder / f"{name}.running.ipynb"
+    shelf = store.open_store(data, scale, root)
+    folder = shelf.path("executed").resolve()
+    with _alone(folder, source.stem):
+        facts = {
+            "chapter": source.stem,
+            "state": "failed",
+            "data": shelf.data,
+            "scale": scale,
+            "group": group,
+            "parameters": parameters_of(source) | asked,
+            "threads": os.environ.get("OMP_NUM_THREADS", ""),
+            "made_from": made_from(source, shelf, parameters),
+            **store.commit(),
+        }
+        artefacts = str(root if places.is_remote(root) else folder.parent.parent.parent)
+        return _run(source, shelf, facts, asked, artefacts, progress)
+
+
+def _run(
+    source: Path, shelf: store.Store, facts: dict[str, Any], asked: dict[str, Any], artefacts: str, progress: bool
+) -> dict[str, Any]:
+    """`run`, when nothing else runs this chapter."""
+    name, folder = source.stem, shelf.path("executed").resolve()
+    rows_file, run = folder.parent / "rows" / f"{name}.json", uuid.uuid4().hex
+    for old in (rows_file, folder.parent / "metrics" / f"{name}.json", folder / f"{name}.json"):
+        old.unlink(missing_ok=True)
+        shelf.send(old.relative_to(folder.parent).as_posix())
+    clock, running = store.Clock(), folder / f"{name}.running.ipynb"
+    told = json.dumps({"chapter": name, "id": run, "seed": facts["parameters"].get("SEED")})
+    waiting = store.pending_rows(rows_file, run)
     try:
-        with _logged(folder / f"{name}.log"), _environment("SEMID_ARTEFACTS", artefacts):
+        with _logged(folder / f"{name}.log"), _environment({"SEMID_ARTEFACTS": artefacts, store.RUN: told}):
             facts |= _execute(source, running, asked, progress)
+        rows = json.loads(waiting.read_text(encoding="utf-8")) if waiting.is_file() else []
     finally:
+        waiting.unlink(missing_ok=True)
         # whatever ended it, a keyboard too, there is no notebook that looks executed and is not
         notebook = folder / f"{name}{'' if facts['state'] == 'executed' else '.failed'}.ipynb"
         if running.exists():
             running.replace(notebook)
-    facts |= {"seconds": round(clock.seconds, 1), "ended": round(time.time())}
-    rows = _rows(rows_file, rows_before, facts["state"])
+    facts |= {"seconds": round(clock.seconds, 1), "ended": round(time.time()), "wrote": _written(shelf, name)}
     origin = rows[0] if rows else {}
-    facts |= {"rows": len(rows)} | {name: origin.get(name, "") for name in ("hardware", "fingerprint")}
+    facts |= {"rows": len(rows)} | {key: origin.get(key, "") for key in ("hardware", "fingerprint")}
     if facts["state"] == "executed":
         (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)
-        _write(folder.parent / "metrics" / f"{name}.json", {row["key"]: row["value"] for row in rows})
-    _write(folder / f"{name}.json", facts)
+        store.write_json(folder.parent / "metrics" / f"{name}.json", {row["key"]: row["value"] for row in rows})
+        store.write_json(rows_file, rows)
+    store.write_json(folder / f"{name}.json", facts)
     kept = [notebook, folder / f"{name}.log", rows_file]
     tracking.log_run(facts, rows, [file for file in kept if file.is_file()])
-    if places.is_remote(root):
-        places.send(f"{root.rstrip('/')}/{data_name(data)}/{scale}")
+    shelf.send()
     return facts
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a chapter's run; the lock of a process that has ended holds nothing up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / f".{name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process runs it now, into {folder}: wait until it ends, or stop it") from None
 
 
 def check(source: Path, data: str, scale: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,22 +246,6 @@ def _first_line(code: str) -> str:
     return lines[0][:60] if lines else ""
 
 
-def _rows(file: Path, mtime_before: int | None, state: str) -> list[dict[str, Any]]:
-    """The rows that this run recorded. A chapter that ran and recorded none leaves none of an earlier run."""
-    if file.exists() and file.stat().st_mtime_ns != mtime_before:
-        return json.loads(file.read_text(encoding="utf-8"))
-    if state == "executed":
-        _write(file, [])
-    return []
-
-
-def _write(path: Path, content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 @contextlib.contextmanager
 def _logged(file: Path) -> Iterator[None]:
     """What papermill says, with the output of the cells, goes to this file and nowhere else."""
@@ -260,16 +272,104 @@ def _log(message: str, *words, exc_info: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+# --- what is up to date ---
+
+
+def made_from(source: Path, shelf: store.Store, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a chapter is made from: digests of its source, the library and the data, its parameters, what it needs.
+
+    parameters: other than the defaults in the source, which its digest covers. Of the demo shop, the library is the
+    data. `needs` has, of each chapter that must have run before, a digest of what it was made from and of what it
+    wrote; None if it has not run.
+    """
+    files = sorted(_LIBRARY.glob("*.py"))
+    library = hashlib.sha256("".join(f"{file.name} {store.sha256(file)}\n" for file in files).encode())
+    folder = shelf.path("executed")
+    return {
+        "source": store.sha256(source),
+        "library": library.hexdigest(),
+        "data": shelf.fingerprint or shelf.data,
+        "parameters": json.loads(json.dumps(dict(parameters or {}))),
+        "needs": {each: _digest_of_run(facts_of(each, folder)) for each in needs(source.parent)[source.stem]},
+    }
+
+
+def _digest_of_run(facts: Mapping[str, Any]) -> str | None:
+    if facts.get("state") != "executed":
+        return None
+    known = json.dumps([facts.get("made_from"), facts.get("wrote")], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def _written(shelf: store.Store, name: str) -> dict[str, str]:
+    """The artefacts and models in a run's folder that a chapter has written, with a digest of each."""
+    keys = [path.stem for path in shelf.folder.glob("*.safetensors")]
+    keys += [path.parent.name for path in shelf.folder.glob("*/config.json")]
+    found = {key: shelf.origin_of(key) for key in sorted(set(keys))}
+    return {key: origin["digest"] for key, origin in found.items() if origin.get("chapter") == name}
+
+
+def is_up_to_date(source: Path, shelf: store.Store, parameters: Mapping[str, Any] | None = None) -> bool:
+    """Whether the last run of a chapter was made from what is there now, and all that it wrote is still there."""
+    name, folder = source.stem, shelf.path("executed")
+    facts = facts_of(name, folder)
+    outputs = (folder / f"{name}.ipynb", folder.parent / "rows" / f"{name}.json")
+    return (
+        facts.get("state") == "executed"
+        and all(file.is_file() for file in outputs)
+        and facts.get("made_from") == made_from(source, shelf, parameters)
+        and all(shelf.origin_of(key).get("digest") == digest for key, digest in facts["wrote"].items())
+    )
+
+
+def stale(data: str, scale: str, wanted: Sequence[str] = (), notebooks: Path = NOTEBOOKS) -> list[str]:
+    """The chapters that are not up to date, in the order in which they are wanted; of all chapters by default."""
+    shelf = store.open_store(data, scale)
+    return [name for name in wanted or names(notebooks) if state(name, shelf, notebooks) != "executed"]
+
+
+def train(source: Path, model: str, data: str = "demo", scale: str = "laptop") -> int:
+    """Train a model of a chapter beforehand, beside other chapters; the exit code of `semid_lib.next_item`.
+
+    Nothing is done if the chapter is up to date, or the data have no histories. What training prints on stderr is in
+    `executed/<chapter>.<model>.log`, and its time in the summary.
+    """
+    from semid_lib import folder
+
+    shelf = store.open_store(data, scale)
+    has_histories = data == "demo" or folder.has_histories(places.fetch(data))
+    if not has_histories or is_up_to_date(source, shelf):
+        return 0
+    clock, log = store.Clock(), shelf.path("executed") / f"{source.stem}.{model}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "semid_lib.next_item", model, "--data", data, "--scale", scale]
+    with open(log, "w", encoding="utf-8") as stream:
+        status = subprocess.run(words, stderr=stream, check=False).returncode
+    if status:
+        print(log.read_text(encoding="utf-8"), file=sys.stderr)
+    facts = {"seconds": round(clock.seconds, 1), "made_from": made_from(source, shelf)}
+    store.write_json(log.with_suffix(".json"), facts)
+    return status
+
+
+def _trainings(name: str, folder: Path) -> dict[str, float]:
+    """Minutes of the models that were trained beforehand for the last run of a chapter."""
+    files = sorted(folder.glob(f"{name}.*.json"))
+    facts = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    now = facts_of(name, folder).get("made_from")
+    return {stem: each["seconds"] / 60 for stem, each in facts.items() if each["made_from"] == now}
 
 
 # --- the table ---
@@ -281,47 +381,40 @@ def facts_of(name: str, folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def state(name: str, data: str, folder: Path, notebooks: Path = NOTEBOOKS) -> str:
-    """How a chapter stands: "executed", "out of date", "failed", "unfinished" or "not run".
+def state(name: str, shelf: store.Store, notebooks: Path = NOTEBOOKS) -> str:
+    """How a chapter is: "executed", "out of date", "failed", "unfinished" or "not run".
 
-    Out of date is what make would run again: the source, the library, the data or a chapter before is younger.
+    Out of date is what make would run again: the source, the library, the data, a parameter or a chapter before has
+    changed since.
     """
-    if (folder / f"{name}.running.ipynb").exists():
-        return "unfinished"  # running now, or killed
-    executed = folder / f"{name}.ipynb"
+    folder = shelf.path("executed")
     facts = facts_of(name, folder)
-    if facts.get("state") == "failed":
-        return "failed"
-    if not executed.exists():
+    if (folder / f"{name}.running.ipynb").exists() or (not facts and (folder / f"{name}.failed.ipynb").exists()):
+        return "unfinished"  # running now, stopped or killed
+    if not facts:
         return "not run"
-    earlier = [folder / f"{each}.ipynb" for each in needs(notebooks)[name]]
-    return "executed" if is_younger(executed, [*inputs(notebooks / f"{name}.py", data), *earlier]) else "out of date"
-
-
-def inputs(source: Path, data: str) -> list[Path]:
-    """The files that a chapter is made from: its source, the library and the data."""
-    from semid_lib import folder
-
-    files = [source, *(source.parent.parent / "semid_lib").glob("*.py")]
-    return files if data == "demo" else files + folder.files_of(places.local(data))
-
-
-def is_younger(file: Path, than: Iterable[Path]) -> bool:
-    """Whether a file was written after all others, which must be there."""
-    written = file.stat().st_mtime_ns
-    return all(one.exists() and one.stat().st_mtime_ns <= written for one in than)
+    if facts["state"] == "failed":
+        return "failed"
+    is_fresh = is_up_to_date(notebooks / f"{name}.py", shelf)
+    is_fresh = is_fresh and all(state(each, shelf, notebooks) == "executed" for each in needs(notebooks)[name])
+    return "executed" if is_fresh else "out of date"
 
 
 def summary(
     data: str = "demo", scale: str = "laptop", root: str | Path | None = None, notebooks: Path = NOTEBOOKS
 ) -> str:
     """All chapters of a run as a table, with the longest chain of chapters that wait for each other."""
-    folder = folder_of(data, scale, root)
+    shelf, wanted = store.open_store(data, scale, root), needs(notebooks)
+    folder = shelf.path("executed")
     minutes: dict[str, float] = {}
     lines = [["chapter", "state", "minutes", "slowest cell", "rows", "commit", "ended"]]
     for name in names(notebooks):
         facts = facts_of(name, folder)
-        line = [name, state(name, data, folder, notebooks)]
+        for training, spent in _trainings(name, folder).items():
+            lines.append([f"  {training.removeprefix(name)[1:]}", "trained", f"{spent:.1f}", "", "", "", ""])
+            minutes[training], wanted[training] = spent, wanted[name]
+            wanted = wanted | {name: [*wanted[name], training]}
+        line = [name, state(name, shelf, notebooks)]
         if facts:
             minutes[name] = facts["seconds"] / 60
             slow = facts["slowest"]
@@ -336,15 +429,17 @@ def summary(
         lines.append(line + [""] * (len(lines[0]) - len(line)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    chain = critical_path(minutes, needs(notebooks))
+    chain = critical_path(minutes, wanted)
     if chain:
         longest, total = sum(minutes[name] for name in chain), sum(minutes.values())
         table.append(f"critical path: {' -> '.join(chain)}, {longest:.1f} of {total:.1f} minutes")
-    return "\n".join([f"{data_name(data)}, {scale}", *table])
+    return "\n".join([f"{shelf.data}, {scale}", *table])
 
 
 def critical_path(minutes: Mapping[str, float], wanted: Mapping[str, Sequence[str]]) -> list[str]:
     """The chain of chapters, each needing the one before, that takes longest: no number of cores is faster.
+
+    minutes: each chapter after those that it needs.
 
     >>> critical_path({"a": 1.0, "b": 5.0, "c": 2.0}, {"a": [], "b": ["a"], "c": ["a"]})
     ['a', 'b']
@@ -354,7 +449,7 @@ def critical_path(minutes: Mapping[str, float], wanted: Mapping[str, Sequence[st
     def length(chain: list[str]) -> float:
         return sum(minutes[name] for name in chain)
 
-    for name in sorted(minutes):  # a chapter needs only chapters before it
+    for name in minutes:
         before_it = [chains[each] for each in wanted.get(name, ()) if each in chains]
         chains[name] = [*max(before_it, key=length, default=[]), name]
     return max(chains.values(), key=length, default=[])
@@ -375,8 +470,7 @@ def value(text: str) -> Any:
         return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m semid_lib.chapters", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -384,39 +478,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     runner = commands.add_parser("run", help="run one chapter")
     runner.add_argument("name", metavar="NAME", help="such as 07_next_item")
-    for command in (runner, commands.add_parser("summary", help="how all chapters stand")):
+    trainer = commands.add_parser("train", help="train a model of a chapter that is out of date")
+    trainer.add_argument("name", metavar="NAME")
+    trainer.add_argument("model", metavar="MODEL", help="timeline, tiger or sasrec")
+    asker = commands.add_parser("stale", help="list the chapters that are not up to date")
+    asker.add_argument("wanted", nargs="*", metavar="NAME", help="of these, in this order; default: of all")
+    others = [commands.add_parser(name, help=text) for name, text in _OTHERS.items()]
+    for command in (runner, trainer, asker, *others):
         command.add_argument("--data", default="demo", metavar="FOLDER", help="demo, or the folder of a data set")
         command.add_argument("--scale", default="laptop", help=", ".join(scales.NAMES))
     runner.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
+    runner.add_argument("--if-stale", action="store_true", help="only if it is not up to date")
+    runner.add_argument("--params", type=Path, metavar="FILE", help="of DVC, with data, name and scale")
     runner.add_argument("--artefacts", metavar="FOLDER", help="where the artefacts of this run go")
     runner.add_argument("--group", default="", help="a name for runs that belong together, a tag in MLflow")
     runner.add_argument("--progress", action="store_true", help="a bar over the cells, on a terminal")
-    options = parser.parse_args(arguments)
-    if options.command == "summary":
-        print(summary(options.data, options.scale, notebooks=options.notebooks.resolve()))
-        return 0
+    return parser
+
+
+_OTHERS = {"summary": "how all chapters are", "folder": "where the artefacts go"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    notebooks, what = options.notebooks.resolve(), (options.data, options.scale)
+    try:
+        match options.command:
+            case "run":
+                return _run_command(options, notebooks)
+            case "train":
+                return train(notebooks / f"{options.name}.py", options.model, *what)
+            case "stale":
+                print(*stale(*what, options.wanted, notebooks))
+            case "summary":
+                print(summary(*what, notebooks=notebooks))
+            case "folder":
+                print(folder_of(*what).parent)
+    except (ValueError, ConnectionError) as error:
+        print(f"{getattr(options, 'name', options.command)}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run_command(options: argparse.Namespace, notebooks: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is ended, too
-    source = options.notebooks.resolve() / f"{options.name}.py"
+    source = notebooks / f"{options.name}.py"
+    data, scale = _of_dvc(options.params) if options.params else (options.data, options.scale)
     parameters = {key: value(text) for key, text in options.parameter}
-    print(f"{options.name}: started on {data_name(options.data)}, {options.scale}", flush=True)
+    if options.if_stale and is_up_to_date(source, store.open_store(data, scale, options.artefacts), parameters):
+        return 0
+    print(f"{options.name}: started on {store.data_name(data)}, {scale}", flush=True)
     try:
         facts = run(
-            source, options.data, options.scale, parameters, options.artefacts, options.group,
+            source, data, scale, parameters, options.artefacts, options.group,
             progress=options.progress and sys.stderr.isatty(),
         )  # fmt: skip
-    except ValueError as error:
-        print(f"{options.name}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"{options.name}: stopped", file=sys.stderr)
         return 130
     if facts["state"] == "executed":
         print(f"{options.name}: ran in {facts['seconds'] / 60:.1f} minutes", flush=True)
         return 0
-    log = folder_of(options.data, options.scale, options.artefacts) / f"{options.name}.log"
+    log = folder_of(data, scale, options.artefacts) / f"{options.name}.log"
     where = f"{facts['cell']}: {facts['error']}"
-    print(f"{options.name}: failed after {facts['seconds'] / 60:.1f} minutes in {where}; log: {log}", file=sys.stderr)
+    print(
+        f"{options.name}: failed after {facts['seconds'] / 60:.1f} minutes in {where}; it leaves no rows; log: {log}",
+        file=sys.stderr,
+    )
     return 1
+
+
+def _of_dvc(params: Path) -> tuple[str, str]:
+    """Data and scale of DVC's params.yaml. Raises ValueError if its name is not that of the data's artefacts."""
+    import yaml
+
+    asked = yaml.safe_load(params.read_text(encoding="utf-8"))
+    name = store.open_store(asked["data"], asked["scale"]).folder.parent.name
+    if asked["name"] != name:
+        raise ValueError(f"{params} has the name {asked['name']!r}, expected {name!r} for these data: change it there")
+    return asked["data"], asked["scale"]
 
 
 if __name__ == "__main__":

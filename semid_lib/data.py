@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from semid_lib import folder, places
+from semid_lib import folder, places, store
 from semid_lib.item_ids import ItemIds
 from semid_lib.text import shown
 
@@ -163,7 +163,7 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
     is allowed and counted). A flat list of strings in `categories` is taken as one path, text as a JSON or Python list
     or as one path with `>`. CSV has no types: its fields stay text, except `item_id`, which is an integer if all are.
     Histories are in `sequences.tsv` and `timestamps.tsv`, or in `sequences.jsonl`. A folder that is called demo is
-    "./demo".
+    "./demo"; its data set is named "demo_folder".
 
     Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected; ConnectionError where
     `places.fetch` does.
@@ -179,7 +179,7 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
     """
     if data != "demo":
         path = places.fetch(data)
-        return _load(path, path.resolve().name, columns)
+        return _load(path, store.data_name(path), columns)
     from semid_lib import synthetic
 
     with tempfile.TemporaryDirectory() as path:

@@ -67,12 +67,46 @@ def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Con
     files = _data_files(Path(folder))
     items = _items(files["items"], columns)
     ids = ItemIds(items[["item_id"]])
-    histories = _histories(files, ids) if any(kind.startswith("sequences") for kind in files) else None
+    histories = _histories(files, ids) if _has_histories(files) else None
     queries = _queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
+    return Contents(items, histories, queries, _fingerprint(files))
+
+
+def fingerprint(folder: str | Path) -> str:
+    """The fingerprint of a data set, as `read_folder` returns it, without reading records.
+
+    Raises ValueError if the folder holds no data set.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}])
+    ...     fingerprint(folder) == read_folder(folder).fingerprint
+    True
+    """
+    return _fingerprint(_data_files(Path(folder)))
+
+
+def has_histories(folder: str | Path) -> bool:
+    """Whether a data set has histories, without reading them. Raises ValueError if the folder holds no data set.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}])
+    ...     has_histories(folder)
+    False
+    """
+    return _has_histories(_data_files(Path(folder)))
+
+
+def _has_histories(files: dict[str, Path]) -> bool:
+    return any(kind.startswith("sequences") for kind in files)
+
+
+def _fingerprint(files: dict[str, Path]) -> str:
     digest = hashlib.sha256()
     for file in files.values():
         _add_to(digest, file)
-    return Contents(items, histories, queries, digest.hexdigest())
+    return digest.hexdigest()
 
 
 # --- files ---

@@ -351,8 +351,8 @@ def _chapters(notebooks: Path, wanted: str) -> list[str]:
 def run_chapters(notebooks: Path, names: Sequence[str], data: str, scale: str, done: Callable[[], None]) -> list[str]:
     """Run chapters by `chapters.run`, so that all that `make run` writes stands beside their artefacts.
 
-    A chapter is left alone if it ran before with the same data, scale, library and chapters up to it, by their content:
-    in a container files have no age. done: called after each, a failed one too. Returns the names of those that ran.
+    A chapter that is up to date (`chapters.is_up_to_date`) is left alone. done: called after each, a failed one too.
+    Returns the names of those that ran.
     Raises ValueError for bad data or an unknown scale, RuntimeError for a chapter that failed.
     """
     from semid_lib import chapters, store
@@ -360,30 +360,17 @@ def run_chapters(notebooks: Path, names: Sequence[str], data: str, scale: str, d
     from semid_lib import scale as scales
 
     scales.get(scale)
-    shop = datasets.load(data)
-    executed = store.Store(shop.name, scale, shop.fingerprint).path("executed")
+    datasets.load(data)
     ran = []
     for name in names:
-        made_from, state = executed / f"{name}.made_from", _state(notebooks, name, shop.fingerprint, scale)
-        if made_from.is_file() and made_from.read_text(encoding="utf-8") == state:
+        if chapters.is_up_to_date(notebooks / f"{name}.py", store.open_store(data, scale)):
             continue
-        made_from.unlink(missing_ok=True)
         facts = chapters.run(notebooks / f"{name}.py", data, scale)
-        if facts["state"] == "executed":
-            made_from.write_text(state, encoding="utf-8")
         done()
         if facts["state"] != "executed":
             raise RuntimeError(f"{name} failed in {facts['cell']}: {facts['error']}")
         ran.append(name)
     return ran
-
-
-def _state(notebooks: Path, name: str, fingerprint: str, scale: str) -> str:
-    """What an executed chapter depends on, in short."""
-    before = [path for path in sorted(notebooks.glob("[0-9]*.py")) if path.stem <= name]
-    library = sorted(Path(__file__).parent.glob("*.py"))
-    content = [path.read_bytes() for path in [*library, *before]]
-    return hashlib.sha256(b"\0".join([fingerprint.encode(), scale.encode(), *content])).hexdigest()
 
 
 # --- the commands: what they can refuse, they refuse before the first request ---
@@ -433,8 +420,11 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
 
     scales.get(scale)
     _chapters(_REPOSITORY / "notebooks", chapters)
-    name = datasets.load(data).name
+    datasets.load(data)
+    name = "demo"
     if data != "demo":
+        # below the folder's own name, so that files of two folders of one name do not mix
+        name = f"{store.open_store(data, scale).folder.parent.name}/{store.data_name(data)}"
         home = places.local(data)
         with VOLUME.batch_upload(force=True) as sending:
             for path in folder.files_of(home):
@@ -443,17 +433,18 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
     with modal.enable_output(), training.run(detach=detach):
         asked = train.spawn(name, scale, chapters, commit["commit"] + "+" * commit["dirty"])
         if detach:
-            print(f"it goes on without this terminal; then: python -m semid_lib.modal_app fetch --data {name}")
+            print(f"it goes on without this terminal; then: python -m semid_lib.modal_app fetch --data {data}")
             return
         print(f"ran {asked.get() or 'nothing: all were up to date'}")
-    fetch(name, scale)
+    fetch(data, scale)
 
 
 def fetch(data: str, scale: str, everything: bool = False) -> list[Path]:
     """Executed chapters and result rows from the Volume to the local artefacts; everything: models, vectors, runs."""
     from semid_lib import store
 
-    there, here = f"artefacts/{data}/{scale}", store.default_root() / data / scale
+    here = store.open_store(data, scale).folder
+    there = f"artefacts/{here.parent.name}/{scale}"
     got = []
     for part in [there] if everything else [f"{there}/executed", f"{there}/rows"]:
         for file in _files(part):
@@ -528,7 +519,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--detach", action="store_true", help="do not wait; fetch later")
 
     one = command("fetch", _run_fetch, "bring executed chapters and result rows back from the Volume")
-    one.add_argument("--data", default="demo", help="the data set's name")
+    one.add_argument("--data", default="demo", help="a folder, or demo")
     one.add_argument("--scale", default="full")
     one.add_argument("--everything", action="store_true", help="models, vectors and checkpoints too")
 

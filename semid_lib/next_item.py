@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from semid_lib import data, scale, store, training
+from semid_lib import data, decode, metrics, scale, store, training
 from semid_lib import tiger as tiger_module
 from semid_lib import timeline as timeline_module
 from semid_lib.embed import normalize
@@ -174,18 +174,18 @@ def _origin(folder: Path | None) -> dict[str, str]:
         return here
     file = folder / "origin.json"
     if not file.is_file() and PartialState().is_main_process:
-        file.write_text(json.dumps(here), encoding="utf-8")
+        store.write_json(file, here)
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else here
 
 
 def _digest(kind: type, asked: tuple) -> str:
-    """What a run hangs on, as 12 hexadecimal digits: everything asked for, and the code of model and training.
+    """A digest of all that a run depends on: the data as the model sees them, settings, and the code of the modules.
 
-    It does not see the versions of libraries, nor code that only ranks (`decode`, `recommender`), which may choose
-    another epoch: delete the runs after a change there that matters.
+    These are the model's module, training, and what chooses the epoch (decoding and metrics). Other code and the
+    versions of packages are not covered: delete the runs after a change there that matters.
     """
     found = hashlib.sha256()
-    modules = [sys.modules[kind.__module__], training]
+    modules = [sys.modules[kind.__module__], training, decode, metrics]
     if kind is SASRec:
         modules.append(timeline_module)  # its batches are made there
     for module in modules:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semid_lib import atomic
+
 if TYPE_CHECKING:  # else imported where a place is asked: every module that has artefacts imports this one
     from pyarrow import fs
 
@@ -116,7 +118,7 @@ def send(where: str | Path, whole: bool = False) -> None:
     files = [here] if here.is_file() else [file for file in here.rglob("*") if file.is_file()]
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         state = _state(file)
-        if (_noted(file) or {}).get("here") == state or file.suffix in (".partial", ".note"):
+        if (_noted(file) or {}).get("here") == state or file.suffix in (".partial", ".note", ".lock"):
             continue
         target = path if file == here else f"{path}/{file.relative_to(here).as_posix()}"
         with _plain_errors(where):
@@ -138,16 +140,11 @@ def _download(system: "fs.FileSystem", path: str, target: Path) -> None:
     there, noted = _seen(system, path), _noted(target)
     if noted and noted["there"] == there and target.is_file() and _state(target) == noted["here"]:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with atomic.fresh_file(target) as partial:
         fs.copy_files(path, str(partial), system, fs.LocalFileSystem())
         if _seen(system, path) != there or partial.stat().st_size != there["size"]:
             raise ConnectionError(f"{path} has changed while it was read: try again")
         state = _state(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     _note(target, there, state)
 
 
@@ -177,9 +174,8 @@ def _noted(file: Path) -> dict[str, Any] | None:
 
 
 def _note(file: Path, there: dict[str, Any], here: list[int]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"there": there, "here": here}), encoding="utf-8")
-    partial.replace(_note_of(file))
+    with atomic.fresh_file(_note_of(file)) as partial:
+        partial.write_text(json.dumps({"there": there, "here": here}), encoding="utf-8")
 
 
 def _opened(where: str) -> tuple["fs.FileSystem", str]:

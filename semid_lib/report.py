@@ -11,8 +11,8 @@ A figure in a sentence stands between `<!-- row: training/beauty/laptop/tiger/se
 `<!-- end row -->`: topic, data, scale and the rest of the row's key; without "as ..." four decimals where the row has
 an interval and else three digits that count. A mark begins no line, since Markdown would take the line for HTML.
 
-    python -m semid_lib.report publish beauty laptop    copy a run's rows into book/results, write what shows them anew
-    python -m semid_lib.report check                    fail if a table or a figure differs from its rows
+    python -m semid_lib.report publish data/beauty laptop    copy a run's rows into book/results, write what shows them
+    python -m semid_lib.report check                         fail if a table or a figure differs from its rows
 """
 
 import json
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semid_lib import reproductions, store
+from semid_lib import places, reproductions, store
 from semid_lib.evaluate import in_brackets, shown
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -252,17 +252,44 @@ def _published_rows_or_none(data: str, scale: str) -> list[dict[str, Any]]:
 
 
 def publish(data: str, scale: str) -> None:
-    """Copy a run's rows into `book/results` and write what shows them anew. Raises ValueError if there are no rows."""
-    rows = store.Store(data, scale, fingerprint="").rows()
+    """Copy a run's rows into `book/results` and write what shows them anew.
+
+    Parameters
+    ----------
+    data : str
+        "demo", the folder of a data set, or, for rows that belong to no data set, their name, such as "random".
+    scale : str
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or the last run of a chapter failed or did not end.
+    """
+    is_folder = data == "demo" or places.is_remote(data) or Path(data).is_dir()
+    shelf = store.open_store(data, scale) if is_folder else store.Store(data, scale, fingerprint="")
+    rows = shelf.rows()
     if not rows:
-        raise ValueError(f"no rows for {data} at {scale}: run the chapters first")
-    _RESULTS.mkdir(parents=True, exist_ok=True)
-    (_RESULTS / f"{data}-{scale}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for page in _PAGES:
-        text = page.read_text(encoding="utf-8")
-        written = render(text, lambda *run: rows if run == (data, scale) else None)
-        if written != text:
-            page.write_text(written, encoding="utf-8")
+        raise ValueError(f"no rows for {data} at {scale} in {shelf.folder}: run the chapters first")
+    executed = shelf.path("executed")
+    if broken := sorted([*executed.glob("*.failed.ipynb"), *executed.glob("*.running.ipynb")]):
+        raise ValueError(
+            f"{broken[0]} is of a run that did not succeed: run its chapter again before its rows are published"
+        )
+    name = rows[0]["data"]
+    file = _RESULTS / f"{name}-{scale}.json"
+    before = file.read_bytes() if file.is_file() else None
+    store.write_json(file, rows)  # the table of reproductions reads it
+    texts = {page: page.read_text(encoding="utf-8") for page in _PAGES}
+    try:
+        written = {
+            page: render(text, lambda *run: rows if run == (name, scale) else None) for page, text in texts.items()
+        }
+    except ValueError:
+        file.unlink() if before is None else file.write_bytes(before)
+        raise
+    for page, text in written.items():
+        if text != texts[page]:
+            page.write_text(text, encoding="utf-8")
 
 
 def stale_pages() -> list[str]:
@@ -274,7 +301,11 @@ def stale_pages() -> list[str]:
 def main(arguments: list[str]) -> int:
     match arguments:
         case ["publish", data, scale]:
-            publish(data, scale)
+            try:
+                publish(data, scale)
+            except ValueError as error:
+                print(f"not published: {error}", file=sys.stderr)
+                return 1
         case ["check"]:
             stale = stale_pages()
             if stale:

@@ -1,7 +1,9 @@
 """Named artefacts with their provenance, and result rows: the only way chapters pass things on.
 
-One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything that a run wrote. An artefact is one
-safetensors file with arrays and, in its header, where they came from; loading one made from other data is an error.
+One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything that a run wrote; `folder_name` gives
+the name of a data set's folder, here and everywhere else. An artefact is one safetensors file with arrays and, in its
+header, their provenance: data, commit, seed, and a digest of each artefact that was loaded before. Loading an artefact
+that was made from other data, or from an artefact that has changed since, is an error.
 """
 
 import hashlib
@@ -13,7 +15,8 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from semid_lib import places
+from semid_lib import atomic, places, text
 from semid_lib.weights import save_weights
 
 _DTYPES = {  # as safetensors calls them
@@ -32,6 +35,7 @@ _DTYPES = {  # as safetensors calls them
     **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
 }
 _REPOSITORY = Path(__file__).resolve().parent.parent
+RUN = "SEMID_RUN"  # environment variable: what `chapters.run` tells the kernel of a chapter, as JSON
 
 
 def default_root() -> Path:
@@ -42,6 +46,67 @@ def default_root() -> Path:
     if "SEMID_ARTEFACTS" in os.environ:
         return places.local(os.environ["SEMID_ARTEFACTS"])
     return (_REPOSITORY if (_REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "artefacts"
+
+
+def data_name(data: str | Path) -> str:
+    """The name of a data set, as it is in the keys of rows: "demo", or that of its folder.
+
+    A folder that is called demo is "demo_folder", so that it is never taken for the demo shop.
+
+    >>> data_name("demo"), data_name("data/beauty/"), data_name("s3://bucket/shop"), data_name("./demo")
+    ('demo', 'beauty', 'shop', 'demo_folder')
+    """
+    if data == "demo":
+        return "demo"
+    name = places.local(data).resolve().name
+    return "demo_folder" if name == "demo" else name
+
+
+def folder_name(data: str, fingerprint: str) -> str:
+    """The name of the folder that holds the artefacts of a data set: readable, unique, and safe in a shell and in make.
+
+    It follows the content: two folders of one name have artefacts of their own, and data that were moved or copied
+    find theirs again. After an edit of the data there is a new folder; the old one may be deleted.
+
+    Parameters
+    ----------
+    data : str
+        The data set's name (`data_name`).
+    fingerprint : str
+        Of the data's content (`folder.fingerprint`); "" for rows that belong to no data set, such as those of a bench.
+
+    Examples
+    --------
+    >>> folder_name("my shop & co", "1a2b3c4d5e6f"), folder_name("demo", "9f8e7d6c"), folder_name("random", "")
+    ('my_shop_co-1a2b3c4d', 'demo', 'random')
+    """
+    if data == "demo" or not fingerprint:
+        return data
+    plain = re.sub(r"[^\w.-]+", "_", text.normal(data))[:60].strip("._-")
+    return f"{plain or 'data'}-{fingerprint[:8]}"
+
+
+def open_store(data: str, scale: str, root: str | Path | None = None) -> "Store":
+    """The store of a data set that is not loaded.
+
+    Parameters
+    ----------
+    data : str
+        "demo" or the folder of a data set, here or in an object store.
+    scale : str
+        A name of `scale.NAMES`, or "bench".
+    root : str or Path, optional
+        As `Store` takes it.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder, or it holds no data set.
+    """
+    from semid_lib import folder  # it imports pandas, which the demo shop does without
+
+    fingerprint = "" if data == "demo" else folder.fingerprint(places.fetch(data))
+    return Store(data_name(data), scale, fingerprint, root)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +130,8 @@ class Store:
     data: the data set's name. fingerprint: of its content (`data.Dataset.fingerprint`); artefacts of another content
     are refused. root: by default `SEMID_ARTEFACTS` or `default_root()`.
 
+    What is loaded from a store counts as a parent of all that is saved in it later: `provenance` names both.
+
     A root at "s3://bucket/folder" has a copy on this machine, in which `folder` lies: artefacts and rows are brought
     there when they are asked for and sent when they are written, and what stands at `path` by `bring` and `send`.
     """
@@ -72,8 +139,10 @@ class Store:
     def __init__(self, data: str, scale: str, fingerprint: str, root: str | Path | None = None):
         self.data, self.scale, self.fingerprint = data, scale, fingerprint
         root = root or os.environ.get("SEMID_ARTEFACTS") or default_root()
-        self.folder = places.local(root) / data / scale
-        self._place = f"{root.rstrip('/')}/{data}/{scale}" if places.is_remote(root) else None
+        name = folder_name(data, fingerprint)
+        self.folder = places.local(root) / name / scale
+        self._place = f"{root.rstrip('/')}/{name}/{scale}" if places.is_remote(root) else None
+        self._parents: dict[str, str] = {}  # digests of the artefacts that were loaded
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
         """Write arrays of numbers, and facts (JSON) about them, under a name; whole or not at all.
@@ -83,11 +152,14 @@ class Store:
         for key, array in arrays.items():
             if np.asarray(array).dtype.kind not in "biuf":
                 raise ValueError(f"array {key!r} of artefact {name!r} is {np.asarray(array).dtype}, expected numbers")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        target = self._file(name)
         # safetensors writes the memory of an array as it lies, so it must lie in order
         ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        save_weights(target, ordered, self._header(facts))
+        digest = _digest(facts)
+        for key in sorted(ordered):
+            _add(digest, key, ordered[key])
+        target = self._file(name)
+        with _reported(target):
+            save_weights(target, ordered, _header(facts, self._origin(name), digest))
         self.send(target.name)
         return target
 
@@ -104,10 +176,8 @@ class Store:
         ...     shelf.load("things")["squares"]
         array([0, 1, 4, 9])
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        target = self._file(name)
-        partial = target.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        target, digest, origin = self._file(name), _digest(facts), self._origin(name)
+        with _reported(target), atomic.fresh_file(target) as partial, open(partial, "wb") as file:
             row, n_rows, n_header = None, 0, 0
             for batch in map(np.asarray, batches):
                 if row is None:
@@ -115,23 +185,27 @@ class Store:
                     if row.dtype not in _DTYPES.values():
                         raise ValueError(f"array {key!r} of artefact {name!r} is {row.dtype}, expected numbers")
                     # how many rows there are is known last, and no number of rows is longer than this one
-                    n_header = len(_safetensors_header(key, row, 10**18, self._header(facts)))
+                    n_header = len(_safetensors_header(key, row, 10**18, _header(facts, origin, digest)))
                     file.seek(n_header)
                 if batch.dtype != row.dtype or batch.shape[1:] != row.shape[1:]:
                     found, expected = f"{batch.dtype} {batch.shape[1:]}", f"{row.dtype} {row.shape[1:]}"
                     raise ValueError(f"from row {n_rows} on rows of {key!r} are {found}, expected {expected}")
-                file.write(np.ascontiguousarray(batch).data)
+                in_order = np.ascontiguousarray(batch)
+                file.write(in_order.data)
+                _add(digest, key, in_order)
                 n_rows += len(batch)
             if row is None:
                 raise ValueError(f"no rows for {key!r} of artefact {name!r}, expected at least one batch")
             file.seek(0)
-            file.write(_safetensors_header(key, row, n_rows, self._header(facts), n_header))
-        partial.replace(target)
+            file.write(_safetensors_header(key, row, n_rows, _header(facts, origin, digest), n_header))
         self.send(target.name)
         return target
 
-    def _header(self, facts: Mapping[str, Any]) -> dict[str, str]:
-        return {"facts": json.dumps({**facts, "provenance": self.provenance()}, allow_nan=False)}
+    def _origin(self, name: str) -> dict[str, Any]:
+        """The provenance of an artefact, of which an older one of the same name is no parent."""
+        origin = self.provenance()
+        origin["parents"].pop(name, None)
+        return origin
 
     def has(self, name: str) -> bool:
         """Whether a chapter has written this artefact."""
@@ -139,7 +213,15 @@ class Store:
         return file.is_file() if self._place is None else places.exists(f"{self._place}/{file.name}")
 
     def load(self, name: str) -> Artefact:
-        """Read an artefact. Raises FileNotFoundError if no chapter has written it, ValueError if from other data."""
+        """Read an artefact.
+
+        Raises
+        ------
+        FileNotFoundError
+            If no chapter has written it.
+        ValueError
+            If it was made from other data, or from an artefact that has changed since; see `check`.
+        """
         path = self._file(name)
         if not self.has(name):
             where = f"{self._place or self.folder}/{path.name}"
@@ -147,13 +229,61 @@ class Store:
                 f"{where} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
         artefact = _mapped(self.bring(path.name))
-        found = artefact.facts["provenance"]["fingerprint"]
-        if found != self.fingerprint:
-            raise ValueError(
-                f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
-                "run the chapters before this one again"
-            )
+        origin = artefact.facts["provenance"]
+        self.check(origin, path)
+        self._parents[name] = origin.get("digest", "")
         return artefact
+
+    def check(self, origin: Mapping[str, Any], path: Path) -> None:
+        """Refuse what does not belong to the data and artefacts of this store.
+
+        Parameters
+        ----------
+        origin : mapping
+            What `provenance` returned when it was written.
+        path : Path
+            Where it is, for the message.
+
+        Raises
+        ------
+        ValueError
+            If it was made from other data, or from an artefact (or, in turn, an artefact of that) that has changed.
+        """
+        again = f"run {origin.get('chapter') or 'the chapter that writes it'} again"
+        if (found := origin.get("fingerprint", "")) != self.fingerprint:
+            raise ValueError(
+                f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): {again}"
+            )
+        for name, digest in origin.get("parents", {}).items():
+            now = self.origin_of(name)
+            if now and now.get("digest") != digest:
+                raise ValueError(
+                    f"{path} is out of date: it was made from {name!r} with digest {digest}, which has digest "
+                    f"{now.get('digest')} now: {again}"
+                )
+            if now:
+                self.check(now, self._file(name))
+
+    def checked(self, name: str) -> Path:
+        """The folder of a model, such as a Recommender. Raises ValueError as `check` does, if it names a provenance."""
+        if origin := self.origin_of(name):
+            self.check(origin, self.path(name))
+        return self.path(name)
+
+    def origin_of(self, name: str) -> dict[str, Any]:
+        """The provenance of an artefact or of a model's folder, as it is on this machine; empty without one.
+
+        The digest of a model is that of the checksums of its files.
+        """
+        if self._file(name).is_file():
+            with safe_open(self._file(name), framework="numpy") as file:
+                return json.loads((file.metadata() or {}).get("facts", "{}")).get("provenance", {})
+        config = self.path(name) / "config.json"
+        known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        if not known.get("provenance"):
+            return {}
+        sums = json.dumps(known.get("sha256"), sort_keys=True)
+        return known["provenance"] | {"digest": hashlib.sha256(sums.encode()).hexdigest()[:16]}
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -187,7 +317,11 @@ class Store:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Where something written now comes from."""
+        """Where something written now comes from: data, commit, machine, chapter, seed, and digests of its parents.
+
+        chapter and seed are those of the run (`chapters.run`); None in a notebook that was opened by hand.
+        """
+        run = _run()
         return {
             "data": self.data,
             "fingerprint": self.fingerprint,
@@ -195,6 +329,9 @@ class Store:
             **commit(),
             "hardware": hardware(),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "chapter": run.get("chapter"),
+            "seed": run.get("seed"),
+            "parents": dict(self._parents),
         }
 
     def record(self, chapter: str, rows: list[dict[str, Any]]) -> Path:
@@ -202,16 +339,24 @@ class Store:
 
         Each row needs `key` (such as "next_item/item_knn/recall@10") and `value`; `ci95`, `n`, `seed` and `seconds`
         are the usual others. Provenance is added here, and the data set's name goes into the key.
+
+        In a run of the chapter (`chapters.run`) they replace the old rows when the run has succeeded: of a run that
+        fails, no rows are kept.
         """
         for row in rows:
             if not {"key", "value"} <= row.keys():
                 raise ValueError(f"row {row} has no key or no value")
-        origin = self.provenance()
-        complete = [{**row, "key": _with_data(row["key"], self.data), **origin} for row in rows]
+        origin, run = self.provenance() | {"chapter": chapter}, _run()
+        seed = {"seed": origin.pop("seed")}
+        complete = [
+            {**({} if "seeds" in row else seed), **row, "key": _with_data(row["key"], self.data), **origin}
+            for row in rows
+        ]
         path = self.folder / "rows" / f"{chapter}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(path, complete)
-        self.send(f"rows/{chapter}.json")
+        if run.get("chapter") == chapter:
+            path = pending_rows(path, run["id"])
+        write_json(path, complete)
+        self.send(f"rows/{path.name}")
         return path
 
     def rows(self) -> list[dict[str, Any]]:
@@ -349,10 +494,44 @@ def _with_data(key: str, data: str) -> str:
     return f"{topic}/{data}/{rest}"
 
 
-def _write_json(path: Path, content) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+@contextmanager
+def _reported(target: Path) -> Iterator[None]:
+    """One sentence where a file cannot be written, such as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{target} was not written; what was there before is unchanged ({error})") from error
+
+
+def write_json(path: Path, content) -> None:
+    """Write JSON, whole or not at all; NaN is refused, since it is no JSON."""
+    with _reported(path), atomic.fresh_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def pending_rows(path: Path, run: str) -> Path:
+    """Where the rows of a run wait for its end."""
+    return path.with_name(f".{path.stem}.{run}.partial")
+
+
+def _run() -> dict[str, Any]:
+    """The run of a chapter that this process belongs to; empty outside one."""
+    return json.loads(os.environ.get(RUN) or "{}")
+
+
+def _digest(facts: Mapping[str, Any]) -> "hashlib._Hash":
+    """A checksum of an artefact's content, to which `_add` adds arrays; it does not depend on place and time."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+
+
+def _add(digest: "hashlib._Hash", key: str, array: np.ndarray) -> None:
+    digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+
+
+def _header(facts: Mapping[str, Any], origin: Mapping[str, Any], digest: "hashlib._Hash") -> dict[str, str]:
+    """An artefact's metadata; of one length, whatever the digest is."""
+    return {"facts": json.dumps({**facts, "provenance": {**origin, "digest": digest.hexdigest()[:16]}})}
 
 
 @cache
@@ -364,7 +543,8 @@ def hardware() -> str:
     """
     import torch  # rows of pure NumPy work need not wait for it
 
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # Windows does not say
+    gib = pages and pages * os.sysconf("SC_PAGE_SIZE") / 2**30
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{os.cpu_count()} x {_processor()}, {gib:.0f} GiB, {', '.join(gpus) or 'no GPU'}"
 

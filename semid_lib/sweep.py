@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from semid_lib import chapters, store
+from semid_lib import atomic, chapters, store
 
 _SHOWN = 40  # lines of the table that are printed
 _FACTS = ("key", "value", "ci95", "spread", "n", "seconds", "commit", "dirty", "hardware", "fingerprint")
@@ -67,7 +67,7 @@ def outputs(pipeline: Path) -> dict[str, list[str]]:
 
 def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
     """Make a point's folder, with links to what the chapters before wrote. Raises ValueError if that is not there."""
-    shared, own = root / chapters.data_name(data) / scale, point / chapters.data_name(data) / scale
+    shared, own = (store.open_store(data, scale, where).folder for where in (root, point))
     own.mkdir(parents=True, exist_ok=True)
     earlier = chapters.before(source.stem, source.parent)
     written = outputs(source.parent.parent / "dvc.yaml") if earlier else {}
@@ -79,6 +79,9 @@ def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> Non
                 f"{shared / path} is not there: run {', '.join(earlier)} with the same DATA and SCALE first"
             )
         _link(own / path, shared / path)
+    # the facts of their runs tell whether the point is up to date
+    for name in chapters.needs(source.parent)[source.stem]:
+        _link(own / "executed" / f"{name}.json", shared / "executed" / f"{name}.json")
     (root / "cache").mkdir(exist_ok=True)
     _link(point / "cache", root / "cache")
 
@@ -106,10 +109,10 @@ def run(
     todo = []
     for place, point in zip(places, points, strict=True):
         chapters.check(source, data, scale, point)
-        if not _has_run(place, source, data, scale, root):
+        if not _has_run(place, source, data, scale, point):
             prepare(place, source, data, scale, root)
             todo.append((place, point))
-    group = f"{chapters.data_name(data)}/{scale}/{source.stem}"
+    group = home.relative_to(root / "sweeps").as_posix()
 
     def one(task: tuple[Path, Mapping[str, Any]]) -> None:
         place, point = task
@@ -120,23 +123,17 @@ def run(
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, todo))
-    return [place for place in places if _has_run(place, source, data, scale, root)]
+    return [place for place, point in zip(places, points, strict=True) if _has_run(place, source, data, scale, point)]
 
 
 def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) -> Path:
-    """Where the points and the table of a sweep lie."""
-    return Path(root or store.default_root()).resolve() / "sweeps" / chapters.data_name(data) / scale / chapter
+    """Where the points and the table of a sweep are."""
+    root = Path(root or store.default_root()).resolve()
+    return store.open_store(data, scale, root / "sweeps").folder / chapter
 
 
-def _has_run(place: Path, source: Path, data: str, scale: str, root: Path) -> bool:
-    """Whether a point stands: younger than what it is made from, and than the chapters before it."""
-    executed = chapters.folder_of(data, scale, place)
-    written = executed / f"{source.stem}.ipynb"
-    if chapters.facts_of(source.stem, executed).get("state") != "executed" or not written.exists():
-        return False
-    shared = chapters.folder_of(data, scale, root)
-    earlier = [shared / f"{each}.ipynb" for each in chapters.needs(source.parent)[source.stem]]
-    return chapters.is_younger(written, [*chapters.inputs(source, data), *(each for each in earlier if each.exists())])
+def _has_run(place: Path, source: Path, data: str, scale: str, point: Mapping[str, Any]) -> bool:
+    return chapters.is_up_to_date(source, store.open_store(data, scale, place), point)
 
 
 def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:
@@ -168,15 +165,17 @@ def over_seeds(rows: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
 def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> str:
     """Write the three tables; returns the Markdown one."""
     plain = rows.assign(**{name: rows[name].map(repr) for name in swept if rows[name].dtype == object})
-    plain.to_parquet(home / "table.parquet", index=False)
-    plain.to_csv(home / "table.csv", index=False)
+    for file, written in ((home / "table.parquet", plain.to_parquet), (home / "table.csv", plain.to_csv)):
+        with atomic.fresh_file(file) as partial:
+            written(partial, index=False)
     means = over_seeds(rows, swept)
     lines = ["| " + " | ".join(means.columns) + " |", "|" + " --- |" * len(means.columns)]
     for line in means.itertuples(index=False):
         words = [f"{word:.4g}" if isinstance(word, float) else str(word) for word in line]
         lines.append("| " + " | ".join("" if word == "nan" else word for word in words) + " |")
     markdown = "\n".join(lines) + "\n"
-    (home / "table.md").write_text(markdown, encoding="utf-8")
+    with atomic.fresh_file(home / "table.md") as partial:
+        partial.write_text(markdown, encoding="utf-8")
     return markdown
 
 

@@ -8,7 +8,6 @@ A chapter's results are files; MLflow only shows them. So whatever goes wrong he
 """
 
 import base64
-import fcntl
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from semid_lib import store
 
@@ -99,8 +100,7 @@ def _log_run(facts: Mapping[str, Any], rows: list[dict[str, Any]], files: list[P
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of its database
     root.mkdir(parents=True, exist_ok=True)
-    with open(root / "mlflow.lock", "w") as lock:  # chapters that end at once make one database and one experiment
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / "mlflow.lock"):  # chapters that end at once make one database and one experiment
         client = MlflowClient(uri(root))
         name = f"{facts['data']}/{facts['scale']}"
         experiment = client.get_experiment_by_name(name)

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import jupytext
+import numpy as np
 import pytest
 
 from semid_lib import chapters, store
+from semid_lib.folder import write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = """# %% tags=["parameters"]
@@ -63,6 +65,10 @@ def command(notebooks):
     return [sys.executable, "-m", "semid_lib.chapters", "--notebooks", notebooks, *words]
 
 
+def left_in(folder):
+    return sorted(file.name for file in folder.iterdir() if file.suffix != ".lock")
+
+
 def run(notebooks, *words):
     return subprocess.run([*command(notebooks), *words], capture_output=True, text=True, check=False, cwd=ROOT)
 
@@ -72,7 +78,7 @@ def test_a_chapter_runs_whole(notebooks):
     assert ran.returncode == 0 and "WARNING" not in ran.stderr, ran.stderr
     assert re.fullmatch(r"01_toy: started on demo, smoke\n01_toy: ran in \d+\.\d minutes\n", ran.stdout)
     folder = chapters.folder_of("demo", "smoke")
-    assert sorted(file.name for file in folder.iterdir()) == ["01_toy.ipynb", "01_toy.json", "01_toy.log"]
+    assert left_in(folder) == ["01_toy.ipynb", "01_toy.json", "01_toy.log"]
     assert "seed 3 width two" in (folder / "01_toy.log").read_text(encoding="utf-8")
     facts = chapters.facts_of("01_toy", folder)
     assert facts["parameters"] == {"DATA": "demo", "SCALE": "smoke", "SEED": 3, "WIDTH": "two"}
@@ -94,18 +100,20 @@ def test_a_chapter_that_fails_leaves_its_error_and_no_executed_notebook(notebook
     failed = run(notebooks)
     assert failed.returncode == 1
     [sentence] = [line for line in failed.stderr.splitlines() if line.startswith("01_toy")]
-    told = r"01_toy: failed after 0\.\d minutes in In \[\d+\], `seen = SEED`: KeyError: 'no such shelf'; log: "
+    told = (
+        r"01_toy: failed after 0\.\d minutes in In \[\d+\], `seen = SEED`: KeyError: 'no such shelf'; it leaves no rows"
+    )
     assert re.match(told, sentence)
     assert str(folder / "01_toy.log") in sentence
     assert (folder / "01_toy.log").read_text(encoding="utf-8").rstrip().endswith("KeyError: 'no such shelf'")
     assert "no such shelf" in (folder / "01_toy.failed.ipynb").read_text(encoding="utf-8")
     assert (folder / "01_toy.ipynb").read_bytes() == whole  # of the run before, and older than the source
     assert not list(folder.glob("*.running*"))
-    assert chapters.state("01_toy", "demo", folder, notebooks) == "failed"
+    assert chapters.state("01_toy", store.open_store("demo", "smoke"), notebooks) == "failed"
     source.write_text(PLAIN, encoding="utf-8")
     assert chapters.run(source, scale="smoke")["state"] == "executed"
     assert not (folder / "01_toy.failed.ipynb").exists()
-    assert chapters.state("01_toy", "demo", folder, notebooks) == "executed"
+    assert chapters.state("01_toy", store.open_store("demo", "smoke"), notebooks) == "executed"
 
 
 def test_a_kernel_that_dies_is_a_failure_of_its_cell(notebooks):
@@ -136,7 +144,8 @@ def test_a_run_that_is_stopped_ends_its_kernel_and_leaves_no_executed_notebook(n
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors.rstrip().endswith("01_toy: stopped")
     folder = chapters.folder_of("demo", "smoke")
-    assert sorted(file.name for file in folder.iterdir()) == ["01_toy.failed.ipynb", "01_toy.log"]
+    assert left_in(folder) == ["01_toy.failed.ipynb", "01_toy.log"]
+    assert chapters.state("01_toy", store.open_store("demo", "smoke"), notebooks) == "unfinished"
     assert not Path("/proc", told.read_text()).exists()
 
 
@@ -181,8 +190,13 @@ def test_the_summary_says_how_each_chapter_stands(notebooks):
     lines = chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()
     assert lines[-1] == "critical path: 01_toy -> 02_next, 3.0 of 3.0 minutes"
     assert "executed" in lines[2] and "executed" in lines[3]
-    os.utime(folder / "01_toy.ipynb", (time.time() + 9,) * 2)  # as after another run of the first
-    assert "out of date" in chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()[3]
+    training = {"seconds": 240.0, "made_from": facts["made_from"]}
+    (folder / "02_next.tiger.json").write_text(json.dumps(training), encoding="utf-8")
+    old = training | {"made_from": {}}  # of an earlier run of the chapter
+    (folder / "02_next.sasrec.json").write_text(json.dumps(old), encoding="utf-8")
+    lines = chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()
+    assert lines[3].split() == ["tiger", "trained", "4.0"] and lines[4].startswith("02_next")
+    assert lines[-1] == "critical path: 01_toy -> 02_next.tiger -> 02_next, 7.0 of 7.0 minutes"
 
 
 def test_chapters_that_wait_for_each_other_by_hand():
@@ -190,6 +204,102 @@ def test_chapters_that_wait_for_each_other_by_hand():
     wanted = {"a": [], "b": ["a"], "c": [], "d": ["b", "c"]}
     assert chapters.critical_path(minutes, wanted) == ["c", "d"]
     assert chapters.critical_path({}, wanted) == []
+
+
+# --- up to date, by content ---
+
+
+@pytest.fixture
+def two(notebooks):
+    """Two chapters that have run, the second of which needs the first; returns what is stale now."""
+    saving = "import numpy as np\nfrom semid_lib import store\n\nstore.hardware = str\n"
+    saving += 'store.Store("demo", SCALE, "f").save("things", {"a": np.ones(2)})\n'
+    (notebooks / "01_toy.py").write_text(PLAIN + saving, encoding="utf-8")
+    (notebooks / "02_next.py").write_text(PLAIN, encoding="utf-8")
+    (notebooks / "needs.txt").write_text("02_next: 01_toy\n", encoding="utf-8")
+    for name in ("01_toy", "02_next"):
+        chapters.run(notebooks / f"{name}.py", scale="smoke")
+    return lambda: chapters.stale("demo", "smoke", notebooks=notebooks)
+
+
+def test_an_edit_makes_a_chapter_stale_and_its_undoing_restores_it(notebooks, two):
+    assert two() == []
+    for source in notebooks.glob("*.py"):
+        text = source.read_text(encoding="utf-8")
+        os.utime(source, (time.time() + 99,) * 2)
+        assert two() == []  # times do not count
+        source.write_text(text + "# more\n", encoding="utf-8")
+        assert two() == (["01_toy", "02_next"] if source.stem == "01_toy" else ["02_next"])
+        source.write_text(text, encoding="utf-8")
+        assert two() == []
+
+
+def test_a_chapter_before_it_makes_a_chapter_stale_if_it_wrote_something_else(notebooks, two):
+    first = notebooks / "01_toy.py"
+    text = first.read_text(encoding="utf-8")
+    chapters.run(first, scale="smoke")
+    assert two() == []  # the same again
+    first.write_text(text.replace("ones", "zeros"), encoding="utf-8")
+    chapters.run(first, scale="smoke")
+    assert two() == ["02_next"]
+    first.write_text(text, encoding="utf-8")
+    chapters.run(first, scale="smoke")
+    assert two() == []
+    store.Store("demo", "smoke", "f").save("things", {"a": np.zeros(2)})  # by hand, in JupyterLab
+    assert two() == ["01_toy", "02_next"]
+
+
+def test_a_chapter_is_stale_for_other_parameters_another_library_and_lost_outputs(
+    notebooks, two, monkeypatch, tmp_path
+):
+    chapters.run(notebooks / "02_next.py", scale="smoke", parameters={"SEED": 1})
+    assert two() == ["02_next"]
+    assert chapters.is_up_to_date(notebooks / "02_next.py", store.open_store("demo", "smoke"), {"SEED": 1})
+    chapters.run(notebooks / "02_next.py", scale="smoke")
+    assert two() == []
+    with monkeypatch.context() as patch:
+        (tmp_path / "other.py").write_text("changed = 1\n", encoding="utf-8")
+        patch.setattr(chapters, "_LIBRARY", tmp_path)
+        assert two() == ["01_toy", "02_next"]
+    (chapters.folder_of("demo", "smoke").parent / "rows" / "02_next.json").unlink()
+    assert two() == ["02_next"]
+
+
+# --- two at once, and rows of runs that fail ---
+
+
+def test_the_same_chapter_does_not_run_twice_at_once(notebooks):
+    source, told = notebooks / "01_toy.py", notebooks / "begun"
+    slow = f"import time\n\nopen({str(told)!r}, 'w').close()\ntime.sleep(99)\nprint("
+    source.write_text(PLAIN.replace("print(", slow), encoding="utf-8")
+    with subprocess.Popen(command(notebooks), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as first:
+        while not told.exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        source.write_text(PLAIN, encoding="utf-8")
+        second = run(notebooks)
+        assert second.returncode == 1
+        assert re.search(r"01_toy: another process runs it now, into .*: wait until it ends, or stop it", second.stderr)
+        first.kill()  # it cannot tidy up
+        first.wait()
+    assert chapters.state("01_toy", store.open_store("demo", "smoke"), notebooks) == "unfinished"
+    assert run(notebooks).returncode == 0  # the lock of a dead process holds nothing up
+    assert chapters.stale("demo", "smoke", notebooks=notebooks) == []
+
+
+def test_a_run_that_fails_leaves_no_rows_and_says_so(notebooks):
+    source, shelf = notebooks / "01_toy.py", store.Store("demo", "smoke", "")
+    assert run(notebooks).returncode == 0 and len(shelf.rows()) == 2
+    source.write_text(SOURCE + "raise KeyError('after the rows')\n", encoding="utf-8")
+    failed = run(notebooks)
+    assert failed.returncode == 1 and "it leaves no rows" in failed.stderr
+    assert shelf.rows() == []
+    folder = chapters.folder_of("demo", "smoke")
+    assert not list(folder.parent.glob("rows/.*")) and not list(folder.parent.glob("metrics/*"))
+    source.write_text(SOURCE, encoding="utf-8")
+    assert run(notebooks).returncode == 0
+    [row, _] = shelf.rows()
+    assert (row["chapter"], row["seed"]) == ("01_toy", 0)
 
 
 # --- the Makefile ---
@@ -208,14 +318,14 @@ def repository(notebooks):
     return folder
 
 
-def make(repository, *words):
+def make(repository, *words, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "OMP_"))}
     chapter = f"{sys.executable} -m semid_lib.chapters"
     # nothing is installed: the interpreter of the tests takes the place of the project's environment
     command = ["make", "INSTALLED=pyproject.toml", f"BIN={Path(sys.executable).parent}", "SCALE=smoke", "CORES=4"]
     runner = f"CHAPTER={chapter} --notebooks {repository / 'notebooks'}"
     return subprocess.run(
-        [*command, runner, *words], capture_output=True, text=True, check=False, cwd=repository, env=clean
+        [*command, runner, *words], capture_output=True, text=True, check=False, cwd=repository, env=clean | environment
     )
 
 
@@ -231,8 +341,46 @@ def test_make_goes_on_with_what_does_not_need_a_failed_chapter_and_fails_in_the_
     second = make(repository, "run")
     assert second.returncode == 0, second.stderr
     assert "01_toy: ran" in second.stdout and "02_next: ran" in second.stdout and "03_other: " not in second.stdout
+    for source in (repository / "notebooks").glob("*.py"):
+        source.touch()
     third = make(repository, "run")
     assert third.returncode == 0 and "started" not in third.stdout
+    forced = make(repository, "run", "NOTEBOOK=02_next")
+    assert re.findall(r"\w+(?=: started)", forced.stdout) == ["02_next"]
+
+
+ODD = "my $shop & co's; `touch x` $(touch x) (100%) #1, Café"
+READING = PLAIN.replace("seen = SEED", "from semid_lib import data\n\nseen = len(data.load(DATA).items)")
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_make_takes_data_and_artefacts_in_folders_of_any_name(repository, tmp_path, how):
+    write_folder(tmp_path / ODD, [{"item_id": 1, "title": "Pen"}])
+    (repository / "notebooks" / "01_toy.py").write_text(READING, encoding="utf-8")
+    artefacts = tmp_path / f"runs {ODD}"
+    names = {"DATA": str(tmp_path / ODD), "SEMID_ARTEFACTS": str(artefacts)}
+    if how == "argument":  # in make's own language, as on a command line
+        ran = make(repository, "run", "NOTEBOOK=01_toy", *(f"{name}={value}" for name, value in names.items()))
+    else:
+        ran = make(repository, "run", "NOTEBOOK=01_toy", **names)
+    assert ran.returncode == 0, ran.stderr
+    assert f"01_toy: started on {ODD}, smoke" in ran.stdout
+    [folder] = artefacts.iterdir()
+    assert re.fullmatch(r"my_shop_co_s_touch_x_touch_x_100_1_Café-[0-9a-f]{8}", folder.name)
+    assert (folder / "smoke" / "executed" / "01_toy.ipynb").is_file()
+    assert not list(tmp_path.rglob("x"))
+
+
+def test_make_never_gives_a_shop_the_results_of_another_of_its_name(repository, tmp_path):
+    (repository / "notebooks" / "01_toy.py").write_text(READING, encoding="utf-8")
+    for where, titles in (("a", ["Pen"]), ("b", ["Pen", "Ink"])):
+        write_folder(tmp_path / where / "shop", [{"item_id": n, "title": title} for n, title in enumerate(titles)])
+    for where, ran in (("a", True), ("a", False), ("b", True), ("b", False)):
+        printed = make(repository, "01_toy", f"DATA={tmp_path / where / 'shop'}")
+        assert printed.returncode == 0, printed.stderr
+        assert ("01_toy: ran" in printed.stdout) == ran, where
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert "01_toy: ran" not in make(repository, "01_toy", f"DATA={tmp_path / 'moved' / 'shop'}/").stdout
 
 
 def test_at_full_one_chapter_runs_at_a_time(repository):
@@ -252,14 +400,13 @@ def test_the_models_of_chapter_07_are_trained_before_it_where_chapters_run_at_on
             *words,
         ]
         printed = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
-        return re.findall(r"next_item \w+(?= --data)|chapters run \w+", printed)
+        return re.findall(r"chapters train 07_next_item \w+|chapters run \w+", printed)
 
-    run = tmp_path / "demo" / "smoke" / "executed"
-    wanted = f"WANTED={run}/07_next_item.ipynb {run}/03_codebook_analysis.ipynb"
+    wanted = "WANTED=07_next_item 03_codebook_analysis"
     ahead = ["chapters run 01_catalogue_and_embeddings", "chapters run 02_semantic_ids"]
-    models = [f"next_item {model}" for model in ("timeline", "tiger", "sasrec")]
+    models = [f"chapters train 07_next_item {model}" for model in ("timeline", "tiger", "sasrec")]
     last = ["chapters run 07_next_item", "chapters run 03_codebook_analysis"]
     assert plan("JOBS=2", wanted, "wanted") == ahead + models + last
     assert plan("JOBS=1", wanted, "wanted") == ahead + last
-    alone = f"WANTED={run}/03_codebook_analysis.ipynb"
+    alone = "WANTED=03_codebook_analysis"
     assert plan("JOBS=2", alone, "wanted") == [*ahead, "chapters run 03_codebook_analysis"]

@@ -24,7 +24,7 @@ from modal_proto import api_pb2
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from semid_lib import decode, modal_app, predict, web
+from semid_lib import decode, modal_app, predict, store, web
 from semid_lib.deployment import Settings
 from semid_lib.folder import write_folder
 from semid_lib.recommender import Recommender
@@ -545,9 +545,9 @@ def test_chapters_run_once_and_leave_what_make_leaves(shop_folder, tmp_path, mon
     kept = []
     how = (notebooks, modal_app._chapters(notebooks, "02"), str(shop_folder), "smoke", lambda: kept.append(1))
     assert modal_app.run_chapters(*how) == ["02_second"] and kept == [1]
-    folder = tmp_path / "artefacts" / "tiny" / "smoke"
-    assert sorted(path.name for path in (folder / "executed").iterdir()) == [
-        f"02_second.{ending}" for ending in ("ipynb", "json", "log", "made_from")
+    folder = store.open_store(str(shop_folder), "smoke").folder
+    assert sorted(path.name for path in (folder / "executed").glob("[!.]*")) == [
+        f"02_second.{ending}" for ending in ("ipynb", "json", "log")
     ]
     [row] = json.loads((folder / "rows" / "02_second.json").read_text())
     assert (row["value"], row["scale"], row["commit"], row["dirty"]) == (5, "smoke", "abc", True)
@@ -557,9 +557,6 @@ def test_chapters_run_once_and_leave_what_make_leaves(shop_folder, tmp_path, mon
         modal_app.run_chapters(notebooks, ["01_first"], *how[2:])
     assert not (folder / "executed" / "01_first.ipynb").exists()
     assert (folder / "executed" / "01_first.failed.ipynb").is_file() and kept == [1, 1]  # what it left is kept, too
-    assert modal_app._state(notebooks, "02_second", "f", "smoke") != modal_app._state(
-        notebooks, "01_first", "f", "smoke"
-    )
 
 
 def test_chapters_are_named_by_number_or_name():
@@ -573,29 +570,29 @@ def test_chapters_are_named_by_number_or_name():
 
 def test_training_sends_data_and_brings_rows_back(cloud, shop_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
-    asked = []
+    asked, here = [], store.open_store(str(shop_folder), "smoke").folder
+    name = here.parent.name
 
     def in_a_container(*words):
         asked.append(words)
         for part in ("executed/01_a.ipynb", "rows/01_a.json", "recommender/config.json"):
-            cloud.files["semid"][f"artefacts/tiny/smoke/{part}"] = part.encode()
+            cloud.files["semid"][f"artefacts/{name}/smoke/{part}"] = part.encode()
         return "01_a"
 
     cloud.run["train"] = in_a_container
     words = ["train", "--data", str(shop_folder), "--scale", "smoke", "--chapters", "01"]
     assert modal_app.main(words) == 0
     [(data, scale, chapters, commit)] = asked
-    assert (data, scale, chapters) == ("tiny", "smoke", "01") and re.fullmatch(r"[0-9a-f]{40}\+?|\+", commit)
+    assert (data, scale, chapters) == (f"{name}/tiny", "smoke", "01") and re.fullmatch(r"[0-9a-f]{40}\+?|\+", commit)
     sent = [path for path in cloud.files["semid"] if path.startswith("data/")]
     assert sent and not [path for path in sent if "README" in path]
     [line] = built(cloud)
     missing = imports(sorted((ROOT / "notebooks").glob("[0-9]*.py"))) - provided(re.search(r"\[([\w,]+)\]", line)[1])
     assert not missing - {"ray", "unsloth", "vllm"}, f"the image of the chapters lacks {sorted(missing)}"
-    here = tmp_path / "artefacts" / "tiny" / "smoke"
     assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == {"executed/01_a.ipynb", "rows/01_a.json"}
-    assert modal_app.main(["fetch", "--data", "tiny", "--scale", "smoke", "--everything"]) == 0
+    assert modal_app.main(["fetch", "--data", str(shop_folder), "--scale", "smoke", "--everything"]) == 0
     assert (here / "recommender" / "config.json").read_bytes() == b"recommender/config.json"
-    assert modal_app.main(["fetch", "--data", "other", "--scale", "smoke"]) == 1
+    assert modal_app.main(["fetch", "--scale", "smoke"]) == 1  # the demo shop
 
 
 def test_training_that_cannot_run_never_meets_the_network(cloud, tmp_path, capsys):
@@ -616,7 +613,8 @@ def test_what_is_measured_stands_where_chapter_08_reads(serve, in_room, shop_fol
     assert modal_app.main(["measure", *words]) == 0
     printed = capsys.readouterr().out
     assert "deployment/endpoint_warm/p50_ms" in printed and "1 of 1 were not cold" in printed
-    rows = json.loads((tmp_path / "artefacts/tiny/smoke/rows/08_endpoint.json").read_text())
+    run = store.open_store(str(shop_folder), "smoke").folder
+    rows = json.loads((run / "rows" / "08_endpoint.json").read_text())
     assert [row["key"] for row in rows] == [f"deployment/tiny/endpoint_warm/{name}" for name in ("p50_ms", "p95_ms")]
     assert modal_app.main(["measure", *words, "--warm", "0"]) == 1  # nothing to keep
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from semid_lib import chapters, synthetic
+from semid_lib import chapters, store, synthetic
 from semid_lib.folder import write_folder
 
 CHAPTERS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.py"))
@@ -37,7 +37,8 @@ def artefacts(tmp_path_factory):
 def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefacts):
     facts = chapters.run(chapter, str(cold_catalogue), "smoke")
     assert facts["state"] == "executed", facts["error"]
-    executed = nbformat.read(artefacts / "cold" / "smoke" / "executed" / f"{chapter.stem}.ipynb", as_version=4)
+    run = store.open_store(str(cold_catalogue), "smoke", artefacts)
+    executed = nbformat.read(run.path("executed") / f"{chapter.stem}.ipynb", as_version=4)
     printed = json.dumps(executed)
     assert "cold" in printed
     assert "Warning" not in "".join(_error_output(executed))
@@ -45,7 +46,7 @@ def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefa
         assert "cold has no histories" in printed
         assert facts["rows"] == 0
     if chapter.stem == "08_modal_deployment":
-        has_light = (artefacts / "cold" / "smoke" / "recommender_light" / "config.json").is_file()
+        has_light = (run.path("recommender_light") / "config.json").is_file()
         assert ("the service of recommender_light" if has_light else "no recommender is on the shelf") in printed
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semid_lib import chapters, sweep, synthetic
+from semid_lib import chapters, store, sweep, synthetic
 from semid_lib.folder import write_folder
 from semid_lib.store import sha256
 
@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 TOOL = Path(sys.prefix) / "dvc" / "bin" / "python"
 needs_dvc = pytest.mark.skipif(not TOOL.exists(), reason="no DVC: `make test` installs it in .venv/dvc")
-RUN = "artefacts/tiny/smoke"
 
 
 # --- dvc.yaml ---
@@ -31,7 +30,7 @@ def test_each_chapter_is_a_stage_that_runs_it_as_make_does():
     assert list(STAGES) == chapters.names()
     for name, stage in STAGES.items():
         [command, *_] = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
-        assert command == f".venv/bin/python -m semid_lib.chapters run {name} --data ${{data}} --scale ${{scale}}"
+        assert command == f".venv/bin/python -m semid_lib.chapters run {name} --params params.yaml"
         assert {f"notebooks/{name}.py", "semid_lib", "${files}"} <= set(stage["deps"])
         folder = "artefacts/${name}/${scale}/"
         assert {f"executed/{name}.ipynb", f"rows/{name}.json"} <= set(sweep.outputs(ROOT / "dvc.yaml")[name])
@@ -75,7 +74,9 @@ class Clone:
             shutil.copy(ROOT / name, folder / name)
         items = [{"item_id": item["item_id"], "title": item["title"]} for item in synthetic.demo_shop().items[:150]]
         write_folder(folder / "data" / "tiny", items)
-        parameters = {"data": "data/tiny", "name": "tiny", "files": "data/tiny", "scale": "smoke"}
+        name = store.open_store(str(folder / "data" / "tiny"), "smoke").folder.parent.name
+        self.run = f"artefacts/{name}/smoke"
+        parameters = {"data": "data/tiny", "name": name, "files": "data/tiny", "scale": "smoke"}
         (folder / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
         (folder / ".venv").symlink_to(sys.prefix)
         own = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "AWS_"))}
@@ -105,7 +106,7 @@ class Clone:
         return self._run(["git", "status", "--porcelain"])
 
     def sums(self) -> dict[str, str]:
-        files = [file for file in (self.folder / RUN).rglob("*") if file.is_file() and file.name != ".gitignore"]
+        files = [file for file in (self.folder / self.run).rglob("*") if file.is_file() and file.name != ".gitignore"]
         kept = [file for file in files if file.suffix not in (".log", ".json") or file.parent.name == "rows"]
         return {str(file.relative_to(self.folder)): sha256(file) for file in kept}
 
@@ -127,7 +128,7 @@ def clone(tmp_path_factory):
 def test_dvc_runs_what_has_changed_and_nothing_else(clone):
     assert "01_catalogue_and_embeddings: ran" in clone.printed and "02_semantic_ids: ran" in clone.printed
     assert clone.status() == "?? dvc.lock\n"
-    rows = yaml.safe_load((clone.folder / RUN / "rows" / "02_semantic_ids.json").read_text(encoding="utf-8"))
+    rows = yaml.safe_load((clone.folder / clone.run / "rows" / "02_semantic_ids.json").read_text(encoding="utf-8"))
     assert not any(row["dirty"] for row in rows)  # dvc.lock alone is no change of the source
     assert "ran in" not in clone.dvc("repro", "02_semantic_ids")
     source = clone.folder / "notebooks" / "02_semantic_ids.py"
@@ -162,5 +163,13 @@ def test_what_was_pushed_is_pulled_byte_for_byte(clone, kind, tmp_path, request)
 def test_the_parameters_of_params_yaml_are_those_of_dvc_yaml():
     known = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    assert set(re.findall(r"\$\{(\w+)\}", text)) == known.keys()
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == known.keys() - {"data"}  # which never meets a shell
     assert known["data"] == known["name"] == "demo"
+
+
+def test_a_name_that_is_not_that_of_the_artefacts_is_refused(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "my shop", [{"item_id": 1, "title": "Pen"}])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"data": "my shop", "name": "my shop", "scale": "smoke"}))
+    assert chapters.main(["run", "01_catalogue_and_embeddings", "--params", "params.yaml"]) == 1
+    assert re.search(r"has the name 'my shop', expected 'my_shop-[0-9a-f]{8}'", capsys.readouterr().err)

@@ -139,11 +139,11 @@ def test_a_data_set_is_loaded_from_a_store(place, tmp_path):
 
 def test_artefacts_and_rows_lie_in_a_store(place, monkeypatch, tmp_path):
     monkeypatch.setenv("SEMID_ARTEFACTS", place)
-    shelf = store.Store("shop", "smoke", "f")
+    shelf = store.Store("demo", "smoke", "f")
     assert not shelf.has("things")
     assert shelf.rows() == []
     with pytest.raises(
-        FileNotFoundError, match=rf"{place}/shop/smoke/things.safetensors is not there: run the chapter"
+        FileNotFoundError, match=rf"{place}/demo/smoke/things.safetensors is not there: run the chapter"
     ):
         shelf.load("things")
     shelf.save("things", {"a": np.arange(3)})
@@ -153,7 +153,7 @@ def test_artefacts_and_rows_lie_in_a_store(place, monkeypatch, tmp_path):
     (shelf.path("report") / "page.txt").write_text("a page")
     shelf.send("report")
     elsewhere(monkeypatch, tmp_path / "other")
-    again = store.Store("shop", "smoke", "f")
+    again = store.Store("demo", "smoke", "f")
     assert again.folder != shelf.folder
     assert again.has("things")
     assert again.load("things")["a"].tolist() == [0, 1, 2]
@@ -165,7 +165,7 @@ def test_artefacts_and_rows_lie_in_a_store(place, monkeypatch, tmp_path):
     elsewhere(monkeypatch, tmp_path / "other")
     assert again.load("things")["a"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="other data"):
-        store.Store("shop", "smoke", "g").load("things")
+        store.Store("demo", "smoke", "g").load("things")
 
 
 @pytest.fixture
@@ -225,8 +225,10 @@ def test_a_chapter_runs_on_data_in_a_store_and_leaves_all_it_wrote_there(place, 
     facts = chapters.run(tmp_path / "01_toy.py", f"{place}/shop", "smoke")
     assert (facts["state"], facts["rows"]) == ("executed", 1), facts
     elsewhere(monkeypatch, tmp_path / "other")
-    assert store.Store("shop", "smoke", "").rows()[0]["value"] == 2
-    left = contents(places.fetch(f"{place}/runs/shop/smoke"))
+    shelf = store.open_store(f"{place}/shop", "smoke")
+    assert shelf.rows()[0]["value"] == 2
+    left = contents(places.fetch(f"{place}/runs/{shelf.folder.parent.name}/smoke"))
+    assert not [name for name in left if name.endswith((".lock", ".partial"))]
     assert {"page.txt", "executed/01_toy.ipynb", "executed/01_toy.json", "metrics/01_toy.json"} <= left.keys()
 
 
@@ -237,7 +239,7 @@ def test_what_is_not_there_is_named(place, capsys):
     for where in (place, "s3://no-such-bucket/shop"):
         with pytest.raises(ValueError, match=rf"{where} is not there"):
             data.load(where)
-    with pytest.raises(ValueError, match=r"s3://no-such-bucket/shop/smoke/a\.safetensors is not there"):
+    with pytest.raises(ValueError, match=r"s3://no-such-bucket/shop-f/smoke/a\.safetensors is not there"):
         store.Store("shop", "smoke", "f", root="s3://no-such-bucket").save("a", {"a": np.zeros(1)})
     with pytest.raises(ValueError, match="foo://x/y: pyarrow knows no such kind of place"):
         data.load("foo://x/y")

@@ -23,8 +23,8 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # A module may import those before it: the order of DESIGN.md, section 2, with what stands beside the pipeline
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
-    *("scale", "atomic", "weights", "places", "store", "text", "distributed", "synthetic_words", "synthetic"),
-    *("readers", "times", "table", "item_ids", "folder", "data", "plotting"),
+    *("scale", "atomic", "weights", "places", "text", "distributed", "synthetic_words", "synthetic"),
+    *("readers", "times", "table", "item_ids", "folder", "store", "data", "plotting"),
     *("importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
     *("endpoint", "query_templates", "query_llm", "queries"),

@@ -549,7 +549,7 @@ def test_a_language_model_takes_no_weights():
 
 @pytest.fixture
 def shelf(tmp_path):
-    return store.Store("shop", "smoke", "a" * 64, root=tmp_path)
+    return store.Store("demo", "smoke", "a" * 64, root=tmp_path)
 
 
 def made(seed=0):
@@ -612,7 +612,7 @@ def test_queries_of_other_data_are_refused(shelf, tmp_path):
         queries.load_queries(shelf)
     saved(shelf)
     with pytest.raises(ValueError, match="other data"):
-        queries.load_queries(store.Store("shop", "smoke", "b" * 64, root=tmp_path))
+        queries.load_queries(store.Store("demo", "smoke", "b" * 64, root=tmp_path))
 
 
 def test_a_vector_for_every_query(shelf):

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from semid_lib import report, store
+from semid_lib.folder import write_folder
 
 RUN = {
     "data": "shop",
@@ -180,17 +181,46 @@ def test_a_place_without_its_end_swallows_no_text():
     assert "# Results" in rendered
 
 
-def test_publish_then_check(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def shop_folder(tmp_path):
+    write_folder(tmp_path / "shop", [{"item_id": 1, "title": "Pen"}])
+    return str(tmp_path / "shop")
+
+
+def test_rows_that_fit_no_table_are_not_published(shop_folder, tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text(PAGE, encoding="utf-8")
+    monkeypatch.setattr(report, "_PAGES", (page,))
+    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    (tmp_path / "results").mkdir()
+    published = tmp_path / "results" / "shop-smoke.json"
+    published.write_text("[]", encoding="utf-8")
+    store.open_store(shop_folder, "smoke").record("02", [{"key": "semantic_ids/rate", "value": 1}])
+    with pytest.raises(ValueError, match="no row"):
+        report.publish(shop_folder, "smoke")
+    assert published.read_text(encoding="utf-8") == "[]" and page.read_text(encoding="utf-8") == PAGE
+
+
+def test_publish_then_check(shop_folder, tmp_path, monkeypatch, capsys):
     page = tmp_path / "README.md"
     page.write_text(PAGE + "So <!-- row: next_item/shop/smoke/item_knn/mrr -->old<!-- end row -->.\n", encoding="utf-8")
     monkeypatch.setattr(report, "_PAGES", (page,))
     monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
-    with pytest.raises(ValueError, match="no rows for shop at smoke"):
-        report.publish("shop", "smoke")
+    with pytest.raises(ValueError, match=r"no rows for .*shop at smoke"):
+        report.publish(shop_folder, "smoke")
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
-    store.Store("shop", "smoke", "f").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
-    assert report.main(["publish", "shop", "smoke"]) == 0
+    shelf = store.open_store(shop_folder, "smoke")
+    shelf.record("07", [{"key": "next_item/item_knn/mrr", **measured}])
+    failed = shelf.path("executed") / "08_other.failed.ipynb"
+    failed.parent.mkdir()
+    failed.touch()
+    assert report.main(["publish", shop_folder, "smoke"]) == 1
+    assert "08_other.failed.ipynb is of a run that did not succeed" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+    failed.unlink()
+    assert report.main(["publish", shop_folder, "smoke"]) == 0
     assert "| MRR | .5000 ± .1000 |" in page.read_text(encoding="utf-8").replace("\xa0", " ")
     assert "-->.5000<!-- end row -->." in page.read_text(encoding="utf-8")
     assert report.stale_pages() == []
@@ -216,15 +246,15 @@ def test_no_published_table_differs_from_its_rows():
     assert report.stale_pages() == []
 
 
-def test_publishing_one_run_leaves_the_tables_of_others(tmp_path, monkeypatch):
+def test_publishing_one_run_leaves_the_tables_of_others(shop_folder, tmp_path, monkeypatch):
     page = tmp_path / "README.md"
     page.write_text(PAGE.replace("next_item/shop/smoke", "next_item/other/full", 1), encoding="utf-8")
     monkeypatch.setattr(report, "_PAGES", (page,))
     monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
-    store.Store("shop", "smoke", "f").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
-    report.publish("shop", "smoke")
+    store.open_store(shop_folder, "smoke").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
+    report.publish(shop_folder, "smoke")
     text = page.read_text(encoding="utf-8")
     assert "old\n<!-- end rows -->" in text  # the other run was never published
     assert text.count("| MRR |") == 1

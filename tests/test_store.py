@@ -1,24 +1,37 @@
 """Artefacts and rows: what is written comes back, whole or not at all, and says where it comes from."""
 
 import gc
+import hashlib
 import json
+import os
+import random
+import re
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kills import killed
 from safetensors import SafetensorError, safe_open
 
-from semid_lib import store
+from semid_lib import data, store
+from semid_lib.folder import write_folder
 
-ORIGIN = {"data", "fingerprint", "scale", "commit", "dirty", "hardware", "written"}
+ORIGIN = {"data", "fingerprint", "scale", "commit", "dirty", "hardware", "written", "chapter", "seed", "parents"}
 
 
 @pytest.fixture
 def shelf(tmp_path) -> store.Store:
-    return store.Store("shop", "smoke", "fingerprint of the shop", root=tmp_path)
+    return store.Store("shop", "smoke", "1a2b3c4d5e", root=tmp_path)
 
 
 def test_what_is_saved_comes_back(shelf):
@@ -29,22 +42,22 @@ def test_what_is_saved_comes_back(shelf):
         np.testing.assert_array_equal(loaded[name], array)
         assert loaded[name].dtype == np.asarray(array).dtype
     assert (loaded.facts["n_levels"], loaded.facts["note"]) == (3, "by hand")
-    assert loaded.facts["provenance"].keys() == ORIGIN
-    assert loaded.facts["provenance"]["fingerprint"] == "fingerprint of the shop"
+    assert loaded.facts["provenance"].keys() == ORIGIN | {"digest"}
+    assert loaded.facts["provenance"]["fingerprint"] == "1a2b3c4d5e"
 
 
 def test_an_artefact_lies_in_the_folder_of_its_data_and_scale(shelf, tmp_path):
     assert not shelf.has("things")
-    assert shelf.save("things", {"a": np.zeros(1)}) == tmp_path / "shop" / "smoke" / "things.safetensors"
+    assert shelf.save("things", {"a": np.zeros(1)}) == tmp_path / "shop-1a2b3c4d" / "smoke" / "things.safetensors"
     assert shelf.has("things")
     assert not store.Store("shop", "laptop", shelf.fingerprint, root=tmp_path).has("things")
-    assert shelf.path("model").parent == tmp_path / "shop" / "smoke"
+    assert shelf.path("model").parent == tmp_path / "shop-1a2b3c4d" / "smoke"
     assert shelf.cache("vectors") == store.Store("other", "full", "", root=tmp_path).cache("vectors")
 
 
 def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "elsewhere"))
-    assert store.Store("shop", "smoke", "f").folder == tmp_path / "elsewhere" / "shop" / "smoke"
+    assert store.Store("demo", "smoke", "f").folder == tmp_path / "elsewhere" / "demo" / "smoke"
     monkeypatch.delenv("SEMID_ARTEFACTS")
     assert store.default_root() == Path(__file__).resolve().parent.parent / "artefacts"
 
@@ -108,12 +121,18 @@ def test_a_missing_artefact_says_what_to_do(shelf):
 
 
 def test_an_artefact_of_other_data_is_refused(shelf, tmp_path):
-    shelf.save("things", {"a": np.zeros(1)})
-    changed = store.Store("shop", "smoke", "another fingerprint", root=tmp_path)
-    with pytest.raises(ValueError, match="other data"):
+    store.Store("demo", "smoke", "f", root=tmp_path).save("things", {"a": np.zeros(1)})
+    changed = store.Store("demo", "smoke", "another", root=tmp_path)  # the demo shop of another version
+    with pytest.raises(ValueError, match=r"other data \(fingerprint f, expected another\): run the chapter"):
         changed.load("things")
     changed.save("things", {"a": np.ones(1)})
     assert changed.load("things")["a"] == 1
+    copied = shelf.save("things", {"a": np.zeros(1)})
+    elsewhere = store.Store("shop", "smoke", "2b" * 8, root=tmp_path)
+    elsewhere.folder.mkdir(parents=True)
+    shutil.copy(copied, elsewhere.folder)
+    with pytest.raises(ValueError, match="other data"):
+        elsewhere.load("things")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +218,7 @@ def test_rows_carry_their_origin_and_the_data_in_their_key(shelf):
     shelf.record("07_next_item", [{"key": "next_item/knn/mrr", "value": 0.5, "n": 9}])
     [row] = shelf.rows()
     assert row.keys() == {"key", "value", "n"} | ORIGIN
+    assert row["chapter"] == "07_next_item"
     assert (row["key"], row["value"], row["n"]) == ("next_item/shop/knn/mrr", 0.5, 9)
     assert (row["data"], row["scale"], row["fingerprint"]) == ("shop", "smoke", shelf.fingerprint)
     assert "GiB" in row["hardware"]
@@ -287,3 +307,166 @@ def test_an_artefact_is_one_file_that_others_can_read(shelf):
 def test_text_is_refused_by_name(shelf):
     with pytest.raises(ValueError, match="'titles'"):
         shelf.save("things", {"titles": np.array(["pen"])})
+
+
+# --- the name of the folder ---
+
+
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1), st.binary(min_size=4))
+def test_a_folder_name_is_safe_and_tells_data_apart(name, content):
+    fingerprint = hashlib.sha256(content).hexdigest()
+    if name == "demo":
+        return
+    found = store.folder_name(name, fingerprint)
+    assert re.fullmatch(r"\w[\w.-]*-[0-9a-f]{8}", found)  # no word of make or of a shell
+    assert len(found.encode()) <= 255
+    assert found != store.folder_name(name, hashlib.sha256(fingerprint.encode()).hexdigest())
+    assert store.folder_name(unicodedata.normalize("NFD", name), fingerprint) == store.folder_name(
+        unicodedata.normalize("NFC", name), fingerprint
+    )
+
+
+def test_artefacts_follow_the_data_and_not_their_path(tmp_path):
+    write_folder(tmp_path / "a" / "shop", [{"item_id": 1, "title": "Pen"}])
+    write_folder(tmp_path / "b" / "shop", [{"item_id": 1, "title": "Ink"}])
+    first, second = (store.open_store(str(tmp_path / name / "shop"), "smoke") for name in "ab")
+    assert first.folder != second.folder and first.data == second.data == "shop"
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "shop")
+    for same in (f"{tmp_path}/a/shop/", f"{tmp_path}/b/../a/shop", f"{tmp_path}/link"):
+        assert store.open_store(same, "smoke").folder == first.folder
+    shop = data.load(tmp_path / "a" / "shop")
+    assert store.Store(shop.name, "smoke", shop.fingerprint).folder == first.folder
+    shutil.copytree(tmp_path / "a" / "shop", tmp_path / "moved" / "shop")
+    assert store.open_store(str(tmp_path / "moved" / "shop"), "smoke").folder == first.folder
+
+
+def test_a_folder_called_demo_never_meets_the_demo_shop(tmp_path, monkeypatch):
+    write_folder(tmp_path / "demo", [{"item_id": 1, "title": "Pen"}])
+    monkeypatch.chdir(tmp_path)
+    mine, built_in = store.open_store("./demo", "smoke"), store.open_store("demo", "smoke")
+    assert mine.folder.parent.name.startswith("demo_folder-") and built_in.folder.parent.name == "demo"
+    assert data.load(tmp_path / "demo").name == mine.data == "demo_folder"  # in rows, too
+
+
+# --- provenance ---
+
+
+@pytest.fixture
+def chain(shelf, tmp_path):
+    """Artefacts of which each was made from the one before: first, second, third."""
+    shelf.save("first", {"a": np.zeros(2)})
+    for old, new in (("first", "second"), ("second", "third")):
+        each = store.Store("shop", "smoke", shelf.fingerprint, root=tmp_path)
+        each.save(new, {"a": each.load(old)["a"] + 1})
+    return store.Store("shop", "smoke", shelf.fingerprint, root=tmp_path)
+
+
+def test_an_artefact_names_its_parents(chain):
+    assert chain.load("third").facts["provenance"]["parents"] == {"second": chain.origin_of("second")["digest"]}
+    chain.load("second")
+    chain.save("third", {"a": np.ones(1)})  # what was loaded and is then written anew is no parent of itself
+    assert chain.origin_of("third")["parents"].keys() == {"second"}
+    chain.record("04", [{"key": "a/b", "value": 1}])
+    assert chain.rows()[0]["parents"].keys() == {"second", "third"}
+
+
+def test_what_was_made_from_an_older_artefact_is_refused(chain, tmp_path):
+    chain.save("first", {"a": np.zeros(2)})  # the same content, written later
+    assert chain.load("third")["a"].tolist() == [2, 2]
+    other = store.Store("shop", "smoke", chain.fingerprint, root=tmp_path)
+    other.save("first", {"a": np.ones(2)})
+    assert other.load("first")["a"].tolist() == [1, 1]
+    for name in ("second", "third"):
+        with pytest.raises(
+            ValueError, match=r"second.* is out of date: it was made from 'first' with digest .* again$"
+        ):
+            other.load(name)
+    other.save("first", {"a": np.zeros(2)})
+    assert other.load("third")["a"].tolist() == [2, 2]
+
+
+def test_a_model_is_held_against_what_it_was_made_from(chain):
+    chain.load("first")
+    chain.path("model").mkdir()
+    config = {"sha256": {"model.safetensors": "f" * 64}, "provenance": chain.provenance()}
+    (chain.path("model") / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert chain.checked("model") == chain.path("model")
+    chain.save("first", {"a": np.ones(9)})
+    with pytest.raises(ValueError, match="model is out of date: it was made from 'first'"):
+        chain.checked("model")
+    assert chain.checked("none") == chain.path("none")
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99))
+def test_a_digest_is_that_of_the_content(sizes, note):
+    with tempfile.TemporaryDirectory() as root:
+        shelf = store.Store("shop", "smoke", "f", root=root)
+        batches = [np.full((n, 2), n, np.float32) for n in sizes]
+        digests = set()
+        for _ in range(2):
+            shelf.save_batches("many", "a", batches, note=note)
+            digests.add(shelf.origin_of("many")["digest"])
+        assert len(digests) == 1
+        shelf.save_batches("many", "a", batches, note=note + 1)
+        shelf.save("one", {"a": np.concatenate(batches)}, note=note)
+        assert shelf.origin_of("many")["digest"] not in digests
+        before = shelf.origin_of("one")["digest"]
+        shelf.save("one", {"b": np.concatenate(batches)}, note=note)
+        assert shelf.origin_of("one")["digest"] != before
+
+
+# --- a full disk, two writers ---
+
+
+def full_disk():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+
+@pytest.mark.parametrize("kind", ["save", "save_batches", "record"])
+def test_on_a_full_disk_the_old_artefact_stays_and_the_error_says_so(shelf, kind):
+    def save(n):
+        if kind == "save":
+            shelf.save("things", {"a": np.zeros(n)})
+        elif kind == "save_batches":
+            shelf.save_batches("things", "a", (np.zeros(n // 10) for _ in range(10)))
+        else:
+            shelf.record("things", [{"key": f"a/{number}", "value": 1} for number in range(n // 10)])
+
+    save(10)
+    before = {file: file.read_bytes() for file in shelf.folder.rglob("*") if file.is_file()}
+    told = shelf.folder / "told"
+
+    def work():
+        full_disk()
+        try:
+            save(10_000)
+        except OSError as error:
+            told.write_text(str(error), encoding="utf-8")
+
+    assert killed(work, 60)
+    message = told.read_text(encoding="utf-8")
+    told.unlink()
+    assert "File too large" in message and "things" in message
+    assert "what was there before is unchanged" in message
+    assert {file: file.read_bytes() for file in shelf.folder.rglob("*") if file.is_file()} == before
+
+
+def test_of_writers_that_race_or_are_killed_one_artefact_is_left_whole(shelf):
+    started = time.perf_counter()
+    shelf.save("things", {"a": np.full(50_000, -1)}, writer=-1)
+    usual, seen = time.perf_counter() - started, set()
+    for number in range(20):
+
+        def work(number=number):
+            if os.fork():
+                shelf.save("things", {"a": np.full(50_000, number)}, writer=number)
+                os.wait()
+            else:
+                shelf.save("things", {"a": np.full(50_000, number + 100)}, writer=number + 100)
+                os._exit(0)
+
+        killed(work, random.Random(number).uniform(0, 5 * usual))
+        loaded = shelf.load("things")
+        assert (loaded["a"] == loaded.facts["writer"]).all() and len(loaded["a"]) == 50_000
+        seen.add(loaded.facts["writer"])
+    assert len(seen) > 2

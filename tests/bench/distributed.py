@@ -96,7 +96,7 @@ def compare(name: str, work: Work, cluster: distributed.Cluster) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="folder of a recommender of the next item")
-    parser.add_argument("--name", default="demo", help="of the data set it was trained on")
+    parser.add_argument("--data", default="demo", help="what it was trained on: demo, or the folder of a data set")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--texts", type=int, default=8192, help="embedding is slow, so it has fewer")
     options = parser.parse_args()
@@ -116,7 +116,7 @@ def main() -> int:
         if what != "work"
     ]
     rows.append({"key": "ray/the cluster itself/start", "value": round(seconds, 2)})
-    store.Store(options.name, "bench", "").record("distributed", rows)
+    store.open_store(options.data, "bench").record("distributed", rows)
     print(f"{store.hardware()}; Ray started in {seconds:.1f} s")
     print(pd.DataFrame(lines).round(3).to_string(index=False))
     return 0

@@ -203,7 +203,7 @@ def batch(folder: Path, histories: list[list[int]], n_users: int) -> dict[str, f
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a folder that save_pretrained wrote")
-    parser.add_argument("--name", default="beauty", help="of the data set, for the rows")
+    parser.add_argument("--data", default="demo", help="what it was trained on: demo, or the folder of a data set")
     parser.add_argument("--requests", type=int, default=3000, help="for each number of clients")
     parser.add_argument("--soak", type=int, default=100_000, help="requests over which memory is watched; 0 for none")
     parser.add_argument("--users", type=int, default=200_000, help="of the batch; 0 for none")
@@ -221,7 +221,7 @@ def main() -> int:
         {"key": f"serving/{name}", "value": round(float(value), 4), "must": MUST.get(name), "wish": WISH.get(name)}
         for name, value in measured.items()
     ]
-    print(store.Store(options.name, "bench", fingerprint="").record("serving", rows))
+    print(store.open_store(options.data, "bench").record("serving", rows))
     for name, value in measured.items():
         print(f"{name:34} {value:12,.2f}   must {MUST.get(name, '-'):8} wish {WISH.get(name, '-')}")
     print(store.hardware())
