@@ -1,6 +1,6 @@
 """The one dial: how large everything is at smoke, laptop and full, side by side.
 
-`smoke` is for tests (seconds a chapter), `laptop` for two CPU cores (minutes), `full` for a GPU box.
+`smoke` is for tests (four minutes for all chapters), `laptop` for two CPU cores (minutes), `full` for a GPU box.
 """
 
 from dataclasses import dataclass
