@@ -4,6 +4,7 @@ Of a request the log has method, path template, status, duration and counts: no 
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -33,6 +34,8 @@ _HEADERS = {
 _DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what else a client makes up is "other"
 _DECLARE = "send JSON with the header Content-Type: application/json (curl --json, or -H 'Content-Type: ...' with -d)"
+# A body of a megabyte takes 30 ms to parse, in which nothing else is answered: large ones wait for each other.
+_LARGE, _LARGE_AT_ONCE = 2**16, 2
 _DRAINED = 8  # times the limit on a body that is read before the answer, so that the client gets to read it
 
 
@@ -101,6 +104,7 @@ class Guard:
     def __init__(self, app: Callable, limits: Limits, token: str | None, meters: Meters):
         self.app, self.limits, self.meters = app, limits, meters
         self.token = None if token is None else token.encode()
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
@@ -133,7 +137,7 @@ class Guard:
                 async with asyncio.timeout(self.limits.seconds):
                     body = await self._read(receive)
                 reading = False
-                async with asyncio.timeout(self.limits.seconds):
+                async with asyncio.timeout(self.limits.seconds), self._turn(body):
                     await self.app(_as_json(scope), _replayed(body, receive), send_on)
         except _TooLargeError:
             await refuse(413, f"a body holds at most {self.limits.max_body} bytes", Connection="close")
@@ -150,6 +154,9 @@ class Guard:
             await refuse(500, "the server failed; its log says where")
         finally:
             self._note(scope, method, status, time.perf_counter() - started, {**counts, **problem})
+
+    def _turn(self, body: bytes) -> contextlib.AbstractAsyncContextManager:
+        return self._large if len(body) > _LARGE else contextlib.nullcontext()
 
     def _may_ask(self, scope: dict) -> bool:
         path = scope["path"]

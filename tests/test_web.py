@@ -25,7 +25,7 @@ from hypothesis.errors import Unsatisfiable
 from semid_lib import messages, web
 from semid_lib.embed import item_texts
 from semid_lib.generative import LightSearch
-from semid_lib.guard import JsonLines, Limits, Meters
+from semid_lib.guard import Guard, JsonLines, Limits, Meters
 from semid_lib.query_model import QueryModel, QueryModelConfig
 from semid_lib.recommender import Recommender
 from semid_lib.retrieval import BM25
@@ -431,6 +431,42 @@ def test_head_is_get_without_a_body(client, ids, caplog):
             assert head.headers["content-length"] == get.headers["content-length"]
     assert client.head("/recommend").status_code == 405 and client.head("/items/5").status_code == 404
     assert 'semid_requests_total{method="HEAD",path="/items/{item_id}",status="404"} 1.0' in client.get("/metrics").text
+
+
+def test_large_bodies_wait_for_each_other_and_small_ones_do_not_wait():
+    open_now, most, small_done, release = 0, 0, [], asyncio.Event()
+
+    async def app(scope, receive, send):
+        nonlocal open_now, most
+        if len((await receive())["body"]) < 1000:
+            small_done.append(open_now)
+        else:
+            open_now, most = open_now + 1, max(most, open_now + 1)
+            await release.wait()
+            open_now -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard, statuses = Guard(app, Limits(), None, Meters()), []
+
+    async def ask(size: int) -> None:
+        async def receive():
+            return {"type": "http.request", "body": b"x" * size}
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await guard({"type": "http", "method": "POST", "path": "/recommend", "headers": []}, receive, send)
+
+    async def crowd():
+        large = [asyncio.create_task(ask(100_000)) for _ in range(9)]
+        await asyncio.sleep(0.01)
+        await ask(100)
+        release.set()
+        await asyncio.gather(*large)
+
+    asyncio.run(crowd())
+    assert small_done == [2] and most == 2 and statuses.count(200) == 10
 
 
 def test_time_is_limited_for_question_and_answer(new_client, recommender_to_serve):
