@@ -3,6 +3,8 @@
 Numbers come from result rows alone, through the tables of `report`; without rows the card says that there are none.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 from semid_lib import store
 from semid_lib.generative import LightSearch
 from semid_lib.report import markdown_table
+from semid_lib.saved import check_provenance
+from semid_lib.text import one_line
+from semid_lib.vllm_search import VLLMSearch
 
 _TOPICS = {"next_item": "The next item after a history", "search": "Items for a query"}
 _LIMITS = """
@@ -30,13 +35,15 @@ def model_card(
 
     recommender: a `Recommender`. rows: as `store.Store.rows` has them; those of a metric with its interval make a table
     for each topic, all methods side by side, and others are left out. data: the name of the data set, by default that
-    of the rows. licence: as the Hub calls it.
-    Raises ValueError for a row without provenance, rows of which none has an interval, and a topic whose rows come from
-    different runs.
+    of the rows or of the recommender's provenance. licence: as the Hub calls it.
+    Raises ValueError for a row without provenance, rows of which none has an interval, a topic whose rows come from
+    different runs, and rows of other data than those that the recommender was made from.
     """
-    rows = _measured(rows)
+    rows, origin = _measured(rows), recommender.provenance
+    for row in rows if "fingerprint" in origin else []:
+        check_provenance(origin, row["fingerprint"], f"the recommender, by row {row['key']!r},")
     tables = _tables(rows)
-    data = data or ", ".join(dict.fromkeys(row["data"] for row in rows))
+    data = data or ", ".join(dict.fromkeys(row["data"] for row in rows)) or str(origin.get("data", ""))
     parts = [
         _front_matter(recommender, licence),
         f"# {repo}\n\nA recommender that generates the semantic IDs of items, by `semid_lib`: {_tasks(recommender)}.",
@@ -77,8 +84,8 @@ def _contents(recommender, data: str) -> str:
     sizes = " x ".join(str(size) for size in ids.sizes)
     extra = f", the last of them a disambiguation code of {ids.sizes[-1]}" if len(ids.sizes) > ids.n_levels else ""
     lines = {
-        "data": data or "not named",
-        "items": f"{len(ids):,} (`items.parquet`: {', '.join(f'`{name}`' for name in recommender.items)})",
+        "data": _cell(data) or "not named",
+        "items": f"{len(ids):,} (`items.parquet`: {', '.join(f'`{_cell(name)}`' for name in recommender.items)})",
         "semantic IDs": f"{ids.n_levels} levels of {ids.codebook_size} codes (`semantic_ids.npz`; {sizes}{extra})",
     }
     if recommender.model is not None:
@@ -86,6 +93,8 @@ def _contents(recommender, data: str) -> str:
         lines["next item"] = f"a timeline model of {n:,} parameters (`model.safetensors`)"
     if recommender.searcher is not None:
         lines["search"] = _searcher(recommender.searcher)
+    if origin := {name: value for name, value in recommender.provenance.items() if name not in ("data", "dirty")}:
+        lines["made from"] = "; ".join(f"{_cell(name)} `{_cell(_brief(value))}`" for name, value in origin.items())
     commit = store.commit()
     changed = " with uncommitted changes" if commit["dirty"] and commit["commit"] else ""
     lines["written by"] = f"`semid_lib` {metadata.version('semid-lib')}" + (
@@ -95,10 +104,22 @@ def _contents(recommender, data: str) -> str:
     return f"{table}\n\n`config.json` lists these files with their checksums, which are checked before they are read."
 
 
+def _cell(text: str) -> str:
+    """Text of the data inside a cell of a table, or as code there."""
+    return one_line(text).replace("`", "'").replace("|", "\\|")
+
+
+def _brief(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:10] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
+
+
 def _searcher(searcher) -> str:
     if isinstance(searcher, LightSearch):
         n = sum(weight.numel() for weight in searcher.scorer.parameters())
         return f"a light model of {n:,} parameters over the vectors of `{searcher.embed}` (`query_model.safetensors`)"
+    if isinstance(searcher, VLLMSearch):
+        return "a language model with tokens for the semantic IDs (`llm/`)"
     n = searcher.model.num_parameters()
     if searcher.adapter is None:
         return f"a language model of {n:,} parameters with tokens for the semantic IDs (`llm/`)"
@@ -107,8 +128,8 @@ def _searcher(searcher) -> str:
 
 
 def _usage(recommender, repo: str) -> str:
-    first = recommender.items["item_id"].iloc[0]
-    asked = f"recommend([[{first}]], k=10)" if recommender.model is not None else 'search(["what I look for"], k=10)'
+    first = recommender.item_ids.values[0]
+    asked = f"recommend([[{first!r}]], k=10)" if recommender.model is not None else 'search(["what I look for"], k=10)'
     return f"""Where `semid_lib` is installed; of a private repository with HF_TOKEN set:
 
 ```python

@@ -88,7 +88,29 @@ def test_rows_of_two_runs_or_of_nowhere_are_refused(recommender, rows):
         model_card(recommender, "ann/shop", [{k: v for k, v in some[0].items() if k != "hardware"}])
 
 
-def test_the_code_in_it_runs(recommender, tmp_path, monkeypatch):
+def test_it_says_what_the_recommender_was_made_from(recommender, rows, tmp_path):
+    origin = {"data": "clocks", "fingerprint": "ab" * 32, "scale": "smoke", "commit": "0f" * 20, "seed": 3}
+    recommender.save_pretrained(tmp_path / "m", origin | {"parents": ["semantic_ids"], "dirty": False})
+    text = model_card(recommender, "ann/shop", [])
+    assert "| data | clocks |" in text
+    made_from = 'fingerprint `ababababab`; scale `smoke`; commit `0f0f0f0f0f`; seed `3`; parents `["semantic_ids"]`'
+    assert f"| made from | {made_from} |" in text
+    some = [row | {"fingerprint": "ab" * 32} for row in rows if row["key"].startswith("next_item/")]
+    assert NOTHING not in model_card(recommender, "ann/shop", some)
+    with pytest.raises(ValueError, match=r"the recommender, by row .* was made from other data"):
+        model_card(recommender, "ann/shop", [*some, some[-1] | {"fingerprint": "cd" * 32}])
+
+
+def test_names_of_the_catalogue_do_not_break_the_table(shop, new_timeline):
+    items = shop.items.assign(**{"a|b`c\nd": 1})
+    text = model_card(Recommender(new_timeline(), shop.ids, items), "ann/shop", [], data="x|y")
+    assert r"`a\|b'c d`" in text and r"| data | x\|y |" in text
+
+
+@pytest.mark.parametrize("ids", ["numbers", "text"])
+def test_the_code_in_it_runs(shop, new_timeline, tmp_path, monkeypatch, ids):
+    items = shop.items if ids == "numbers" else shop.items.assign(item_id=[f"A'{row}\"" for row in range(40)])
+    recommender = Recommender(new_timeline(), shop.ids, items)
     monkeypatch.chdir(tmp_path)
     [code] = re.findall(r"```python\n(.*?)```", model_card(recommender, "ann/shop", []), re.DOTALL)
     assert code.count("\n") == 3
