@@ -51,7 +51,7 @@ from semid_lib import distributed, places, records
 from semid_lib.item_ids import ItemIds
 from semid_lib.recommender import Recommender
 from semid_lib.store import sha256
-from semid_lib.table import shown
+from semid_lib.text import shown
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 BLOCK = 4096  # records that are answered, and saved, together

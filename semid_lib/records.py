@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from semid_lib import data
-from semid_lib.table import shown
+from semid_lib.text import has_controls, shown
 
 ENDINGS = (".txt", ".tsv", ".csv", ".jsonl", ".parquet")
 LONGEST = 2**20  # bytes of one line, or of one CSV record
 _ROWS = 64  # of Parquet that are read together
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # a few CSV readers end a cell or a file at these
-_BREAK = re.compile(r"[\t\n\r]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # besides white space, which a query may have
 
 
 class Record(NamedTuple):
@@ -345,7 +344,7 @@ def _checked(key: str, item_ids: list[str], queries: bool) -> tuple[str, list[st
     name = "query" if queries else "user id"
     if not key.strip():
         raise ValueError(f"the {name} is empty")
-    if _CONTROL.search(key) or (not queries and _BREAK.search(key)):
+    if _CONTROL.search(key) if queries else has_controls(key):
         raise ValueError(f"the {name} is {shown(key)}, expected text without control characters")
     "".join([key, *item_ids]).encode("utf-8")  # JSON may have half of a surrogate pair, which no file can
     return key, item_ids
@@ -362,7 +361,7 @@ def _parse_tsv(text: str, queries: bool) -> tuple[str, list[str]]:
     user_id, tab, items = text.partition("\t")
     if not tab:
         raise ValueError(f"the line is {shown(text)}, expected a user id, a tab and item ids")
-    return _checked(user_id, split(items), queries)
+    return _checked(user_id, items.split(" ") if items else [], queries)
 
 
 def _parse_json(text: str, queries: bool) -> tuple[str, list[str]]:
