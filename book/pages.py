@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 _BOOK = Path(__file__).resolve().parent
 # the line that `Store.origin` prints: data, scale; commit; machine; day
 _ORIGIN = re.compile(r"^(\S+), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
+_TERM = re.compile(r'\[([^\]]+)\]\(\.\./book/notation\.md(?: "([^"]+)")?\)')
+_CITE = re.compile(r'\[[^\]]+\]\(\.\./book/references\.bib "([^"]+)"\)')
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NOT_IN_CHAPTERS = ("all", "book", "dev")
 
@@ -79,6 +81,18 @@ def without_data_and_scale(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             kept.append(cell)
     return kept
+
+
+def for_sphinx(text: str) -> str:
+    """The Markdown of a chapter, whose links JupyterLab opens in `notebooks/`, with the roles and paths of the book.
+
+    >>> for_sphinx('[IDs](../book/notation.md "semantic ID") [(Hu et al., 2021)](../book/references.bib "hu2021")')
+    '{term}`IDs <semantic ID>` {cite}`hu2021`'
+    >>> for_sphinx("[level](../book/notation.md), see the [log](../book/log.md)")
+    '{term}`level`, see the [log](../log.md)'
+    """
+    text = _TERM.sub(lambda found: f"{{term}}`{found[1]}" + (f" <{found[2]}>`" if found[2] else "`"), text)
+    return _CITE.sub(r"{cite}`\1`", text).replace("](../book/", "](../")
 
 
 def without_widgets(cell: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +162,9 @@ def _fill(app, docname: str, source: list[str]) -> None:
     folder, _, name = docname.rpartition("/")
     if folder == "chapters":
         notebook = json.loads(source[0])
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = for_sphinx("".join(cell["source"]))
         line = {"cell_type": "markdown", "metadata": {}, "source": how_to_run(name, run_of(notebook))}
         if "id" in notebook["cells"][0]:
             line["id"] = "how-to-run"

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What does a text embedding keep of an item?
 #
-# Everything in this book starts from a catalogue and, if there are any, from the {term}`histories <history>` of its
-# users. What do they look like? And do the vectors that a small language model makes of the items' texts put together
-# what belongs together?
+# Everything in this book starts from a catalogue and, if there are any, from the
+# [histories](../book/notation.md "history") of its users. What do they look like? And do the vectors that a small
+# language model makes of the items' texts put together what belongs together?
 #
 # **What you will learn**
 #
@@ -123,16 +123,17 @@ if shop.histories is not None:
     plt.show()
 
 # %% [markdown]
-# *Figure 2.* How long histories are, and how interactions fall off with the rank of an item. A long tail of items
-# with a handful of interactions is the rule: a model that memorizes items learns little about them, while their text is
-# as good as anyone's. That is the case for {term}`semantic IDs <semantic ID>` in one picture.
+# *Figure 2.* How long histories are, and how interactions fall off with the rank of an item. A long tail of items with
+# a handful of interactions is the rule: a model that memorizes items learns little about them, while their text is as
+# good as anyone's. That is the case for [semantic IDs](../book/notation.md "semantic ID") in one picture.
 
 # %% [markdown]
 # ## 3. From text to vector
 #
 # The item's title, brand, leaf category and description become one text; a small transformer turns each of its $T$ word
-# pieces into a vector $u_t \in \mathbb{R}^d$; and their mean is the item's {term}`embedding <text embedding>`
-# {cite}`reimers2019`:
+# pieces into a vector $u_t \in \mathbb{R}^d$; and their mean is the item's
+# [embedding](../book/notation.md "text embedding") [(Reimers and Gurevych,
+# 2019)](../book/references.bib "reimers2019"):
 #
 # $$ x = \frac{1}{T} \sum_{t=1}^{T} u_t, \qquad \cos(x, y) = \frac{x^\top y}{\lVert x \rVert \, \lVert y \rVert} . $$ (eq-embedding)
 #
@@ -204,9 +205,9 @@ for name, column in labels.items():
 pd.DataFrame(agreement).T.map("{:.1%}".format)
 
 # %% [markdown]
-# The map below shows the same by eye. UMAP {cite}`mcinnes2018` draws points that are near in the many-dimensional space
-# near each other on paper; it keeps neighbourhoods, not distances, so neither the size of a cluster nor the gap to the
-# next one means anything.
+# The map below shows the same by eye. UMAP [(McInnes et al., 2018)](../book/references.bib "mcinnes2018") draws points
+# that are near in the many-dimensional space near each other on paper; it keeps neighbourhoods, not distances, so
+# neither the size of a cluster nor the gap to the next one means anything.
 
 # %%
 shown = rng.permutation(len(unit))[: sizes.map_items]
@@ -265,4 +266,4 @@ for kind, pairs in agreement.items():
 # buys it; words that decide for a shopper (a shade, a size) hardly move the vector. Chapter 07 shows what histories
 # add.
 #
-# **Next:** [from vectors to short tuples of codes](02_semantic_ids).
+# **Next:** [from vectors to short tuples of codes](02_semantic_ids.ipynb).

@@ -1,18 +1,18 @@
 # %% [markdown]
 # # How does an item become a short tuple of codes?
 #
-# A language model writes tokens, and a catalogue has too many items for one token each to be learned. A
-# *{term}`semantic ID`* names an item by a few {term}`codes <code>`, coarse to fine, so that similar items share their
-# first codes: (41, 3, 7) could be "wall clocks", "with an enamelled case", "in tan", although nobody gives the numbers
-# these names. How are such codes found, and what is lost on the way?
+# A language model writes tokens, and a catalogue has too many items for one token each to be learned. A *[semantic
+# ID](../book/notation.md)* names an item by a few [codes](../book/notation.md "code"), coarse to fine, so that similar
+# items share their first codes: (41, 3, 7) could be "wall clocks", "with an enamelled case", "in tan", although nobody
+# gives the numbers these names. How are such codes found, and what is lost on the way?
 #
 # **What you will learn**
 #
-# 1. {term}`residual k-means` by hand, and that the library does the same;
+# 1. [residual k-means](../book/notation.md) by hand, and that the library does the same;
 # 2. how many codes the catalogue needs, and what they leave over;
-# 3. whether an {term}`RQ-VAE`, which learns its codes, does better;
+# 3. whether an [RQ-VAE](../book/notation.md), which learns its codes, does better;
 # 4. what to do when two items get the same codes, and what that costs;
-# 5. the {term}`prefix trie`, which lets a model write only IDs that exist.
+# 5. the [prefix trie](../book/notation.md), which lets a model write only IDs that exist.
 #
 # | | |
 # | --- | --- |
@@ -57,14 +57,14 @@ if len(vectors) < 100:
 # %% [markdown]
 # ## 1. Residual k-means
 #
-# The first {term}`level` clusters the vectors by k-means. What is left when the cluster's centre is taken from a vector
-# is its residual; the second level clusters the residuals, and so on {cite}`zeghidour2021`. With $r_0 = x$, at each
-# level $l$
+# The first [level](../book/notation.md) clusters the vectors by k-means. What is left when the cluster's centre is
+# taken from a vector is its residual; the second level clusters the residuals, and so on [(Zeghidour et al.,
+# 2021)](../book/references.bib "zeghidour2021"). With $r_0 = x$, at each level $l$
 #
 # $$ c_l = \arg\min_{k} \lVert r_l - e_{l,k} \rVert^2, \qquad r_{l+1} = r_l - e_{l, c_l}, \qquad \hat{x} = \sum_{l} e_{l, c_l} , $$ (eq-residual)
 #
-# where $e_{l,k}$, centre $k$ of level $l$, is called a {term}`codeword`, and $\hat{x}$ is what the codes still know of
-# $x$. The semantic ID of the item is $(c_0, c_1, \dots)$. As a program, with the codewords given:
+# where $e_{l,k}$, centre $k$ of level $l$, is called a [codeword](../book/notation.md), and $\hat{x}$ is what the codes
+# still know of $x$. The semantic ID of the item is $(c_0, c_1, \dots)$. As a program, with the codewords given:
 
 
 # %%
@@ -91,10 +91,11 @@ assert (by_hand == quantize.encode(points, levels)).all()  # the library does th
 # %% [markdown]
 # ## 2. How many codes?
 #
-# $L$ levels of $K$ codes name $K^L$ items, so even small {term}`codebooks <codebook>` give far more IDs than items;
-# most of that room must stay empty if {term}`prefixes <prefix>`, the first codes of an ID, are to mean something. Our
-# rule of thumb: the first two levels have room for about two prefixes per item, $K^2 \approx 2n$, with $K$ a power of
-# two. Then one code is shared by many items, two codes by a few, and the last one has to tell these few apart.
+# $L$ levels of $K$ codes name $K^L$ items, so even small [codebooks](../book/notation.md "codebook") give far more IDs
+# than items; most of that room must stay empty if [prefixes](../book/notation.md "prefix"), the first codes of an ID,
+# are to mean something. Our rule of thumb: the first two levels have room for about two prefixes per item, $K^2 \approx
+# 2n$, with $K$ a power of two. Then one code is shared by many items, two codes by a few, and the last one has to tell
+# these few apart.
 
 # %%
 codebook_size = CODEBOOK_SIZE or quantize.suggest_codebook_size(len(vectors))
@@ -106,9 +107,9 @@ for codes, title in zip(kmeans.codes[:3].tolist(), shop.items["title"], strict=F
 
 # %% [markdown]
 # Each level should bring the reconstruction nearer, and should use all of its codes about equally.
-# *{term}`Distortion <distortion>`* is the mean squared distance of the vectors to their reconstructions;
-# *{term}`utilization <codebook utilization>`* the share of codes that any item carries;
-# *{term}`perplexity <codebook perplexity>`* the number of equally used codes that would be as diverse.
+# *[Distortion](../book/notation.md "distortion")* is the mean squared distance of the vectors to their reconstructions;
+# *[utilization](../book/notation.md "codebook utilization")* the share of codes that any item carries;
+# *[perplexity](../book/notation.md "codebook perplexity")* the number of equally used codes that would be as diverse.
 
 # %%
 spread = codebooks.distortion(vectors, vectors.mean(axis=0))
@@ -135,8 +136,8 @@ quality(kmeans).round(3)
 # only codes can never know about an item.
 #
 # Could better codes be found for the same codewords? So far each level took the nearest one. A
-# {term}`beam <beam width>` keeps the best eight prefixes at each level instead, and chooses among them at the end. Its
-# codes fit together better, but the first of them need not be the nearest any more:
+# [beam](../book/notation.md "beam width") keeps the best eight prefixes at each level instead, and chooses among them
+# at the end. Its codes fit together better, but the first of them need not be the nearest any more:
 
 # %%
 beam_codes = kmeans.encode(vectors, beam_width=8)
@@ -146,8 +147,9 @@ print(f"beam 8 {codebooks.distortion(vectors, kmeans.decode(beam_codes)):.4f}")
 # %% [markdown]
 # ## 3. Does learning the codes help?
 #
-# An RQ-VAE {cite}`zeghidour2021` puts an encoder $E$ before the residual quantizer and a decoder $D$ behind it. The
-# quantizer now starts from $r_0 = z = E(x)$, and all are trained to make small
+# An RQ-VAE [(Zeghidour et al., 2021)](../book/references.bib "zeghidour2021") puts an encoder $E$ before the residual
+# quantizer and a decoder $D$ behind it. The quantizer now starts from $r_0 = z = E(x)$, and all are trained to make
+# small
 #
 # $$ \mathcal{L} = \lVert x - D(\hat{z}) \rVert^2 + \beta \sum_{l} \lVert r_l - \mathrm{sg}[e_{l, c_l}] \rVert^2 , $$ (eq-rqvae)
 #
@@ -215,22 +217,24 @@ comparison.round(4)
 # %% [markdown]
 # ## 4. Collisions
 #
-# Items whose vectors are close may get the same codes. The *{term}`collision rate`* is one minus the share of distinct
-# IDs over the whole catalogue. A model that writes a shared ID has not said which item it means, so
-# {term}`collisions <collision>` must be resolved before anything is measured. {term}`TIGER` {cite}`rajput2023` appends
-# a *{term}`disambiguation code`* that numbers the items under each ID: it makes every ID longer because a few need it,
-# and it means nothing.
+# Items whose vectors are close may get the same codes. The *[collision rate](../book/notation.md)* is one minus the
+# share of distinct IDs over the whole catalogue. A model that writes a shared ID has not said which item it means, so
+# [collisions](../book/notation.md "collision") must be resolved before anything is measured.
+# [TIGER](../book/notation.md) [(Rajput et al., 2023)](../book/references.bib "rajput2023") appends a *[disambiguation
+# code](../book/notation.md)* that numbers the items under each ID: it makes every ID longer because a few need it, and
+# it means nothing.
 #
-# The alternative, *{term}`re-assignment`*, changes the last code of some items: all items under one prefix are matched
-# to distinct last codewords so that the total squared error is least. By hand: two items want codeword 0, and the three
-# codewords would cost them $(0, 1, 9)$ and $(0, 3, 9)$. The first gives way, since that costs 1 and not 3:
+# The alternative, *[re-assignment](../book/notation.md)*, changes the last code of some items: all items under one
+# prefix are matched to distinct last codewords so that the total squared error is least. By hand: two items want
+# codeword 0, and the three codewords would cost them $(0, 1, 9)$ and $(0, 3, 9)$. The first gives way, since that costs
+# 1 and not 3:
 
 # %%
 print(semantic_ids.least_cost_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]])))
 
 # %% [markdown]
 # Three ways to resolve the collisions of this catalogue: a disambiguation code, re-assignment, and a softer matching,
-# by Sinkhorn's algorithm, that LC-Rec {cite}`zheng2023` uses.
+# by Sinkhorn's algorithm, that LC-Rec [(Zheng et al., 2023)](../book/references.bib "zheng2023") uses.
 
 # %%
 print(f"collision rate {codebooks.collision_rate(kmeans.codes):.1%}")
@@ -324,7 +328,7 @@ print("codes drawn along the trie: always")
 #
 # The IDs go to the next chapters, and to a folder in the forms that other repositories read: `codes.npy`,
 # `codes_with_suffix.npy`, `item_ids.json`, `semantic_ids.npz` and a summary. Those of the RQ-VAE, separated in the same
-# way, are kept for the TIGER of [chapter 07](07_next_item).
+# way, are kept for the TIGER of [chapter 07](07_next_item.ipynb).
 
 # %%
 facts = {
@@ -376,7 +380,7 @@ pd.Series(figures, name="value").to_frame().round(4)
 
 # %% [markdown]
 # **What did not work.** An RQ-VAE as the papers describe it, a plain MLP into 32 dimensions, lost to k-means on Beauty
-# by a sixth; the one here starts as a principal component analysis and can only improve on it. The [log](../log) lists what
-# else was tried.
+# by a sixth; the one here starts as a principal component analysis and can only improve on it. The
+# [log](../book/log.md) lists what else was tried.
 #
-# **Next:** [are the codes used, and do prefixes mean anything?](03_codebook_analysis)
+# **Next:** [are the codes used, and do prefixes mean anything?](03_codebook_analysis.ipynb)

@@ -1,16 +1,17 @@
 # %% [markdown]
 # # Are the codes used, and do prefixes mean anything?
 #
-# A {term}`semantic ID` is only as good as what its first {term}`codes <code>` say. Do the IDs of chapter 02 say more
-# than an {term}`RQ-VAE`'s, and more than controls that should lose? And what happens to them when new items arrive?
+# A [semantic ID](../book/notation.md) is only as good as what its first [codes](../book/notation.md "code") say. Do the
+# IDs of chapter 02 say more than an [RQ-VAE](../book/notation.md)'s, and more than controls that should lose? And what
+# happens to them when new items arrive?
 #
 # **What you will learn**
 #
-# 1. whether all codes are used, and how large {term}`collisions <collision>` are;
-# 2. whether items under one {term}`prefix` belong together, against chance and against controls;
+# 1. whether all codes are used, and how large [collisions](../book/notation.md "collision") are;
+# 2. whether items under one [prefix](../book/notation.md) belong together, against chance and against controls;
 # 3. what a prefix looks like;
 # 4. whether another seed would have found the same groups;
-# 5. what more {term}`levels <level>` and larger {term}`codebooks <codebook>` buy;
+# 5. what more [levels](../book/notation.md "level") and larger [codebooks](../book/notation.md "codebook") buy;
 # 6. how new items get an ID without retraining, and when the codebooks are out of date.
 #
 # | | |
@@ -122,9 +123,9 @@ plt.show()
 
 # %% [markdown]
 # *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge
-# has {term}`dead codes <dead code>`. The category tree has them by design: under a label it spends only as many codes
-# as the items there need. Random codes are as even as chance allows, so even use is no merit by itself: it is a
-# condition.
+# has [dead codes](../book/notation.md "dead code"). The category tree has them by design: under a label it spends only
+# as many codes as the items there need. Random codes are as even as chance allows, so even use is no merit by itself:
+# it is a condition.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars for each method: how many semantic IDs are carried by one item, by two, by three and so on, on a logarithmic axis, falling quickly."}}
 figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
@@ -150,14 +151,15 @@ plt.show()
 # %% [markdown]
 # ## 2. Do prefixes mean anything?
 #
-# *{term}`Purity <purity>`*: of all pairs of items under one prefix, the share that has the same label. In a shop with
-# one large category that share is high for any codes, so what chance would give is taken out, as in {cite}`hubert1985`:
+# *[Purity](../book/notation.md "purity")*: of all pairs of items under one prefix, the share that has the same label.
+# In a shop with one large category that share is high for any codes, so what chance would give is taken out, as in
+# [(Hubert and Arabie, 1985)](../book/references.bib "hubert1985"):
 #
 # $$ \text{purity} = \frac{\text{observed} - \text{expected}}{1 - \text{expected}} , $$ (eq-purity)
 #
 # It is 0 for codes that know nothing of the label, and 1 if every prefix holds one label only. Its 95%
-# {term}`interval`, in square brackets below, resamples prefixes and not pairs, since pairs under one prefix share their
-# items. By hand: the prefixes 0, 0, 1, 1 on the labels a, a, b, b are pure:
+# [interval](../book/notation.md), in square brackets below, resamples prefixes and not pairs, since pairs under one
+# prefix share their items. By hand: the prefixes 0, 0, 1, 1 on the labels a, a, b, b are pure:
 
 # %%
 codebooks.prefix_purity(
@@ -333,10 +335,10 @@ print(f"the trie now leads to {prefix_tree.n_items:,} items, {len(late):,} of th
 # In the report, items *at nearest* have just the codes that the codebooks give them, the others moved to a free last
 # code, and those *left over* found none and would need a longer ID than the model was made for.
 #
-# Are the codebooks still right for what arrives? The {term}`drift` report compares the squared errors of the new items
-# with those of the old: first for this random tenth, then for the largest label as if it had not existed before. It
-# tells the ratio of the means, the share of new items above the 95th percentile of the old ones, and how far the two
-# distributions lie apart (`ks`: 0 for the same, 1 for no overlap).
+# Are the codebooks still right for what arrives? The [drift](../book/notation.md) report compares the squared errors of
+# the new items with those of the old: first for this random tenth, then for the largest label as if it had not existed
+# before. It tells the ratio of the means, the share of new items above the 95th percentile of the old ones, and how far
+# the two distributions lie apart (`ks`: 0 for the same, 1 for no overlap).
 
 # %%
 training_errors = codebooks.squared_errors(vectors[early], frozen.decode(frozen.codes))
@@ -394,5 +396,6 @@ pd.Series(figures, name="value").to_frame().round(3)
 # **What this does not show.** That prefixes mean something to a shopper: labels and neighbours are the catalogue's own
 # view. Whether the IDs help a model is for chapter 07 to say.
 #
-# **Next:** [the queries that a shopper would ask](04_synthetic_queries); or, for a shop with
-# {term}`histories <history>`, [a model that writes these IDs](07_next_item) against baselines that only count.
+# **Next:** [the queries that a shopper would ask](04_synthetic_queries.ipynb); or, for a shop with
+# [histories](../book/notation.md "history"), [a model that writes these IDs](07_next_item.ipynb) against baselines that
+# only count.

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # What would a shopper ask for?
 #
-# A model that answers queries must have seen queries, and a shop without logs has none. Can such
-# {term}`synthetic queries <synthetic query>` be written from the catalogue alone, and which of them are worth keeping?
+# A model that answers queries must have seen queries, and a shop without logs has none. Can such [synthetic
+# queries](../book/notation.md "synthetic query") be written from the catalogue alone, and which of them are worth
+# keeping?
 #
 # **What you will learn**
 #
@@ -10,7 +11,7 @@
 # 2. how templates ask for a whole catalogue, in nine kinds of phrasing;
 # 3. how far that is from what shoppers type;
 # 4. what a language model would be asked, how its answers are read, and what they would cost;
-# 5. which queries to drop, and how hard each kind is for {term}`dense retrieval`;
+# 5. which queries to drop, and how hard each kind is for [dense retrieval](../book/notation.md);
 # 6. how to split queries so that the test asks something new.
 #
 # | | |
@@ -78,8 +79,8 @@ if len(shop.items) < 100:
 #
 # A model trained on pairs of query and item learns the left side. What it learns depends on two choices of ours: how we
 # ask for an item is its $p(q \mid i)$, and how many queries an item gets is its $p(i)$. A shop without logs does not
-# know which items are wanted, so each gets the same number. The same trick improves search engines
-# {cite}`nogueira2019`.
+# know which items are wanted, so each gets the same number. The same trick improves search engines [(Nogueira et al.,
+# 2019)](../book/references.bib "nogueira2019").
 #
 # An item whose title is of middling length, so not a chosen one:
 
@@ -168,7 +169,8 @@ pd.DataFrame(
 # Where a data set has queries of its own, they are the measure. Two things can be compared without a model: how long
 # queries are, and how many of their words stand in the title of the item that was wanted. **Such queries are for
 # looking at and for tests; no chapter trains on them.** The templates took one thing only from real queries, how many
-# words they have: from the 61 for Amazon Beauty in the ESCI data {cite}`reddy2022`.
+# words they have: from the 61 for Amazon Beauty in the ESCI data [(Reddy et al.,
+# 2022)](../book/references.bib "reddy2022").
 
 # %%
 title_sets = [set(query_templates.words(title)) for title in titles]
@@ -315,8 +317,9 @@ kept, report = queries.filter_queries(asked, titles)
 report.set_index("filter")
 
 # %% [markdown]
-# The fifth filter asks whether a query still leads to its item, the *round-trip consistency* of {cite}`alberti2019`:
-# with $x_q$ and $x_i$ the text vectors of query and item, the rank of the item is
+# The fifth filter asks whether a query still leads to its item, the *round-trip consistency* of [(Alberti et al.,
+# 2019)](../book/references.bib "alberti2019"): with $x_q$ and $x_i$ the text vectors of query and item, the rank of the
+# item is
 #
 # $$ r(q, i) = 1 + \left| \{\, j : \cos(x_q, x_j) > \cos(x_q, x_i) \,\} \right| . $$ (eq-round-trip)
 #
@@ -368,8 +371,8 @@ plt.show()
 
 # %% [markdown]
 # *Figure 2.* How hard each kind is for dense retrieval that was trained on other text. The grey line marks
-# {term}`Recall@10 <Recall@K>`; kinds stand in its order. A query of the data set that several items answer counts for
-# each of them in part, so its line is Recall@$K$ as well.
+# [Recall@10](../book/notation.md "Recall@K"); kinds stand in its order. A query of the data set that several items
+# answer counts for each of them in part, so its line is Recall@$K$ as well.
 
 # %%
 cutoffs = (1, 10, 100)
@@ -568,4 +571,4 @@ print(f"{len(train):,} to train on, {len(test):,} to test on, in {clock.seconds:
 # **What this does not show.** That a model learns anything useful from these queries. Only the data set's own queries,
 # and in the end shoppers, can tell.
 #
-# **Next:** [models that learn from these queries](05_llm_sft) to answer with items.
+# **Next:** [models that learn from these queries](05_llm_sft.ipynb) to answer with items.

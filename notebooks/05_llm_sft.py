@@ -1,16 +1,18 @@
 # %% [markdown]
 # # Can a language model learn to answer with items?
 #
-# A language model knows words and no catalogue. Taught one new token for every {term}`code`, it can write
-# {term}`semantic IDs <semantic ID>`; taught {term}`synthetic queries <synthetic query>`, it can answer a search with
-# them. Is that better than looking for similar words, or similar vectors?
+# A language model knows words and no catalogue. Taught one new token for every [code](../book/notation.md), it can
+# write [semantic IDs](../book/notation.md "semantic ID"); taught [synthetic
+# queries](../book/notation.md "synthetic query"), it can answer a search with them. Is that better than looking for
+# similar words, or similar vectors?
 #
 # **What you will learn**
 #
 # 1. how a vocabulary grows by the codes, and where the new rows begin;
 # 2. what the model is taught, and on which tokens the loss falls;
-# 3. what {term}`fine-tuning` will cost, before it starts, and how it goes;
-# 4. a {term}`light model` for a CPU, which starts as {term}`dense retrieval` and {term}`BM25` and learns from queries;
+# 3. what [fine-tuning](../book/notation.md) will cost, before it starts, and how it goes;
+# 4. a [light model](../book/notation.md) for a CPU, which starts as [dense retrieval](../book/notation.md) and
+#    [BM25](../book/notation.md) and learns from queries;
 # 5. whether a model writes IDs that exist when nothing holds it back;
 # 6. how all methods compare on the same queries, on new items, and by kind of query;
 # 7. what the lists look like;
@@ -30,8 +32,9 @@ BASE_MODEL = ""  # a name of base_models.MODELS, or a folder; "": see below
 
 # %% [markdown]
 # Where `BASE_MODEL` has no name, `full` on a machine with a GPU takes Qwen3-4B, which was pretrained on the texts of
-# the web; everything else takes a small Qwen3 {cite}`qwen2025`: the same architecture with random weights, trained here
-# from scratch, with a tokenizer trained on the catalogue. Both go through the same code.
+# the web; everything else takes a small Qwen3 [(Qwen Team, 2025)](../book/references.bib "qwen2025"): the same
+# architecture with random weights, trained here from scratch, with a tokenizer trained on the catalogue. Both go
+# through the same code.
 
 # %%
 import textwrap
@@ -89,8 +92,8 @@ print(f"{len(asked.train):,} queries to learn from, {len(asked.test):,} held out
 # %% [markdown]
 # Some items of the test have no queries to learn from: they play the items that arrive after training. Of half of them
 # the language model is taught the title, as a shop could do at night. The other half is *hidden*: it stands in the
-# {term}`prefix trie` of chapter 02, so its IDs may be written, but nowhere in the training. If the model writes one of
-# these IDs, it is because it has learned what the codes mean from other items that carry them.
+# [prefix trie](../book/notation.md) of chapter 02, so its IDs may be written, but nowhere in the training. If the model
+# writes one of these IDs, it is because it has learned what the codes mean from other items that carry them.
 
 # %%
 is_new = asked.test["cell"].str.startswith("unseen item")
@@ -102,10 +105,10 @@ print(f"{len(new_items):,} of {len(ids):,} items without queries, {len(hidden):,
 # %% [markdown]
 # ## 1. New words for a language model
 #
-# Each code of each {term}`level` becomes one token, `<|sid_level_code|>`, so an answer is as many tokens as an ID has
-# codes. Each new token needs a row in the model's embedding table. A random row would mean nothing, and fine-tuning
-# would first have to find out where it belongs. So the row of code $c$ at level $l$ begins among the words of the items
-# $I_{l,c}$ that carry it, as the mean of their mean word rows, brought to the length of an ordinary row:
+# Each code of each [level](../book/notation.md) becomes one token, `<|sid_level_code|>`, so an answer is as many tokens
+# as an ID has codes. Each new token needs a row in the model's embedding table. A random row would mean nothing, and
+# fine-tuning would first have to find out where it belongs. So the row of code $c$ at level $l$ begins among the words
+# of the items $I_{l,c}$ that carry it, as the mean of their mean word rows, brought to the length of an ordinary row:
 #
 # $$ e_{l,c} = s \, \frac{m_{l,c}}{\lVert m_{l,c} \rVert} + \varepsilon , \qquad m_{l,c} = \frac{1}{|I_{l,c}|} \sum_{i \in I_{l,c}} \frac{1}{|t_i|} \sum_{w \in t_i} e_w , $$ (eq-new-rows)
 #
@@ -180,8 +183,8 @@ pd.Series(near, name="nearest words").to_frame()
 #
 # Questions and answers, as a chat, of several kinds. A query is answered with an ID; so are titles and descriptions,
 # for every item that is not hidden. An ID is answered with its title, which ties the new words to old ones; a
-# {term}`history`, where a shop has them, with the next ID. The mixture is that of LC-Rec {cite}`zheng2023`, with
-# queries added for a shop without histories.
+# [history](../book/notation.md), where a shop has them, with the next ID. The mixture is that of LC-Rec [(Zheng et al.,
+# 2023)](../book/references.bib "zheng2023"), with queries added for a shop without histories.
 
 # %%
 known = shop.items.assign(title=shop.items["title"].where(is_taught, ""))
@@ -301,11 +304,11 @@ print(f"{cost.training_gib:.2f} to train them, {cost.activations_gib:.2f} for a 
 
 # %% [markdown]
 # The same arithmetic for the models that `BASE_MODEL` knows by name, with the defaults for a GPU. First the new rows
-# are trained alone; then LoRA {cite}`hu2021`, which leaves the weights of the model as they are and trains a product of
-# two thin matrices (here of rank 32) beside each linear map, with the new rows still in training; two epochs over as
-# many examples as above. No speed was measured for them. Training takes about six floating-point operations for each
-# parameter and token; with a GPU that is *assumed* to do $10^{14}$ of them a second that gives an order of magnitude.
-# The tokens are counted by the tokenizer of this run.
+# are trained alone; then LoRA [(Hu et al., 2021)](../book/references.bib "hu2021"), which leaves the weights of the
+# model as they are and trains a product of two thin matrices (here of rank 32) beside each linear map, with the new
+# rows still in training; two epochs over as many examples as above. No speed was measured for them. Training takes
+# about six floating-point operations for each parameter and token; with a GPU that is *assumed* to do $10^{14}$ of them
+# a second that gives an order of magnitude. The tokens are counted by the tokenizer of this run.
 
 # %%
 known_costs = sft.estimate_known(
@@ -364,10 +367,10 @@ plt.show()
 # %% [markdown]
 # ## 4. A light model for a CPU
 #
-# Does it take a language model at all? A sentence encoder already knows what a query means, and BM25
-# {cite}`robertson2009` which words it shares with an item. The light model keeps both as they are, and writes an ID
-# code by code, like the language model. With $x_q$ and $x_i$ the embeddings of query and item, and $P_c$ the items
-# whose ID begins with the {term}`prefix` written so far and then code $c$,
+# Does it take a language model at all? A sentence encoder already knows what a query means, and BM25 [(Robertson and
+# Zaragoza, 2009)](../book/references.bib "robertson2009") which words it shares with an item. The light model keeps
+# both as they are, and writes an ID code by code, like the language model. With $x_q$ and $x_i$ the embeddings of query
+# and item, and $P_c$ the items whose ID begins with the [prefix](../book/notation.md) written so far and then code $c$,
 #
 # $$ p(c \mid \text{prefix}, q) \propto \exp\Big( \log \sum_{i \in P_c} e^{s(q, i) / \tau} \; + \; h(q, \text{prefix})_c \Big) , $$ (eq-light)
 #
@@ -486,10 +489,10 @@ print(f"{len(prompts)} queries")
 valid.round(4)
 
 # %% [markdown]
-# A {term}`validity rate` of 1 is no guarantee, although its {term}`interval` has no width. And a valid answer is not a right
-# one. How often are the first code, the first two, and all
-# codes of the first answer those of the item that was meant? The last line always answers with the most common prefix.
-# About half of the queries ask for items that no model here has learned a query for, where every cell has enough.
+# A [validity rate](../book/notation.md) of 1 is no guarantee, although its [interval](../book/notation.md) has no
+# width. And a valid answer is not a right one. How often are the first code, the first two, and all codes of the first
+# answer those of the item that was meant? The last line always answers with the most common prefix. About half of the
+# queries ask for items that no model here has learned a query for, where every cell has enough.
 
 # %%
 truth = ids.unique[right[some]]
@@ -542,10 +545,11 @@ plt.show()
 # %% [markdown]
 # ## 6. All methods on the same queries
 #
-# BM25 counts words {cite}`robertson2009`; dense retrieval compares vectors, with nothing trained; *dense + BM25*, a
-# {term}`fusion`, adds their standardized scores. *light + BM25* and *LLM + BM25* do the same with a model that writes
-# IDs: the items that its beam of 300 finds have its scores, and all others that of the last of these. Every list has
-# 100 places, and every method may answer with every item.
+# BM25 counts words [(Robertson and Zaragoza, 2009)](../book/references.bib "robertson2009"); dense retrieval compares
+# vectors, with nothing trained; *dense + BM25*, a [fusion](../book/notation.md), adds their standardized scores.
+# *light + BM25* and *LLM + BM25* do the same with a model that writes IDs: the items that its beam of 300 finds have its
+# scores, and all others that of the last of these. Every list has 100 places, and every method may answer with every
+# item.
 
 # %%
 wide_light = generative.LightSearch(light, bm25, beam_width=300)
@@ -591,7 +595,7 @@ print(f"{embedding_ms:.1f} ms to embed a query")
 
 # %% [markdown]
 # These queries come from the same templates as the training, so they favour whoever trained on them. The four cells
-# take that apart. {term}`Recall@10 <Recall@K>`, and half of the widest interval of the row:
+# take that apart. [Recall@10](../book/notation.md "Recall@K"), and half of the widest interval of the row:
 
 
 # %%
@@ -763,7 +767,7 @@ for name, searcher in searchers.items():
     print(f"{name}: {megabytes:,.0f} MB in {len(files)} files")
 
 # %% [markdown]
-# Read back, they answer as before, now in {term}`item ids <item id>` and to plain text:
+# Read back, they answer as before, now in [item ids](../book/notation.md "item id") and to plain text:
 
 # %%
 for name, searcher in searchers.items():
@@ -821,7 +825,7 @@ shelf.record("05_llm_sft", [row | {"seed": SEED} for row in result_rows])
 print(f"{len(result_rows)} result rows; the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
-# **What did not work**, in trials (the [log](../log) has figures of some):
+# **What did not work**, in trials (the [log](../book/log.md) has figures of some):
 #
 # - *Qwen's own spread of initial weights* was made for wide models: a narrow one learned much more slowly with it than
 #   with a spread that fits its width.
@@ -832,10 +836,10 @@ print(f"{len(result_rows)} result rows; the whole chapter took {clock.seconds:.0
 # - *A light model without what the texts say* had to learn all of the catalogue from queries; it overfitted and stayed
 #   below dense retrieval on Amazon Beauty's real ones. *One with the cosine alone* learned little more than that from
 #   templates.
-# - *Merging a beam with BM25 by ranks* {cite}`cormack2009`: sums of scores were better with the light model and no
-#   worse with the other.
+# - *Merging a beam with BM25 by ranks* [(Cormack et al., 2009)](../book/references.bib "cormack2009"): sums of scores
+#   were better with the light model and no worse with the other.
 #
 # **What this does not show.** How a pretrained model of billions of parameters would do: it brings the words that ours
 # has never read, and needs a GPU. Nor what better queries would do: both models learned how templates ask.
 #
-# **Next:** [how a model writes only items that exist](06_constrained_generation), and what that costs.
+# **Next:** [how a model writes only items that exist](06_constrained_generation.ipynb), and what that costs.

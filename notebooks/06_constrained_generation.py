@@ -1,17 +1,18 @@
 # %% [markdown]
 # # How does a model write only items that exist?
 #
-# A model that writes {term}`codes <code>` can write any tuple of them, and most tuples name nothing. A
-# {term}`prefix trie` lets it choose only among real items. Is the answer then the same as if every item had been
-# scored, and what does it cost?
+# A model that writes [codes](../book/notation.md "code") can write any tuple of them, and most tuples name nothing. A
+# [prefix trie](../book/notation.md) lets it choose only among real items. Is the answer then the same as if every item
+# had been scored, and what does it cost?
 #
 # **What you will learn**
 #
-# 1. the trie on six items, by hand: two small arrays a {term}`level`, and a {term}`subset` without a trie of its own;
+# 1. the trie on six items, by hand: two small arrays a [level](../book/notation.md), and a
+#    [subset](../book/notation.md) without a trie of its own;
 # 2. a small language model to decode, trained on this catalogue;
-# 3. how often {term}`free generation` names an item;
-# 4. how wide a beam must be, against the {term}`exact ranking` of all items;
-# 5. {term}`business rules` and diversity inside the search;
+# 3. how often [free generation](../book/notation.md) names an item;
+# 4. how wide a beam must be, against the [exact ranking](../book/notation.md) of all items;
+# 5. [business rules](../book/notation.md) and diversity inside the search;
 # 6. where the time goes, beside `generate`;
 # 7. what other ways to constrain a decoder cost at this catalogue's size.
 #
@@ -151,11 +152,11 @@ pd.DataFrame(
 # %% [markdown]
 # ## 2. A model to decode
 #
-# To look at decoding we need a model that has learned something, and every catalogue, with {term}`histories <history>`
-# or without, can teach one this: after the ID of an item, write the ID of a similar one. Similar items are the ten
-# nearest by {term}`text embedding`; a tenth of the items is never used as a prompt in training. The model is a small
-# Qwen3 {cite}`qwen2025`: the architecture of the real one, smaller and with random weights; its vocabulary is one token
-# per level and code.
+# To look at decoding we need a model that has learned something, and every catalogue, with
+# [histories](../book/notation.md "history") or without, can teach one this: after the ID of an item, write the ID of a
+# similar one. Similar items are the ten nearest by [text embedding](../book/notation.md); a tenth of the items is never
+# used as a prompt in training. The model is a small Qwen3 [(Qwen Team, 2025)](../book/references.bib "qwen2025"): the
+# architecture of the real one, smaller and with random weights; its vocabulary is one token per level and code.
 
 # %%
 vectors = embed.normalize(shelf.load("embeddings")["vectors"])
@@ -264,7 +265,8 @@ print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
 #
 # `exact_ranking` scores *every* item, by expanding the whole trie; a beam can at best return the same list. Two
 # questions for each width: how much of the exact top ten does it find, and does the difference matter for the task,
-# which is to have the nearest item among the ten ({term}`Recall@10 <Recall@K>`; the prompt's own item is left out)?
+# which is to have the nearest item among the ten ([Recall@10](../book/notation.md "Recall@K"); the prompt's own item is
+# left out)?
 
 # %%
 itself = trie.subset(excluded=torch.from_numpy(prompts[:, None]))
@@ -378,9 +380,9 @@ if len(brands):
         print(one_line(shop.items["title"][row]) if row >= 0 else "(no more)")
 
 # %% [markdown]
-# A list of ten may be ten of one kind. The rule *at most m items under one {term}`prefix` of p codes*, here two under
-# each first code (`diversity=(2, 1)`), takes the best candidates of the beam in turn and skips those whose prefix is
-# full; within the beam no other choice would be better.
+# A list of ten may be ten of one kind. The rule *at most m items under one [prefix](../book/notation.md) of p codes*,
+# here two under each first code (`diversity=(2, 1)`), takes the best candidates of the beam in turn and skips those
+# whose prefix is full; within the beam no other choice would be better.
 
 # %%
 diverse = decode.constrained_beam_search(
@@ -447,8 +449,8 @@ print(f"generate {slow:.1f} ms a prompt, here {fast:.1f} ms: {slow / fast:.0f} t
 print(f"the same list for {same.sum()} of {users} prompts")
 
 # %% [markdown]
-# The prompt here is a single ID. The longer it is, the more `generate` loses: the [results page](../results) has whole
-# searches with prompts of 82 tokens. The parts of our time:
+# The prompt here is a single ID. The longer it is, the more `generate` loses: the [results page](../book/results.md)
+# has whole searches with prompts of 82 tokens. The parts of our time:
 
 # %%
 parts = {"read the prompt": 0.0, "extend the beams": 0.0, "select on the trie": 0.0}
@@ -495,7 +497,7 @@ steps.round(3)
 # %% [markdown]
 # The times of one step at each level, in milliseconds; `items` says on how many items a method ran. A whole search adds
 # the levels up. A method that masks the whole vocabulary pays for tokens that never could follow. Timings on a busy
-# machine are rough; the [results page](../results) has the same comparison at a million items.
+# machine are rough; the [results page](../book/results.md) has the same comparison at a million items.
 
 # %% [markdown]
 # ## Summary
@@ -532,6 +534,6 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 # %% [markdown]
 # **What did not work.** Stopping a step early, when no beam that is left can still enter the list, is exact and built
 # into the compiled loop, but saves little. A second, small trie for items that come and go was not needed, since making
-# the arrays anew is fast even at a million items. The [log](../log) has the figures of both.
+# the arrays anew is fast even at a million items. The [log](../book/log.md) has the figures of both.
 #
-# **Next:** [next-item prediction](07_next_item), measured against methods that only count.
+# **Next:** [next-item prediction](07_next_item.ipynb), measured against methods that only count.

@@ -1,20 +1,20 @@
 # %% [markdown]
 # # Can a model that writes IDs beat counting?
 #
-# Given what a user bought so far, which item comes next? A generative recommender answers by writing a
-# {term}`semantic ID`, {term}`code` by code. Published tables rarely show what the simplest counting methods reach on
-# the same data; this chapter measures all of them with one evaluator.
+# Given what a user bought so far, which item comes next? A generative recommender answers by writing a [semantic
+# ID](../book/notation.md), [code](../book/notation.md) by code. Published tables rarely show what the simplest counting
+# methods reach on the same data; this chapter measures all of them with one evaluator.
 #
 # **What you will learn**
 #
 # 1. what exactly is predicted, and where the protocol can fool us;
-# 2. two baselines that train nothing: {term}`popularity` and {term}`item-kNN`;
-# 3. the {term}`timeline model`: one position per item, and a head that writes codes;
+# 2. two baselines that train nothing: [popularity](../book/notation.md) and [item-kNN](../book/notation.md);
+# 3. the [timeline model](../book/notation.md): one position per item, and a head that writes codes;
 # 4. how its training goes;
-# 5. two models from the literature: {term}`SASRec` and {term}`TIGER`;
-# 6. the table, with {term}`intervals <interval>`, seeds and paired tests;
+# 5. two models from the literature: [SASRec](../book/notation.md) and [TIGER](../book/notation.md);
+# 6. the table, with [intervals](../book/notation.md "interval"), seeds and paired tests;
 # 7. who is served, and what is shown;
-# 8. what production sees: everybody {term}`cut at one moment`;
+# 8. what production sees: everybody [cut at one moment](../book/notation.md);
 # 9. how wide a beam must be, and what an answer costs;
 # 10. how the trained whole is saved and used.
 #
@@ -87,10 +87,11 @@ print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 # %% [markdown]
 # ## 1. The task
 #
-# *{term}`Leave-one-out <leave-one-out>`*: of each {term}`history` the last item is the test target, the one before it
-# the validation target, and the rest is for training. A method reads the history before the target and ranks the whole
-# catalogue; a list that holds the target within the first $K$ places counts 1 for {term}`Recall@K`, any other 0.
-# {term}`NDCG@K` counts less the further down the target stands.
+# *[Leave-one-out](../book/notation.md "leave-one-out")*: of each [history](../book/notation.md) the last item is the
+# test target, the one before it the validation target, and the rest is for training. A method reads the history before
+# the target and ranks the whole catalogue; a list that holds the target within the first $K$ places counts 1 for
+# [Recall@K](../book/notation.md), any other 0. [NDCG@K](../book/notation.md) counts less the further down the target
+# stands.
 
 # %%
 split = data.leave_one_out(shop.histories)
@@ -126,9 +127,9 @@ if shop.histories.times is not None:
 # - ranking against a hundred random items instead of all.
 #
 # We are not quite free of the third ourselves: trials of the timeline model's first version were also looked at on test
-# users (see the [log](../log)); since then choices have been made on validation alone. Two more troubles come with this
-# split and cannot be avoided: other users' futures are in the training data (section 8 takes them out), and where the
-# last two items carry the same time, their order is an accident of the file.
+# users (see the [log](../book/log.md)); since then choices have been made on validation alone. Two more troubles come
+# with this split and cannot be avoided: other users' futures are in the training data (section 8 takes them out), and
+# where the last two items carry the same time, their order is an accident of the file.
 #
 # Where users hardly ever take the same item again, items of the history are left out of every list unless a row says
 # otherwise; where they do, as with groceries, lists may hold them. The validation targets decide (see above).
@@ -144,8 +145,9 @@ if len(test.targets) < 100:
 # %% [markdown]
 # ## 2. Two baselines that train nothing
 #
-# *Popularity* recommends the same items to everybody. *Item-kNN* {cite}`sarwar2001` says: items near each other in many
-# histories belong together. Ours knows the order, too:
+# *Popularity* recommends the same items to everybody. *Item-kNN* [(Sarwar et al.,
+# 2001)](../book/references.bib "sarwar2001") says: items near each other in many histories belong together. Ours knows
+# the order, too:
 #
 # $$ s(i \to j) = \sum_{u \ni i, j} \frac{w_u(i, j)}{(n_i\, n_j)^{0.3}}, \qquad w_u(i, j) = \frac{1}{\sqrt{d_u(i, j)}} \times \begin{cases} 1 & j \text{ after } i \\ \tfrac12 & j \text{ before } i, \end{cases} $$ (eq-knn)
 #
@@ -181,17 +183,19 @@ evaluate.table(results)
 # %% [markdown]
 # ## 3. The timeline model
 #
-# TIGER {cite}`rajput2023` spells the history out code by code and reads it anew for every target. Here an item takes
-# one position, with a vector that is the sum of its code embeddings, of its {term}`text embedding` through a linear map
-# $W$, and of an embedding $e_i$ of its own; $p_t$ is learned for each place $t$ of a history,
+# TIGER [(Rajput et al., 2023)](../book/references.bib "rajput2023") spells the history out code by code and reads it
+# anew for every target. Here an item takes one position, with a vector that is the sum of its code embeddings, of its
+# [text embedding](../book/notation.md) through a linear map $W$, and of an embedding $e_i$ of its own; $p_t$ is learned
+# for each place $t$ of a history,
 #
 # $$ v_i = \sum_{l} E_l[c_{i,l}] + W x_i + e_i, \qquad z_t = v_{i_t} + p_t . $$ (eq-position)
 #
 # A causal transformer reads $z_0, z_1, \dots, z_T$ ($z_0$ is a learned start, so an empty history has an answer), and
 # all positions predict their next item in one pass. From its output $h = h_t$ after $t$ items two heads predict. The
-# *{term}`code head`* writes code by code: a small network $f_l$ for each level scores the codes, and the embedding of
-# the code that was chosen is added to $h$ before the next level. The *{term}`item head`* compares $h$ with the vectors
-# of all items at once, as SASRec {cite}`kang2018` does, here by cosines after a linear map $Q$, divided by a learned
+# *[code head](../book/notation.md)* writes code by code: a small network $f_l$ for each level scores the codes, and the
+# embedding of the code that was chosen is added to $h$ before the next level. The *[item head](../book/notation.md)*
+# compares $h$ with the vectors of all items at once, as SASRec [(Kang and McAuley,
+# 2018)](../book/references.bib "kang2018") does, here by cosines after a linear map $Q$, divided by a learned
 # temperature $\tau$:
 #
 # $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
@@ -206,10 +210,10 @@ evaluate.table(results)
 # 1,000 others, and dropout is on, so the loss of Figure 1 is not that of the finished model. A new item has no $e_i$:
 # so that the model can do without, three in ten items lose theirs for each training step.
 #
-# The mean can still be written code by code: a {term}`prefix` is as probable as all that can follow it, which the code
-# head gives at once, and the item head as a sum over the items below it. Only the code head can be wrong about what
-# exists: by [](eq-head) it gives a probability to *every* tuple of codes, most of which name no item. An untrained toy
-# model with $3 \times 2$ codes and four items shows how much:
+# The mean can still be written code by code: a [prefix](../book/notation.md) is as probable as all that can follow it,
+# which the code head gives at once, and the item head as a sum over the items below it. Only the code head can be wrong
+# about what exists: by [](eq-head) it gives a probability to *every* tuple of codes, most of which name no item. An
+# untrained toy model with $3 \times 2$ codes and four items shows how much:
 
 # %%
 toy_ids = np.array([[0, 0], [0, 1], [1, 0], [2, 1]])
@@ -227,9 +231,9 @@ print(
 )
 
 # %% [markdown]
-# {term}`Constrained beam search <constrained beam search>` (chapter 06) never looks at the rest: at each {term}`level`
-# it only follows codes that the {term}`prefix trie` of chapter 02 allows. So every list holds real items, by
-# construction and not by training.
+# [Constrained beam search](../book/notation.md "constrained beam search") (chapter 06) never looks at the rest: at each
+# [level](../book/notation.md) it only follows codes that the [prefix trie](../book/notation.md) of chapter 02 allows.
+# So every list holds real items, by construction and not by training.
 
 # %% [markdown]
 # ## 4. Training
@@ -313,15 +317,17 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 # %% [markdown]
 # ## 5. SASRec and TIGER
 #
-# *SASRec* {cite}`kang2018` has no semantic IDs: an item is one learned vector, read as input and scored as output. The
-# paper trains it to tell the next item from one random other; trained to find it among all items, by the full
-# cross-entropy, it is a far stronger baseline than most tables show {cite}`petrov2023`.
+# *SASRec* [(Kang and McAuley, 2018)](../book/references.bib "kang2018") has no semantic IDs: an item is one learned
+# vector, read as input and scored as output. The paper trains it to tell the next item from one random other; trained
+# to find it among all items, by the full cross-entropy, it is a far stronger baseline than most tables show [(Petrov
+# and Macdonald, 2023)](../book/references.bib "petrov2023").
 #
-# *TIGER* {cite}`rajput2023` is a T5 that reads the history code by code and writes the next item's codes. Here it has
-# {term}`RQ-VAE` IDs as in the paper, though with {term}`collisions <collision>` separated by {term}`re-assignment`
-# instead of a fourth code (chapter 02); it is trained on every prefix of every history, without a token for the user.
-# At `full` it has the paper's sizes and several seeds. At `laptop` it has one seed and is as large as a fraction of an hour
-# of one core can train on the Beauty benchmark: its row says what a small TIGER does, and not what the paper's does.
+# *TIGER* [(Rajput et al., 2023)](../book/references.bib "rajput2023") is a T5 that reads the history code by code and
+# writes the next item's codes. Here it has [RQ-VAE](../book/notation.md) IDs as in the paper, though with
+# [collisions](../book/notation.md "collision") separated by [re-assignment](../book/notation.md) instead of a fourth
+# code (chapter 02); it is trained on every prefix of every history, without a token for the user. At `full` it has the
+# paper's sizes and several seeds. At `laptop` it has one seed and is as large as a fraction of an hour of one core can
+# train on the Beauty benchmark: its row says what a small TIGER does, and not what the paper's does.
 
 # %%
 sasrec = {
@@ -543,10 +549,10 @@ plt.show()
 # the head; on the demo shop the timeline model finds most of both. Almost no method finds cold items there: in training
 # they are only ever wrong answers, so a model learns not to write them, whatever their texts and codes say.
 #
-# The other side is what the lists hold, hit or not. *{term}`Coverage <coverage>`* is the share of the catalogue that is
-# in anybody's first ten; *popularity* the mean number of training interactions of an item shown; the rest are shares of
-# places. What users chose by themselves stands in the first line; they chose one item each, so their coverage cannot be
-# compared.
+# The other side is what the lists hold, hit or not. *[Coverage](../book/notation.md "coverage")* is the share of the
+# catalogue that is in anybody's first ten; *popularity* the mean number of training interactions of an item shown; the
+# rest are shares of places. What users chose by themselves stands in the first line; they chose one item each, so their
+# coverage cannot be compared.
 
 # %%
 lists = {"targets": test.targets[:, None]}
@@ -616,7 +622,7 @@ if later:
 # ## 9. How wide a beam, and what does an answer cost?
 #
 # A beam keeps the best prefixes at each level and drops the others for good. A wider one scores more prefixes, and can
-# come nearer to the {term}`exact ranking` of all items. What does it find here, and what does it take?
+# come nearer to the [exact ranking](../book/notation.md) of all items. What does it find here, and what does it take?
 
 # %%
 few = next_item.sample(split.test, 1000)
@@ -776,11 +782,13 @@ print(
 print(f"the whole chapter took {clock.seconds:.0f} s, without the runs that it found")
 
 # %% [markdown]
-# **Can it beat counting?** In the published run on Beauty the timeline model is level with item-kNN at the head of the list
-# and ahead of it further down, and SASRec lies between them. A small TIGER is far behind in the first ten places and ahead
-# of counting among the first thousand. Model and counting together beat all of them (see the [results](../results)). In
-# that of the demo shop, whose shoppers follow a rule, the model is far ahead of counting.
+# **Can it beat counting?** In the published run on Beauty the timeline model is level with item-kNN at the head of the
+# list and ahead of it further down, and SASRec lies between them. A small TIGER is far behind in the first ten places
+# and ahead of counting among the first thousand. Model and counting together beat all of them (see the
+# [results](../book/results.md)). In that of the demo shop, whose shoppers follow a rule, the model is far ahead of
+# counting.
 #
 # **What did not work.** Product-quantized codes, more training data by shuffling and deleting items of histories, and
 # averages of weights over the training did not pay; the mean of two runs gains too little for twice the time; other
-# widths were not tried. The [log](../log) has the figures, the [results](../results) what others have published.
+# widths were not tried. The [log](../book/log.md) has the figures, the [results](../book/results.md) what others have
+# published.

@@ -6,7 +6,7 @@
 #
 # **What you will learn**
 #
-# 1. what a {term}`cold start` consists of;
+# 1. what a [cold start](../book/notation.md) consists of;
 # 2. what each measure against it saves;
 # 3. how fast the service answers once it is warm;
 # 4. what sleeping costs and whom it makes wait, by hand and in closed form;
@@ -267,7 +267,7 @@ by_hand([0, 30, 100, 400], cold=5, seconds=1, window=60)
 #
 # Waking and sleeping alternate. The container is asleep for $1 / \lambda$ on average, until the next request. It is up
 # for the cold start $C$ and then for as long as gaps stay short, which queueing theory knows as the busy period of a
-# queue with infinitely many servers {cite}`takacs1962`:
+# queue with infinitely many servers [(Takács, 1962)](../book/references.bib "takacs1962"):
 #
 # $$ \mathbb{E}[\text{up}] = C + \frac{e^{\lambda \tau} - 1}{\lambda} , \qquad
 # \text{share of time asleep} = \frac{q}{1 + \lambda C q} . $$ (eq-up)
@@ -418,8 +418,8 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
-# Chapter 07 has left a model for {term}`histories <history>`, chapter 05 one for queries. Where they name items by the
-# same IDs, one folder holds both, and one endpoint answers both.
+# Chapter 07 has left a model for [histories](../book/notation.md "history"), chapter 05 one for queries. Where they
+# name items by the same IDs, one folder holds both, and one endpoint answers both.
 
 # %%
 whole = folder
@@ -449,7 +449,8 @@ print("to deploy:", whole.name if whole else "nothing yet")
 # The first checks the folder and sends it to a volume; the second builds the image once and prints the address of the
 # endpoint, which is the very service measured above, behind the bearer token that you chose. The window and the
 # containers that stay are environment variables: `SEMID_SCALEDOWN`, `SEMID_MIN_CONTAINERS`, and `SEMID_WARM_UP` for a
-# schedule. The [page on serving](../serving) has the others. What this chapter assumed of the provider is measured by
+# schedule. The [page on serving](../book/serving.md) has the others. What this chapter assumed of the provider is
+# measured by
 #
 # ```text
 # python -m semid_lib.modal_app measure --url https://... --cold 3 --warm 100
@@ -553,8 +554,8 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** Leaving checksums out saves little, since a file in memory is read fast. pandas could go from
-# the service only together with the item table that `Recommender.items` promises. The {term}`light model` cannot be
-# made fast to start: its text encoder needs libraries that take longer to import than everything else together, so it
-# is the case for a memory snapshot. The [log](../log) has more.
+# the service only together with the item table that `Recommender.items` promises. The [light
+# model](../book/notation.md) cannot be made fast to start: its text encoder needs libraries that take longer to import
+# than everything else together, so it is the case for a memory snapshot. The [log](../book/log.md) has more.
 #
-# **Next:** [how cost grows with the catalogue](09_scaling).
+# **Next:** [how cost grows with the catalogue](09_scaling.ipynb).

@@ -72,17 +72,17 @@ for name in ("list", "trie, K = 10"):
 
 # %% [markdown]
 # Three points leave one degree of freedom, so the interval of the second is wide. Real stages are no lines either. A
-# cost that does not grow, such as reading the {term}`history`, hides at small sizes the one that does; and caches
-# end. So with five points or more two other forms are tried, a fixed cost $c + a n^b$ and a second line from some
-# size on, and taken where they explain the points much better. For extrapolation that is the whole difference: ten
+# cost that does not grow, such as reading the [history](../book/notation.md), hides at small sizes the one that does;
+# and caches end. So with five points or more two other forms are tried, a fixed cost $c + a n^b$ and a second line from
+# some size on, and taken where they explain the points much better. For extrapolation that is the whole difference: ten
 # times the items after $1 + 10^{-5} n$ at up to 10,000 items looks like nothing, and at 10 million it is the only
 # thing.
 
 # %% [markdown]
 # ## 2. A catalogue of any size
 #
-# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes
-# would be too kind to a trie: real {term}`prefixes <prefix>` are crowded. Below each prefix, codes get a Zipf
+# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes would
+# be too kind to a trie: real [prefixes](../book/notation.md "prefix") are crowded. Below each prefix, codes get a Zipf
 # distribution whose exponent makes two items share the next code as often as they do here:
 
 # %%
@@ -104,10 +104,10 @@ pd.DataFrame(
 ).rename_axis("codes before the last")
 
 # %% [markdown]
-# How many prefixes of each length occur. The last line differs by design: before {term}`collisions <collision>` are
-# resolved, several items of this catalogue share an ID; made items have one each. What the exponents cannot tell is
-# how they would change in a larger shop: more items may crowd the same prefixes, or bring prefixes of their own. The
-# curves below assume the first.
+# How many prefixes of each length occur. The last line differs by design: before
+# [collisions](../book/notation.md "collision") are resolved, several items of this catalogue share an ID; made items
+# have one each. What the exponents cannot tell is how they would change in a larger shop: more items may crowd the same
+# prefixes, or bring prefixes of their own. The curves below assume the first.
 #
 # Vectors are made between neighbours. Are the made ones as near to each other as the real ones are?
 
@@ -128,7 +128,7 @@ pd.DataFrame(near).round(3).rename_axis("median cosine")
 
 # %% [markdown]
 # They need not agree to the last digit: how near items are matters for what is *found* and hardly for what it *costs*.
-# Quality is no subject here; chapters [05](05_llm_sft) and [07](07_next_item) measure it.
+# Quality is no subject here; chapters [05](05_llm_sft.ipynb) and [07](07_next_item.ipynb) measure it.
 
 # %% [markdown]
 # ## 3. Time against items
@@ -227,8 +227,8 @@ plt.show()
 
 # %% [markdown]
 # *Figure 1.* What is done once for a catalogue, by items. Dots are this run, circles the bench, lines the laws.
-# Parallel lines grow alike: what differs is the height. The {term}`codebook` grows with the catalogue, up to 1,024
-# codes, which is why k-means takes more than proportional time until then.
+# Parallel lines grow alike: what differs is the height. The [codebook](../book/notation.md) grows with the catalogue,
+# up to 1,024 codes, which is why k-means takes more than proportional time until then.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Milliseconds a user against items on two logarithmic axes: beam search with a T5 is a flat line, exact scoring with it lies far above and rises in proportion, dense retrieval, item-kNN and the timeline model begin low and rise."}}
 figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
@@ -266,9 +266,9 @@ pd.DataFrame(lines).T
 # there is one. Infinite intervals come from two points. An interval knows how the points scatter around the curve; it
 # does not know that the curve may be the wrong one, and on a machine that does other things too it is too narrow.
 #
-# Where the published curve of {term}`residual k-means` ends flat it is not: from 200,000 items on it is fitted to a
-# sample, and the codebook no longer grows. What still grows is encoding, in proportion and too little to show there. A
-# law from the points before would have called a million items several times as dear as they turned out.
+# Where the published curve of [residual k-means](../book/notation.md) ends flat it is not: from 200,000 items on it is
+# fitted to a sample, and the codebook no longer grows. What still grows is encoding, in proportion and too little to
+# show there. A law from the points before would have called a million items several times as dear as they turned out.
 
 # %% [markdown]
 # ## 4. Memory against items
@@ -298,8 +298,9 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# A trie takes fewer bytes an item the larger it is, since items share their first codes. The {term}`timeline model`
-# keeps the text vector of every item, an embedding of its own and a third vector to compare with.
+# A trie takes fewer bytes an item the larger it is, since items share their first codes. The [timeline
+# model](../book/notation.md) keeps the text vector of every item, an embedding of its own and a third vector to compare
+# with.
 
 # %% [markdown]
 # ## 5. Where each stage stops being sensible
@@ -353,9 +354,10 @@ pd.DataFrame(
 ).T.fillna("").rename_axis("items (ms a user)")
 
 # %% [markdown]
-# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best, {term}`item-kNN`
-# behind it and a T5 that writes codes behind that, and chapter 05 found {term}`dense retrieval` hard to beat for
-# queries. So: the first of those that fits the limits, and what it takes to get there.
+# Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best,
+# [item-kNN](../book/notation.md) behind it and a T5 that writes codes behind that, and chapter 05 found [dense
+# retrieval](../book/notation.md) hard to beat for queries. So: the first of those that fits the limits, and what it
+# takes to get there.
 
 # %%
 NEXT_ITEM = ("timeline model", "item-kNN", "T5, beam search")
@@ -417,10 +419,10 @@ for name in answers:
 # - **Against methods that take a dot product an item** (dense, the timeline model) it wins late. The product is so cheap
 #   that below some hundred thousand items, and that is the catalogue of most shops, a flat line through a transformer
 #   lies above it. A larger model, or fewer users at once, moves the crossing further out.
-# - **Against dense retrieval with inverted lists**, which looks at some lists and not at all items, time is no argument:
-#   its line rises more slowly than n, and stays below as far as it was measured. What is left is memory, a few bytes an
-#   item in a large trie against those of a vector, and even there compressed vectors ({term}`product quantization`) come
-#   near.
+# - **Against dense retrieval with inverted lists**, which looks at some lists and not at all items, time is no
+#   argument: its line rises more slowly than n, and stays below as far as it was measured. What is left is memory, a
+#   few bytes an item in a large trie against those of a vector, and even there compressed vectors ([product
+#   quantization](../book/notation.md)) come near.
 # - **Against item-kNN** time becomes one at millions of items. It needs memory for neighbours, and histories.
 #
 # So the case for generation is not that search is slow. It is one model for histories, queries and rules, which keeps
@@ -445,8 +447,9 @@ batches = [pa.table({"x": [1, 2]}), pa.table({"x": [3, 4]})]
 
 # %% [markdown]
 # `here` is this process. `with distributed.Cluster(4) as cluster:` has a `map` that does the same in four, by Ray Data
-# {cite}`moritz2018`. The chapters ask `distributed.chosen()`, so `SEMID_WORKERS=4 make run` is enough to share their work
-# out, and `SEMID_RAY_ADDRESS` does so over the machines of a cluster ([how](../running)).
+# [(Moritz et al., 2018)](../book/references.bib "moritz2018"). The chapters ask `distributed.chosen()`, so
+# `SEMID_WORKERS=4 make run` is enough to share their work out, and `SEMID_RAY_ADDRESS` does so over the machines of a
+# cluster ([how](../book/running.md)).
 #
 # It is not free. Batches travel, and workers start. If $W$ seconds of work take $(1 + o) W$ in a worker, of which there are
 # $p$, and $s$ seconds pass before they begin, sharing out pays from
@@ -517,10 +520,10 @@ print(f"the whole chapter took {clock.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** Uniform random IDs, as in the bench of chapter 06, make every prefix about as full as any
-# other: the fullest nodes of the trie are then several times smaller than under Zipf. A power law without a fixed
-# cost promised that the timeline model is as fast on a million items as on ten thousand. `getrusage`, the usual way
-# to ask for a process's memory, cannot be set back and passes from parent to child; peaks are read from `/proc`
-# instead, and zeroed before the work. The [log](../log) has the figures.
+# other: the fullest nodes of the trie are then several times smaller than under Zipf. A power law without a fixed cost
+# promised that the timeline model is as fast on a million items as on ten thousand. `getrusage`, the usual way to ask
+# for a process's memory, cannot be set back and passes from parent to child; peaks are read from `/proc` instead, and
+# zeroed before the work. The [log](../book/log.md) has the figures.
 #
-# **Back to:** [the results](../results), or [the first chapter](01_catalogue_and_embeddings) with a catalogue of your
-# own.
+# **Back to:** [the results](../book/results.md), or [the first chapter](01_catalogue_and_embeddings.ipynb) with a
+# catalogue of your own.

@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from pybtex.database import parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -142,9 +143,11 @@ def test_the_tree_names_each_module():
 
 # terms that are everyday words too: a chapter links them where it means them, which no rule can tell
 EVERYDAY = {"code", "level", "scale", "interval", "popularity", "seen items"}
-# what is no prose: fenced text, headings, tables, equations, links, code; the role {term} is kept
+# what is no prose: fenced text, headings, tables, equations, links, code; links to the glossary are kept
 NO_PROSE = re.compile(
-    r"(\{term\}`[^`]*`)|```.*?```|^[#|].*?$|\$\$.*?\$\$|\$[^$]*\$|\[[^\]]*\]\([^)]*\)|`[^`]*`", re.DOTALL | re.MULTILINE
+    r"(\[[^\]]*\]\(\.\./book/notation\.md[^)]*\))|```.*?```|^[#|].*?$|\$\$.*?\$\$|\$[^$]*\$|\[[^\]]*\]\([^)]*\)"
+    r"|`[^`]*`",
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -168,13 +171,19 @@ def uses(text: str, terms: list[str]) -> list[tuple[str, bool]]:
     forms = [re.sub("y$", "(?:y|ies)", form) if form.endswith("y") else f"{form}(?:e?s)?" for form in forms]
     forms = [re.sub(r"@K.*", r"@(?:K|\\d+)?", form) for form in forms]
     words = "|".join(f"(?P<term{place}>{form})" for place, form in enumerate(forms))
-    link = r"{term}`(?:[^`<]*<)?(?P<link>[^`>]+)>?`"
+    link = r'\[(?P<words>[^\]]*)\]\(\.\./book/notation\.md(?:\s"(?P<link>[^"]*)")?\)'
     found = re.finditer(rf"{link}|(?<![\w-])(?:{words})(?![\w-])", text, re.IGNORECASE)
-    return [(one["link"], True) if one["link"] else (terms[int(one.lastgroup[4:])], False) for one in found]
+    return [
+        (terms[int(one.lastgroup[4:])], False)
+        if one["words"] is None
+        else (" ".join((one["link"] or one["words"]).split()), True)
+        for one in found
+    ]
 
 
 def test_uses_of_words_by_hand():
-    source = "# %% [markdown]\n# # A beam\n#\n# Two beams, `beam` by\n# {term}`beam\n# widths <beam width>`.\n"
+    source = "# %% [markdown]\n# # A beam\n#\n# Two beams, `beam` by\n"
+    source += '# [beam\n# widths](../book/notation.md "beam width").\n'
     source += "# | beam |\n# Histories, $beam$ [beam](beam), beam-like, Recall@10.\n\n# %%\nbeam = 1  # beam\n"
     found = uses(prose(source), ["beam", "beam width", "history", "Recall@K"])
     assert found == [("beam", False), ("beam width", True), ("history", False), ("Recall@K", False)]
@@ -190,8 +199,34 @@ def test_a_chapter_links_each_word_of_the_glossary_where_it_first_uses_it(chapte
         if is_link or term not in EVERYDAY:
             first.setdefault(term, is_link)
     assert first.keys() <= set(terms), "a link to what the glossary does not have"
-    assert [term for term, is_link in first.items() if not is_link] == [], "write {term}`...` at the first use"
+    assert [term for term, is_link in first.items() if not is_link] == [], 'write [words](../book/notation.md "term")'
     assert twice == [], "one link a chapter is enough"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_the_links_of_a_chapter_lead_somewhere_in_jupyterlab_too(chapter):
+    text = chapter.read_text(encoding="utf-8")
+    assert not re.findall(r"\{(?:term|cite)\}`", text), "JupyterLab knows no such role: see for_sphinx in book/pages.py"
+    for target in re.findall(r"\]\(([^\s):]+)", text):
+        file = (chapter.parent / target).with_suffix(".py" if target.endswith(".ipynb") else Path(target).suffix)
+        assert file.is_file() or target.startswith("eq-"), f"{target}: no file beside the chapter or of the book"
+
+
+def test_citations_name_the_authors_and_the_year_of_the_bibliography():
+    entries = parse_file(ROOT / "book" / "references.bib").entries
+    found = [
+        cite
+        for chapter in CHAPTERS
+        for cite in re.findall(
+            r'\[\(([^\]]*)\)\]\(\.\./book/references\.bib "(\w+)"\)',
+            re.sub(r"\n# *", " ", chapter.read_text(encoding="utf-8")),
+        )
+    ]
+    assert len(found) > 20
+    for words, key in found:
+        names = [" ".join(one.prelast_names + one.last_names).strip("{}") for one in entries[key].persons["author"]]
+        names = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
+        assert words == f"{names}, {entries[key].fields['year']}"
 
 
 def test_make_help_lists_the_commands():
