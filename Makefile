@@ -15,8 +15,10 @@ DATA ?= demo
 SCALE ?= laptop
 # what a user names reaches commands through the environment alone, as it is: make expands no $ in it, and no shell reads it
 override DATA := $(value DATA)
-override SEMID_ARTEFACTS := $(value SEMID_ARTEFACTS)
-export DATA SCALE SEMID_ARTEFACTS
+export DATA SCALE
+ifdef SEMID_ARTEFACTS
+override export SEMID_ARTEFACTS := $(value SEMID_ARTEFACTS)
+endif
 ON := --data "$$DATA" --scale "$$SCALE"
 
 # --- the environment ---------------------------------------------------------------------------------------------

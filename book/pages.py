@@ -194,8 +194,17 @@ def setup(app) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
+def copy_chapters(executed: list[Path], folder: Path) -> None:
+    """Make a folder hold exactly these chapters, as they are published; Sphinx reads again what is written here."""
+    folder.mkdir(exist_ok=True)
+    for old in set(folder.iterdir()) - {folder / file.name for file in executed}:
+        old.unlink()
+    for file in executed:
+        text = json.dumps(published(json.loads(file.read_text(encoding="utf-8"))), indent=1) + "\n"
+        target = folder / file.name
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            target.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    (_BOOK / "chapters").mkdir(exist_ok=True)
-    for executed in map(Path, sys.argv[1:]):
-        copy = json.dumps(published(json.loads(executed.read_text(encoding="utf-8"))), indent=1)
-        (_BOOK / "chapters" / executed.name).write_text(copy + "\n", encoding="utf-8")
+    copy_chapters([Path(file) for file in sys.argv[1:]], _BOOK / "chapters")

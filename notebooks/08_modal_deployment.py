@@ -77,7 +77,7 @@ print(shelf.origin())
 
 # %%
 found = [
-    shelf.path(name)
+    shelf.checked(name)
     for name in ("recommender", "recommender_light")
     if (shelf.path(name) / "config.json").is_file()
 ]

@@ -515,7 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(summary(*what, notebooks=notebooks))
             case "folder":
                 print(folder_of(*what).parent)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         print(f"{getattr(options, 'name', options.command)}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -43,8 +43,8 @@ def default_root() -> Path:
 
     Of an address, such as "s3://bucket/runs", the copy on this machine.
     """
-    if "SEMID_ARTEFACTS" in os.environ:
-        return places.local(os.environ["SEMID_ARTEFACTS"])
+    if named := os.environ.get("SEMID_ARTEFACTS"):
+        return places.local(named)
     return (_REPOSITORY if (_REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "artefacts"
 
 

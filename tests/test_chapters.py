@@ -265,6 +265,37 @@ def test_a_chapter_is_stale_for_other_parameters_another_library_and_lost_output
     assert two() == ["02_next"]
 
 
+def test_models_are_trained_beforehand_if_there_are_histories_and_the_chapter_is_stale(
+    notebooks, tmp_path, monkeypatch
+):
+    write_folder(tmp_path / "cold", [{"item_id": 1, "title": "Pen"}])
+    write_folder(tmp_path / "my warm shop", [{"item_id": 1, "title": "Pen"}], [("ann", [1, 1, 1])])
+    source, asked, status = notebooks / "01_toy.py", [], 0
+    source.write_text(PLAIN, encoding="utf-8")
+
+    def call(data):
+        with monkeypatch.context() as patch:
+            patch.setattr(chapters.subprocess, "run", lambda words, stderr, check: answer(words, stderr))
+            return chapters.train(source, "tiger", data, "smoke")
+
+    def answer(words, stderr):
+        asked.append(words[3:])
+        stderr.write("what training says")
+        return subprocess.CompletedProcess(words, status)
+
+    warm = str(tmp_path / "my warm shop")
+    assert call(str(tmp_path / "cold")) == 0 and not asked
+    assert call(warm) == 0
+    assert asked == [["tiger", "--data", warm, "--scale", "smoke"]]
+    folder = chapters.folder_of(warm, "smoke")
+    assert (folder / "01_toy.tiger.log").read_text(encoding="utf-8") == "what training says"
+    status = 2
+    assert call(warm) == 2
+    chapters.run(source, warm, "smoke")
+    assert call(warm) == 0 and len(asked) == 2  # the chapter is up to date
+    assert re.search(r"tiger +trained +0\.0", chapters.summary(warm, "smoke", notebooks=notebooks))
+
+
 # --- two at once, and rows of runs that fail ---
 
 

@@ -58,6 +58,8 @@ def test_an_artefact_lies_in_the_folder_of_its_data_and_scale(shelf, tmp_path):
 def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "elsewhere"))
     assert store.Store("demo", "smoke", "f").folder == tmp_path / "elsewhere" / "demo" / "smoke"
+    monkeypatch.setenv("SEMID_ARTEFACTS", "")
+    assert store.default_root() == store.Store("demo", "smoke", "f").folder.parent.parent
     monkeypatch.delenv("SEMID_ARTEFACTS")
     assert store.default_root() == Path(__file__).resolve().parent.parent / "artefacts"
 
