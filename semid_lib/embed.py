@@ -20,6 +20,7 @@ from semid_lib import distributed
 from semid_lib.atomic import fresh_file
 from semid_lib.store import sha256
 from semid_lib.table import category_column, text_column
+from semid_lib.text import shown
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
@@ -98,8 +99,7 @@ def embed(
     stopped. Repeated texts are embedded once. run: where, see `distributed`. Raises ValueError if there is no text, or
     if the weights of the default model are not the published ones.
     """
-    if not len(texts):
-        raise ValueError("no texts to embed")
+    _check(texts)
     keys = _keys(texts)
     distinct, first = np.unique(keys, return_index=True)
     path = _model_path(model)
@@ -129,8 +129,7 @@ def embed_batches(
     path, encode = _model_path(model), None
     shelf = Path(cache) / _fingerprint(model, path) if cache else None
     for texts in batches:
-        if not len(texts):
-            raise ValueError("no texts to embed")
+        _check(texts)
         keys = _keys(texts)
         distinct, first, at = np.unique(keys, return_index=True, return_inverse=True)
         file = _shard(shelf, distinct)
@@ -155,9 +154,18 @@ class Encoder:
         self._model = _load(_model_path(model))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        if not len(texts):
-            raise ValueError("no texts to embed")
+        _check(texts)
         return self._model.encode(list(texts), batch_size=64, show_progress_bar=False)
+
+
+def _check(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise ValueError(f"texts are {shown(texts)}, expected a list of texts")
+    if not len(texts):
+        raise ValueError("no texts to embed")
+    for at, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"text {at} is {shown(text)}, expected text")
 
 
 def _load(path: str):

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from semid_lib.atomic import check_only, fresh_folder, settled
 from semid_lib.baselines import Ranked, checked_rows
 from semid_lib.decode import constrained_beam_search, exact_ranking
 from semid_lib.scorers import EncoderDecoderScorer
@@ -178,8 +179,15 @@ class Tiger(nn.Module):
     # to and from a folder
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, which transformers reads as a T5, and `semantic_ids.npz`."""
-        folder = Path(folder)
+        """Write `config.json` and `model.safetensors`, which transformers reads as a T5, and `semantic_ids.npz`.
+
+        The folder is replaced as a whole. Raises ValueError if it holds other files.
+        """
+        check_only(folder, (*_FILES, "config.json", "generation_config.json"))
+        with fresh_folder(folder) as fresh:
+            self._write(fresh)
+
+    def _write(self, folder: Path) -> None:
         self.t5.save_pretrained(folder)
         self.ids.save(folder / "semantic_ids.npz")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -197,7 +205,7 @@ class Tiger(nn.Module):
         Raises ValueError naming the file if one is missing, has another checksum than `config.json` says, or is of
         another format.
         """
-        folder = Path(folder)
+        folder = settled(folder)
         saved = _read_config(folder / "config.json")
         check_files(folder, saved["sha256"], _FILES)
         ids = SemanticIDs.load(folder / "semantic_ids.npz")

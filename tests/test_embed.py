@@ -57,8 +57,8 @@ def test_item_texts_join_lists_and_take_no_bytes_or_numbers():
     for value in (b"Light", 7, [b"Light"], {"en": "Light"}, True):
         with pytest.raises(ValueError, match=r"item row 1: description is .*, expected text"):
             embed.item_texts(pd.DataFrame({"title": ["Tent", "Mug"], "description": ["", value]}))
-    with pytest.raises(ValueError, match="item row 0: categories is 'Shop', expected a list of paths"):
-        embed.item_texts(pd.DataFrame({"title": ["Tent"], "categories": ["Shop"]}))
+    with pytest.raises(ValueError, match="item row 0: categories is 7, expected a list of paths"):
+        embed.item_texts(pd.DataFrame({"title": ["Tent"], "categories": [7]}))
 
 
 def test_item_texts_by_hand():
@@ -205,6 +205,22 @@ def test_half_a_shard_is_never_read(encoder, tmp_path):
 def test_no_text_is_refused(encoder):
     with pytest.raises(ValueError, match="no texts"):
         embed.embed([])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("a pen", "texts are 'a pen', expected a list of texts"),
+        (["a", None], "text 1 is None, expected text"),
+        ([b"a"], "text 0 is b'a', expected text"),
+        ([["a"]], "text 0 is \\['a'\\], expected text"),
+        ([7], "text 0 is 7, expected text"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(encoder, texts, message):
+    for ask in (embed.embed, embed.Encoder("any"), lambda texts: list(embed.embed_batches([texts]))):
+        with pytest.raises(ValueError, match=message):
+            ask(texts)
 
 
 def test_other_weights_than_the_published_are_refused(tmp_path, monkeypatch):

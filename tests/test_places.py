@@ -285,6 +285,19 @@ def test_a_store_that_refuses_or_is_away_is_one_clear_error(here, monkeypatch):
     assert SECRET not in str(away.value)
 
 
+def test_a_save_replaces_the_whole_folder_in_the_store(place, recommender, monkeypatch, tmp_path):
+    stored(f"{place}/model", query_model__safetensors=b"of an older one", **{"llm/added_tokens__json": b'{"red": 3}'})
+    recommender.save_pretrained(f"{place}/model")
+    elsewhere(monkeypatch, tmp_path / "other")
+    copy = places.fetch(f"{place}/model")
+    assert sorted(contents(copy)) == ["config.json", "items.parquet", "model.safetensors", "semantic_ids.npz"]
+    Recommender.from_pretrained(f"{place}/model").save_pretrained(f"{place}/model")
+    Recommender.from_pretrained(f"{place}/model")
+    stored(f"{place}/model", notes__txt=b"mine")
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt'"):
+        Recommender.from_pretrained(f"{place}/model").save_pretrained(f"{place}/model")
+
+
 def test_no_credential_is_written_anywhere(place, here, recommender):
     recommender.save_pretrained(f"{place}/model")
     store.Store("shop", "smoke", "f", root=place).save("things", {"a": np.arange(3)})

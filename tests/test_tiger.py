@@ -244,6 +244,24 @@ def test_what_is_loaded_ranks_as_what_was_saved(shop, tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_save_replaces_the_folder_whole_or_leaves_it(shop, tmp_path, monkeypatch):
+    model = new_tiger(shop.ids)
+    model.save_pretrained(tmp_path / "tiger")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "tiger").iterdir()}
+
+    def full(self, path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SemanticIDs, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        model.save_pretrained(tmp_path / "tiger")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tiger").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tiger"]
+    (tmp_path / "tiger" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt'"):
+        model.save_pretrained(tmp_path / "tiger")
+
+
 def test_transformers_reads_the_folder_as_a_t5(shop, model, tmp_path):
     from transformers import AutoModelForSeq2SeqLM
 
