@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from semid_lib import arguments
+
 _BLOCK = 1024  # users scored at once: block x n_items float32 in memory
 
 
@@ -134,8 +136,7 @@ def rank_by_scores(
     array([[0, 2],
            [1, 2]])
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
     histories = checked_rows(histories, n_items)
     if not histories:
         return Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
@@ -159,9 +160,10 @@ def checked_rows(histories: Sequence[Sequence[int]], n_items: int) -> list[np.nd
     [array([2, 0]), array([], dtype=int64)]
     """
     checked = []
-    for at, history in enumerate(histories):
-        rows = np.asarray(history) if len(history) else np.empty(0, dtype=np.int64)
-        if not np.issubdtype(rows.dtype, np.integer):
+    for at, history in enumerate(arguments.histories(histories)):
+        rows = np.asarray(history if hasattr(history, "__len__") else list(history))
+        rows = rows if rows.size else np.empty(0, dtype=np.int64)
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
             raise ValueError(f"history {at} holds {rows.dtype} values, expected integer item rows")
         if len(rows) and not 0 <= rows.min() <= rows.max() < n_items:
             wrong = rows[(rows < 0) | (rows >= n_items)][0]

@@ -8,7 +8,7 @@ instead of masking a vocabulary, and beams that lead nowhere are dropped.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from torch.nn.functional import embedding, pad
 from tqdm.auto import tqdm
 
+from semid_lib import arguments
+from semid_lib.text import shown
 from semid_lib.trie import PrefixTrie, Subset
 
 Normalization = Literal["vocabulary", "level"]
@@ -86,9 +88,10 @@ def constrained_beam_search(
     Raises ValueError if k < 1, beam_width < k, the mask does not fit, or the model's scores do not fit or hold NaN at
     a code that could be chosen (at others it may be raised or not).
     """
-    if k < 1 or beam_width < k:
-        enough = f"Set beam_width to {max(k, 1)} or more"
-        raise ValueError(f"k is {k} and beam_width {beam_width}: expected 1 <= k <= beam_width. {enough}")
+    k, beam_width = arguments.count("k", k), arguments.count("beam_width", beam_width)
+    if beam_width < k:
+        expected = f"1 <= k <= beam_width. Set beam_width to {k} or more"
+        raise ValueError(f"k is {k} and beam_width {beam_width}: expected {expected}")
     subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
     state, scores = scorer.begin(contexts, normalization)
     _check_device(scores, trie)
@@ -139,8 +142,7 @@ def exact_ranking(
     >>> exact_ranking(Coin(), ["anyone"], trie, k=4).items
     tensor([[ 1,  0,  2, -1]])
     """
-    if k < 1 or block < 1:
-        raise ValueError(f"expected k and block of at least 1, got k={k} and block={block}")
+    k, block = arguments.count("k", k), arguments.count("block", block)
     subset, _ = _checked(scorer, trie, allowed, normalization, None)
     state, scores = scorer.begin(contexts, normalization)
     _check_device(scores, trie)
@@ -387,11 +389,38 @@ def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | 
     if normalization not in ("vocabulary", "level"):
         raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
     if diversity is not None:
-        diversity = Diversity(*diversity)
-        if diversity.n_items < 1 or not 1 <= diversity.prefix_length <= trie.n_levels:
-            raise ValueError(
-                f"diversity must be (at least 1, a prefix length from 1 to {trie.n_levels}), got {diversity}"
-            )
+        diversity = _checked_diversity(diversity, trie.n_levels)
     if isinstance(allowed, Subset) and allowed.trie is not trie:
         raise ValueError("allowed is a subset of another trie")
     return (allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)), diversity
+
+
+def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) -> Diversity:
+    try:
+        n_items, prefix_length = (arguments.count("diversity", part) for part in diversity)
+        if prefix_length > n_levels:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"diversity must be (at least 1, a prefix length from 1 to {n_levels}), got {shown(diversity)}"
+        ) from None
+    return Diversity(n_items, prefix_length)
+
+
+def in_parts(order: np.ndarray, lists: Sequence[Sequence], size: int, room: int) -> Iterator[np.ndarray]:
+    """Consecutive parts of an order over lists: at most `size` lists that, padded to the longest, fit in `room` places.
+
+    A part has at least one list, however long.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in in_parts(np.array([2, 0, 1]), ["a", "long text", "b"], size=2, room=10)]
+    [[2, 0], [1]]
+    """
+    lengths, start = np.array([len(each) for each in lists], dtype=np.int64), 0
+    while start < len(order):
+        part = order[start : start + size]
+        padded = np.maximum.accumulate(lengths[part]) * np.arange(1, len(part) + 1)
+        part = part[: max(1, np.searchsorted(padded, room, side="right"))]
+        yield part
+        start += len(part)

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from semid_lib import hub, places, saved
+from semid_lib import arguments, hub, places, saved
 from semid_lib.atomic import check_only, fresh_folder, settled
 from semid_lib.baselines import Ranked, checked_rows
-from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking
+from semid_lib.decode import Diversity, constrained_beam_search, exact_ranking, in_parts
 from semid_lib.generative import LanguageModelSearch, LightSearch
 from semid_lib.item_ids import ItemIds
 from semid_lib.model_card import model_card
+from semid_lib.retrieval import checked_mask, checked_queries
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import sha256
 from semid_lib.text import one_line, shown
@@ -33,6 +34,7 @@ _SHOWN = 30  # rows of an answer in a notebook
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
 _ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
+_SEEN_AT_ONCE = 2**20  # users x items to exclude, padded to the longest: 8 MiB, and some copies of them
 _SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
@@ -152,7 +154,12 @@ class Recommender:
         """
         if self.searcher is None:
             raise ValueError("this recommender has no model of search: fine-tune one (chapter 05)")
-        return self._with_item_ids(self.searcher.search(queries, k, allowed, query_vectors, progress))
+        queries = checked_queries(queries, k)
+        checked_mask(allowed, len(queries), len(self.ids))
+        if not queries:
+            return self._with_item_ids(Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)))
+        found = self.searcher.search(queries, k, allowed, query_vectors, progress)
+        return self._with_item_ids(_checked_lists(found, len(queries), k, len(self.ids)))
 
     def recommend(
         self,
@@ -175,7 +182,8 @@ class Recommender:
         An empty history gets what shoppers start with; of a history longer than the model's window the most recent
         items count, and all are excluded. Raises ValueError for an unknown item id (naming the history) and for k < 1.
         """
-        rows = [self._rows(history, at) for at, history in enumerate(histories)]
+        histories = arguments.histories(histories)
+        rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
         return self._with_item_ids(self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity))
 
     def rank(
@@ -199,13 +207,13 @@ class Recommender:
         """
         if self.model is None:
             raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
+        k = arguments.count("k", k)
+        exclude_seen = self.exclude_seen if exclude_seen is None else arguments.flag("exclude_seen", exclude_seen)
         histories = checked_rows(histories, len(self.ids))
-        beam_width = max(50, k) if beam_width is None else beam_width
+        beam_width = max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
         items = np.full((len(histories), k), -1, dtype=np.int64)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        seen = [np.unique(history) if exclude_seen else history[:0] for history in histories]
         by_length = np.argsort([len(history) for history in histories], kind="stable")
         size = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes))
         size = max(1, min(size, _ITEMS_AT_ONCE // len(self.ids)))
@@ -216,14 +224,13 @@ class Recommender:
         if isinstance(rules, np.ndarray):  # a row of bytes per user
             size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
         with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
-            for start in range(0, len(histories), size):
-                users = by_length[start : start + size]
+            for users in in_parts(by_length, seen, size, _SEEN_AT_ONCE):
                 batch = [histories[user] for user in users]
                 contexts = pad(batch, self.model.config.max_length).to(self.model.start.device)
                 subset = rules if isinstance(rules, Subset) or rules is None else trie.subset(rules[users])
                 if exclude_seen:
-                    seen = trie.subset(excluded=pad(batch, max(map(len, batch))).to(contexts.device))
-                    subset = seen if subset is None else subset & seen
+                    unseen = trie.subset(excluded=pad([seen[user] for user in users]).to(contexts.device))
+                    subset = unseen if subset is None else subset & unseen
                 said = None if prior is None else torch.from_numpy(prior(batch)).to(contexts.device)
                 scorer = self.model if said is None else WithPrior(self.model, said)
                 if exact:
@@ -265,18 +272,8 @@ class Recommender:
         """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
         if allowed is None:
             return None
-        allowed = np.asarray(allowed)
-        if allowed.ndim == 2 and len(allowed) not in (1, n_users):
-            raise ValueError(f"allowed is for {len(allowed)} histories, there are {n_users}")
-        return allowed if allowed.ndim == 2 and len(allowed) > 1 else trie.subset(allowed)
-
-    def _rows(self, history: Sequence[int | str], at: int) -> np.ndarray:
-        if isinstance(history, str) or not isinstance(history, Iterable):
-            raise ValueError(
-                f"history {at} is {shown(history)}, expected a list of item ids for each user: "
-                "recommend([[1, 2, 3]]) asks for one"
-            )
-        return self.item_ids.rows(history, f"history {at}")
+        mask = checked_mask(allowed, n_users, trie.n_rows)
+        return mask if len(mask) > 1 else trie.subset(mask)
 
     # to and from a folder
 
@@ -434,3 +431,16 @@ def _html(table: pd.DataFrame) -> str:
     """A table for a notebook, with the catalogue's text as it is: escaped, and `$` no mathematics."""
     with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
         return table.to_html(notebook=True)
+
+
+def _checked_lists(found, n: int, k: int, n_items: int) -> Ranked:
+    """What a searcher found, as arrays: one that a user wrote may return lists."""
+    try:
+        items, scores = map(np.asarray, found)
+        fits = items.shape == scores.shape == (n, k) and items.dtype.kind in "iu" and items.max(initial=-1) < n_items
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        expected = f"a pair of items and scores, ({n}, {k}) each, items as rows below {n_items}"
+        raise ValueError(f"the searcher returned {shown(found)}, expected {expected}")
+    return Ranked(items.astype(np.int64, copy=False), scores.astype(np.float32, copy=False))

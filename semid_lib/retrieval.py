@@ -10,13 +10,13 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from numbers import Integral
 from typing import Protocol
 
 import numpy as np
 import regex
 from tqdm.auto import tqdm
 
+from semid_lib import arguments
 from semid_lib import embed as encoders
 from semid_lib.baselines import Ranked, top_k
 from semid_lib.text import UNSPACED, folded, normal, shown
@@ -306,11 +306,8 @@ def checked_queries(queries: Sequence[str], k: int) -> list[str]:
     >>> checked_queries(["Cafe\\u0301"], k=1) == ["Caf\\u00e9"]
     True
     """
-    if not isinstance(k, Integral) or k < 1:
-        raise ValueError(f"k must be a whole number of at least 1, got {shown(k)}")
-    if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
-        raise ValueError(f"queries are {shown(queries)}, expected a list of texts")
-    queries = list(queries)
+    arguments.count("k", k)
+    queries = arguments.listed("queries", queries, "a list of texts")
     for position, query in enumerate(queries):
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"query {position} is {shown(query)}, expected some text")

@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from semid_lib import arguments
 from semid_lib.atomic import check_only, fresh_folder, settled
 from semid_lib.baselines import Ranked, checked_rows
-from semid_lib.decode import constrained_beam_search, exact_ranking
+from semid_lib.decode import constrained_beam_search, exact_ranking, in_parts
 from semid_lib.scorers import EncoderDecoderScorer
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import check_files, sha256
@@ -34,6 +35,7 @@ _FORMAT = 1
 _FILES = ("model.safetensors", "semantic_ids.npz")
 _PAD, _START, _FIRST = 0, 1, 2  # T5 begins an ID with the padding token; _START stands before a history
 _BEAMS_AT_ONCE = 2**11
+_SEEN_AT_ONCE = 2**20  # users x items to exclude, padded to the longest
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,8 @@ class Tiger(nn.Module):
         Raises ValueError for a row that is not in the catalogue (naming the history), k < 1, users that are missing or
         not asked for, and a model in training mode.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        beam_width = max(50, k) if beam_width is None else beam_width
+        k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
+        beam_width = max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
         rows = checked_rows(histories, len(self.ids))
         numbers = torch.from_numpy(hashed_users(users, len(rows), self.config.n_user_tokens))
         items = np.full((len(rows), k), -1, dtype=np.int64)
@@ -152,15 +153,15 @@ class Tiger(nn.Module):
             raise ValueError(f"allowed is for {len(masks)} histories, there are {len(rows)}")
         shared = trie.subset(masks[0]) if masks is not None and len(masks) == 1 else None
         size = 8 if exact else max(1, _BEAMS_AT_ONCE // beam_width)
+        excluded = [np.unique(row) if exclude_seen else row[:0] for row in rows]
         by_length = np.argsort([min(len(row), self.config.max_length) for row in rows], kind="stable")
         with tqdm(total=len(rows), desc="recommending", unit="user", disable=not progress) as bar:
-            for start in range(0, len(rows), size):
-                some = by_length[start : start + size]
+            for some in in_parts(by_length, excluded, size, _SEEN_AT_ONCE):
                 seen = [rows[user] for user in some]
                 contexts = self._contexts(pad(seen, self.config.max_length).to(device), numbers[some].to(device))
                 subset = shared if shared is not None or masks is None else trie.subset(masks[some])
                 if exclude_seen:
-                    unseen = trie.subset(excluded=pad(seen, max(map(len, seen))).to(device))
+                    unseen = trie.subset(excluded=pad([excluded[user] for user in some]).to(device))
                     subset = unseen if subset is None else subset & unseen
                 if exact:
                     found = exact_ranking(self._scorer, contexts, trie, k, subset)

@@ -342,14 +342,14 @@ class HeadLevel(nn.Module):
         return self.out(self.norm(hidden + self.mix(hidden)))
 
 
-def pad(histories: Sequence[np.ndarray], max_length: int) -> torch.Tensor:
-    """The last `max_length` item rows of each history, -1 after the end: -> (n, longest) int64.
+def pad(histories: Sequence[np.ndarray], max_length: int | None = None) -> torch.Tensor:
+    """The last `max_length` item rows of each history, by default all, -1 after the end: -> (n, longest) int64.
 
     >>> pad([np.array([4, 5, 6]), np.array([7])], max_length=2)
     tensor([[ 5,  6],
             [ 7, -1]])
     """
-    recent = [np.asarray(history, dtype=np.int64)[-max_length:] for history in histories]
+    recent = [np.asarray(history, dtype=np.int64)[-max_length if max_length else None :] for history in histories]
     padded = np.full((len(recent), max(map(len, recent), default=0)), -1, dtype=np.int64)
     for row, history in zip(padded, recent, strict=True):
         row[: len(history)] = history

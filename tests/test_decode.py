@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import chain, zip_longest
 
 import numpy as np
 import pytest
@@ -255,10 +256,33 @@ def test_nan_is_refused_and_its_level_named(level):
             constrained_beam_search(TableScorer([2, 2], table=table), [0], trie, 2, 1, compiled=compiled)
 
 
-@pytest.mark.parametrize(("beam_width", "k"), [(5, 0), (5, -1), (4, 5), (0, 0)])
-def test_bad_widths_are_refused(beam_width, k):
-    with pytest.raises(ValueError, match=f"k is {k} and beam_width {beam_width}: expected 1 <= k <= beam_width"):
+@pytest.mark.parametrize(
+    ("beam_width", "k", "message"),
+    [
+        (5, 0, "k must be a whole number of at least 1, got 0"),
+        (5, 2.0, "k must be a whole number of at least 1, got 2.0"),
+        (True, 1, "beam_width must be a whole number of at least 1, got True"),
+        (4, 5, "k is 5 and beam_width 4: expected 1 <= k <= beam_width. Set beam_width to 5 or more"),
+    ],
+)
+def test_bad_widths_are_refused(beam_width, k, message):
+    with pytest.raises(ValueError, match=message):
         search(TableScorer([1]), [0], PrefixTrie.build(np.array([[0]])), beam_width, k)
+
+
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 6), st.integers(1, 40), st.randoms())
+def test_parts_of_an_order_fit_in_their_room(lengths, size, room, random):
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    parts = [
+        part.tolist() for part in decode.in_parts(np.array(order, dtype=int), [[0] * n for n in lengths], size, room)
+    ]
+    assert list(chain(*parts)) == order
+    for part, after in zip_longest(parts, parts[1:], fillvalue=[]):
+        taken = [len(some) * max(lengths[at] for at in some) for some in (part, part + after[:1])]
+        assert 1 <= len(part) <= size
+        assert len(part) == 1 or taken[0] <= room
+        assert not after or len(part) == size or taken[1] > room  # no smaller than it must be
 
 
 @given(shops(), st.integers(1, 6))
@@ -457,8 +481,8 @@ def test_exact_ranking_names_nan_and_bad_sizes():
     trie = PrefixTrie.build(np.array([[0, 0], [0, 1]]))
     with pytest.raises(ValueError, match="level 1 with NaN"):
         exact_ranking(TableScorer([1, 2], table={(): [0.0], (0,): [np.nan, 0.0]}), [0], trie, 1)
-    for k, block in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match=f"k={k} and block={block}"):
+    for k, block, wrong in ((0, 1, "k"), (1, 0, "block")):
+        with pytest.raises(ValueError, match=f"{wrong} must be a whole number of at least 1, got 0"):
             exact_ranking(Ones([1, 2]), [0], trie, k, block=block)
 
 

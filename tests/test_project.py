@@ -25,6 +25,7 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 # where it is used (a model needs `training`, a recommender answers like a baseline).
 ORDER = [
     *("scale", "atomic", "weights", "places", "text", "distributed", "synthetic_words", "synthetic"),
+    "arguments",
     *("readers", "times", "table", "item_ids", "folder", "store", "data", "plotting"),
     *("importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),

@@ -174,6 +174,30 @@ def test_who_bought_everything_gets_nothing(shop, recommender):
     assert found.item_ids.tolist() == [[None, None, None]]
 
 
+@pytest.mark.parametrize("at_once", [2**20, 60, 1])
+def test_long_histories_change_no_answer_of_others(recommender, shop, monkeypatch, at_once):
+    histories = [np.tile(np.arange(30), 5), *shop.histories[:6], np.arange(39)]
+    expected = [recommender.rank([history], k=40).items[0].tolist() for history in histories]
+    monkeypatch.setattr("semid_lib.recommender._SEEN_AT_ONCE", at_once)
+    assert recommender.rank(histories, k=40).items.tolist() == expected
+
+
+def test_a_long_history_among_short_ones_takes_no_memory_for_them(recommender, shop, monkeypatch):
+    places = []
+    usual = PrefixTrie.subset
+
+    def subset(self, allowed=None, excluded=None):
+        places.append(excluded.numel())
+        return usual(self, allowed, excluded)
+
+    monkeypatch.setattr(PrefixTrie, "subset", subset)
+    monkeypatch.setattr("semid_lib.recommender._SEEN_AT_ONCE", 100)
+    short, long = [np.array([5])] * 300, np.tile(np.arange(40), 25_000)
+    items = recommender.rank([*short, long], k=3).items
+    assert max(places) <= 100 and sum(places) <= 300 + 40
+    assert (items[-1] == -1).all() and (items[:-1] >= 0).all()
+
+
 # --- business rules and diversity ---
 
 
@@ -205,7 +229,9 @@ def test_a_diverse_list_has_few_of_a_kind(recommender, histories, shop):
 
 
 def test_rules_for_other_users_or_items_are_refused(recommender, histories, shop):
-    with pytest.raises(ValueError, match=f"allowed is for 99 histories, there are {len(histories)}"):
+    with pytest.raises(
+        ValueError, match=rf"allowed is bool \(99, 40\), expected bool \(40,\) or \({len(histories)}, 40\)"
+    ):
         recommender.recommend(histories, k=1, allowed=np.ones((99, len(shop.items)), dtype=bool))
     with pytest.raises(ValueError, match="expected bool"):
         recommender.recommend(histories, k=1, allowed=np.ones(3, dtype=bool))
@@ -223,7 +249,7 @@ def test_k_below_one_is_refused(recommender, histories, k):
 
 
 def test_a_beam_narrower_than_k_is_refused(recommender, histories):
-    with pytest.raises(ValueError, match="beam_width=4"):
+    with pytest.raises(ValueError, match="k is 5 and beam_width 4: expected"):
         recommender.recommend(histories, k=5, beam_width=4)
 
 

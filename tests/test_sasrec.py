@@ -96,7 +96,7 @@ def test_who_has_seen_everything_gets_nothing_and_who_has_seen_nothing_an_answer
         (lambda: SASRec(SASRecConfig(n_items=0)), "n_items must be at least 1, got 0"),
         (lambda: new_sasrec().rank([[3, 40]], k=2), "history 0 holds item row 40, expected 0 to 39"),
         (lambda: new_sasrec().rank([[3], [-1]], k=2), "history 1 holds item row -1, expected 0 to 39"),
-        (lambda: new_sasrec().rank([[3]], k=0), "k must be at least 1, got 0"),
+        (lambda: new_sasrec().rank([[3]], k=0), "k must be a whole number of at least 1, got 0"),
         (lambda: new_sasrec()(torch.zeros((1, 13), dtype=torch.long)), "hold 13 items, expected at most 12"),
     ],
 )

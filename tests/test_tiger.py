@@ -151,7 +151,7 @@ def test_rules_for_all_and_for_each(model):
 def test_rows_outside_the_catalogue_are_refused(model, history, message):
     with pytest.raises(ValueError, match=message):
         model.rank([[1], history], k=3)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         model.rank([[1]], k=0)
 
 
