@@ -687,9 +687,11 @@ panels = {
 if own is not None:
     [name] = plotting.labels([f"the {len(own)} queries of {shop.name}"], width=40).drawn
     panels[name] = (real, np.ones(len(own), bool))
+panels = {title: panel for title, panel in panels.items() if panel[1].any()}
 figure, axes = plt.subplots(
     1, len(panels), figsize=(10, 3.4), layout="constrained", sharex=True, sharey=True
 )
+axes = np.atleast_1d(axes)
 for axis, (title, (evaluations, chosen)) in zip(axes, panels.items(), strict=True):
     for place, (name, evaluation) in enumerate(evaluations.items()):
         values = evaluation.per_query["recall@10"].to_numpy()[chosen]
