@@ -9,7 +9,7 @@ a ConnectionError for what may pass when it is tried again.
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -115,20 +115,25 @@ def check_push(repo: str, private: bool) -> bool:
     return True
 
 
-def push(folder: str | Path, repo: str, private: bool = True) -> Source:
+def push(folder: str | Path, repo: str, private: bool = True, replaced: Sequence[str] = ()) -> Source:
     """Put the files of a folder into a repository as one commit, and return that; the repository is made if need be.
 
     Large files go first, beside the repository, and the commit last: whatever breaks off before leaves the repository
-    as it was, and the next push does not send again what had arrived. Files that the folder does not have stay. If all
-    are there already, there is no new commit. Raises as `check_push` does, and ValueError for a token that may not
-    write there.
+    as it was, and the next push does not send again what had arrived. If all are there already, there is no new commit.
+    Files that the folder does not have stay, except those that match one of the patterns `replaced`, such as "llm/*".
+    Raises as `check_push` does, and ValueError for a token that may not write there.
     """
     exists, client = check_push(repo, private), _client()
     with _plain_errors(repo), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # the item table
         if not exists:
             client.create_repo(repo, private=private)
-        written = client.upload_folder(repo_id=repo, folder_path=folder, commit_message="A recommender, by semid_lib")
+        written = client.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="A recommender, by semid_lib",
+            delete_patterns=list(replaced) or None,
+        )
         return Source(repo, written.oid)
 
 

@@ -420,7 +420,7 @@ class Recommender:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
-            return hub.push(folder, repo, private)
+            return hub.push(folder, repo, private, [*saved.FILES, "llm/*"])
 
 
 def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:

@@ -131,7 +131,7 @@ def _check_only_listed(folder: Path, sums: Mapping[str, str]) -> None:
     """Refuse other files beside a language model, which transformers would read, too."""
     for path in sorted((folder / "llm").rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name not in sums and not path.is_dir() and not path.name.startswith("."):
+        if name not in sums and not path.is_dir() and not path.name.startswith("."):  # .DS_Store and the like
             raise ValueError(f"{path} is not listed in {folder / 'config.json'}: remove it, or save the model again")
 
 
@@ -216,7 +216,7 @@ def _check_types(items: pa.Table) -> None:
     if not (whole or _is_text(kind)) or items["item_id"].null_count:
         raise ValueError(f"item_id is of type {kind}, expected int64 or text, and no null")
     for name in ("title", "brand", "description"):
-        if name in names and not _is_text(items.schema.field(name).type, or_null=True):
+        if name in names and not _is_text(items.schema.field(name).type) and items[name].null_count < len(items):
             raise ValueError(f"{name} is of type {items.schema.field(name).type}, expected text")
     if "categories" in names and not _are_paths(items["categories"]):
         raise ValueError(f"categories is of type {items['categories'].type}, expected lists of lists of text, no null")
@@ -225,9 +225,11 @@ def _check_types(items: pa.Table) -> None:
 def _are_paths(column: pa.ChunkedArray) -> bool:
     """Whether a column holds lists of lists of text; an item without categories may have null, a list may not."""
     inner = column.combine_chunks()
+    if inner.null_count == len(inner):
+        return True
     for level in range(2):
         if pa.types.is_null(inner.type):
-            return level == 0 or not inner.null_count
+            return not inner.null_count
         if not (pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type)) or (level and inner.null_count):
             return False
         inner = inner.flatten()

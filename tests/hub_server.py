@@ -263,6 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in arrived:
                     raise RefusedError(400, "", f"{value['path']} was never uploaded")
                 tree[value["path"]] = File(arrived[value["oid"]], True)
+            elif line["key"] == "deletedFile":
+                del tree[value["path"]]
             else:
                 assert line["key"] == "file" and value["encoding"] == "base64"
                 tree[value["path"]] = File(base64.b64decode(value["content"]), False)

@@ -201,6 +201,22 @@ def test_an_adapter_is_pushed_without_its_model_and_finds_it_at_its_commit(serve
     )
 
 
+def test_a_push_removes_what_an_earlier_recommender_left_and_nothing_else(
+    server, shop, searchable, adapted, recommender, tmp_path
+):
+    Recommender(None, shop.ids, searchable, adapted).push_to_hub(REPO)
+    stored = server.repositories[REPO]
+    before = stored.refs["main"]
+    assert "llm/adapter_model.safetensors" in stored.files
+    huggingface_hub.HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPO)
+    recommender.push_to_hub(REPO)
+    assert stored.files.keys() == FILES | {"README.md", ".gitattributes", "notes.txt"}
+    n_commits = len(stored.commits)
+    recommender.push_to_hub(REPO)  # the same again
+    assert len(stored.commits) == n_commits
+    assert Recommender.from_pretrained(REPO, revision=before).searcher.adapter is not None
+
+
 def test_an_adapter_must_be_pinned_and_hold_the_rows(shop, searchable, adapted, tmp_path):
     pinned = adapted.adapter
     Recommender(None, shop.ids, searchable, adapted).save_pretrained(tmp_path / "moving")

@@ -286,6 +286,13 @@ def test_columns_of_all_kinds_come_back_as_they_were(recommender, tmp_path):
     pd.testing.assert_series_equal(loaded["price"], recommender.items["price"])
 
 
+def test_fields_that_no_item_has_may_be_of_any_kind_of_nothing(recommender, tmp_path):
+    for nothing in (None, float("nan"), pd.NA):
+        recommender.items = recommender.items.assign(brand=nothing, description=nothing, categories=nothing)
+        recommender.save_pretrained(tmp_path / "m")
+        assert Recommender.from_pretrained(tmp_path / "m").items[["brand", "categories"]].isna().all(axis=None)
+
+
 @pytest.mark.parametrize("values", [[3.5, "None"], [["a"], "a"], [2**64, 1], [{}, {}]])
 def test_no_training_ends_in_a_failed_save(recommender, tmp_path, values):
     items = recommender.items.assign(extra=pd.Series(values * 20, dtype=object))
