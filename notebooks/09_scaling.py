@@ -238,9 +238,9 @@ axis.set_ylabel("milliseconds a user, 8 users at once")
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* What an answer costs, by items; the dotted line is the limit of section 5. A beam search by codes alone
-# (*T5*) pays for codes and beams and not for items. Whoever looks at every item, however cheaply, meets it in the
-# end.
+# *Figure 2.* Time per user by catalogue size; the dotted line is the limit of section 5. The cost of a beam search by
+# codes alone (*T5*) depends on codes and beams, not on items. Any method that scores every item eventually reaches the
+# limit.
 
 # %%
 used = [p for p in published or points if isinstance(p, growth.Point)]
@@ -414,6 +414,8 @@ for name in answers:
         print(f"no more than {name}: {said}")
 
 # %% [markdown]
+# What the published bench says, from which these crossings come wherever it has rows:
+#
 # - **Against scoring every item with the same model** it wins from very few items on: nobody would score a catalogue
 #   through a transformer that writes codes.
 # - **Against methods that take a dot product an item** (dense, the timeline model) it wins late. The product is so cheap

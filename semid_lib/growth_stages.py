@@ -62,15 +62,18 @@ def sample(shop, shelf) -> Sample:
 
 # --- a catalogue of any size ---
 
+_STEEPEST = 50.0  # the largest exponent: all items have the first code
+
 
 def zipf_exponents(codes: np.ndarray, codebook_size: int) -> tuple[float, ...]:
     """Per level, the s of p(r) ~ r^-s, r = 1 .. K, under which two items of one prefix share the next code as often.
 
     codes: (n, n_levels) integers below K = codebook_size. A level at which no two items share a prefix, or at which
-    codes are spread evenly, gets 0. Raises ValueError for codes that are no table of at least two items.
+    codes are spread evenly, gets 0; one at which all items of a prefix share the next code gets the largest, 50. Raises
+    ValueError for codes that are no table of at least two items.
 
-    >>> zipf_exponents(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), 2)
-    (0.0, 0.0)
+    >>> zipf_exponents(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), 2), zipf_exponents(np.array([[3, 0], [3, 0]]), 4)
+    ((0.0, 0.0), (50.0, 50.0))
     """
     from scipy.optimize import brentq
 
@@ -85,9 +88,9 @@ def zipf_exponents(codes: np.ndarray, codebook_size: int) -> tuple[float, ...]:
     for level in range(codes.shape[1]):
         count = np.unique(codes[:, : level + 1], axis=0, return_counts=True)[1]
         deeper = int(np.sum(count * (count - 1)))
-        share = deeper / pairs if pairs else 0.0
+        share = min(deeper / pairs if pairs else 0.0, shared(_STEEPEST))
         even = share <= shared(0.0)
-        exponents.append(0.0 if even else float(brentq(lambda s, at=share: shared(s) - at, 0.0, 50.0, xtol=1e-6)))
+        exponents.append(0.0 if even else float(brentq(lambda s, at=share: shared(s) - at, 0.0, _STEEPEST, xtol=1e-6)))
         pairs = deeper
     return tuple(exponents)
 
