@@ -42,11 +42,11 @@ class _Question(BaseModel):
     @classmethod
     def _known_fields(cls, question: Any) -> Any:
         """Refuse the first unknown field: pydantic would build an error for each, and a body holds 100,000."""
-        unknown = [name for name in question if name not in cls.model_fields] if isinstance(question, dict) else []
-        if unknown:
-            known = ", ".join(cls.model_fields)
-            message = f"Unknown field {{name}}, expected some of {known}"
-            raise PydanticCustomError("unknown_field", message, {"name": repr(unknown[0][:50])})
+        known = cls.model_fields
+        unknown = next((name for name in question if name not in known), None) if isinstance(question, dict) else None
+        if unknown is not None:
+            message = f"Unknown field {{name}}, expected some of {', '.join(known)}"
+            raise PydanticCustomError("unknown_field", message, {"name": repr(unknown[:50])})
         return question
 
 

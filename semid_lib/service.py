@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semid_lib import messages
-from semid_lib.batching import Batcher
+from semid_lib.batching import Batcher, OverloadedError
 from semid_lib.catalogue import Catalogue
 from semid_lib.guard import Limits, Meters, facts_of, log
 from semid_lib.recommender import Recommender
@@ -60,7 +60,7 @@ class Service:
     """
 
     def __init__(self, recommender: Recommender, limits: Limits, meters: Meters):
-        self.recommender, self.meters = recommender, meters
+        self.recommender, self.meters, self._seconds = recommender, meters, limits.seconds
         self.can_recommend = recommender.model is not None
         self.can_search = recommender.searcher is not None
         self.catalogue = Catalogue(recommender.items, recommender.ids, recommender.trie, recommender.item_ids)
@@ -76,8 +76,7 @@ class Service:
 
     async def search(self, question: messages.SearchQuestion) -> dict:
         """The items that a text asks for, and the words that they share with it."""
-        while self.state == "loading" and self.can_recommend:  # a query would load the encoder in front of histories
-            await asyncio.sleep(0.05)
+        await self._until_loaded()
         [found] = await self._ask("search", question.k, False, [question.query], self._mask(question))
         return await self._read(self._matches, found, question.query)
 
@@ -175,6 +174,15 @@ class Service:
         exclude_seen = self.recommender.exclude_seen if exclude_seen is None else exclude_seen
         kind = _Kind(task, next(beams for beams in _BEAMS if beams >= k), exclude_seen)
         return await self.batcher.ask(kind, [_Question(one, k, mask) for one in asked])
+
+    async def _until_loaded(self) -> None:
+        """Wait for the text encoder: to load it, a query would hold up the histories behind it."""
+        try:
+            async with asyncio.timeout(0.8 * self._seconds):
+                while self.state == "loading":
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise OverloadedError("the text encoder is still loading: retry after 1 s") from None
 
     async def _read(self, work: Callable, *args) -> Any:
         """Work on the catalogue in a thread, so that the event loop stays free."""

@@ -314,6 +314,17 @@ def test_a_service_is_ready_when_its_text_encoder_is_loaded(new_client, recommen
     assert "ready" in [record.message for record in caplog.records]
 
 
+def test_a_query_that_waits_too_long_for_the_encoder_is_told_to_come_back(new_client, recommender_to_serve):
+    loading, search = threading.Event(), recommender_to_serve.searcher.search
+    client = new_client(Limits(seconds=0.5))
+    recommender_to_serve.searcher.search = lambda *args: loading.wait(20) and search(*args)
+    client.app.state.service.warm_up_beside()
+    answer = client.post("/search", json={"query": "row"})
+    loading.set()
+    assert answer.status_code == 503 and "still loading" in answer.json()["detail"]
+    assert answer.headers["retry-after"] == "1"
+
+
 def test_a_service_that_cannot_load_its_encoder_says_so(new_client, recommender_to_serve, caplog):
     def fail(*_):
         raise OSError("secret")
