@@ -615,8 +615,8 @@ if later:
 # Two things change at once: what is known at the moment, and which users are asked, since only those with interactions
 # before and after the cut are. So of this table and the one of section 6 only the order of the methods can be compared.
 # In the published runs almost no method finds targets that nobody had bought yet, although codes and texts could point to
-# them (Figure 4 has the reason). What SASRec finds of them it owes to vectors that no example has trained, and to no
-# knowledge of these items.
+# them (Figure 4 has the reason). SASRec finds some by chance: training shows it these items as wrong answers alone, so their
+# vectors hold nothing that tells one from another.
 
 # %% [markdown]
 # ## 9. How wide a beam, and what does an answer cost?

@@ -3,8 +3,9 @@
 An item is one learned vector, which is read as input and scored as output. Two things are not as in the paper. The
 loss is the full cross-entropy over the catalogue instead of one negative an item, which explains most of the distance
 between the strong and the weak figures that go by this name (Petrov & Macdonald 2023; Klenitskiy & Vasilev 2023). And
-a learned start stands before the first item, so that an empty history has an answer too. Items without interactions
-are scored by vectors that nothing has taught: SASRec has no cold start.
+a learned start precedes the first item, so that an empty history has an answer, too. Items without interactions are
+trained as wrong answers alone: the cross-entropy moves their vectors away from every context, much in the same way for
+all of them. Their scores say nothing about the single item, so SASRec cannot recommend new items.
 """
 
 from collections.abc import Sequence

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from semid_lib import data, decode, metrics, next_item, sasrec, scale, store, synthetic, timeline, training
+from semid_lib import data, decode, folder, metrics, next_item, sasrec, scale, store, synthetic, timeline, training
 from semid_lib.semantic_ids import SemanticIDs
 from semid_lib.store import Store, hardware
 
@@ -120,6 +121,39 @@ def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypat
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="not found"):
         next_item.main([*asked, "--seed", "4"])
+
+
+@pytest.mark.parametrize(
+    ("split", "times", "message"),
+    [
+        ("leave_one_out", [[1], [1, 2], [3, 4]], "leave-one-out needs a user with 3 interactions, there are 3 users"),
+        ("time", [[7, 7, 7], [7, 7, 7, 7]], "all interactions have time 7, a time-based split needs several"),
+        ("time", [[second] for second in range(20)], "no user has interactions before time"),
+    ],
+)
+def test_data_that_cannot_be_tested_are_refused_before_training(tmp_path, monkeypatch, capsys, split, times, message):
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    items = [{"item_id": item, "title": f"item {item}"} for item in range(1, 5)]
+    histories = [(f"user{at}", list(range(1, len(seconds) + 1))) for at, seconds in enumerate(times)]
+    times = [(f"user{at}", seconds) for at, seconds in enumerate(times)]
+    folder.write_folder(tmp_path / "shop", items, histories, times)
+    by_heart(monkeypatch)  # a training would fail
+    asked = ["sasrec", "--data", str(tmp_path / "shop"), "--scale", "smoke", "--split", split]
+    assert next_item.main(asked) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_validation_of_customers_who_buy_again_may_find_seen_items(task):
+    again = data.leave_one_out(data.Histories.from_lists([[0, 1, 2, 0, 1, 2, 0]] * 30))
+    assert not again.validation.exclude_seen
+    asked = task[1]._replace(train=again.train, validation=again.validation, runs=None)
+    assert next_item.train_sasrec(asked, n_items=3, n_epochs=1).best.validation == 1.0  # of three items ten are listed
+
+
+def test_first_weights_are_drawn_without_reseeding_anything(task):
+    before = torch.random.get_rng_state()
+    next_item.train_sasrec(task[1]._replace(runs=None), n_items=100, n_epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_chapter_finds_what_the_command_trained(shop_folder, task, monkeypatch):

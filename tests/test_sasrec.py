@@ -35,6 +35,17 @@ def test_the_loss_is_the_cross_entropy_over_the_whole_catalogue(shop):
     assert by_hand.std() > 0.5  # the items differ, so that an average over the wrong ones would show
 
 
+def test_an_item_without_interactions_is_trained_as_a_wrong_answer():
+    model = new_sasrec()
+    model(torch.tensor([[3, 9, 27]])).backward()
+    cold = model.item.weight.grad[5]
+    assert cold.abs().max() > 0
+    # a step against the gradient lowers the item's mean score after these histories
+    with torch.no_grad():
+        hidden = model.encode(torch.tensor([[3, 9, 27]]))[0, :-1]
+    assert float((hidden @ cold).mean()) > 0
+
+
 def test_the_model_does_not_look_ahead():
     model = new_sasrec()
     history = torch.tensor([[3, 9, 27, 1, 5]])

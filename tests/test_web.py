@@ -80,6 +80,13 @@ def test_recommendations_are_those_of_the_library(client, recommender_to_serve, 
     assert sorted(found(everything)) == sorted(ids)
 
 
+def test_where_customers_buy_again_seen_items_are_recommended_by_default(client, recommender_to_serve, ids):
+    recommender_to_serve.exclude_seen = False
+    assert sorted(found(client.post("/recommend", json={"item_ids": ids[:4], "k": 200}))) == sorted(ids)
+    new = client.post("/recommend", json={"item_ids": ids[:4], "k": 200, "exclude_seen": True})
+    assert sorted(found(new)) == sorted(ids[4:])
+
+
 def test_why_names_the_item_of_the_history_with_the_longest_prefix(client, shop, ids):
     answer = client.post("/recommend", json={"item_ids": ids[:10], "k": 30}).json()["items"]
     unique = shop.ids.unique
