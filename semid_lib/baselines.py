@@ -80,8 +80,7 @@ class ItemKNN:
             (np.maximum(np.bincount(flat, minlength=n_items), 1.0)[None] ** -popularity_exponent, [0]),
             shape=(n_items, n_items),
         )
-        both = followed + backward * followed.T
-        both.setdiag(0)
+        both = followed + backward * followed.T  # an item that is bought again votes for itself
         self.similarity = (damping @ both @ damping).tocsr().astype(np.float32)
         # what no neighbour votes for comes behind what one does, by popularity: between -1 and 0
         counts = np.bincount(flat, minlength=n_items)

@@ -45,6 +45,13 @@ def test_recent_items_vote_with_more_weight():
     assert knn.rank([[2, 0]], k=2).items.tolist() == [[1, 3]]
 
 
+def test_an_item_that_is_bought_again_votes_for_itself():
+    knn = ItemKNN([np.array([0, 0, 0, 1]), np.array([2, 1])], n_items=3, popularity_exponent=0.0)
+    assert knn.similarity[0, 0] == pytest.approx(1.5 * (2 + 2**-0.5))  # two steps of one and one of two, both ways
+    assert knn.rank([[0]], k=1, exclude_seen=False).items.tolist() == [[0]]
+    assert knn.rank([[0]], k=1).items.tolist() == [[1]]
+
+
 def plain(histories, n_items, exponent, backward, window):
     """The docstring's formula as two loops over the places of every history."""
     count = np.maximum(np.bincount(np.concatenate(histories).astype(int), minlength=n_items), 1)
@@ -52,7 +59,7 @@ def plain(histories, n_items, exponent, backward, window):
     for history in histories:
         for p, i in enumerate(history):
             for q, j in enumerate(history):
-                if i != j and abs(p - q) <= window:
+                if p != q and abs(p - q) <= window:
                     weight = abs(p - q) ** -0.5 * (1 if q > p else backward)
                     similarity[int(i), int(j)] += weight / (count[int(i)] * count[int(j)]) ** exponent
     return similarity
