@@ -145,12 +145,27 @@ class Recommender:
         query_vectors: np.ndarray | None = None,
         progress: bool = False,
     ) -> Recommendations:
-        """The k most probable items for each query, with their log-probabilities.
+        """Find the k most probable items for each query.
 
-        allowed: which items may come out, bool, (n_items,) in the order of `items` or (n_queries, n_items), as `rules`
-        makes them. query_vectors: (n_queries, dim) by the encoder of the items, so that none is embedded twice; a
-        language model reads the text alone. Raises ValueError without a searcher, and for a blank query, k below 1 or a
-        mask that does not fit.
+        Parameters
+        ----------
+        queries : sequence of str
+        k : int
+        allowed : (n_items,) or (n_queries, n_items) bool, optional
+            Items that may be returned, in the order of `items`; `rules` makes such masks.
+        query_vectors : (n_queries, dim) float32, optional
+            Embeddings by the encoder of the items, so that none is embedded twice. A language model reads the text
+            alone.
+        progress : bool
+
+        Returns
+        -------
+        Recommendations
+
+        Raises
+        ------
+        ValueError
+            Without a searcher, for a query that is blank or no text, a k below 1 or a mask that does not fit.
         """
         if self.searcher is None:
             raise ValueError("this recommender has no model of search: fine-tune one (chapter 05)")
@@ -171,16 +186,33 @@ class Recommender:
         allowed: np.ndarray | None = None,
         diversity: Diversity | tuple[int, int] | None = None,
     ) -> Recommendations:
-        """The k most probable next items after each history of item ids, oldest first.
+        """Find the k most probable next items after each history.
 
-        exclude_seen: leave out items of the history; by default as the recommender was made. beam_width: hypotheses
-        kept, at least k; by default max(50, k).
-        allowed: which items may come out, bool, (n_items,) in the order of `items` or (n_histories, n_items), as
-        `rules` makes them.
-        diversity: (m, p) for at most m items that share their first p codes; lists may then be shorter, unless the beam
-        is wide.
-        An empty history gets what shoppers start with; of a history longer than the model's window the most recent
-        items count, and all are excluded. Raises ValueError for an unknown item id (naming the history) and for k < 1.
+        Parameters
+        ----------
+        histories : sequence of sequences of int or str
+            Item ids of each user, oldest first: lists, a Series of lists or a 2-D array. An empty history gets what
+            users begin with. The model reads the last `max_length` items of a longer one.
+        k : int
+        exclude_seen : bool, optional
+            Leave out all items of the history; by default as the recommender was made.
+        beam_width : int, optional
+            Prefixes kept per level, at least k; by default max(50, k).
+        progress : bool
+        allowed : (n_items,) or (n_histories, n_items) bool, optional
+            Items that may be returned, in the order of `items`; `rules` makes such masks.
+        diversity : (m, p), optional
+            At most m items of a list share their first p codes. Lists may be shorter, unless the beam is wide.
+
+        Returns
+        -------
+        Recommendations
+
+        Raises
+        ------
+        ValueError
+            Without a model of the next item, for an unknown item id (the message names history and position), and for
+            arguments that do not fit.
         """
         histories = arguments.histories(histories)
         rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
@@ -200,10 +232,23 @@ class Recommender:
     ) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table.
 
-        prior: another method's word on every item, such as `ItemKNN.prior`: histories -> (n, n_items) float32, the
-        logarithms of factors for the model's item head, which speaks once with and once without them.
-        exact: score every item instead of searching; beam_width plays no part then, and there is no diversity.
-        Raises ValueError for a row that is not in the catalogue (naming the history) and for k < 1.
+        Parameters
+        ----------
+        histories, k, exclude_seen, beam_width, progress, allowed, diversity
+            As for `recommend`, with item rows in the histories.
+        prior : callable, optional
+            histories -> (n, n_items) float32 log-scale scores, such as `ItemKNN.prior`: see `Timeline.begin`.
+        exact : bool
+            Score every item instead of searching: beam_width is not used, and diversity is refused.
+
+        Returns
+        -------
+        Ranked
+
+        Raises
+        ------
+        ValueError
+            As for `recommend`, and for a row that is not in the catalogue (the message names the history).
         """
         if self.model is None:
             raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
@@ -220,7 +265,7 @@ class Recommender:
         trie = self.trie  # one for the whole call: another thread may move it meanwhile
         rules = self._rules(allowed, len(histories), trie)
         if exact and diversity is not None:
-            raise ValueError("an exact ranking knows no diversity, expected one of the two")
+            raise ValueError("exact and diversity are both given: expected one of them. An exact ranking has no beam")
         if isinstance(rules, np.ndarray):  # a row of bytes per user
             size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
         with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:

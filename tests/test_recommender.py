@@ -121,7 +121,7 @@ def test_an_exact_ranking_is_that_of_a_beam_that_drops_nothing(shop, recommender
         )
         np.testing.assert_array_equal(exact.items, wide.items)
         np.testing.assert_allclose(exact.scores, wide.scores, atol=1e-4)
-    with pytest.raises(ValueError, match="knows no diversity"):
+    with pytest.raises(ValueError, match="exact and diversity are both given"):
         recommender.rank(shop.histories[:6], 12, exact=True, diversity=(2, 1))
 
 
