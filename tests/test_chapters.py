@@ -13,6 +13,8 @@ from pathlib import Path
 import jupytext
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from semid_lib import chapters, store
 from semid_lib.folder import write_folder
@@ -400,6 +402,29 @@ def test_make_takes_data_and_artefacts_in_folders_of_any_name(repository, tmp_pa
     assert re.fullmatch(r"my_shop_co_s_touch_x_touch_x_100_1_Café-[0-9a-f]{8}", folder.name)
     assert (folder / "smoke" / "executed" / "01_toy.ipynb").is_file()
     assert not list(tmp_path.rglob("x"))
+
+
+SHOWN = """
+shown:
+\t@printf '%s' "$$DATA" > shown
+showing:
+\t@$(MAKE) --jobs 2 -f Makefile -f show.mk shown
+"""
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.sampled_from("ab $&;'\"`\\#%()=:,é-~*?<>|!{}[]\t")), st.sampled_from(["argument", "environment"]))
+@example("$(shell touch x)", "argument")
+@example("$$a $(DATA) ${HOME} \\$b", "argument")
+@example("-n --data=x\\", "environment")
+def test_make_hands_data_to_commands_as_they_are(repository, name, how):
+    (repository / "show.mk").write_text(SHOWN, encoding="utf-8")
+    (repository / "shown").unlink(missing_ok=True)
+    words = ["-f", "Makefile", "-f", "show.mk", "showing"]
+    ran = make(repository, *words, f"DATA=x{name}") if how == "argument" else make(repository, *words, DATA=f"x{name}")
+    assert ran.returncode == 0, ran.stderr
+    assert (repository / "shown").read_text(encoding="utf-8") == f"x{name}"
+    assert not (repository / "x").exists()
 
 
 def test_make_never_gives_a_shop_the_results_of_another_of_its_name(repository, tmp_path):
