@@ -9,6 +9,7 @@ book is built; nothing is typed. Pages name the place of such a text by a commen
 import json
 import platform
 import re
+import shlex
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 _BOOK = Path(__file__).resolve().parent
 # the line that `Store.origin` prints: data, scale; commit; machine; day
-_ORIGIN = re.compile(r"^(\S+), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
+_ORIGIN = re.compile(r"^(\S.*), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
 _TERM = re.compile(r'\[([^\]]+)\]\(\.\./book/notation\.md(?: "([^"]+)")?\)')
 _CITE = re.compile(r'\[[^\]]+\]\(\.\./book/references\.bib "([^"]+)"\)')
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -54,7 +55,7 @@ def how_to_run(chapter: str, run: Run | None) -> str:
     """
     command = f"make run NOTEBOOK={chapter}"
     if run:
-        command += "" if run.data == "demo" else f" DATA=path/to/{run.data}"
+        command += "" if run.data == "demo" else f" DATA={shlex.quote(f'path/to/{run.data}')}"
         command += f" SCALE={run.scale}"
     made = f"was made in {_duration(run.seconds)}" if run else "was not executed"
     return (

@@ -216,6 +216,9 @@ def test_a_run_is_read_from_the_line_that_the_store_prints(book_pages, tmp_path)
     assert (run.data, run.scale, run.hardware, run.seconds) == ("beauty", "laptop", store.hardware(), 61.2)
     assert f"; {run.commit}; " in origin and origin.endswith(run.day)
     assert book_pages.run_of(executed("no such line")) is None
+    spaced = book_pages.run_of(executed(origin.replace("beauty", "my shop, new")))
+    assert spaced.data == "my shop, new"
+    assert "DATA='path/to/my shop, new' SCALE=laptop" in book_pages.how_to_run("07_next_item", spaced)
     assert book_pages.run_of(executed(origin, seconds=None)) is None
 
 
