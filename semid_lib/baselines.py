@@ -93,12 +93,25 @@ class ItemKNN:
         return rank_by_scores(histories, len(self.without_votes), k, exclude_seen, progress, self.scores)
 
     def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
-        """What `Recommender.rank` may hear beside its model: weight x log(votes + floor), (n, n_items) float32.
+        """Log-scale item-kNN scores, weight * log(votes + floor), for `Recommender.rank(prior=...)`.
 
-        An item without a vote counts as one with `floor`. The defaults were chosen on Beauty's validation items.
+        Parameters
+        ----------
+        histories : sequence of arrays of item rows
+        weight, floor : float
+            Defaults chosen on Beauty's validation items; floor > 0 replaces zero votes.
 
-        >>> knn = ItemKNN([np.array([0, 1])], n_items=3)
-        >>> knn.prior([np.array([0])], weight=1.0, floor=0.5).round(2)
+        Returns
+        -------
+        (n_histories, n_items) float32 array
+
+        References
+        ----------
+        Chapter 07, eq-prior; Sarwar et al. (2001).
+
+        Examples
+        --------
+        >>> ItemKNN([np.array([0, 1])], n_items=3).prior([np.array([0])], weight=1.0, floor=0.5).round(2)
         array([[-0.69,  0.41, -0.69]], dtype=float32)
         """
         return (weight * np.log(np.maximum(self.scores(histories), 0) + floor)).astype(np.float32)

@@ -74,19 +74,49 @@ def constrained_beam_search(
     diversity: Diversity | tuple[int, int] | None = None,
     compiled: bool | None = None,
 ) -> Beams:
-    """The k most probable items for each context, by a beam search that only follows the trie.
+    """Find the k most probable items per context by beam search over a prefix trie.
 
-    allowed: the items that may come out, a bool mask over catalogue rows, (n_rows,) or (B, n_rows), or a
-    `trie.subset(...)`; None for all. normalization: see `Scorer`; the two rank differently. diversity: (m, p) for at
-    most m items under one prefix of p codes, the best lists that the beam's candidates allow. compiled: choose
-    candidates by the compiled loop, which takes CPU tensors of float32 and numba, instead of torch; by default where
-    it pays. The answer is the same.
+    Exact if beam_width is at least the number of prefixes. A narrower beam can miss items whose first codes score low.
+    It still returns min(k, items allowed) items, unless diversity is given or the model gives items probability 0,
+    which are never returned. Equal scores are ordered by semantic ID.
 
-    A beam at least as wide as the number of prefixes is exact; a narrower one may miss items whose first codes look
-    poor, but without `diversity` it returns min(k, items allowed) items all the same, unless the model gives items
-    the probability 0: those never come out. Equal scores are ordered by semantic ID.
-    Raises ValueError if k < 1, beam_width < k, the mask does not fit, or the model's scores do not fit or hold NaN at
-    a code that could be chosen (at others it may be raised or not).
+    Parameters
+    ----------
+    scorer : Scorer
+    contexts : any
+        B contexts, passed to `scorer.begin`.
+    trie : PrefixTrie
+    beam_width, k : int
+        Prefixes kept per level, items returned; 1 <= k <= beam_width.
+    allowed : (n_rows,) or (B, n_rows) bool, or Subset, optional
+        Items that may be returned.
+    normalization : "vocabulary" or "level"
+        See `Scorer`; the two rank differently.
+    diversity : (m, p), optional
+        At most m items under one prefix of p codes: the best lists that the candidates of the beam allow.
+    compiled : bool, optional
+        Choose candidates by the compiled loop instead of torch, by default where it is faster. It needs CPU tensors of
+        float32 and numba. The answer is the same.
+
+    Returns
+    -------
+    Beams
+        items (B, k) int64, best first, -1 if unused; scores (B, k) float32 log-probabilities, -inf if unused.
+
+    Raises
+    ------
+    ValueError
+        If k, beam_width, allowed or the scores do not fit, or a reachable code scores NaN.
+
+    Examples
+    --------
+    >>> class Fixed:  # probabilities of codes 0 and 1 at each level
+    ...     log = torch.tensor([0.7, 0.3]).log()
+    ...     begin = lambda self, contexts, normalization: (None, self.log.expand(len(contexts), 1, 2))
+    ...     advance = lambda self, state, level, parents, codes: (None, self.log.expand(*codes.shape, 2))
+    >>> trie = PrefixTrie.build(np.array([[0, 0], [0, 1], [1, 1]]))
+    >>> constrained_beam_search(Fixed(), ["ann"], trie, 3, 3, allowed=np.array([False, True, True])).items
+    tensor([[ 1,  2, -1]])
     """
     k, beam_width = arguments.count("k", k), arguments.count("beam_width", beam_width)
     if beam_width < k:

@@ -192,11 +192,36 @@ class Timeline(nn.Module):
     def begin(
         self, histories: torch.Tensor, normalization: str = "vocabulary", prior: torch.Tensor | None = None
     ) -> tuple[State, torch.Tensor]:
-        """Read a batch of histories and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
+        """Encode histories and score the first code of the next item.
 
-        A level has a vocabulary of its own here, so both normalizations are one. prior: (B, n_items) float32 in the
-        order of the catalogue; added to the item head's scores it makes the third voice. Raises ValueError for a prior
-        of another shape.
+        The model averages code head and item head. A prior adds a third component: softmax(item-head scores + prior).
+        Each level has its own vocabulary, so both normalizations are the same.
+
+        Parameters
+        ----------
+        histories : (B, T) int64 tensor
+            Item rows in time order, -1 after the end; T <= config.max_length.
+        normalization : str
+        prior : (B, n_items) float32 tensor, optional
+            Log-scale scores in catalogue order, see `ItemKNN.prior`.
+
+        Returns
+        -------
+        state : State
+            Input of `advance`.
+        log_probs : (B, 1, sizes[0]) float32 tensor
+
+        Raises
+        ------
+        ValueError
+            If T or the shape of prior does not fit.
+
+        Examples
+        --------
+        >>> config = TimelineConfig(sizes=(2, 2), text_dim=2, n_items=3, dim=8, n_layers=1, n_heads=1)
+        >>> model = Timeline(config, np.array([[0, 0], [0, 1], [1, 0]]), np.eye(3, 2)).eval()
+        >>> model.begin(torch.tensor([[0, 2], [1, -1]]))[1].shape
+        torch.Size([2, 1, 2])
         """
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
