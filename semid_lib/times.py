@@ -1,7 +1,8 @@
 """Times of interactions in whatever unit they come: recognized when only one reading is sensible, refused otherwise.
 
-The readings of a number that fall between 1990 and 2100 do not overlap: 1.4e9 can only be seconds, 1.4e12 milliseconds,
-20140513 a date. Years, months and day numbers are recognized, too, but refused, since they cannot order a history.
+Between 1990 and 2100 few numbers have two readings: 1.4e9 can only be seconds, 1.4e12 milliseconds, 20140513 a date.
+Where two overlap, the reading that is listed first wins: 2014051310 is an hour of 2014 and not a second of 2033. Years,
+months, day numbers and .NET ticks are recognized, too, but refused.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,23 @@ class _Reading(NamedTuple):
     scale: int = 0  # nanoseconds of 1; 0 if it is refused
     digits: str = ""  # the format of a compact date
 
+    def fits(self, numbers: np.ndarray) -> np.ndarray:
+        """Which numbers can be read so: (n,) bool."""
+        inside = (numbers >= self.low) & (numbers < self.high)
+        if self.digits and inside.any():
+            there = numbers[inside]
+            inside[inside] = self.dates(there).notna().to_numpy() & (there == np.floor(there))
+        return inside
+
+    def dates(self, numbers: np.ndarray) -> pd.Series:
+        """Compact dates, NaT where there is no such day or hour."""
+        texts = pd.Series(numbers.astype(np.int64)).astype(str)
+        return pd.to_datetime(texts, format=self.digits, utc=True, errors="coerce")
+
 
 _READINGS = [
+    _Reading("times as YYYYMMDDhh", 1_990_010_100, 2_099_123_124, digits="%Y%m%d%H"),
+    _Reading(".NET ticks", 627_667_488e9, 662_380_416e9),
     _Reading("Unix seconds", _FIRST, _LAST, 10**9),
     _Reading("Unix milliseconds", _FIRST * 1e3, _LAST * 1e3, 10**6),
     _Reading("Unix microseconds", _FIRST * 1e6, _LAST * 1e6, 10**3),
@@ -82,7 +98,7 @@ def nanoseconds(values: pd.Series, fail: Fail, unit: str = "auto") -> np.ndarray
         return _from_dates(values, dates, fail)
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().all() or unit == "date":
-        return _from_dates(values, pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce"), fail)
+        return _from_dates(values, _iso_dates(values), fail)
     _check(np.isfinite(numbers.to_numpy(np.float64, na_value=np.nan)), values, "a date or a Unix time", fail)
     return _from_numbers(numbers, unit, fail)
 
@@ -114,9 +130,9 @@ def check_seconds(times: np.ndarray, fail: Fail) -> None:
         return
     late = np.abs(times.astype(np.float64)) >= _LAST
     at = int(late.argmax()) if late.any() else 0
-    low, high = (float(times[late].min()), float(times[late].max())) if late.any() else (times.min(), times.max())
-    for reading in _READINGS[1:]:
-        if reading.low <= low and high < reading.high:
+    doubtful = times[late] if late.any() else times
+    for reading in _READINGS:
+        if reading.name != "Unix seconds" and reading.fits(doubtful.astype(np.float64)).all():
             fail(at, f"the times look like {reading.name}, expected Unix seconds")
     if late.any():
         fail(at, f"time {times[at]} is not between 1834 and 2100, expected Unix seconds")
@@ -128,6 +144,13 @@ def _as_dates(values: pd.Series) -> pd.Series | None:
     if kind in ("datetime", "datetime64", "date") or pd.api.types.is_datetime64_any_dtype(values):
         return pd.to_datetime(values, utc=True, errors="coerce")
     return None
+
+
+def _iso_dates(values: pd.Series) -> pd.Series:
+    """Text as dates; pandas alone would also take "now", and "2014-05" for its first day."""
+    texts = values.astype(str).str.strip()
+    days = texts.where(texts.str.match(r"[0-9]{4}([0-9]{4}|[-/.][0-9]{1,2}[-/.][0-9]{1,2})(?![0-9])"))
+    return pd.to_datetime(days, format="ISO8601", utc=True, errors="coerce")
 
 
 def _from_dates(values: pd.Series, dates: pd.Series, fail: Fail) -> np.ndarray:
@@ -149,7 +172,7 @@ def _from_numbers(numbers: pd.Series, unit: str, fail: Fail) -> np.ndarray:
         epoch, scale = (_EXCEL_EPOCH, 86_400 * 10**9) if unit == "excel" else (0, _SCALES[unit])
         _check(np.abs(size * (scale / 1e9) + epoch) < _LAST, numbers, f"a time before 2100 in the unit {unit!r}", fail)
         return _scaled(numbers, scale) + epoch * 10**9
-    inside = np.array([(size >= reading.low) & (size < reading.high) for reading in _READINGS])
+    inside = np.array([reading.fits(size) for reading in _READINGS])
     reading = _READINGS[int(inside.sum(axis=1).argmax())]
     fits = inside[_READINGS.index(reading)]
     hint = "dates such as 2014-05-13, or the unit of the times (--time-unit)"
@@ -160,8 +183,7 @@ def _from_numbers(numbers: pd.Series, unit: str, fail: Fail) -> np.ndarray:
         return _scaled(numbers, reading.scale)
     if not reading.digits:
         fail(0, f"time {numbers[0]}: the times look like {reading.name}, expected {hint}")
-    text = numbers.astype(np.int64).astype(str)
-    return _from_dates(text, pd.to_datetime(text, format=reading.digits, utc=True, errors="coerce"), fail)
+    return _from_dates(numbers, reading.dates(size), fail)
 
 
 def _scaled(numbers: pd.Series, scale: int) -> np.ndarray:

@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 
 from semid_lib.times import check_seconds, nanosecond, nanoseconds
 
-MOMENTS = st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2099, 12, 31)).map(
-    lambda moment: moment.replace(microsecond=0, tzinfo=datetime.UTC)
+MOMENTS = (  # without the years in which .NET ticks and YYYYMMDDhh look like nanoseconds and seconds
+    st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2099, 12, 31))
+    .map(lambda moment: moment.replace(microsecond=0, tzinfo=datetime.UTC))
+    .filter(lambda moment: moment.year not in (1990, 2033, 2034, 2035, 2036))
 )
 WRITTEN = {
     "Unix seconds": lambda moment: str(int(moment.timestamp())),
     "Unix milliseconds": lambda moment: str(int(moment.timestamp()) * 10**3),
     "Unix microseconds": lambda moment: str(int(moment.timestamp()) * 10**6),
     "Unix nanoseconds": lambda moment: str(int(moment.timestamp()) * 10**9),
+    "times as YYYYMMDDhh": lambda moment: moment.strftime("%Y%m%d%H"),
     "times as YYYYMMDDhhmmss": lambda moment: moment.strftime("%Y%m%d%H%M%S"),
     "ISO": lambda moment: moment.isoformat(),
 }
@@ -30,6 +33,8 @@ def fail(at: int, problem: str):
 @given(st.lists(MOMENTS, min_size=1, max_size=5), st.sampled_from(sorted(WRITTEN)))
 def test_a_time_is_the_same_in_whatever_unit_it_is_written(moments, unit):
     texts = [WRITTEN[unit](moment) for moment in moments]
+    if unit == "times as YYYYMMDDhh":
+        moments = [moment.replace(minute=0, second=0) for moment in moments]
     expected = [int(moment.timestamp()) * 10**9 for moment in moments]
     assert nanoseconds(pd.Series(texts), fail).tolist() == expected
     if unit.startswith("Unix"):
@@ -51,7 +56,12 @@ def test_a_folder_takes_seconds_and_no_other_unit(moments, unit):
         (["201405", "201406"], "look like months as YYYYMM"),
         (["41770.5", "41771"], "look like Excel's day numbers"),
         (["16200", "16201"], "look like days since 1970"),
-        (["20141302", "20140101"], "row 1: time '20141302', expected an ISO date"),
+        (["20141302", "20140101"], "row 1: time 20141302, expected dates as YYYYMMDD as in the other rows"),
+        (["20140513.5", "20140514"], r"row 1: time 20140513\.5, expected dates as YYYYMMDD"),
+        (["635355936000000000", "635355936000000001"], r"look like \.NET ticks"),
+        (["now", "today"], "row 1: time 'now', expected an ISO date"),
+        (["2014-05-13", "2014-05"], "row 2: time '2014-05', expected an ISO date"),
+        (["2014-05-13", "2014"], "row 1: time '2014-05-13', expected a date or a Unix time"),
         (["7", "8"], "row 1: time 7 is in no known unit"),
         (["-1400000000"], "row 1: time -1400000000 is in no known unit"),
         (["1400000000", "1400000000000", "1400000001"], "row 2: time 1400000000000, expected Unix seconds as in the"),
@@ -97,6 +107,15 @@ def test_a_unit_that_does_not_fit_is_refused():
 )
 def test_columns_of_any_type_are_read(column):
     assert set(nanoseconds(column, fail) // 10**9) == {1400000000}
+
+
+def test_dates_may_have_blanks_around_them():
+    assert (nanoseconds(pd.Series([" 2014-05-13", "2014/5/13 "]), fail) // 10**9).tolist() == [1399939200] * 2
+
+
+def test_seconds_that_happen_to_look_like_hours_stay_seconds_beside_others():
+    assert (nanoseconds(pd.Series([1_400_000_000, 2_014_051_310]), fail) // 10**9).tolist() == [1400000000, 2014051310]
+    check_seconds(np.array([1_400_000_000, 2_014_051_310]), fail)
 
 
 def test_parts_of_a_second_keep_their_order():
