@@ -141,6 +141,8 @@ def _run(
     for old in (rows_file, folder.parent / "metrics" / f"{name}.json", folder / f"{name}.json"):
         old.unlink(missing_ok=True)
         shelf.send(old.relative_to(folder.parent).as_posix())
+    for left in rows_file.parent.glob(store.pending_rows(rows_file, "*").name):
+        left.unlink()  # of a run that was killed
     clock, running = store.Clock(), folder / f"{name}.running.ipynb"
     told = json.dumps({"chapter": name, "id": run, "seed": facts["parameters"].get("SEED")})
     waiting = store.pending_rows(rows_file, run)

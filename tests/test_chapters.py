@@ -324,6 +324,7 @@ def test_a_run_that_fails_leaves_no_rows_and_says_so(notebooks):
     source, shelf = notebooks / "01_toy.py", store.Store("demo", "smoke", "")
     assert run(notebooks).returncode == 0 and len(shelf.rows()) == 2
     source.write_text(SOURCE + "raise KeyError('after the rows')\n", encoding="utf-8")
+    (shelf.path("rows") / ".01_toy.0a1b.partial").write_text("[]", encoding="utf-8")  # of a run that was killed
     failed = run(notebooks)
     assert failed.returncode == 1 and "it leaves no rows" in failed.stderr
     assert shelf.rows() == []
