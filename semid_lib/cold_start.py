@@ -260,14 +260,14 @@ def _serve() -> None:
     sys.pycache_prefix = compiled_at
     import uvicorn
 
-    from semid_lib import embed, recommender, service
+    from semid_lib import embed, recommender, saved, service
 
     inside = {}  # of from_pretrained
     embed.Encoder.__init__ = _clocked(spent, "text encoder", embed.Encoder.__init__)
     hashlib.file_digest = _clocked(inside, "checksums", hashlib.file_digest)
-    recommender._read_items = _clocked(inside, "item table", recommender._read_items)
+    saved.read_items = _clocked(inside, "item table", saved.read_items)
     if not way.checksums:
-        recommender.check_files = lambda *_, **__: None
+        saved.check_files = lambda *_, **__: None
     loaded = _clocked(spent, "weights", recommender.Recommender.from_pretrained)
     recommender.Recommender.from_pretrained = staticmethod(loaded)
     web.create_app = _clocked(spent, "app", web.create_app)
