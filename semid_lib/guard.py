@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 log = logging.getLogger("semid_lib.web")
 TOKEN = "SEMID_TOKEN"  # the environment variable of the bearer token
 
-# without a token nobody sees items or answers; these show none
+# paths that need no token, as they show no items
 _PUBLIC = ("/page/", "/static-offline-docs/")
 _PUBLIC_PAGES = {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/ping"}
 _HEADERS = {

@@ -23,7 +23,7 @@ _MAX_COST = 32 * 100  # of a call: 50 ms on a core
 
 
 class UnableError(Exception):
-    """The loaded folder holds no model for what was asked."""
+    """The loaded folder has no model for a request."""
 
 
 class _Kind(NamedTuple):
@@ -45,7 +45,7 @@ class _Question(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The answer to one question, best first."""
+    """The answer to one question: item rows and scores, best first."""
 
     rows: list[int]
     scores: list[float]
@@ -124,7 +124,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Run one dummy request, because first calls are slow: a history if the model can answer one, else a query."""
-        self._answer_nobody("recommend" if self.can_recommend else "search", 1)
+        self._run_dummy("recommend" if self.can_recommend else "search", 1)
 
     def warm_up_rest(self) -> None:
         """Run dummy requests for all that `warm_up` leaves out: batches, rules, the index of words, a query.
@@ -133,13 +133,13 @@ class Service:
         service may open before it (`warm_up_beside`).
         """
         task = "recommend" if self.can_recommend else "search"
-        self._answer_nobody(task, 8)
-        self._answer_nobody(task, 8, has_mask=True)
+        self._run_dummy(task, 8)
+        self._run_dummy(task, 8, has_mask=True)
         self.catalogue.find("a", 1)
         if self.can_search:
             self.catalogue.holds_word_of("a")
         if self.can_recommend and self.can_search:
-            self._answer_nobody("search", 1)
+            self._run_dummy("search", 1)
 
     def warm_up_beside(self) -> None:
         """Run `warm_up_rest` in a thread. Until it is done, `state` is "loading" and queries wait for it."""
@@ -156,7 +156,7 @@ class Service:
             self.state = "ready"
             log.info("ready")
 
-    def _answer_nobody(self, task: str, n: int, has_mask: bool = False) -> None:
+    def _run_dummy(self, task: str, n: int, has_mask: bool = False) -> None:
         asked = np.zeros(1, dtype=np.int64) if task == "recommend" else "a"
         mask = np.ones(len(self.catalogue), dtype=bool) if has_mask else None
         self._answer(_Kind(task, _BEAMS[0], task == "recommend"), [_Question(asked, 1, mask)] * n)

@@ -1,9 +1,9 @@
 """The recommender as an HTTP service, with a page to try it: `python -m semid_lib.web --model FOLDER --port 8080`.
 
-FOLDER may be a repository on the Hugging Face Hub, "org/name", of which `--revision` gives a branch, tag or commit.
+FOLDER may be a repository on the Hugging Face Hub, "org/name"; `--revision` is a branch, tag or commit of it.
 
-Loopback only, unless `--host` says otherwise. If the environment variable SEMID_TOKEN is set, every answer about items
-needs it as a bearer token. SIGTERM ends the service after what it has accepted is answered.
+The service listens on loopback, unless `--host` is another address. If the environment variable SEMID_TOKEN is set, all
+requests about items need it as a bearer token. After SIGTERM the service answers what it has accepted, and ends.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Annotated
 from urllib.parse import quote, unquote
 
 if __name__ == "__main__":
-    gc.disable()  # hardly anything of what is imported is garbage, and to look for it takes a tenth of a cold start
+    gc.disable()  # imports leave almost no garbage, and looking for it takes a tenth of a cold start
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
@@ -43,13 +43,13 @@ from semid_lib.store import Clock
 
 _PAGE = Path(__file__).parent / "page"
 _PROBLEMS = {
-    400: "the body is no text, nested too deep or with a number of thousands of digits; or Host is not this machine",
+    400: "the body is not text, is nested too deep or has a number of thousands of digits; or Host is another machine",
     401: "no bearer token, or a wrong one",
-    404: "no such item, or the loaded model cannot do this",
+    404: "no such item, or no model for this in the folder",
     408: "the request came too slowly",
     413: "the body is too large",
     415: "the body is not declared as JSON",
-    503: "too many questions are waiting; Retry-After says when to come back",
+    503: "too many questions are waiting, or models are loading; retry after the seconds in Retry-After",
     504: "the answer took too long",
 }
 
@@ -79,7 +79,7 @@ Row = Annotated[int, Depends(_row)]
 
 @router.post("/recommend", response_model=messages.Answer, tags=["answers"])
 async def recommend(question: messages.RecommendQuestion, service: Serving, request: Request):
-    """The most probable next items after a history; an empty one gets what shoppers start with."""
+    """The most probable next items after a history; an empty history gets the usual first items."""
     answer = await service.recommend(question)
     request.state.counts.update(k=question.k, history=len(question.item_ids), answers=len(answer["items"]))
     return answer
@@ -95,7 +95,7 @@ async def search(question: messages.SearchQuestion, service: Serving, request: R
 
 @router.post("/predictions/{model}", response_model=messages.Predictions, tags=["TorchServe"])
 async def predictions(model: str, question: messages.PredictQuestion, service: Serving, request: Request):
-    """Histories of several users, as TorchServe is asked. There is one model, whatever name it is called by."""
+    """Next items for several users, in TorchServe's format. The name of the model does not matter: there is one."""
     answer = await service.predict(question)
     request.state.counts.update(k=question.topk, histories=len(question.instances))
     return answer
@@ -103,13 +103,13 @@ async def predictions(model: str, question: messages.PredictQuestion, service: S
 
 @router.get("/ping", response_model=messages.State, tags=["TorchServe"])
 async def ping():
-    """TorchServe's way to ask whether the process lives."""
+    """The process is alive, in TorchServe's words."""
     return {"status": "Healthy"}
 
 
 @router.get("/catalogue", response_model=messages.CatalogueFacts, tags=["items"])
 async def facts(service: Serving):
-    """What there is, and what the loaded model can do."""
+    """Size, categories and brands of the catalogue, and what the loaded model can do."""
     return service.facts()
 
 
@@ -137,7 +137,7 @@ async def item(row: Row, service: Serving):
 
 @router.get("/healthz", response_model=messages.State, tags=["operation"])
 async def healthz():
-    """The process lives."""
+    """The process is alive."""
     return {"status": "alive"}
 
 
@@ -154,7 +154,7 @@ async def readyz(service: Serving):
 
 @router.get("/metrics", response_class=PlainTextResponse, tags=["operation"])
 async def metrics(service: Serving):
-    """Counts and times, as Prometheus reads them."""
+    """Counts and times in Prometheus' format."""
     service.meters.waiting.set(service.batcher.n_waiting)
     return Response(service.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -186,11 +186,22 @@ class _Encoded:
 def create_app(
     recommender: Recommender, limits: Limits | None = None, token: str | None = None, loopback_only: bool = False
 ) -> FastAPI:
-    """The service as an ASGI application; `messages` says what it takes, /docs shows it.
+    """The service as an ASGI application; its requests and answers are in `messages`, and at /docs.
 
-    token: a bearer token that every question about items must bring; None lets everybody ask. loopback_only: answer
-    only who calls this machine by a name of its own, so that no foreign page reaches it under a name that it pointed
-    here (DNS rebinding). Raises ValueError for a token that no client could send.
+    Parameters
+    ----------
+    recommender : Recommender
+    limits : Limits, optional
+    token : str, optional
+        The bearer token of requests about items; without one, anyone may send them.
+    loopback_only : bool
+        Answer only requests to 127.0.0.1, localhost or [::1], so that a page of another site cannot reach the service
+        by DNS rebinding.
+
+    Raises
+    ------
+    ValueError
+        If no client could send the token.
     """
     if token is not None:
         check_token(token)
@@ -260,10 +271,19 @@ def load_app(
     loopback_only: bool = False,
     **how,
 ) -> FastAPI:
-    """From a folder to a service that has answered once: what every way to serve does before the first question.
+    """Load a folder and make a service of it that has answered one request.
 
-    model and how: what `Recommender.from_pretrained` takes; the others are `create_app`'s. Raises ValueError, OSError
-    or ImportError if the model cannot be loaded.
+    Parameters
+    ----------
+    model, **how
+        Arguments of `Recommender.from_pretrained`.
+    limits, token, loopback_only
+        Arguments of `create_app`.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        If the model cannot be loaded.
     """
     _few_arenas()
     clock = Clock()
@@ -280,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m semid_lib.web",
         description=__doc__.partition("\n")[0],
-        epilog=f"If the environment variable {TOKEN} is set, questions about items need it as a bearer token.",
+        epilog=f"If the environment variable {TOKEN} is set, requests about items need it as a bearer token.",
     )
     parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
     parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
@@ -302,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"cannot serve {options.model}: {error}", file=sys.stderr)
         return 1
-    gc.freeze()  # what is loaded stays: nothing to look through again and again while answering
+    gc.freeze()  # models stay: the collector need not look through them
     gc.enable()
     app.state.service.warm_up_beside()
     uvicorn.run(
@@ -319,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def log_as_json() -> None:
-    """Let this process write its log to stderr, one JSON object a line."""
+    """Write the log of this process to stderr, one JSON object per line."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -327,7 +347,7 @@ def log_as_json() -> None:
 
 
 def _few_arenas() -> None:
-    """Let glibc keep two heaps, not eight per core: every heap holds on to what it once gave. Elsewhere nothing."""
+    """Limit glibc to two heaps instead of eight per core, as heaps rarely shrink. Without glibc, do nothing."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
