@@ -7,6 +7,7 @@ Debian's wrk, where it is installed, judges the load of many clients a second ti
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -69,12 +70,14 @@ class Server:
         )
 
     def first_answer(self, question: dict) -> None:
-        """Ask until somebody answers."""
+        """Ask until the service listens and, for a query, has loaded its text encoder."""
         while self.process.poll() is None:
-            try:
-                return httpx.post(self.url + _path(question), json=question, timeout=60).raise_for_status()
-            except httpx.TransportError:
-                time.sleep(0.02)
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(self.url + _path(question), json=question, timeout=60)
+                if answer.status_code != 503:
+                    answer.raise_for_status()
+                    return
+            time.sleep(0.02)
         raise RuntimeError(f"the service ended with code {self.process.returncode}")
 
     def memory(self) -> float:
