@@ -51,6 +51,7 @@ sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 vectors = embed.normalize(shelf.load("embeddings")["vectors"])
 print(shelf.origin())
+quantize.check_distinct(vectors)
 if len(vectors) < 100:
     print(f"{len(vectors)} items are too few to compare quantizers: that takes 100")
 
