@@ -55,7 +55,7 @@ from semid_lib.text import shown
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 BLOCK = 4096  # records that are answered, and saved, together
-_BLOCK_BYTES = 2**22  # or fewer that have so many bytes: their item ids take up to 100 MiB as Python objects
+_BLOCK_BYTES = 2**21  # or fewer that have so many bytes: their item ids take up to 100 MiB while they are read
 
 
 class Outcome(NamedTuple):
@@ -167,7 +167,7 @@ def answers(
     load, titles = _loader(recommender, k, queries), recommender.items["title"].tolist()
     form = _Jsonl("query" if queries else "user_id", recommender.item_ids)
     with _opened(source, None, k, queries) as found:
-        for block in distributed.here(load, map(_as_table, _blocks(found))):
+        for block in distributed.here(load, _blocks(found)):
             answered, rejected = _from_table(block)
             yield from rejected
             yield from (form.fields(one) | {"titles": [titles[row] for row in one.rows]} for one in answered)
@@ -215,7 +215,7 @@ def _answer(source: Source, load: distributed.Load, run: distributed.Run, work: 
     with tqdm(total=source.n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
         everything = iter(source)
         bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.records)))
-        for block in run(load, map(_as_table, _blocks(everything))):
+        for block in run(load, _blocks(everything)):
             source.check()
             work.save(len(block), *_from_table(block))
             bar.update(pc.sum(block["n_bytes"]).as_py())
@@ -232,16 +232,16 @@ def _send(place: str | Path, output_path: Path) -> None:
             raise ConnectionError(f"{error}; the finished output is {output_path}") from error
 
 
-def _blocks(everything: Iterable[records.Record]) -> Iterator[list[records.Record]]:
+def _blocks(everything: Iterable[records.Record]) -> Iterator[pa.Table]:
     block, n_bytes = [], 0
     for record in everything:
         block.append(record)
         n_bytes += record.n_bytes
         if len(block) == BLOCK or n_bytes >= _BLOCK_BYTES:
-            yield block
-            block, n_bytes = [], 0
+            table, block, n_bytes = _as_table(block), [], 0  # Python's objects take 20 times as much as Arrow's
+            yield table
     if block:
-        yield block
+        yield _as_table(block)
 
 
 class Answered(NamedTuple):
@@ -281,7 +281,8 @@ class _Answerer:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         reasons, histories = block["reason"].to_pylist(), []
-        for at, item_ids in enumerate(block["item_ids"].to_pylist()):
+        for at, value in enumerate(block["item_ids"]):  # one by one, see `_blocks`
+            item_ids = value.as_py()
             histories.append(np.array([self.row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64))
             if reasons[at] is None and (histories[at] < 0).any():
                 unknown = item_ids[int((histories[at] < 0).argmax())]
