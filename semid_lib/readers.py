@@ -1,7 +1,7 @@
 """One reader of tables for importers and data folders: JSON lines, delimited text, Parquet and Arrow.
 
 What cannot be read is a ValueError with file, line (row, in Parquet and Arrow) and what was expected. A byte order mark
-is accepted, and text may be gzipped (`.gz`).
+is accepted, and text may be gzipped.
 """
 
 import ast
@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
@@ -133,19 +134,26 @@ def read(
     else:
         table = _text_table(path, wanted, layout, only)
     if not len(table.frame):
-        raise ValueError(f"{path} is empty, expected at least one record")
+        raise _empty(path)
     return table
 
 
 def names_of(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None = None) -> list[str]:
-    """The names of the columns of a table; of JSON, those of its first record. Raises as `read` does."""
+    """The names of the columns of a table; of JSON, those of all records. Raises as `read` does."""
     path = _checked(path)
     kind = _kind(path)
     if kind == "arrow":
         return list(_arrow_schema(path).names)
     if kind == "json":
-        return list(next(json_records(path), (0, {}))[1])
+        names = list(dict.fromkeys(chain.from_iterable(record for _, record in json_records(path))))
+        if not names:
+            raise _empty(path)
+        return names
     return next(delimited(path, wanted, layout or Layout()))[1]
+
+
+def _empty(path: Path) -> ValueError:
+    return ValueError(f"{path} is empty, expected at least one record")
 
 
 def _checked(path: str | Path) -> Path:
@@ -190,17 +198,19 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file of text for reading bytes, gzipped or not."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        yield file
+    """A file of text for reading bytes, unpacked if it begins as gzip does, whatever its name."""
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with gzip.open(raw) if packed else raw as file:
+            yield file
 
 
 def decoded(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
     """Number and text of each line, with its end. Raises ValueError naming the first byte that is not text."""
     if encoding is None:
         with opened(path) as file, contextlib.suppress(OSError, EOFError, zlib.error):
-            start = file.read(2)
-            encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else None
+            encoding = _wide_encoding(file.read(4))
     name = codecs.lookup(encoding or "utf-8").name
     if name.startswith(("utf-16", "utf-32")):
         yield from _wide(path, name)
@@ -212,6 +222,16 @@ def decoded(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]
             hint = "" if encoding else ": give the encoding of the file, such as latin-1 or cp1252, or save it as UTF-8"
             problem = f"byte {line[error.start]:#04x} is not {name.upper()}, expected {name.upper()} text{hint}"
             raise ValueError(f"{path}, line {number}: {problem}") from error
+
+
+def _wide_encoding(start: bytes) -> str | None:
+    """UTF-16 or UTF-32 by the mark of a file, or by the zeros beside its first letters."""
+    for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # UTF-32 first
+        if start.startswith(mark):
+            return "utf-32" if len(mark) == 4 else "utf-16"
+    return {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(
+        tuple(byte == 0 for byte in start)
+    )
 
 
 def _wide(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
@@ -264,7 +284,7 @@ def _object(path: Path, number: int, value) -> dict:
 def json_value(path: Path, number: int, line: str):
     """The value of one line of JSON; NaN is null. Raises ValueError with file and line."""
     try:
-        value = json.loads(line, object_pairs_hook=_each_once, parse_constant=_constant)
+        value = json.loads(line, object_pairs_hook=_each_once, parse_constant=_constant, parse_float=_finite)
         if "\\ud" in line.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return value
@@ -281,6 +301,12 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return found
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} does not fit into a number of 64 bits")
+    return value
 
 
 def _constant(text: str) -> None:
@@ -332,13 +358,16 @@ def _texts(columns: dict[str, list[str]]) -> pd.DataFrame:
 def delimited(path: Path, wanted: Sequence[str], layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """The header, then the rows of delimited text, each with the line at which it begins.
 
-    A first line `sep=;` (Excel) names the separator. Lines that begin with # before the header are left out.
+    A first line `sep=;` (Excel) names the separator. Lines that begin with # before the header are left out. Separators
+    at the end of the lines make no column.
     """
-    found = decoded(path, layout.encoding)
+    found = _universal(decoded(path, layout.encoding))
     number, header, separator = 0, list(layout.names or ()), layout.separator
     if not header:
         number, line, separator = _header(path, found, wanted, layout)
         header = [name.strip() for name in _cells(line, separator, layout)]
+        while header and not header[-1]:
+            header.pop()
         if len(set(header)) < len(header):
             raise ValueError(f"{path}, line {number}: the header is {shown(header)}, expected every name once")
     _lacking(str(path), header, wanted)
@@ -349,6 +378,16 @@ def delimited(path: Path, wanted: Sequence[str], layout: Layout) -> Iterator[tup
             return
         separator, found = _separator(first[1], (), layout), _before(first, found)
     yield from _rows(path, found, len(header), separator, layout, number)
+
+
+def _universal(found: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Lines that may also end in a carriage return alone, as Excel on a Mac writes them, numbered anew."""
+    number = 0
+    for _, line in found:
+        parts = [line] if line.find("\r", 0, -2) < 0 else re.findall(r"[^\r]*\r+\n?|[^\r]+", line)
+        for part in parts:
+            number += 1
+            yield number, part
 
 
 def _before(first, rest) -> Iterator:
@@ -367,7 +406,7 @@ def _header(path: Path, found: Iterator, wanted: Sequence[str], layout: Layout) 
         if not line.strip() or (line.startswith("#") and (len(cells) == 1 or not set(wanted) <= set(cells))):
             continue
         return number, line, chosen
-    raise ValueError(f"{path} is empty, expected at least one record")
+    raise _empty(path)
 
 
 def _separator(line: str, wanted: Sequence[str], layout: Layout) -> str:
@@ -403,9 +442,9 @@ def _rows(
             continue
         if blank:
             raise ValueError(f"{path}, line {blank}: blank line, expected a record: remove the line")
-        if len(row) != width:
+        if len(row) < width or any(row[width:]):
             raise ValueError(f"{path}, line {number}: {len(row)} fields, expected {width} as in the header")
-        yield number, row
+        yield number, row[:width]
 
 
 def _split(path: Path, found: Iterator, separator: str, layout: Layout, last: int) -> Iterator[tuple[int, list[str]]]:
@@ -442,29 +481,45 @@ def _arrow_schema(path: Path):
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_schema(path) if path.suffix == ".parquet" else arrow_schema(path)
+        schema = pq.read_schema(path) if _is_parquet(path) else _arrow_reader(path).schema
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if again := [name for at, name in enumerate(schema.names) if name in schema.names[:at]]:
+        raise ValueError(f"{path} has the column {again[0]!r} twice: rename one")
+    return schema
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
 
 
 def _arrow_table(path: Path, wanted: Sequence[str], only: bool) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = _arrow_schema(path).names
+    schema = _arrow_schema(path)
+    names = schema.names
     _lacking(str(path), names, wanted)
     columns = list(dict.fromkeys(wanted)) if only else names
     try:
-        if path.suffix == ".parquet":
+        if _is_parquet(path):
             found = pq.read_table(path, columns=columns)
         else:
-            found = pa.Table.from_batches(
-                arrow_batches(path, columns), arrow_schema(path).empty_table().select(columns).schema
-            )
+            found = pa.Table.from_batches(arrow_batches(path, columns), schema.empty_table().select(columns).schema)
+        found = found.cast(pa.schema([field.with_type(_plain(field.type)) for field in found.schema]))
         frame = found.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     return Table(path, frame, np.arange(1, len(frame) + 1), "row")
+
+
+def _plain(kind):
+    """The type of the values themselves, for types that pandas computes with only in part."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return kind.value_type
+    return pa.float32() if pa.types.is_float16(kind) else kind
 
 
 def _arrow_reader(path: Path):
@@ -475,11 +530,6 @@ def _arrow_reader(path: Path):
     start = source.read(6)
     source.seek(0)
     return pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
-
-
-def arrow_schema(path: Path):
-    """The schema of an Arrow file or stream. Raises what pyarrow raises."""
-    return _arrow_reader(path).schema
 
 
 def arrow_batches(path: Path, columns: Sequence[str]) -> Iterator:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pandas as pd
 
-from semid_lib.readers import arrow_batches, arrow_schema, is_nothing, literal
+from semid_lib.readers import arrow_batches, is_nothing, literal, names_of
 from semid_lib.text import has_controls, normal, shown
 
 if TYPE_CHECKING:
@@ -82,23 +82,21 @@ def files(path: str | Path) -> list[Path]:
 def _arrow_batches(file: Path, columns: Sequence[str] | None) -> Iterator[tuple]:
     """Names of the columns, number of the first row, and a record batch."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(file) if file.suffix == ".parquet" else arrow_schema(file)
-        wanted = list(dict.fromkeys(["item_id", *schema.names]))
+        names = names_of(file)
+        wanted = list(dict.fromkeys(["item_id", *names]))
         if columns is not None:
             wanted = [name for name in wanted if name in {*REQUIRED, *columns}]
-        if lacking := [name for name in (*REQUIRED, *(columns or [])) if name not in schema.names]:
-            raise ValueError(f"{file} has columns {shown(schema.names)}, expected also {lacking[0]!r}")
+        if lacking := [name for name in (*REQUIRED, *(columns or [])) if name not in names]:
+            raise ValueError(f"{file} has columns {shown(names)}, expected also {lacking[0]!r}")
         row = 1
         for batch in _batches_of(file, wanted):
             for at in range(0, batch.num_rows, _BATCH):
                 yield wanted, row + at, batch.slice(at, _BATCH)
             row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        name = "a Parquet" if file.suffix == ".parquet" else "an Arrow"
-        raise ValueError(f"{file} is not {name} file that can be read ({error})") from error
+        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _batches_of(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch"]:

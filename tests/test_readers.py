@@ -31,19 +31,20 @@ def read(tmp_path, content, wanted=("sku",), name="shop.csv", layout=None, **how
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
 def test_separators_and_marked_encodings_are_found_out(tmp_path, separator, encoding):
     content = written(ROWS, separator).encode(encoding)
-    layout = Layout(encoding=encoding) if encoding in ("utf-16-le", "cp1252") else None
+    layout = Layout(encoding=encoding) if encoding == "cp1252" else None
     table = read(tmp_path, content, layout=layout)
     assert table.frame.to_dict("list") == ROWS
     assert table.lines.tolist() == [2, 3]
-    assert read(tmp_path, gzip.compress(content), name="shop.csv.gz", layout=layout).frame.to_dict("list") == ROWS
+    for name in ("shop.csv.gz", "shop.csv", "SHOP.CSV.GZ"):
+        assert read(tmp_path, gzip.compress(content), name=name, layout=layout).frame.to_dict("list") == ROWS
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=6)] * 2)),
+    st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=6)] * 2)),
     st.sampled_from(readers.SEPARATORS[:4]),
 )
 def test_whatever_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, separator):
@@ -66,6 +67,15 @@ def test_comments_and_the_line_of_excel_come_before_a_header(tmp_path):
         assert table.lines[0] == 2 + before.count("\n")
     assert read(tmp_path, "sep=:\nsku:name\nA:b\n").frame.to_dict("list") == {"sku": ["A"], "name": ["b"]}
     assert read(tmp_path, "#sku,name\nA,b\n", ["#sku"]).frame.to_dict("list") == {"#sku": ["A"], "name": ["b"]}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+def test_lines_of_every_system_with_separators_at_their_end(tmp_path, end):
+    table = read(tmp_path, f'sku,name,,{end}A,"b\rc",,{end}D,e,,{end}'.encode())
+    assert table.frame.to_dict("list") == {"sku": ["A", "D"], "name": ["b\rc", "e"]}
+    assert table.lines.tolist() == [2, 4]
+    with pytest.raises(ValueError, match="line 2: 3 fields, expected 2 as in the header"):
+        read(tmp_path, f"sku,name,{end}A,b,c{end}")
 
 
 def test_quotes_that_a_backslash_escapes(tmp_path):
@@ -138,6 +148,7 @@ def test_json_lines_a_json_list_parquet_and_arrow_hold_the_same(tmp_path):
         ('{"sku": "A"', "broken JSON at column 12"),
         ('{"sku": 1, "sku": 2}', "'sku' occurs twice"),
         ('{"sku": Infinity}', "Infinity is no number"),
+        ('{"sku": 1e400}', "1e400 does not fit"),
         ('{"sku": "\\ud800"}', "JSON that cannot be read"),
         ("[1]", r"\[1\] is not a JSON object"),
         ("", "blank line"),
@@ -157,6 +168,35 @@ def test_what_is_no_parquet_or_arrow_file_is_named(tmp_path, name):
         read(tmp_path, "", name="a.xlsx")
     with pytest.raises(ValueError, match="is not a file"):
         readers.read(tmp_path / "nowhere.csv")
+
+
+def test_all_records_of_json_give_their_names(tmp_path):
+    (tmp_path / "orders.jsonl").write_text('{"user": "a"}\n{"user": "b", "time": 1}\n')
+    assert readers.names_of(tmp_path / "orders.jsonl") == ["user", "time"]
+    (tmp_path / "orders.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"orders\.jsonl is empty"):
+        readers.names_of(tmp_path / "orders.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.PARQUET", "a.arrow"])
+def test_types_that_hold_text_or_numbers_in_another_way_are_those_of_their_values(tmp_path, name):
+    columns = {"sku": pa.array(["A", "B", "A"]).dictionary_encode(), "price": pa.array([1.5, 2, 3], pa.float16())}
+    sink = pa.BufferOutputStream()
+    table = pa.table(columns)
+    with pa.ipc.new_stream(sink, table.schema) if name == "a.arrow" else pq.ParquetWriter(sink, table.schema) as file:
+        file.write_table(table)
+    frame = read(tmp_path, sink.getvalue().to_pybytes(), name=name).frame
+    assert frame.to_dict("list") == {"sku": ["A", "B", "A"], "price": [1.5, 2, 3]}
+    assert list(map(str, frame.dtypes)) == ["string[pyarrow]", "float[pyarrow]"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    table, sink = pa.table([[1], ["a"], ["b"]], names=["sku", "name", "name"]), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) if name == "a.arrow" else pq.ParquetWriter(sink, table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(ValueError, match=rf"{name} has the column 'name' twice"):
+        read(tmp_path, sink.getvalue().to_pybytes(), name=name)
 
 
 def test_words_for_a_missing_value():
