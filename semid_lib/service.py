@@ -138,6 +138,7 @@ class Service:
         self.catalogue.find("a", 1)
         if self.can_search:
             self.catalogue.holds_word_of("a")
+            self.facts()
         if self.can_recommend and self.can_search:
             self._run_dummy("search", 1)
 
@@ -179,7 +180,7 @@ class Service:
         """Wait for the text encoder: to load it, a query would hold up the histories behind it."""
         try:
             async with asyncio.timeout(0.8 * self._seconds):
-                while self.state == "loading":
+                while self.state == "loading" and self.can_recommend:  # else `warm_up` has loaded it
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise OverloadedError("the text encoder is still loading: retry after 1 s") from None
