@@ -411,11 +411,11 @@ def summary(
     minutes: dict[str, float] = {}
     lines = [["chapter", "state", "minutes", "slowest cell", "rows", "commit", "ended"]]
     for name in names(notebooks):
-        facts = facts_of(name, folder)
+        facts, direct = facts_of(name, folder), wanted[name]
         for training, spent in _trainings(name, folder).items():
             lines.append([f"  {training.removeprefix(name)[1:]}", "trained", f"{spent:.1f}", "", "", "", ""])
-            minutes[training], wanted[training] = spent, wanted[name]
-            wanted = wanted | {name: [*wanted[name], training]}
+            minutes[training], wanted[training] = spent, direct
+            wanted[name] = [*wanted[name], training]
         line = [name, state(name, shelf, notebooks)]
         if facts:
             minutes[name] = facts["seconds"] / 60

@@ -196,9 +196,10 @@ def test_the_summary_says_how_each_chapter_stands(notebooks):
     (folder / "02_next.tiger.json").write_text(json.dumps(training), encoding="utf-8")
     old = training | {"made_from": {}}  # of an earlier run of the chapter
     (folder / "02_next.sasrec.json").write_text(json.dumps(old), encoding="utf-8")
+    (folder / "02_next.timeline.json").write_text(json.dumps(training | {"seconds": 30.0}), encoding="utf-8")
     lines = chapters.summary("demo", "smoke", notebooks=notebooks).splitlines()
-    assert lines[3].split() == ["tiger", "trained", "4.0"] and lines[4].startswith("02_next")
-    assert lines[-1] == "critical path: 01_toy -> 02_next.tiger -> 02_next, 7.0 of 7.0 minutes"
+    assert lines[3].split() == ["tiger", "trained", "4.0"] and lines[5].startswith("02_next")
+    assert lines[-1] == "critical path: 01_toy -> 02_next.tiger -> 02_next, 7.0 of 7.5 minutes"
 
 
 def test_chapters_that_wait_for_each_other_by_hand():
