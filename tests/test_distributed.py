@@ -98,6 +98,40 @@ def test_an_error_names_its_rows_and_is_not_tried_again(cluster, tmp_path):
     assert (tmp_path / "tried").read_text() == "once "
 
 
+def test_a_batch_that_kills_its_worker_each_time_is_named(cluster, tmp_path):
+    def load():
+        def die(batch):
+            if 6 in batch["x"].to_pylist():
+                with open(tmp_path / "tried", "a") as tried:
+                    tried.write("once ")
+                os._exit(1)
+            return batch
+
+        return die
+
+    answers = cluster.map(load, numbers(4))
+    assert [next(answers)["x"][0].as_py() for _ in range(2)] == [0, 3]
+    with pytest.raises(BatchError, match=r"^a worker died over rows 6 to 8, 4 times: "):
+        next(answers)
+    assert (tmp_path / "tried").read_text() == "once " * 4
+
+
+def test_batches_are_read_as_they_are_needed(cluster):
+    n_read = 0
+
+    def endless():
+        nonlocal n_read
+        while True:
+            n_read += 1
+            yield pa.table({"x": [n_read]})
+
+    answers = cluster.map(lambda: lambda batch: batch, endless())
+    for at in range(1, 30):
+        assert next(answers)["x"].to_pylist() == [at]
+        assert n_read <= at + distributed._AHEAD * cluster.n_workers
+    answers.close()
+
+
 def test_nothing_is_no_work(cluster):
     assert list(cluster.map(pytest.fail, [])) == []
 
