@@ -114,6 +114,7 @@ class Service:
             "n_levels": self.catalogue.codes.shape[1],
             "can_recommend": self.can_recommend,
             "can_search": self.can_search,
+            "exclude_seen": self.recommender.exclude_seen,
             "max_k": messages.MAX_K,
             "source": None if self.recommender.source is None else str(self.recommender.source),
             "categories": _counted(self.catalogue.with_category.n_items.items()),

@@ -300,6 +300,19 @@ def test_an_address_brings_back_history_query_and_filters(tab, url, shop):
     assert tab.complaints == []
 
 
+def test_a_shop_whose_customers_buy_again_decides_whether_seen_items_come_back(tab, recommender_to_serve, serve):
+    both = recommender_to_serve
+    again = Recommender(both.model, both.ids, both.items, both.searcher, exclude_seen=False)
+    tab.open(serve(web.create_app(again))).cards("to start with")
+    assert not tab.js("document.querySelector('#exclude-seen').checked")
+    assert tab.js("location.search") == ""
+    tab.js("document.querySelector('#exclude-seen').click()")
+    tab.wait("location.search === '?repeats=no'")
+    tab.send("Page.reload")
+    tab.wait("document.readyState === 'complete' && document.querySelectorAll('#cards h3').length")
+    assert tab.js("document.querySelector('#exclude-seen').checked")
+
+
 def test_what_the_catalogue_lacks_is_named_and_leaves_the_address(tab, url, shop):
     own = str(shop.items["item_id"][3])
     tab.open(f"{url}/?item=gone&item={own}&hide=-5&k=7")

@@ -4,7 +4,12 @@
 const byId = (id) => document.getElementById(id);
 
 // `asked` is what the address says, with item ids as text; `items` holds what is known of an item by its id.
-const state = { asked: fromAddress(), facts: null, items: new Map(), note: "", lookup: 0, answer: 0, typing: 0 };
+const state = { asked: null, facts: null, items: new Map(), note: "", lookup: 0, answer: 0, typing: 0 };
+
+// A shop whose customers buy the same again says so in its facts.
+function repeatsByDefault() {
+  return state.facts?.exclude_seen === false;
+}
 
 // --- the address: reload, Back and a shared link ask the same again ---
 
@@ -17,7 +22,7 @@ function fromAddress() {
     category: parts.get("category") ?? "",
     brand: parts.get("brand") ?? "",
     k: parts.get("k") ?? "10",
-    repeats: parts.has("repeats"),
+    repeats: parts.get("repeats") ? parts.get("repeats") !== "no" : repeatsByDefault(),
   };
 }
 
@@ -29,7 +34,7 @@ function address({ query, history, hidden, category, brand, k, repeats }) {
   if (category) parts.set("category", category);
   if (brand) parts.set("brand", brand);
   if (k !== 10) parts.set("k", k);
-  if (repeats) parts.set("repeats", "yes");
+  if (repeats !== repeatsByDefault()) parts.set("repeats", repeats ? "yes" : "no");
   return `${location.pathname}${parts.size ? "?" : ""}${parts}`;
 }
 
@@ -438,6 +443,7 @@ async function start() {
     byId("facts").textContent = error.message;
     return;
   }
+  state.asked = fromAddress();
   showFacts();
   window.addEventListener("popstate", back);
   await restore();
