@@ -125,7 +125,7 @@ class CatalogueFacts(BaseModel):
     n_levels: int
     can_recommend: bool
     can_search: bool
-    exclude_seen: bool = Field(description="whether /recommend leaves out items of the history if a request does not say")
+    exclude_seen: bool = Field(description="the default of /recommend for items of the history")
     max_k: int
     source: str | None  # org/name@commit on the Hub; of a folder, null
     categories: list[NameCount] = Field(description="largest first")
