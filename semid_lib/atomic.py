@@ -76,12 +76,10 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
     ['shop', 'shop/new']
     """
     target = settled(os.path.realpath(target))
-    if (target.exists() and not target.is_dir()) or target.is_mount() or Path.cwd().is_relative_to(target):
-        raise ValueError(f"{target} cannot be replaced as a whole: give the name of a folder inside it, or another one")
+    check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    fresh = _beside(target, _PARTIAL)
-    with _claimed(fresh):
+    with _claimed(target) as fresh:
         try:
             yield fresh
             for path in [*fresh.rglob("*"), fresh]:
@@ -90,6 +88,21 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
             _flush(target.parent)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Refuse, before anything is written, what `fresh_folder` cannot replace.
+
+    Raises
+    ------
+    ValueError
+        For a file, the current folder or one that holds it, and a mount point.
+    """
+    target = Path(os.path.realpath(folder))
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder")
+    if target.is_mount() or Path.cwd().is_relative_to(target):
+        raise ValueError(f"{folder} cannot be replaced as a whole: give the name of a folder inside it, or another one")
 
 
 def check_only(folder: str | Path, names: Collection[str]) -> None:
@@ -150,17 +163,21 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(fresh: Path) -> Iterator[None]:
-    """Make the folder, locked while this process lives, so that others can tell it from what a kill left."""
-    new = fresh.with_suffix(".new")
-    new.mkdir()
-    with _lock(new):
-        new.rename(fresh)
-        yield
+def _claimed(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, locked while this process lives, so that others can tell it from a leftover."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            fresh = _beside(target, _PARTIAL)
+            fresh.mkdir()
+            with contextlib.suppress(FileNotFoundError):  # another writer took it for a leftover before it was locked
+                stack.enter_context(_lock(fresh, wait=True))
+                if fresh.is_dir():
+                    break
+        yield fresh
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
+def _lock(folder: Path, wait: bool = False) -> Iterator[bool]:
     """Whether the folder could be locked; the lock ends with the block, or with the process."""
     try:
         import fcntl
@@ -170,7 +187,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             locked = True
         except OSError:  # taken, or a file system without locks
             locked = False
@@ -197,7 +214,7 @@ def _beside(target: Path, suffix: str) -> Path:
 
 def _flush(path: Path) -> None:
     """Have a file or folder written to the disk before it is renamed."""
-    if path.is_dir() and os.name != "posix":
+    if path.is_symlink() or (path.is_dir() and os.name != "posix"):
         return
     handle = os.open(path, os.O_RDONLY)
     try:

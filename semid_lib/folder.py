@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib import readers, table, times
-from semid_lib.atomic import fresh_folder
+from semid_lib.atomic import check_replaceable, fresh_folder
 from semid_lib.item_ids import ItemIds, read_ids
 from semid_lib.text import normal, shown
 
@@ -33,7 +33,8 @@ DATA_FILE = re.compile(
 _LOOKS_LIKE = {
     "items": "item items product products catalogue catalog",
     "sequences": "sequence sequences history histories interaction interactions rating ratings review reviews order "
-    "orders event events purchase purchases click clicks session sessions",
+    "orders event events purchase purchases transaction transactions basket baskets click clicks view views session "
+    "sessions",
     "timestamps": "timestamp timestamps time times",
     "queries": "query queries search searches",
 }
@@ -146,6 +147,8 @@ def _data_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in _existing_files(folder):
         kind = "items" if path.name.startswith("items.") else _name(path)
+        if not path.is_file() and path.suffix not in table.SUFFIXES:
+            raise ValueError(f"{path} is not a file, expected one: remove it, or the broken link")
         if kind in found:
             raise ValueError(f"{folder} holds both {found[kind].name} and {path.name}, expected one of them")
         found[kind] = path
@@ -163,6 +166,7 @@ def _refuse_look_alikes(folder: Path, read: set[str]) -> None:
     """A file that seems meant, but is not read, is an error: `sequences.csv`, or `orders.csv` without histories."""
     for path in sorted(folder.iterdir()):
         stem, _, ending = path.name.lower().partition(".")
+        stem = re.sub(r"[\s_(-]*[0-9][0-9\s_)-]*$", "", stem)  # "orders_2024", "sequences (1)"
         if DATA_FILE.fullmatch(path.name) or not _DATA_ENDINGS.fullmatch(ending):
             continue
         for kind, names in _LOOKS_LIKE.items():
@@ -248,9 +252,10 @@ def _relevant_rows(path: Path, number: int, record: dict, ids: ItemIds) -> np.nd
     if not isinstance(query, str) or not query.strip():
         _fail(path, number, f"query is {shown(query)}, expected some text")
     plain = isinstance(wanted, list) and all(type(item_id) in (int, str) for item_id in wanted)
-    if not plain or not wanted or len(set(wanted)) < len(wanted):
+    rows = _rows(path, number, wanted, ids) if plain else ()
+    if not 0 < len(rows) == len(set(rows)):
         _fail(path, number, f"item_ids is {shown(wanted)}, expected a list of at least one item id, each once")
-    return _rows(path, number, wanted, ids)
+    return rows
 
 
 def _rows(path: Path, number: int, item_ids: Sequence[int | str], ids: ItemIds) -> np.ndarray:
@@ -413,8 +418,8 @@ def write_folder(
     Raises
     ------
     ValueError
-        If the folder is not empty and `overwrite` is false, for a part without records, for a user id that is empty,
-        and for a value that is not JSON; `load` checks the rest.
+        If the folder is not empty and `overwrite` is false, for a part without records, for a user id that `load`
+        refuses, and for a value that is not JSON; `load` checks the rest.
 
     Examples
     --------
@@ -429,7 +434,7 @@ def write_folder(
     with fresh_folder(folder) as new:
         for other in folder.iterdir() if folder.is_dir() else ():
             if not DATA_FILE.fullmatch(other.name):
-                (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
+                _copy(other, new / other.name)
         _write_lines(new / "items.jsonl.gz", map(_json_line, items))
         if sequences is not None:
             _write_histories(new, sequences, timestamps)
@@ -437,14 +442,21 @@ def write_folder(
             _write_lines(new / "queries.jsonl.gz", map(_json_line, queries))
 
 
+def _copy(path: Path, target: Path) -> None:
+    """Copy a file or folder; links stay links, also to nowhere."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.copytree(path, target, symlinks=True)
+    else:
+        shutil.copy2(path, target, follow_symlinks=False)
+
+
 def check_output(folder: str | Path, overwrite: bool = False) -> None:
-    """Raise ValueError if a folder cannot be written to: it is a file, or not empty and `overwrite` is false.
+    """Raise ValueError if a folder cannot be written to: a file, the current folder, one not empty without `overwrite`.
 
     >>> check_output("a/folder/that/is/new")
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder")
+    check_replaceable(folder)
     if folder.is_dir() and not overwrite and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty, expected an empty or new folder (or overwrite)")
 
@@ -453,7 +465,7 @@ def _write_histories(new: Path, sequences: Iterable[tuple], timestamps: Iterable
     users = [(user_id, list(item_ids)) for user_id, item_ids in sequences]
     seconds = None if timestamps is None else [list(found) for _, found in timestamps]
     for number, (user_id, _) in enumerate(users, 1):
-        if not isinstance(user_id, str) or not user_id:
+        if not isinstance(user_id, str) or readers.is_nothing(user_id):
             raise ValueError(f"user {number}: id {shown(user_id)}, expected text")
     names = {user.replace(" ", "") for user, _ in users} | {str(one) for _, ids in users for one in ids}
     if all(map(_PLAIN.fullmatch, names)):

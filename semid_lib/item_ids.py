@@ -3,7 +3,9 @@
 The library counts in rows. Ids come in and go out at its edges, and only through this module.
 """
 
+import decimal
 import re
+import uuid
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from numbers import Integral
@@ -127,7 +129,7 @@ class ItemIds:
 def read_ids(
     values: pd.Series, fail: Callable[[int, str], NoReturn], typed: bool = True
 ) -> list[int] | list[int | None] | list[str | None]:
-    """The ids of a column: integers if all are, else text; None for a missing one.
+    """The ids of a column: integers if all are, in 64 bits, else text; None for a missing one.
 
     Parameters
     ----------
@@ -146,26 +148,37 @@ def read_ids(
     >>> read_ids(pd.Series(["007", "8"]), fail, typed=False)
     ['007', '8']
     """
-    found = [None if is_nothing(value) else value for value in values.tolist()]
+    found = [None if is_nothing(value) else plain_id(value) for value in values.tolist()]
     for at, value in enumerate(found):
-        if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_IN_JSON:
-            found[at] = int(value)
-        elif isinstance(value, str):
+        if isinstance(value, str):
             found[at] = value.strip()
             if has_controls(found[at]):
                 fail(at, f"id {shown(value)}, expected text without line breaks and control characters")
         elif value is not None and not _is_id(value):
             fail(at, f"id {shown(value)}, expected an integer or text")
     there = [value for value in found if value is not None]
-    if not typed and all(_WHOLE.fullmatch(value) and _in_int64(value) for value in there):
+    if not typed and all(_WHOLE.fullmatch(value) and _in_int64(value.partition(".")[0]) for value in there):
         return [value if value is None else int(value.partition(".")[0]) for value in found]
-    if any(isinstance(value, str) for value in there):
+    if any(isinstance(value, str) or not _in_int64(value) for value in there):
         return [value if value is None else str(value) for value in found]
     return found
 
 
-def _in_int64(text: str) -> bool:
-    return -(2**63) <= int(text.partition(".")[0]) < 2**63
+def plain_id(value):
+    """An id that its column holds in another type, as an integer or text: a whole number, a UUID.
+
+    >>> plain_id(7.0), plain_id(decimal.Decimal("7")), plain_id(uuid.UUID(int=7)), plain_id(7.5)
+    (7, 7, '00000000-0000-0000-0000-000000000007', 7.5)
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_IN_JSON:
+        return int(value)
+    if isinstance(value, decimal.Decimal) and value.is_finite() and value == int(value):
+        return int(value)
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
+def _in_int64(value: int | str) -> bool:
+    return -(2**63) <= int(value) < 2**63
 
 
 def _is_id(value) -> bool:

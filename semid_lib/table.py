@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pandas as pd
 
+from semid_lib.item_ids import plain_id
 from semid_lib.readers import arrow_batches, is_nothing, literal, names_of
 from semid_lib.text import has_controls, normal, shown
 
@@ -155,8 +156,7 @@ def _checked(name: str, value):
 
 
 def _checked_id(value) -> int | str:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)  # a column of integers some of which were missing
+    value = plain_id(value)
     is_text = isinstance(value, str) and not is_nothing(value) and not has_controls(value)
     if not is_text and (type(value) is not int or not -(2**63) <= value < 2**63):
         raise ValueError(f"item_id is {shown(value)}, expected an integer in int64 or text")

@@ -49,7 +49,7 @@ def test_after_a_kill_the_folder_is_the_old_or_the_new_one_and_the_next_writer_t
     assert interrupted
     write(target, "last")
     assert versions(target) == {"last"}
-    assert [path.name for path in target.parent.iterdir() if path.suffix != ".new"] == ["shop"]
+    assert [path.name for path in target.parent.iterdir()] == ["shop"]
 
 
 def test_a_kill_between_two_renames_leaves_the_old_folder_to_be_found(target, monkeypatch):
@@ -144,7 +144,7 @@ def test_what_cannot_be_replaced_is_refused_before_anything_is_written(target, m
     (target.parent / "file").write_text("mine")
     monkeypatch.chdir(target / "inner")
     for wrong in (target, target.parent / "file", "/"):
-        with pytest.raises(ValueError, match="cannot be replaced as a whole"), atomic.fresh_folder(wrong):
+        with pytest.raises(ValueError, match=r"cannot be replaced as a whole|is a file"), atomic.fresh_folder(wrong):
             pytest.fail("it went on")
     assert versions(target) == {"old"}
 
@@ -155,6 +155,31 @@ def test_names_that_begin_alike_do_not_meet(target):
     target.rename(aside)
     assert not atomic.settled(target).exists()
     assert versions(atomic.settled(other)) == {"old"}
+
+
+@pytest.mark.parametrize("removed", ["before it is opened", "before it is locked"])
+def test_a_new_folder_that_another_writer_takes_for_a_leftover_is_made_again(target, monkeypatch, removed):
+    lock, taken = atomic._lock, []
+
+    def late(folder, wait=False):
+        if wait and not taken:
+            taken.append(folder)
+            if removed == "before it is opened":
+                folder.rmdir()
+            else:
+                monkeypatch.setattr(atomic.os, "open", opens_and_removes)
+        return lock(folder, wait)
+
+    def opens_and_removes(folder, flags, real=os.open):
+        monkeypatch.setattr(atomic.os, "open", real)
+        handle = real(folder, flags)
+        folder.rmdir()
+        return handle
+
+    monkeypatch.setattr(atomic, "_lock", late)
+    write(target, "new")
+    assert taken and versions(target) == {"new"}
+    assert [path.name for path in target.parent.iterdir()] == ["shop"]
 
 
 def test_folders_of_a_living_writer_stay(target):

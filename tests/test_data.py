@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import os
 from pathlib import Path
 
@@ -193,18 +194,20 @@ def test_times_among_json_histories_are_for_all_and_as_many_as_items(tmp_path):
     [
         *("sequences.csv", "sequences.txt", "Sequences.tsv", "interactions.csv.gz", "orders.parquet", "timestamps.csv"),
         *("queries.csv", "query.jsonl", "items.xlsx", "items.json", "ratings.dat"),
+        *("orders_2024.csv", "sequences (1).tsv", "items_2.csv", "transactions.csv"),
     ],
 )
 def test_a_file_that_looks_meant_is_not_ignored(tmp_path, name):
     write(tmp_path, items__jsonl=GOOD)
     (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=rf"{name} is not read, but looks like .*, expected .*import it"):
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is not read, but looks like .*, expected .*import it"):
         data.load(tmp_path)
 
 
 def test_other_files_are_left_alone(tmp_path):
     write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1\n")
-    for name in ["README.md", "orders.csv", "products.csv", "relative_time.tsv.gz", "judged_dev.jsonl", "sequences.md"]:
+    names = ["README.md", "notes.txt", "data_dictionary.csv", "orders_schema.json", "LICENSE.txt", ".DS_Store"]
+    for name in [*names, "orders.csv", "products.csv", "relative_time.tsv.gz", "judged_dev.jsonl", "sequences.md"]:
         (tmp_path / name).touch()
     assert data.load(tmp_path).counts["n_users"] == 1
 
@@ -388,6 +391,7 @@ BAD_QUERIES = [
     ({"query": "a", "item_ids": []}, r"line 2: item_ids is \[\], expected a list of at least one"),
     ({"query": "a", "item_ids": [1.0]}, r"line 2: item_ids is \[1\.0\]"),
     ({"query": "a", "item_ids": [1, 1]}, r"line 2: item_ids is \[1, 1\], .*each once"),
+    ({"query": "a", "item_ids": [1, "1"]}, r"line 2: item_ids is \[1, '1'\], .*each once"),
     ({"query": "a", "item_ids": [1, 5]}, "line 2: item 5 is unknown"),
     ({"query": "a", "item_ids": [1], "source": "b"}, "queries_x.jsonl has a field 'source'"),
 ]
@@ -574,7 +578,30 @@ def test_write_folder_overwrites_only_when_told(tmp_path):
         write_folder(folder / "README.md", ITEMS)
 
 
-@pytest.mark.parametrize("user_id", ["", 5])
+def test_write_folder_keeps_links_of_others_and_refuses_the_current_folder_at_once(tmp_path, monkeypatch):
+    folder = write(tmp_path / "shop", items__csv="old")
+    (folder / "nowhere").symlink_to("gone")
+    write_folder(folder, ITEMS, overwrite=True)
+    assert (folder / "nowhere").is_symlink() and len(data.load(folder).items) == len(ITEMS)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="cannot be replaced as a whole"):
+        write_folder(".", iter(lambda: pytest.fail("items were read"), None), overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["sequences.tsv", "items.jsonl", "queries.jsonl"])
+def test_a_folder_or_broken_link_in_place_of_a_file_is_named(tmp_path, name):
+    write(tmp_path, items__jsonl=GOOD)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(ValueError, match=f"{name} is not a file"):
+        data.load(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is not a file"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("user_id", ["", 5, "NULL"])
 def test_write_folder_refuses_bad_input_and_keeps_the_old_files(tmp_path, user_id):
     write_folder(tmp_path, ITEMS)
     before = data.load(tmp_path).fingerprint

@@ -1,12 +1,15 @@
 """The shop's own item ids to rows and back."""
 
+from decimal import Decimal
+from uuid import UUID
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.item_ids import ItemIds, UnknownItemError
+from semid_lib.item_ids import ItemIds, UnknownItemError, read_ids
 
 INTEGERS = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8, unique=True)
 TEXTS = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=8, unique=True)
@@ -83,3 +86,22 @@ def test_tables_of_older_imports_are_read_by_their_own_ids_and_by_the_numbers():
 )
 def test_another_column_of_that_name_is_no_id(columns):
     assert ItemIds(pd.DataFrame(columns)).at([0, 1]).tolist() == columns["item_id"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ([Decimal("7"), Decimal("-8"), None], [7, -8, None]),
+        ([UUID(int=7), UUID(int=8)], ["00000000-0000-0000-0000-000000000007", "00000000-0000-0000-0000-000000000008"]),
+        ([2**63 - 1, -(2**63)], [2**63 - 1, -(2**63)]),
+        ([2**63, 7], ["9223372036854775808", "7"]),
+        ([Decimal(10**30), None], [str(10**30), None]),
+    ],
+)
+def test_ids_of_databases_are_integers_in_64_bits_or_text(values, ids):
+    def fail(at, problem):
+        raise ValueError(f"row {at + 1}: {problem}")
+
+    assert read_ids(pd.Series(values, dtype=object), fail) == ids
+    with pytest.raises(ValueError, match=r"row 2: id Decimal\('7\.5'\), expected an integer or text"):
+        read_ids(pd.Series([1, Decimal("7.5")], dtype=object), fail)
