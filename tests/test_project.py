@@ -26,7 +26,7 @@ LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem
 ORDER = [
     *("scale", "atomic", "weights", "places", "text", "distributed", "synthetic_words", "synthetic"),
     "arguments",
-    *("readers", "times", "table", "item_ids", "folder", "store", "data", "plotting"),
+    *("readers", "times", "item_ids", "table", "folder", "store", "data", "plotting"),
     *("importers", "embed"),
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
     *("endpoint", "query_templates", "query_llm", "queries"),
