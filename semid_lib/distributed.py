@@ -153,10 +153,11 @@ class Cluster:
                 while sent and (sent[0].answer in ready or len(sent) >= _AHEAD * self.n_workers):
                     yield _received(sent.popleft())
                 if len(workers) < self.n_workers:
-                    workers.append(new_worker.remote([shared]))  # in a list: an error of `load` is then an answer
+                    workers.append(new_worker.remote())
                 busy = Counter(one.worker for one in sent if one.answer not in ready)
                 worker = min(range(len(workers)), key=lambda at: (busy[at], -at))
-                sent.append(_Sent(workers[worker].__call__.remote(batch), worker, row, row + len(batch) - 1))
+                answer = workers[worker].__call__.remote([shared], batch)  # in a list: an error of `load` is an answer
+                sent.append(_Sent(answer, worker, row, row + len(batch) - 1))
                 row += len(batch)
             while sent:
                 yield _received(sent.popleft())
@@ -227,15 +228,14 @@ def _received(one: _Sent) -> pa.Table:
 class _Worker:
     """Runs in a worker. Its errors are answers, so that they are raised in their place and nothing is tried again."""
 
-    def __init__(self, shared: list):
-        [self._shared], self._function = shared, None
+    _function = None
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, shared: list, batch: pa.Table) -> pa.Table:
         import ray
 
         try:
             if self._function is None:
-                self._function = ray.get(self._shared)()
+                self._function = ray.get(shared[0])()
             return _checked(self._function(batch), batch)
         except Exception as error:
             texts = f"{type(error).__name__}: {error}", traceback.format_exc()
