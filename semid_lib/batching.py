@@ -4,7 +4,7 @@ for large ones.
 There is no timer. While the thread works, questions gather, and the next batch takes them: one client alone never waits
 for others, and under load batches fill by themselves.
 
-Questions are taken in rounds, at most eight of each request in a round. So a request of one question waits for a few
+Questions are taken in rounds, at most 16 of each request in a round. So a request of one question waits for a few
 questions of a request of 64, not for all.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-_TURN = 8  # questions of one request in a round
+_TURN = 16  # questions of one request in a round
 
 
 class OverloadedError(Exception):

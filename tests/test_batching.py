@@ -107,8 +107,8 @@ def test_small_requests_do_not_wait_for_large_ones():
         return await asyncio.gather(first, *large, small)
 
     _, work = run(scenario, cost=lambda kind: kind, max_cost=20, max_queue=400)
-    assert work.batches[1:7] == [(5, [f"large {n}"] * 4) for n in (0, 0, 1, 1, 2, 2)]  # eight each, four a call
-    assert work.batches[7] == (1, ["small"]) and len(work.batches) == 2 + 48
+    assert work.batches[1:13] == [(5, [f"large {n // 4}"] * 4) for n in range(12)]  # 16 of each, four in a call
+    assert work.batches[13] == (1, ["small"]) and len(work.batches) == 2 + 48
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 50]), st.integers(1, 9)), min_size=1, max_size=20))

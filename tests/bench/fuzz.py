@@ -2,8 +2,9 @@
 
     python tests/bench/fuzz.py --requests 100000 --clients 32
 
-Two of three requests are valid, from a popular question to the largest batch that is allowed; the others have wrong
-fields, broken JSON, odd bytes, paths and headers. Without --model the server gets an untrained model of the demo shop's
+Of the requests, 45% are for next items, 20% searches, 2% batches of up to 64 histories, and the rest reads. Histories, k and
+batches go up to their limits, small ones more often. A third of the requests is invalid: wrong fields, broken JSON, odd
+bytes, paths and headers. Without --model the server gets an untrained model of the demo shop's
 2,000 items, which costs as much as a trained one. Exit code 1 if a request failed or p99 is a second or more.
 """
 
@@ -88,7 +89,7 @@ class Fuzzer:
 
     def request(self) -> bytes:
         """A request to one of the routes; every third one has something wrong."""
-        kind = self.choose.choices(("recommend", "search", "predictions/m", "read"), (45, 20, 5, 30))[0]
+        kind = self.choose.choices(("recommend", "search", "predictions/m", "read"), (45, 20, 2, 33))[0]
         wrong = self.choose.random() < 1 / 3
         return self._read(wrong) if kind == "read" else self._ask(kind, wrong)
 
@@ -189,9 +190,9 @@ class Connection:
 
 async def fuzz(
     port: int, items: pd.DataFrame, n_requests: int, n_clients: int
-) -> tuple[np.ndarray, Counter, list[bytes]]:
-    """Milliseconds of each request, how often each status came (0: no answer), and the requests that failed."""
-    times, statuses, failed = [], Counter(), []
+) -> tuple[np.ndarray, list[str], Counter, list[bytes]]:
+    """Milliseconds and path of each request, the number of each status (0: no answer), and requests that failed."""
+    times, paths, statuses, failed = [], [], Counter(), []
     left = iter(tqdm(range(n_requests), desc=f"{n_clients} clients", file=sys.stderr, mininterval=5))
 
     async def client(seed: int) -> None:
@@ -204,12 +205,13 @@ async def fuzz(
             except (OSError, EOFError, TimeoutError):
                 connection = Connection(port)
             times.append(1000 * (time.perf_counter() - started))
+            paths.append(request.split(b" ", 2)[1].decode())
             statuses[status] += 1
             if status == 0 or status >= 500:
                 failed.append(request[:300])
 
     await asyncio.gather(*(client(seed) for seed in range(n_clients)))
-    return np.array(times), statuses, failed
+    return np.array(times), paths, statuses, failed
 
 
 def _cpu(server: Server) -> float:
@@ -246,13 +248,16 @@ def main() -> int:
             until_ready(server)
             memory, cpu, started = server.memory(), _cpu(server), time.perf_counter()
             port = int(server.url.rpartition(":")[2])
-            times, statuses, failed = asyncio.run(fuzz(port, items, options.requests, options.clients))
+            times, paths, statuses, failed = asyncio.run(fuzz(port, items, options.requests, options.clients))
             seconds = time.perf_counter() - started
             until_ready(server)
             print(f"{len(times):,} requests of {options.clients} clients in {seconds:.0f} s")
             print(f"server: {1000 * (_cpu(server) - cpu) / len(times):.1f} ms of CPU per request")
             print("status: " + ", ".join(f"{status} {n}" for status, n in sorted(statuses.items())))
-            print("ms: " + ", ".join(f"p{at} {np.percentile(times, at):.0f}" for at in (50, 90, 99, 99.9, 100)))
+            for path in ("", "/recommend", "/search", "/predictions", "/items"):
+                of_path = times[[one.startswith(path) for one in paths]]
+                quantiles = ", ".join(f"p{at} {np.percentile(of_path, at):.0f}" for at in (50, 90, 99, 99.9, 100))
+                print(f"{path or 'all'}: {len(of_path):,} requests, ms {quantiles}")
             print(f"memory in MiB: {memory:.0f} before, {server.memory():.0f} after")
         finally:
             server.stop()
