@@ -120,7 +120,7 @@ def _name(path: Path) -> str:
 def _add_to(digest, path: Path) -> None:
     """Name, length and bytes, uncompressed; of a folder those of each of its files."""
     if path.suffix in table.SUFFIXES:
-        parts = [(str(file.relative_to(path.parent)), file) for file in table.files(path)]
+        parts = [(str(file.relative_to(path.parent)), file) for file in readers.files(path)]
     else:
         parts = [(_name(path), path)]
     for name, file in parts:
@@ -186,7 +186,7 @@ def _existing_files(folder: Path) -> list[Path]:
 def files_of(folder: str | Path) -> list[Path]:
     """The files of a data set, one by one where the item table is a folder of them; nothing else that lies there.
 
-    Raises ValueError as `table.files` does.
+    Raises ValueError as `readers.files` does.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def files_of(folder: str | Path) -> list[Path]:
     ...     [file.name for file in files_of(folder)]
     ['items.jsonl.gz', 'sequences.tsv.gz']
     """
-    return [file for path in _existing_files(Path(folder)) for file in table.files(path)]
+    return [file for path in _existing_files(Path(folder)) for file in readers.files(path)]
 
 
 # --- items and queries ---

@@ -96,7 +96,8 @@ def read(
     Parameters
     ----------
     path : path
-        `.parquet`, `.arrow` or `.feather`, `.jsonl`, `.ndjson` or `.json`; every other file is delimited text.
+        `.parquet`, `.arrow` or `.feather` (a file, or a folder of them), `.jsonl`, `.ndjson` or `.json`; every other
+        file is delimited text.
     wanted : sequence of str
         Columns that must be there.
     layout : Layout, optional
@@ -158,7 +159,7 @@ def _empty(path: Path) -> ValueError:
 
 def _checked(path: str | Path) -> Path:
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (path.is_dir() and _kind(path) == "arrow"):
         raise ValueError(f"{path} is not a file, expected CSV, JSON lines, Parquet or Arrow")
     return path
 
@@ -476,10 +477,28 @@ def _split(path: Path, found: Iterator, separator: str, layout: Layout, last: in
 # --- Parquet and Arrow ---
 
 
+def files(path: str | Path) -> list[Path]:
+    """The files of a table, in the order in which their rows follow each other.
+
+    Of a folder, names that begin with _ or . are left alone, as what writes such folders does. Raises ValueError for
+    one that holds none, or holds something else: a folder named after a value, for instance, would be a column.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(entry for entry in path.iterdir() if not entry.name.startswith(("_", ".")))
+    if not found or not all(entry.is_file() and entry.suffix == path.suffix for entry in found):
+        names = shown([entry.name for entry in found])
+        raise ValueError(f"{path} is a folder that holds {names}, expected files that end in {path.suffix}")
+    return found
+
+
 def _arrow_schema(path: Path):
+    """The schema of a file; of a folder, that of its first file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = files(path)[0]
     try:
         schema = pq.read_schema(path) if _is_parquet(path) else _arrow_reader(path).schema
     except (pa.ArrowException, OSError) as error:
@@ -495,22 +514,34 @@ def _is_parquet(path: Path) -> bool:
 
 def _arrow_table(path: Path, wanted: Sequence[str], only: bool) -> Table:
     import pyarrow as pa
+
+    names = _arrow_schema(path).names
+    _lacking(str(path), names, wanted)
+    columns = list(dict.fromkeys(wanted)) if only else names
+    parts = [_arrow_part(file, columns) for file in files(path)]
+    try:
+        frame = pa.concat_tables(parts, promote_options="permissive").to_pandas(
+            types_mapper=pd.ArrowDtype, ignore_metadata=True
+        )
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as one table: {error}") from error
+    return Table(path, frame, np.arange(1, len(frame) + 1), "row")
+
+
+def _arrow_part(path: Path, columns: list[str]):
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _arrow_schema(path)
-    names = schema.names
-    _lacking(str(path), names, wanted)
-    columns = list(dict.fromkeys(wanted)) if only else names
+    _lacking(str(path), schema.names, columns)
     try:
         if _is_parquet(path):
             found = pq.read_table(path, columns=columns)
         else:
             found = pa.Table.from_batches(arrow_batches(path, columns), schema.empty_table().select(columns).schema)
-        found = found.cast(pa.schema([field.with_type(_plain(field.type)) for field in found.schema]))
-        frame = found.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
+        return found.cast(pa.schema([field.with_type(_plain(field.type)) for field in found.schema]))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    return Table(path, frame, np.arange(1, len(frame) + 1), "row")
 
 
 def _plain(kind):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.item_ids import plain_id
-from semid_lib.readers import arrow_batches, is_nothing, literal, names_of
+from semid_lib.readers import arrow_batches, files, is_nothing, literal, names_of
 from semid_lib.text import has_controls, normal, shown
 
 if TYPE_CHECKING:
@@ -62,22 +62,6 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 
     check_ids(items["item_id"], place)
     return items
-
-
-def files(path: str | Path) -> list[Path]:
-    """The files of a table, in the order in which their rows follow each other.
-
-    Of a folder, names that begin with _ or . are left alone, as what writes such folders does. Raises ValueError for
-    one that holds none, or holds something else: a folder named after a value, for instance, would be a column.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return [path]
-    found = sorted(entry for entry in path.iterdir() if not entry.name.startswith(("_", ".")))
-    if not found or not all(entry.is_file() and entry.suffix == path.suffix for entry in found):
-        names = shown([entry.name for entry in found])
-        raise ValueError(f"{path} is a folder that holds {names}, expected files that end in {path.suffix}")
-    return found
 
 
 def _arrow_batches(file: Path, columns: Sequence[str] | None) -> Iterator[tuple]:

@@ -190,6 +190,23 @@ def test_types_that_hold_text_or_numbers_in_another_way_are_those_of_their_value
     assert list(map(str, frame.dtypes)) == ["string[pyarrow]", "float[pyarrow]"]
 
 
+def test_a_folder_of_parts_is_one_table(tmp_path):
+    folder = tmp_path / "orders.parquet"
+    folder.mkdir()
+    (folder / "_SUCCESS").touch()
+    pq.write_table(pa.table({"sku": ["B"], "n": pa.nulls(1)}), folder / "part-1.parquet")
+    pq.write_table(pa.table({"sku": ["A"], "n": pa.array([1], pa.int32())}), folder / "part-0.parquet")
+    assert readers.names_of(folder) == ["sku", "n"]
+    table = readers.read(folder, ["n"])
+    assert table.frame["sku"].tolist() == ["A", "B"] and table.frame["n"].isna().tolist() == [False, True]
+    pq.write_table(pa.table({"n": ["text"], "sku": ["C"]}), folder / "part-2.parquet")
+    with pytest.raises(ValueError, match=r"orders\.parquet cannot be read as one table"):
+        readers.read(folder)
+    pq.write_table(pa.table({"sku": ["C"]}), folder / "part-2.parquet")
+    with pytest.raises(ValueError, match=r"part-2\.parquet has no column 'n'"):
+        readers.read(folder)
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_two_columns_of_one_name_are_refused(tmp_path, name):
     table, sink = pa.table([[1], ["a"], ["b"]], names=["sku", "name", "name"]), pa.BufferOutputStream()
