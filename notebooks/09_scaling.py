@@ -448,7 +448,7 @@ batches = [pa.table({"x": [1, 2]}), pa.table({"x": [3, 4]})]
 [answer["square"].to_pylist() for answer in distributed.here(load, batches)]
 
 # %% [markdown]
-# `here` is this process. `with distributed.Cluster(4) as cluster:` has a `map` that does the same in four, by Ray Data
+# `here` is this process. `with distributed.Cluster(4) as cluster:` has a `map` that does the same in four, by Ray
 # [(Moritz et al., 2018)](../book/references.bib "moritz2018"). The chapters ask `distributed.chosen()`, so
 # `SEMID_WORKERS=4 make run` is enough to share their work out, and `SEMID_RAY_ADDRESS` does so over the machines of a
 # cluster ([how](../book/running.md)).
