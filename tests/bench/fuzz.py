@@ -2,10 +2,10 @@
 
     python tests/bench/fuzz.py --requests 100000 --clients 32
 
-Of the requests, 45% are for next items, 20% searches, 2% batches of up to 64 histories, and the rest reads. Histories, k and
-batches go up to their limits, small ones more often. A third of the requests is invalid: wrong fields, broken JSON, odd
-bytes, paths and headers. Without --model the server gets an untrained model of the demo shop's
-2,000 items, which costs as much as a trained one. Exit code 1 if a request failed or p99 is a second or more.
+Of the requests, 45% are for next items, 20% searches, 2% batches of up to 64 histories, and the rest reads. Histories,
+k and batches go up to their limits, small ones more often. A third of the requests is invalid: wrong fields, broken
+JSON, odd bytes, paths and headers. Without --model the server gets an untrained model of the demo shop's 2,000 items,
+which costs as much as a trained one. Exit code 1 if a request failed or p99 is a second or more.
 """
 
 import argparse
