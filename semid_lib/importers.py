@@ -157,6 +157,8 @@ def import_table(
     """
     if unknown_items not in ("error", "drop"):
         raise ValueError(f"unknown_items is {unknown_items!r}, expected 'error' or 'drop'")
+    if decimal not in (None, ".", ","):
+        raise ValueError(f"decimal is {decimal!r}, expected '.' or ','")
     if k_core < 0 or (k_core and interactions is None):
         raise ValueError(f"k_core is {k_core}, expected 0 without interactions, else 0 or more")
     folder.check_output(output, overwrite)
@@ -309,14 +311,16 @@ def decimal_sign(prices: Sequence) -> str:
 def number(value, sign: str = ".") -> float | int | None:
     """A price without currency and thousands separators, or None if it is not one number.
 
-    >>> number("$1,299.00"), number("3,50 €", ","), number("from 3 to 5"), number(7)
-    (1299.0, 3.5, None, 7)
+    >>> number("$1,299.00"), number("3,50 €", ","), number("from 3 to 5"), number(7), number("3,50", ".")
+    (1299.0, 3.5, None, 7, None)
     """
     if isinstance(value, str):
         thousands = "." if sign == "," else ","
         found = re.fullmatch(r"[^\d-]*(-?\d[\d.,' \u00a0\u202f]*?)[^\d]*", value.strip())
-        digits = re.sub(rf"['\s{thousands}]", "", found[1]).replace(sign, ".") if found else ""
-        return float(digits) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", digits) else None
+        whole = rf"[0-9]+|[0-9]{{1,3}}([{thousands}'\s][0-9]{{2,3}})*[{thousands}'\s][0-9]{{3}}"
+        if not found or not re.fullmatch(rf"-?({whole})([{sign}][0-9]+)?", found[1]):
+            return None
+        return float(re.sub(rf"['\s{thousands}]", "", found[1]).replace(sign, "."))
     if isinstance(value, decimals.Decimal):
         value = float(value)
     fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53

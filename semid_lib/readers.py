@@ -66,6 +66,15 @@ class Layout:
     escape: str | None = None
     names: Sequence[str] | None = None
 
+    def __post_init__(self):
+        try:
+            "".encode(self.encoding or "utf-8")
+        except LookupError as error:
+            raise ValueError(f"encoding {self.encoding!r} ({error}), expected one such as utf-8 or cp1252") from error
+        if self.separator == "" or len(self.escape or "\\") != 1:
+            given = f"separator is {self.separator!r} and escape {self.escape!r}"
+            raise ValueError(f"{given}, expected some text and one character")
+
 
 class Table(NamedTuple):
     """Records in columns, with the place of each."""

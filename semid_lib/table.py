@@ -173,25 +173,23 @@ def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
 def category_paths(value, separator: str = ">") -> list[list[str]]:
     """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
 
-    Text, as in CSV, is a JSON or Python list, or one path with a separator. null, NaN and "" are no path; arrays, as a
-    table read from Parquet has them, are lists. Raises ValueError if the value is anything else, or if a path is empty.
+    Text, as in CSV, is a JSON or Python list, or one path with a separator. null, NaN and "" are no path, and null in a
+    list is left out; arrays, as a table read from Parquet has them, are lists. Raises ValueError if the value is anything
+    else, or if a path is empty.
 
     >>> category_paths(["Office", "Paper"]), category_paths("Office > Paper"), category_paths("['Office']")
     ([['Office', 'Paper']], [['Office', 'Paper']], [['Office']])
     >>> category_paths([["Office", "Paper"], ["Gifts"]])
     [['Office', 'Paper'], ['Gifts']]
     """
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = literal(value)
     value = _lists(value)
     if is_nothing(value) or value == []:
         return []
     paths = value
     if isinstance(value, str):
-        parts = value.split(separator) if separator else [value]
-        paths = (
-            literal(value)
-            if value.lstrip().startswith(("[", "{"))
-            else [part.strip() for part in parts if part.strip()]
-        )
+        paths = [part.strip() for part in (value.split(separator) if separator else [value]) if part.strip()]
     if isinstance(paths, list):
         paths = [paths] if all(isinstance(name, str) for name in paths) else paths
         if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):
@@ -200,7 +198,9 @@ def category_paths(value, separator: str = ">") -> list[list[str]]:
 
 
 def _lists(value):
-    return [_lists(part) for part in value] if isinstance(value, list | tuple | np.ndarray) else value
+    return (
+        [_lists(part) for part in value if part is not None] if isinstance(value, list | tuple | np.ndarray) else value
+    )
 
 
 def text_column(items: pd.DataFrame, name: str) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kills import killed
 
 from semid_lib import data
-from semid_lib.importers import import_amazon, import_table, k_core_positions, main
+from semid_lib.importers import import_amazon, import_table, k_core_positions, main, number
 
 
 def jsonl(*records: dict) -> str:
@@ -644,3 +644,20 @@ def test_command_line_amazon(tmp_path):
     assert failed.returncode == 2
     assert failed.stderr.startswith(f"error: {tmp_path}/reviews.json: no interaction is left")
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "sign", "price"),
+    [
+        ("3,50", ".", None),  # no group of thousands: not 350
+        ("3.5", ",", None),
+        ("1,234", ".", 1234),
+        ("1.234.567,5", ",", 1234567.5),
+        ("1,23,456.50", ".", 123456.5),  # India
+        ("CHF 1'299.-", ".", 1299),
+        ("1\u202f299,00 €", ",", 1299),
+        ("1.2.3", ".", None),
+    ],
+)
+def test_thousands_stand_in_groups(text, sign, price):
+    assert number(text, sign) == price

@@ -216,6 +216,12 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name):
         read(tmp_path, sink.getvalue().to_pybytes(), name=name)
 
 
+@pytest.mark.parametrize("given", [{"encoding": "nope"}, {"encoding": "base64"}, {"escape": "ab"}, {"separator": ""}])
+def test_a_layout_that_cannot_be_is_refused(given):
+    with pytest.raises(ValueError, match=rf"{next(iter(given))} .*{next(iter(given.values()))}.*, expected"):
+        Layout(**given)
+
+
 def test_words_for_a_missing_value():
     missing = [None, float("nan"), pd.NA, pd.NaT, "", " ", "NULL", "\\N", "nan", "None", "<NA>"]
     assert all(map(readers.is_nothing, missing))

@@ -210,3 +210,9 @@ def test_what_is_not_refused_can_be_written_and_is_read_back(values):
     read = pq.read_table(file)["x"].to_pylist()
     # records with missing names come back with null there
     assert [like(like(value)) for value in read] == [like(like(value)) for value in values]
+
+
+@pytest.mark.parametrize("value", ["[]", " [] ", "[null]", [None], "null", np.array([], dtype=object)])
+def test_empty_lists_of_categories_are_no_path(value):
+    assert table.category_paths(value) == []
+    assert table.category_paths(["Office", None]) == table.category_paths('["Office", null]') == [["Office"]]
