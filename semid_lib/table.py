@@ -174,8 +174,8 @@ def category_paths(value, separator: str = ">") -> list[list[str]]:
     """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
 
     Text, as in CSV, is a JSON or Python list, or one path with a separator. null, NaN and "" are no path, and null in a
-    list is left out; arrays, as a table read from Parquet has them, are lists. Raises ValueError if the value is anything
-    else, or if a path is empty.
+    list is left out; arrays, as a table read from Parquet has them, are lists. Raises ValueError if the value is
+    anything else, or if a path is empty.
 
     >>> category_paths(["Office", "Paper"]), category_paths("Office > Paper"), category_paths("['Office']")
     ([['Office', 'Paper']], [['Office', 'Paper']], [['Office']])
@@ -198,9 +198,9 @@ def category_paths(value, separator: str = ">") -> list[list[str]]:
 
 
 def _lists(value):
-    return (
-        [_lists(part) for part in value if part is not None] if isinstance(value, list | tuple | np.ndarray) else value
-    )
+    if not isinstance(value, list | tuple | np.ndarray):
+        return value
+    return [_lists(part) for part in value if part is not None]
 
 
 def text_column(items: pd.DataFrame, name: str) -> list[str]:
