@@ -97,9 +97,10 @@ def nanoseconds(values: pd.Series, fail: Fail, unit: str = "auto") -> np.ndarray
     if dates is not None:
         return _from_dates(values, dates, fail)
     numbers = pd.to_numeric(values, errors="coerce")
-    if numbers.isna().all() or unit == "date":
+    size = numbers.to_numpy(np.float64, na_value=np.nan)
+    if np.isnan(size).all() or unit == "date":  # to `isna`, NaN in Arrow's columns is a value
         return _from_dates(values, _iso_dates(values), fail)
-    _check(np.isfinite(numbers.to_numpy(np.float64, na_value=np.nan)), values, "a date or a Unix time", fail)
+    _check(np.isfinite(size), values, "a date or a Unix time", fail)
     return _from_numbers(numbers, unit, fail)
 
 

@@ -223,6 +223,6 @@ def test_a_layout_that_cannot_be_is_refused(given):
 
 
 def test_words_for_a_missing_value():
-    missing = [None, float("nan"), pd.NA, pd.NaT, "", " ", "NULL", "\\N", "nan", "None", "<NA>"]
+    missing = [None, float("nan"), pd.NA, pd.NaT, "", " ", "NULL", "\\N", "nan", "None", "none", "(null)", "<NA>"]
     assert all(map(readers.is_nothing, missing))
     assert not any(map(readers.is_nothing, ["Nanna", "none of it", "0", 0, False, [], "null and void"]))
