@@ -125,7 +125,7 @@ class CatalogueFacts(BaseModel):
     n_levels: int
     can_recommend: bool
     can_search: bool
-    exclude_seen: bool = Field(description="the default of /recommend for items of the history")
+    exclude_seen: bool = Field(description="whether items of a history are left out, unless a request chooses")
     max_k: int
     source: str | None  # org/name@commit on the Hub; of a folder, null
     categories: list[NameCount] = Field(description="largest first")

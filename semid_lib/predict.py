@@ -48,6 +48,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from semid_lib import distributed, places, records
+from semid_lib.arguments import count
 from semid_lib.item_ids import ItemIds
 from semid_lib.recommender import Recommender
 from semid_lib.store import sha256
@@ -87,7 +88,7 @@ def predict(
     progress: bool = False,
     run: distributed.Run = distributed.here,
 ) -> Outcome:
-    """Answer every record of a file; items of a history are not recommended again.
+    """Answer every record of a file; items of a history are left out as the recommender was made.
 
     Parameters
     ----------
@@ -131,7 +132,7 @@ def predict(
             "version": metadata.version("semid-lib"),
             "model": model_facts,
             "input": source.facts(),
-            "settings": [output_path.suffix, k, queries, BLOCK, _BLOCK_BYTES],
+            "settings": [output_path.suffix, int(k), queries, BLOCK, _BLOCK_BYTES],
         }
         form = _FORMATS[output_path.suffix]("query" if queries else "user_id", recommender.item_ids)
         load = _loader(recommender, k, queries)
@@ -185,8 +186,7 @@ def _opened(where: str | Path | Source, output_path: Path | None, k: int, querie
     """The input, which is refused here if it is refused as a whole, before anything is written."""
     if output_path is not None:
         _check_output(output_path)
-    if k < 1:
-        raise ValueError(f"topk must be at least 1, got {k}")
+    count("topk", k)
     is_path = isinstance(where, str | Path)
     with records.RecordFile(places.fetch(where), queries) if is_path else where as source:
         if output_path is not None and source.path is not None and source.path.resolve() == output_path.resolve():
@@ -276,7 +276,7 @@ class _Answerer:
     """Takes a block of records and returns it with answers, or reasons why there are none, in place of item ids."""
 
     def __init__(self, recommender: Recommender, k: int, queries: bool):
-        self.recommender, self.k, self.queries = recommender, min(k, len(recommender.items)), queries
+        self.recommender, self.k, self.queries = recommender, min(int(k), len(recommender.items)), queries
         self.row_of = recommender.item_ids.row_of
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -13,10 +13,11 @@ import io
 import json
 import math
 import re
+import tokenize
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
@@ -26,6 +27,7 @@ import pandas as pd
 from semid_lib.text import shown
 
 LONGEST_LINE = 2**26  # bytes; a longer one is refused, so that memory stays bounded
+_ADJACENT = re.compile(r"""['"]\s*['"]""")  # two texts with nothing between them, or an empty one
 SEPARATORS = (",", ";", "\t", "|", "::")
 _TOGETHER = 16_384  # records that become a piece of a table together
 # how databases and pandas write a missing value as text
@@ -608,7 +610,19 @@ def literal(text: str):
     >>> literal('["Office"]'), literal("['Office', 'Pens']")
     (['Office'], ['Office', 'Pens'])
     """
-    for reader in (json.loads, ast.literal_eval):
+    for reader in (json.loads, _python):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return reader(text)
-    raise ValueError(f"{shown(text)} is neither JSON nor a Python literal")
+    raise ValueError(f"{shown(text)} is neither JSON nor a Python literal: write lists as JSON")
+
+
+def _python(text: str):
+    """A Python literal. Python would join 'Office' 'Pens', as NumPy prints two texts, to one: that is refused."""
+    text = text.strip()
+    value = ast.literal_eval(text)
+    if _ADJACENT.search(text):
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        kinds = [token.type for token in tokens if token.type != tokenize.NL]
+        if any(one == other == tokenize.STRING for one, other in pairwise(kinds)):
+            raise ValueError("there is no comma between two texts")
+    return value

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from semid_lib import data
+from semid_lib.readers import literal
 from semid_lib.text import has_controls, shown
 
 ENDINGS = (".txt", ".tsv", ".csv", ".jsonl", ".parquet")
@@ -184,14 +185,14 @@ def ending(path: str | Path) -> str:
 
 
 def split(text: str) -> list[str]:
-    """Item ids in one cell: separated by white space, or a JSON list if it begins with a bracket.
+    """Item ids in one cell: separated by white space, or a JSON or Python list if it begins with a bracket.
 
-    >>> split("A-1 17"), split('["A 1", 17]'), split("")
-    (['A-1', '17'], ['A 1', '17'], [])
+    >>> split("A-1 17"), split('["A 1", 17]'), split("['A 1', 17]"), split("")
+    (['A-1', '17'], ['A 1', '17'], ['A 1', '17'], [])
     """
     if not text.lstrip().startswith("["):
         return text.split()
-    return _item_ids(_json(text, "item_ids"))
+    return _item_ids(literal(text))
 
 
 # --- text: lines, and CSV records that may span lines ---
@@ -365,18 +366,18 @@ def _parse_tsv(text: str, queries: bool) -> tuple[str, list[str]]:
 
 
 def _parse_json(text: str, queries: bool) -> tuple[str, list[str]]:
-    record = _json(text, "the line")
+    record = _json(text)
     if not isinstance(record, dict):
         raise ValueError(f"the line is {type(record).__name__}, expected an object")
     return _from_fields(record, queries)
 
 
-def _json(text: str, name: str) -> Any:
+def _json(text: str) -> Any:
     """JSON; integers as text, since they may be ids of any length."""
     try:
         return json.loads(text, parse_int=str)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
+        raise ValueError(f"the line is not JSON: {error}") from error
 
 
 def _from_fields(record: dict[str, Any], queries: bool) -> tuple[str, list[str]]:
@@ -403,7 +404,11 @@ def _columns(path: Path, names: Iterable[str], queries: bool) -> list[str]:
 
 
 def _csv_parser(path: Path, header: _Raw | None, queries: bool) -> Callable[[list[str], bool], tuple[str, list[str]]]:
-    names = [name.strip() for name in (header.cells if header else None) or []]
+    try:
+        cells = _parsed(lambda cells, _: cells, header, "", queries) if header else []
+    except ValueError as error:
+        raise ValueError(f"{path}, line 1: {error}") from error
+    names = [name.strip() for name in cells]
     columns = [names.index(name) for name in _columns(path, names, queries)]
 
     def parse(cells: list[str], queries: bool) -> tuple[str, list[str]]:

@@ -85,7 +85,7 @@ class Service:
         self.batcher.check_room(len(question.instances))  # before the work of reading 64,000 ids
         rows, item_ids = self.catalogue.item_ids.rows, self.catalogue.item_ids.for_json
         histories = [rows(one.item_ids, f"instances {at}") for at, one in enumerate(question.instances)]
-        answers = await self._ask("recommend", question.topk, True, histories, None)
+        answers = await self._ask("recommend", question.topk, None, histories, None)
         return {
             "predictions": [
                 {"user_id": one.user_id, "predictions": [item_ids[row] for row in found.rows]}

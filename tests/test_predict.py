@@ -68,7 +68,7 @@ def test_answers_are_those_of_the_recommender_in_order(recommender_to_serve, his
 
 
 def test_lists_are_as_long_as_there_are_items(recommender_to_serve, tmp_path, histories, input_path):
-    predict(recommender_to_serve, "", input_path, tmp_path / "out.jsonl", k=128)
+    predict(recommender_to_serve, "", input_path, tmp_path / "out.jsonl", k=np.int64(128))
     found = table(tmp_path / "out.jsonl")
     for items, answer in zip(histories.values(), found["item_ids"], strict=True):
         assert len(answer) == 40 - len(set(items)) and not set(answer) & set(items)
@@ -199,7 +199,7 @@ def test_the_next_run_begins_when_everything_is_in_its_place(
     ("change", "said"),
     [
         ({"output_path": "out.xlsx"}, "ends in '.xlsx'"),
-        ({"k": 0}, "topk must be at least 1"),
+        *(({"k": wrong}, "topk must be a whole number of at least 1, got") for wrong in (0, "3", None, 1.5, True)),
         ({"queries": True, "input_path": "q.txt"}, "no search model: train one"),
         ({"output_path": "histories.txt"}, "ends in '.txt'"),
         ({"input_path": "in.csv", "output_path": "in.csv"}, "is the input as well"),

@@ -226,3 +226,14 @@ def test_words_for_a_missing_value():
     missing = [None, float("nan"), pd.NA, pd.NaT, "", " ", "NULL", "\\N", "nan", "None", "none", "(null)", "<NA>"]
     assert all(map(readers.is_nothing, missing))
     assert not any(map(readers.is_nothing, ["Nanna", "none of it", "0", 0, False, [], "null and void"]))
+
+
+@pytest.mark.parametrize("text", ["['Office' 'Pens']", "['Office'\n 'Pens']", "[\"it's\" 'new']"])
+def test_lists_as_numpy_prints_them_are_refused_not_joined(text):
+    with pytest.raises(ValueError, match="is neither JSON nor a Python literal: write lists as JSON"):
+        readers.literal(text)
+
+
+@given(st.lists(st.text(st.sampled_from("a'\" ,\\\n[]"), max_size=5), max_size=4))
+def test_lists_as_python_prints_them_are_read(texts):
+    assert readers.literal(str(texts)) == texts

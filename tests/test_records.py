@@ -34,6 +34,7 @@ def read(path, queries=False):
         ("a.tsv", "ann\tA-1 -2 3\nbob\t\r\ncarl\t7"),
         ("a.csv", 'item_ids,age,user_id\nA-1 -2 3,30,ann\n"",31,"bob"\r\n7,,carl'),
         ("b.csv", 'user_id,item_ids\nann,"[""A-1"", -2, ""3""]"\nbob,[]\ncarl,7'),
+        ("c.csv", "user_id,item_ids\nann,\"['A-1', -2, '3']\"\nbob,[]\ncarl,['7']"),
         (
             "a.jsonl",
             '{"user_id": "ann", "item_ids": ["A-1", -2, 3]}\n{"item_ids": [], "user_id": "bob", "more": 1}\n'
@@ -103,7 +104,8 @@ def test_queries_in_every_format(tmp_path, name, content):
         ("a.csv", "an\rn,1", "not CSV"),
         ("a.csv", b'ann,"\xff"', "not UTF-8"),
         ("a.csv", ",1 2", "user id is empty"),
-        ("a.csv", "ann,[1", "item_ids is not JSON"),
+        ("a.csv", "ann,[1", "'[1' is neither JSON nor a Python literal: write lists as JSON"),
+        ("a.csv", "ann,['A' 'B']", "is neither JSON nor a Python literal"),  # as NumPy prints two ids
         ("a.csv", "ann,[1.5]", "'item_ids' is [1.5], expected"),
         ("a.csv", "ann," + "1 " * 2**20, "longer than 1048576 bytes"),
         ("a.csv", 'ann,"' + "1\n" * 2**20 + '"', "longer than 1048576 bytes: is a quote missing?"),
@@ -198,6 +200,8 @@ def test_blank_lines_and_endless_records_take_no_memory(tmp_path, content, n_rec
         ("a.csv", "", False, "expected one 'user_id'"),
         ("a.csv", "user_id,items\na,1", False, "expected one 'item_ids'"),
         ("a.csv", "user_id,user_id,item_ids\na,b,1", False, "expected one 'user_id'"),
+        ("a.csv", "user_id,item_ids\ra,1\r", False, "a.csv, line 1: the record is not CSV: new-line character"),
+        ("a.csv", "user_id,item_ids\na,1\n".encode("utf-16"), False, "a.csv, line 1: the line is not UTF-8"),
         ("a.txt.gz", "no gzip", False, "a.txt.gz: truncated or corrupt gzip"),
         ("a.txt.gz", gzip.compress(b"ann 1\n" * 9)[:-9], False, "a.txt.gz: truncated or corrupt gzip"),
         ("a.parquet", "no parquet", False, "a.parquet is not a Parquet file"),

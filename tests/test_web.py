@@ -83,6 +83,9 @@ def test_recommendations_are_those_of_the_library(client, recommender_to_serve, 
 def test_where_customers_buy_again_seen_items_are_recommended_by_default(client, recommender_to_serve, ids):
     recommender_to_serve.exclude_seen = False
     assert sorted(found(client.post("/recommend", json={"item_ids": ids[:4], "k": 200}))) == sorted(ids)
+    many = {"topk": 200, "instances": [{"user_id": "u", "item_ids": ids[:4]}]}
+    [answer] = client.post("/predictions/m", json=many).json()["predictions"]
+    assert sorted(answer["predictions"]) == sorted(ids)
     new = client.post("/recommend", json={"item_ids": ids[:4], "k": 200, "exclude_seen": True})
     assert sorted(found(new)) == sorted(ids[4:])
 
