@@ -19,7 +19,7 @@ export DATA SCALE
 ifdef SEMID_ARTEFACTS
 override export SEMID_ARTEFACTS := $(value SEMID_ARTEFACTS)
 endif
-ON := --data "$$DATA" --scale "$$SCALE"
+ON := --data="$$DATA" --scale="$$SCALE"
 
 # --- the environment ---------------------------------------------------------------------------------------------
 
@@ -173,13 +173,13 @@ results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results
 	$(BIN)/python -m semid_lib.report publish "$$DATA" "$$SCALE"
 
 bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data "$$DATA"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data="$$DATA"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py $(ON)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model "$$($(CHAPTER) folder $(ON))/recommender" --data "$$DATA"
-	$(BIN)/python tests/bench/serving.py --model "$$($(CHAPTER) folder $(ON))/service" --data "$$DATA"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model "$$($(CHAPTER) folder $(ON))/recommender" --data="$$DATA"
+	$(BIN)/python tests/bench/serving.py --model "$$($(CHAPTER) folder $(ON))/service" --data="$$DATA"
 
 # the tag is read by the shell alone: a name that somebody chose must not be expanded by make
 RELEASE := artefacts/release

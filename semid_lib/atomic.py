@@ -39,8 +39,12 @@ def fresh_file(target: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(target, _PARTIAL)
+    partial.touch()
+    mode = partial.stat().st_mode
+    partial.unlink()
     try:
         yield partial
+        _give_mode(partial, mode)
         _flush(partial)
         partial.replace(target)
     finally:
@@ -83,6 +87,7 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
         try:
             yield fresh
             for path in [*fresh.rglob("*"), fresh]:
+                _give_mode(path, fresh.stat().st_mode)
                 _flush(path)
             _swap(fresh, target)
             _flush(target.parent)
@@ -210,6 +215,12 @@ def _left_by(target: Path, suffix: str) -> list[Path]:
 
 def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def _give_mode(path: Path, mode: int) -> None:
+    """Let others read and write a file as the umask says; safetensors writes it for its owner alone."""
+    if path.is_file() and not path.is_symlink() and (path.stat().st_mode ^ mode) & 0o666:
+        path.chmod(mode & 0o666)
 
 
 def _flush(path: Path) -> None:

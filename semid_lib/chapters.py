@@ -356,7 +356,7 @@ def train(source: Path, model: str, data: str = "demo", scale: str = "laptop") -
         return 0
     clock, log = store.Clock(), shelf.path("executed") / f"{source.stem}.{model}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "semid_lib.next_item", model, "--data", data, "--scale", scale]
+    words = [sys.executable, "-m", "semid_lib.next_item", model, f"--data={data}", f"--scale={scale}"]
     with open(log, "w", encoding="utf-8") as stream:
         status = subprocess.run(words, stderr=stream, check=False).returncode
     if status:
@@ -369,7 +369,7 @@ def train(source: Path, model: str, data: str = "demo", scale: str = "laptop") -
 def _trainings(name: str, folder: Path) -> dict[str, float]:
     """Minutes of the models that were trained beforehand for the last run of a chapter."""
     files = sorted(folder.glob(f"{name}.*.json"))
-    facts = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    facts = {file.stem: store.read_json(file, dict) for file in files}
     now = facts_of(name, folder).get("made_from")
     return {stem: each["seconds"] / 60 for stem, each in facts.items() if each["made_from"] == now}
 
@@ -380,7 +380,7 @@ def _trainings(name: str, folder: Path) -> dict[str, float]:
 def facts_of(name: str, folder: Path) -> dict[str, Any]:
     """What is known of a chapter's last run; empty if it has never been run."""
     file = folder / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return store.read_json(file, dict) if file.is_file() else {}
 
 
 def state(name: str, shelf: store.Store, notebooks: Path = NOTEBOOKS) -> str:

@@ -7,6 +7,7 @@ package, so embedding needs no network; they are loaded only if their hash is th
 import hashlib
 import html.parser
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ def embed(
     stopped. Repeated texts are embedded once. run: where, see `distributed`. Raises ValueError if there is no text, or
     if the weights of the default model are not the published ones.
     """
-    _check(texts)
+    texts = _checked(texts)
     keys = _keys(texts)
     distinct, first = np.unique(keys, return_index=True)
     path = _model_path(model)
@@ -128,8 +129,7 @@ def embed_batches(
     """
     path, encode = _model_path(model), None
     shelf = Path(cache) / _fingerprint(model, path) if cache else None
-    for texts in batches:
-        _check(texts)
+    for texts in map(_checked, batches):
         keys = _keys(texts)
         distinct, first, at = np.unique(keys, return_index=True, return_inverse=True)
         file = _shard(shelf, distinct)
@@ -154,18 +154,20 @@ class Encoder:
         self._model = _load(_model_path(model))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        _check(texts)
-        return self._model.encode(list(texts), batch_size=64, show_progress_bar=False)
+        return self._model.encode(_checked(texts), batch_size=64, show_progress_bar=False)
 
 
-def _check(texts: Sequence[str]) -> None:
+def _checked(texts: Sequence[str]) -> list[str]:
+    """The texts by position; those of a Series would be found by its index."""
     if isinstance(texts, str):
         raise ValueError(f"texts are {shown(texts)}, expected a list of texts")
-    if not len(texts):
+    texts = list(texts)
+    if not texts:
         raise ValueError("no texts to embed")
     for at, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"text {at} is {shown(text)}, expected text")
+    return texts
 
 
 def _load(path: str):
@@ -290,11 +292,14 @@ def _read_shards(files: Sequence[Path], wanted: np.ndarray) -> tuple[np.ndarray,
     """Keys that are among the wanted, and their vectors: in memory is one shard, and what is wanted of the others."""
     keys, vectors = [], []
     for file in files:
-        with np.load(file, allow_pickle=False) as shard:
-            ours = np.isin(shard["keys"], wanted)
-            if ours.any():
-                keys.append(shard["keys"][ours])
-                vectors.append(shard["vectors"][ours])
+        try:
+            with np.load(file, allow_pickle=False) as shard:
+                ours = np.isin(shard["keys"], wanted)
+                if ours.any():
+                    keys.append(shard["keys"][ours])
+                    vectors.append(shard["vectors"][ours])
+        except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} is damaged ({error}): delete it to embed its texts again") from error
     if not keys:
         return np.empty(0, dtype="<U32"), np.empty((0, 0), dtype=np.float32)
     return np.concatenate(keys), np.concatenate(vectors)

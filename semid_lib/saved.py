@@ -21,7 +21,7 @@ from semid_lib.store import check_files, check_names
 from semid_lib.table import arrow_table
 from semid_lib.text import one_line
 from semid_lib.timeline import Timeline, TimelineConfig
-from semid_lib.weights import check_shapes, load_weights
+from semid_lib.weights import check_shapes, load_weights, shapes_of
 
 FORMAT = 2
 ALWAYS = ("semantic_ids.npz", "items.parquet")
@@ -256,6 +256,9 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
     try:
         config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
         check_shapes(path, _shapes(config, ids))
+        layers = {name.split(".")[2] for name in shapes_of(path) if name.startswith("encoder.layers.")}
+        if len(layers) != config.n_layers:
+            raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
         weights = load_weights(path, device)
         # the file's own tensors, which are mapped, take the places of those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))

@@ -29,7 +29,7 @@ import pyarrow as pa
 from semid_lib import codebooks as statistics
 from semid_lib import distributed
 from semid_lib.atomic import check_only, fresh_file, fresh_folder, settled
-from semid_lib.store import check_files, sha256
+from semid_lib.store import check_files, read_json, sha256
 from semid_lib.text import shown
 
 _FORMAT = 1
@@ -470,7 +470,7 @@ def load_ids(folder: str | Path) -> SavedIDs:
     folder = settled(folder)
     summary = _read_summary(folder / "summary.json")
     check_files(folder, summary["sha256"], _FILES)
-    item_ids = json.loads((folder / "item_ids.json").read_text(encoding="utf-8"))
+    item_ids = read_json(folder / "item_ids.json", list)
     [codebooks] = _read_arrays(folder / "semantic_ids.npz", ["codebooks"])
     ids = SemanticIDs.load(folder / "semantic_ids.npz")
     try:
@@ -539,7 +539,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing: expected a folder that save_ids wrote")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     found = summary if isinstance(summary, dict) else {}
     if found.get("format") != _FORMAT or not isinstance(found.get("sha256"), dict):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from semid_lib import atomic, places, text
 from semid_lib.weights import save_weights
@@ -220,7 +220,7 @@ class Store:
         FileNotFoundError
             If no chapter has written it.
         ValueError
-            If it was made from other data, or from an artefact that has changed since; see `check`.
+            If it is damaged, was made from other data, or from an artefact that has changed since; see `check`.
         """
         path = self._file(name)
         if not self.has(name):
@@ -228,8 +228,9 @@ class Store:
             raise FileNotFoundError(
                 f"{where} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
-        artefact = _mapped(self.bring(path.name))
-        origin = artefact.facts["provenance"]
+        with _readable(path):
+            artefact = _mapped(self.bring(path.name))
+            origin = dict(artefact.facts["provenance"])
         self.check(origin, path)
         self._parents[name] = origin.get("digest", "")
         return artefact
@@ -249,20 +250,25 @@ class Store:
         ValueError
             If it was made from other data, or from an artefact (or, in turn, an artefact of that) that has changed.
         """
-        again = f"run {origin.get('chapter') or 'the chapter that writes it'} again"
-        if (found := origin.get("fingerprint", "")) != self.fingerprint:
-            raise ValueError(
-                f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): {again}"
-            )
-        for name, digest in origin.get("parents", {}).items():
-            now = self.origin_of(name)
-            if now and now.get("digest") != digest:
+        waiting, seen = [(origin, path)], set()
+        while waiting:
+            origin, path = waiting.pop()
+            again = f"run {origin.get('chapter') or 'the chapter that writes it'} again"
+            if (found := origin.get("fingerprint", "")) != self.fingerprint:
                 raise ValueError(
-                    f"{path} is out of date: it was made from {name!r} with digest {digest}, which has digest "
-                    f"{now.get('digest')} now: {again}"
+                    f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
+                    f"{again}"
                 )
-            if now:
-                self.check(now, self._file(name))
+            for name, digest in origin.get("parents", {}).items():
+                now = self.origin_of(name)
+                if now and now.get("digest") != digest:
+                    raise ValueError(
+                        f"{path} is out of date: it was made from {name!r} with digest {digest}, which has digest "
+                        f"{now.get('digest')} now: {again}"
+                    )
+                if now and name not in seen:
+                    seen.add(name)
+                    waiting.append((now, self._file(name)))
 
     def checked(self, name: str) -> Path:
         """The folder of a model, such as a Recommender. Raises ValueError as `check` does, if it names a provenance."""
@@ -276,10 +282,10 @@ class Store:
         The digest of a model is that of the checksums of its files.
         """
         if self._file(name).is_file():
-            with safe_open(self._file(name), framework="numpy") as file:
+            with _readable(self._file(name)), safe_open(self._file(name), framework="numpy") as file:
                 return json.loads((file.metadata() or {}).get("facts", "{}")).get("provenance", {})
         config = self.path(name) / "config.json"
-        known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        known = read_json(config, dict) if config.is_file() else {}
         if not known.get("provenance"):
             return {}
         sums = json.dumps(known.get("sha256"), sort_keys=True)
@@ -364,7 +370,7 @@ class Store:
         if self._place is not None and places.exists(f"{self._place}/rows"):
             self.bring("rows")
         files = sorted((self.folder / "rows").glob("[!.]*.json"))
-        return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+        return [row for file in files for row in read_json(file, list)]
 
 
 def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:
@@ -501,6 +507,28 @@ def _reported(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{target} was not written; what was there before is unchanged ({error})") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """One sentence where an artefact is damaged, or a file that is none."""
+    try:
+        yield
+    except (SafetensorError, LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or no artefact ({error!r}): delete it and run the chapter that writes it again"
+        ) from error
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """What `write_json` wrote: a dict or a list. Raises ValueError naming the file if it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds a {type(found).__name__}, expected a {kind.__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and make it again") from error
+    return found
 
 
 def write_json(path: Path, content) -> None:

@@ -118,7 +118,7 @@ def run(
         place, point = task
         words = [word for key, value in point.items() for word in ("-p", key, repr(value))]
         command = [sys.executable, "-m", "semid_lib.chapters", "--notebooks", str(source.parent), "run", source.stem]
-        command += ["--data", data, "--scale", scale, "--artefacts", str(place), "--group", group, *words]
+        command += [f"--data={data}", f"--scale={scale}", f"--artefacts={place}", f"--group={group}", *words]
         subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -140,6 +140,23 @@ def test_a_link_to_a_folder_stays_one_and_the_mode_is_that_of_any_new_folder(tar
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_files_have_the_mode_of_the_umask_whatever_wrote_them(tmp_path):
+    def private(path):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(0o027)
+    try:
+        with atomic.fresh_file(tmp_path / "file") as partial:
+            private(partial)
+        with atomic.fresh_folder(tmp_path / "folder") as fresh:
+            (fresh / "inner").mkdir()
+            private(fresh / "inner" / "file")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file", tmp_path / "folder" / "inner" / "file"):
+        assert path.stat().st_mode & 0o777 == 0o640, path
+
+
 def test_what_cannot_be_replaced_is_refused_before_anything_is_written(target, monkeypatch):
     (target.parent / "file").write_text("mine")
     monkeypatch.chdir(target / "inner")

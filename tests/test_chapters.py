@@ -176,6 +176,16 @@ def test_what_cannot_be_run_is_said_before_anything_runs(notebooks, words, probl
     assert not (Path(os.environ["SEMID_ARTEFACTS"]) / "demo").exists()
 
 
+@pytest.mark.parametrize("text", ["", "{", "null"])
+def test_damaged_facts_of_a_run_are_named(notebooks, text, capsys):
+    folder = chapters.folder_of("demo", "smoke")
+    folder.mkdir(parents=True)
+    (folder / "01_toy.json").write_text(text)
+    for words in (["stale"], ["summary"], ["run", "01_toy", "--if-stale"]):
+        assert chapters.main(["--notebooks", str(notebooks), *words, "--scale", "smoke"]) == 1
+        assert f"{folder / '01_toy.json'} is damaged" in capsys.readouterr().err
+
+
 def test_the_summary_says_how_each_chapter_stands(notebooks):
     for name in ("01_toy", "02_next"):
         (notebooks / f"{name}.py").write_text(PLAIN, encoding="utf-8")
@@ -289,7 +299,7 @@ def test_models_are_trained_beforehand_if_there_are_histories_and_the_chapter_is
     warm = str(tmp_path / "my warm shop")
     assert call(str(tmp_path / "cold")) == 0 and not asked
     assert call(warm) == 0
-    assert asked == [["tiger", "--data", warm, "--scale", "smoke"]]
+    assert asked == [["tiger", f"--data={warm}", "--scale=smoke"]]
     folder = chapters.folder_of(warm, "smoke")
     assert (folder / "01_toy.tiger.log").read_text(encoding="utf-8") == "what training says"
     status = 2
@@ -427,6 +437,20 @@ def test_make_hands_data_to_commands_as_they_are(repository, name, how):
     assert ran.returncode == 0, ran.stderr
     assert (repository / "shown").read_text(encoding="utf-8") == f"x{name}"
     assert not (repository / "x").exists()
+
+
+ASKING = """
+asking:
+\t@$(CHAPTER) folder $(ON)
+"""
+
+
+@pytest.mark.parametrize("name", ["-n", "--help", "~"])
+def test_make_takes_a_folder_whose_name_looks_like_an_option(repository, name):
+    (repository / "ask.mk").write_text(ASKING, encoding="utf-8")
+    write_folder(repository / name, [{"item_id": 1, "title": "Pen"}])
+    asked = make(repository, "-f", "Makefile", "-f", "ask.mk", "asking", f"DATA={name}")
+    assert asked.returncode == 0 and asked.stdout.strip() == str(chapters.folder_of(repository / name, "smoke").parent)
 
 
 def test_make_never_gives_a_shop_the_results_of_another_of_its_name(repository, tmp_path):

@@ -112,6 +112,22 @@ def test_vectors_come_in_the_order_of_the_texts(encoder):
     assert sorted(encoder.encoded) == ["a", "bb", "ccc", "dddd"]  # the repeated text once
 
 
+def test_texts_of_a_series_are_taken_by_position(encoder):
+    texts = pd.Series(["ccc", "a", "bb"], index=[2, 0, 1])
+    np.testing.assert_array_equal(embed.embed(texts, model="any"), expected(list(texts)))
+    [vectors] = embed.embed_batches([texts], model="any")
+    np.testing.assert_array_equal(vectors, expected(list(texts)))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_shard_is_named(encoder, tmp_path, content):
+    embed.embed(["a"], model="any", cache=tmp_path)
+    [shard] = tmp_path.rglob("*.npz")
+    shard.write_bytes(shard.read_bytes()[:100] if content is None else content)
+    with pytest.raises(ValueError, match=rf"{shard.name} is damaged .*: delete it"):
+        embed.embed(["a"], model="any", cache=tmp_path)
+
+
 def test_a_text_is_never_embedded_twice(encoder, tmp_path):
     first = embed.embed(["a", "bb"], model="any", cache=tmp_path)
     again = embed.embed(["bb", "a", "bb"], model="any", cache=tmp_path)

@@ -97,6 +97,17 @@ def test_sealed_weights_that_do_not_fit_are_refused(folder, case):
     refused(folder, "config.json", message)
 
 
+def test_layers_that_the_file_does_not_have_are_not_made(folder):
+    weights = load_file(folder / "model.safetensors")
+    last = {"encoder.layers.2999.norm1.weight": weights["encoder.layers.0.norm1.weight"]}
+    save_file(weights | last, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["n_layers"] = 3000
+    (folder / "config.json").write_text(json.dumps(config))
+    sealed(folder)
+    refused(folder, "config.json", "n_layers is 3000, the file has 2 layers")
+
+
 def test_ids_of_the_model_that_are_not_those_of_the_items_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"ids": weights["ids"][::-1].copy()}, folder / "model.safetensors")

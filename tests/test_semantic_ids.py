@@ -1,5 +1,6 @@
 """Semantic IDs: one per item, collisions resolved at least cost, the same after a trip through tokens and files."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from itertools import product
@@ -506,6 +507,16 @@ def test_a_missing_file_is_named(folder, name):
 def test_another_summary_is_refused(folder, text, message):
     (folder / "summary.json").write_text(text)
     with pytest.raises(ValueError, match=rf"summary.json .*{message}"):
+        load_ids(folder)
+
+
+@pytest.mark.parametrize("content", [b"[1,", b"5", b'["\xe9"]', b"[" * 100_000])
+def test_item_ids_that_are_no_list_are_named(folder, content):
+    (folder / "item_ids.json").write_bytes(content)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["sha256"]["item_ids.json"] = hashlib.sha256(content).hexdigest()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=r"item_ids\.json is damaged"):
         load_ids(folder)
 
 

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kills import killed
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from semid_lib import data, store
 from semid_lib.folder import write_folder
@@ -77,7 +78,7 @@ def test_what_is_loaded_is_mapped_and_may_be_written_to(shelf):
     assert loaded["a"].sum() == 7
     assert shelf.load("things")["a"].tolist() == [1]
     path.write_bytes(before[:-8])
-    with pytest.raises(SafetensorError):
+    with pytest.raises(ValueError, match="is damaged"):
         shelf.load("things")
 
 
@@ -385,6 +386,42 @@ def test_what_was_made_from_an_older_artefact_is_refused(chain, tmp_path):
             other.load(name)
     other.save("first", {"a": np.zeros(2)})
     assert other.load("third")["a"].tolist() == [2, 2]
+
+
+def test_artefacts_that_were_made_from_each_other_can_be_loaded(chain):
+    chain.load("third")
+    chain.save("first", {"a": np.zeros(2)})  # as when a cell of a notebook runs again: the content is the same
+    assert chain.load("second")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "no metadata", "no provenance", "unknown numbers"])
+def test_a_damaged_artefact_is_named_with_what_to_do(shelf, damage):
+    path = shelf.save("mine", {"a": np.zeros(3)})
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-4])
+        case "garbage":
+            path.write_bytes(b"garbage")
+        case "no metadata":
+            save_file({"a": np.zeros(3)}, path)
+        case "no provenance":
+            save_file({"a": np.zeros(3)}, path, {"facts": "[]"})
+        case _:
+            path.write_bytes(path.read_bytes().replace(b'"F64"', b'"C64"'))
+    with pytest.raises(ValueError, match=r"mine\.safetensors is damaged, or no artefact .*: delete it and run"):
+        shelf.load("mine")
+
+
+def test_damaged_rows_and_configs_are_named(shelf):
+    path = shelf.record("04", [{"key": "a/b", "value": 1}])
+    shelf.path("model").mkdir()
+    for text in ("[", "{", "5", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"rows/04\.json is damaged .*: delete it"):
+            shelf.rows()
+        (shelf.path("model") / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"model/config\.json is damaged .*: delete it"):
+            shelf.checked("model")
 
 
 def test_a_model_is_held_against_what_it_was_made_from(chain):
