@@ -8,6 +8,7 @@ import numpy as np
 
 from semid_lib.text import shown
 
+_MOST = 2**24
 _ONE_USER = "for one user, write recommend([[1, 2, 3]])"
 
 
@@ -17,7 +18,7 @@ def count(name: str, value: Any) -> int:
     Raises
     ------
     ValueError
-        If the value is no integer or below 1.
+        If the value is no integer, below 1 or above 2^24, where the lists of one user would take 200 MB.
 
     Examples
     --------
@@ -27,6 +28,8 @@ def count(name: str, value: Any) -> int:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    if value > _MOST:
+        raise ValueError(f"{name} is {shown(value)}, expected at most {_MOST}")
     return int(value)
 
 

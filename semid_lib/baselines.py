@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from semid_lib import arguments
+from semid_lib.text import shown
 
 _BLOCK = 1024  # users scored at once: block x n_items float32 in memory
 
@@ -173,10 +174,14 @@ def checked_rows(histories: Sequence[Sequence[int]], n_items: int) -> list[np.nd
     """
     checked = []
     for at, history in enumerate(arguments.histories(histories)):
-        rows = np.asarray(history if hasattr(history, "__len__") else list(history))
+        values = history if hasattr(history, "__len__") else list(history)
+        try:
+            rows = np.asarray(values)
+        except ValueError:  # it holds lists of different lengths
+            rows = np.empty((1, 1), dtype=object)
         rows = rows if rows.size else np.empty(0, dtype=np.int64)
         if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
-            raise ValueError(f"history {at} holds {rows.dtype} values, expected integer item rows")
+            raise ValueError(f"history {at} is {shown(values)}, expected integer item rows from 0 to {n_items - 1}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < n_items:
             wrong = rows[(rows < 0) | (rows >= n_items)][0]
             raise ValueError(f"history {at} holds item row {wrong}, expected 0 to {n_items - 1}")

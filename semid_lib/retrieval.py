@@ -323,7 +323,8 @@ def checked_mask(allowed: np.ndarray | None, n_queries: int, n_items: int) -> np
     mask = np.asarray(allowed)
     if mask.dtype != bool or mask.shape not in ((n_items,), (1, n_items), (n_queries, n_items)):
         raise ValueError(
-            f"allowed is {mask.dtype} {mask.shape}, expected bool ({n_items},) or ({n_queries}, {n_items})"
+            f"allowed is {mask.dtype} {mask.shape}, expected bool ({n_items},) or ({n_queries}, {n_items}): "
+            "rules.items_with_ids makes such a mask of item ids"
         )
     return np.atleast_2d(mask)
 

@@ -16,6 +16,7 @@ from numbers import Number
 import numpy as np
 import pandas as pd
 
+from semid_lib.baselines import checked_rows
 from semid_lib.item_ids import ItemIds
 from semid_lib.table import category_column
 from semid_lib.text import folded, shown
@@ -82,6 +83,9 @@ def between(items: pd.DataFrame, column: str, low: float | None = None, high: fl
     [True, False, False]
     """
     low, high = -np.inf if low is None else low, np.inf if high is None else high
+    for bound in (low, high):
+        if not isinstance(bound, Number):
+            raise ValueError(f"a bound of {column} is {shown(bound)}, expected a number or None")
     if not low <= high:
         raise ValueError(f"{column} from {low} to {high} holds nothing, expected low <= high")
     cells = _column(items, column)
@@ -118,13 +122,10 @@ def seen(histories: Sequence[Sequence[int]], n_items: int) -> np.ndarray:
     array([[ True, False,  True],
            [False, False, False]])
     """
+    histories = checked_rows(histories, n_items)
     mask = np.zeros((len(histories), n_items), dtype=bool)
-    for user, history in enumerate(histories):
-        rows = np.asarray(history)
-        whole = rows.ndim == 1 and (rows.dtype.kind in "iu" or not rows.size)
-        if not whole or not ((rows >= 0) & (rows < n_items)).all():
-            raise ValueError(f"history {user} is {shown(rows.tolist())}, expected item rows from 0 to {n_items - 1}")
-        mask[user, rows.astype(np.int64)] = True
+    for user, rows in enumerate(histories):
+        mask[user, rows] = True
     return mask
 
 

@@ -1,6 +1,7 @@
 """One spelling for text: how titles, brands, categories, rules and queries are stored and compared."""
 
 import html
+import re
 import unicodedata
 
 import regex
@@ -69,6 +70,6 @@ def has_controls(text: str) -> bool:
 
 
 def shown(value, length: int = 60) -> str:
-    """A value as a message quotes it, in at most so many characters."""
-    text = repr(value)
+    """A value as a message quotes it: on one line, in at most so many characters."""
+    text = re.sub(r"\s*\n\s*", " ", repr(value))
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -51,6 +51,8 @@ def item(shop):
         ([[pd.NA]], "history 0"),
         ([[True]], "history 0"),
         ([[[1, 2]]], "history 0"),
+        ([[1, [2]]], "history 0"),
+        (pd.DataFrame({"user": [1, 1], "item": [2, 3]}).groupby("user")["item"], "history 0"),
         (np.ones((2, 3)), "history 0"),
     ],
 )
@@ -89,6 +91,13 @@ def test_a_k_that_counts_nothing_is_refused(asked, way, k):
         asked[0][way]([[]], k=k)
 
 
+@pytest.mark.parametrize("way", ["recommend", "rank", *METHODS])
+@pytest.mark.parametrize("k", [2**24 + 1, 10**12, 10**30])
+def test_a_k_that_no_memory_holds_is_refused(asked, way, k):
+    with pytest.raises(ValueError, match=f"k is {k}, expected at most 16777216"):
+        asked[0][way]([[]], k=k)
+
+
 @given(st.sampled_from([np.int8, np.uint8, np.int64, int]), st.integers(1, 100))
 def test_integers_of_numpy_count(kind, k):
     assert arguments.count("k", kind(k)) == k
@@ -101,9 +110,13 @@ def test_integers_of_numpy_count(kind, k):
         ({"beam_width": 0}, "beam_width must be a whole number of at least 1, got 0"),
         ({"beam_width": "50"}, "beam_width must be a whole number of at least 1, got '50'"),
         ({"beam_width": 2}, "k is 3 and beam_width 2: expected 1 <= k <= beam_width. Set beam_width to 3 or more"),
+        ({"beam_width": 10**30}, "beam_width is 10{30}, expected at most 16777216"),
         ({"exclude_seen": "no"}, "exclude_seen must be True or False, got 'no'"),
         ({"exclude_seen": 0}, "exclude_seen must be True or False, got 0"),
-        ({"allowed": [1, 2]}, r"allowed is int64 \(2,\), expected bool \(40,\) or \(1, 40\)"),
+        (
+            {"allowed": [1, 2]},
+            r"allowed is int64 \(2,\), expected bool \(40,\) or \(1, 40\): rules.items_with_ids makes",
+        ),
         ({"allowed": np.ones(40)}, r"allowed is float64 \(40,\), expected bool"),
         ({"allowed": np.ones((2, 40), bool)}, r"allowed is bool \(2, 40\), expected bool"),
         ({"allowed": True}, r"allowed is bool \(\), expected bool"),

@@ -144,9 +144,9 @@ def test_k_below_one_is_refused(k):
 
 
 @pytest.mark.parametrize("method", [Popularity(HISTORIES, 4), ItemKNN(HISTORIES, 4)], ids=["popularity", "item-kNN"])
-@pytest.mark.parametrize(("history", "found"), [([4], "item row 4"), ([0, -1], "item row -1"), ([0.5], "float64")])
+@pytest.mark.parametrize(("history", "found"), [([4], "item row 4"), ([0, -1], "item row -1"), ([0.5], "0.5")])
 def test_rows_outside_the_catalogue_are_refused(method, history, found):
-    with pytest.raises(ValueError, match=f"history 1 holds {found}.*, expected (0 to 3|integer item rows)"):
+    with pytest.raises(ValueError, match=f"history 1 .*{found}.*, expected (0 to 3|integer item rows)"):
         method.rank([[0], history], k=1)
 
 

@@ -31,7 +31,7 @@ ORDER = [
     *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
     *("endpoint", "query_templates", "query_llm", "queries"),
     *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
-    *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "rules", "baselines"),
+    *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "baselines", "rules"),
     *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
     *("metrics", "evaluate", "reproductions", "report", "hub", "saved", "model_card", "recommender", "next_item"),
     *("records", "predict", "word_index", "catalogue", "batching", "messages", "guard", "service", "web"),

@@ -185,6 +185,12 @@ def test_text_of_csv_becomes_a_price_as_the_message_says(tmp_path):
     assert rows(rules.price(items.assign(price=pd.to_numeric(items["price"])), high=6)) == [0]
 
 
+@pytest.mark.parametrize("bound", ["5", [5], pd.NA])
+def test_a_bound_is_a_number(bound):
+    with pytest.raises(ValueError, match=r"a bound of price is .*, expected a number or None"):
+        rules.price(ITEMS, high=bound)
+
+
 @pytest.mark.parametrize("bounds", [(9, 5), (float("nan"), 5), (5, float("nan")), (float("nan"), None)])
 def test_bounds_that_hold_nothing_are_refused(bounds):
     with pytest.raises(ValueError, match="low <= high"):
@@ -229,9 +235,11 @@ def test_seen_marks_the_rows_of_each_history():
     assert rules.seen([], 4).shape == (0, 4)
 
 
-@pytest.mark.parametrize("history", [[0, 4], [-1], [0.5], [True, False], 2, None, "0", [[0]]])
+@pytest.mark.parametrize("history", [[0, 4], [-1], [0.5], [True, False], 2, None, "0", [[0]], [0, [1]]])
 def test_a_history_that_holds_no_item_rows_is_named(history):
-    with pytest.raises(ValueError, match=r"history 1 is .* 0 to 3"):
+    with pytest.raises(
+        ValueError, match=r"history 1 (is|holds) .*, expected (0 to 3|integer item rows|a list of items)"
+    ):
         rules.seen([[2], history], 4)
 
 

@@ -145,7 +145,7 @@ def test_rules_for_all_and_for_each(model):
     [
         ([3, 40], "history 1 holds item row 40, expected 0 to 39"),
         ([-1], "history 1 holds item row -1"),
-        ([0.5], "history 1 holds float64 values, expected integer item rows"),
+        ([0.5], r"history 1 is \[0.5\], expected integer item rows"),
     ],
 )
 def test_rows_outside_the_catalogue_are_refused(model, history, message):
