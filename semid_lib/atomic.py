@@ -43,7 +43,8 @@ def fresh_file(target: str | Path) -> Iterator[Path]:
     mode = partial.stat().st_mode
     partial.unlink()
     try:
-        yield partial
+        with _named(target):
+            yield partial
         _give_mode(partial, mode)
         _flush(partial)
         partial.replace(target)
@@ -85,7 +86,8 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
     _remove_leftovers(target)
     with _claimed(target) as fresh:
         try:
-            yield fresh
+            with _named(target):
+                yield fresh
             for path in [*fresh.rglob("*"), fresh]:
                 _give_mode(path, fresh.stat().st_mode)
                 _flush(path)
@@ -215,6 +217,17 @@ def _left_by(target: Path, suffix: str) -> list[Path]:
 
 def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Name what is written in an error that names no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(target)
+        raise
 
 
 def _give_mode(path: Path, mode: int) -> None:
