@@ -12,8 +12,8 @@ import torch
 
 from semid_lib.item_ids import ItemIds
 from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.table import shown
-from semid_lib.text import folded
+from semid_lib.table import category_column
+from semid_lib.text import folded, shown
 from semid_lib.trie import PrefixTrie
 from semid_lib.word_index import WordIndex, shared_words, words
 
@@ -116,7 +116,7 @@ class Catalogue:
     def __init__(self, items: pd.DataFrame, ids: SemanticIDs, trie: PrefixTrie, item_ids: ItemIds | None = None):
         self.item_ids = ItemIds(items) if item_ids is None else item_ids
         self.titles, self.brands = _texts(items, "title"), _texts(items, "brand")
-        self.paths = [_paths(cell) for cell in items["categories"]] if "categories" in items else [[]] * len(items)
+        self.paths = category_column(items)
         self.prices = _prices(items)
         self.codes, self._trie = ids.unique, trie.to("cpu")
         self._leaf = self._trie.leaf_of_item().numpy()
@@ -245,9 +245,3 @@ def _prices(items: pd.DataFrame) -> list[float | None]:
         return [None] * len(items)
     prices = pd.to_numeric(items["price"], errors="coerce")
     return [float(price) if not pd.isna(price) and math.isfinite(price) else None for price in prices]
-
-
-def _paths(cell) -> list[list[str]]:
-    """Category paths as lists of text; Parquet gives arrays of arrays, and None where there are none."""
-    paths = cell if isinstance(cell, (list, np.ndarray)) else []
-    return [[path] if isinstance(path, str) else [str(name) for name in path] for path in paths]

@@ -93,7 +93,7 @@ class BM25(_Scored):
     snowballstemmer), so that "tents" finds "tent"; this was chosen on template queries for Beauty and on a demo shop,
     where it adds .01 to Recall@10. Without it the words are those of bm25s by default.
 
-    Raises ValueError if there is no word in any text, ImportError without the extra 'search'.
+    Raises ValueError for a value that is no text, and if there is no word in any, ImportError without the extra 'search'.
 
     >>> bm25 = BM25(["red gel pen", "red tent", "", "blue tent"])
     >>> bm25.search(["a red pen", "tent", "zebra"], k=2).items
@@ -105,6 +105,9 @@ class BM25(_Scored):
     floor = 0.0  # every word that matches adds something above 0
 
     def __init__(self, texts: Sequence[str], stem: bool = True):
+        texts = arguments.listed("texts", texts, "one text per item")
+        if (wrong := next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)) is not None:
+            raise ValueError(f'the text of item row {wrong} is {shown(texts[wrong])}, expected text, "" for none')
         self.n_items, self.stem = len(texts), stem
         words = self._words(terms(text, singles=True) for text in texts)
         if not any(words):

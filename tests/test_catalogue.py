@@ -78,6 +78,15 @@ def test_prices_are_numbers_or_nothing():
     assert catalogue_of(price=["12.99", "$5", None, "nan"]).prices == [12.99, None, None, None]
 
 
+@pytest.mark.parametrize("cell", ["Home > Rugs", "['Home', 'Rugs']", ["Home", "Rugs"], [["Home", "Rugs"]]])
+def test_categories_in_any_form_are_one_path_as_in_rules(cell):
+    cells = pd.Series([cell, None])
+    catalogue = catalogue_of(categories=cells)
+    assert catalogue.paths == [[["Home", "Rugs"]], []]
+    masks = catalogue.allowed(["rugs"], [], []), rules.category(pd.DataFrame({"categories": cells}), "rugs")
+    assert [mask.tolist() for mask in masks] == [[True, False]] * 2
+
+
 def test_examples_are_large_categories_then_titles(catalogue):
     assert catalogue.example_queries == ["Clocks", "Garden", "Gifts", "item in row 0", "item in row 8"]
     titles = ["Red pen, fine (blue)", "Tent", "Tent", "!", "\u624b\u673a\u58f3"]

@@ -428,3 +428,16 @@ def test_repeated_and_odd_queries(method):
     found = method.search(odd, k=2, query_vectors=np.ones((len(odd), 2)))
     np.testing.assert_array_equal(found.items[0], found.items[1])
     np.testing.assert_array_equal(found.items[0], found.items[2])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["red pen", None], "the text of item row 1 is None, expected text"),
+        ([5], "the text of item row 0 is 5, expected text"),
+        ("red pen", "texts are 'red pen', expected one text per item"),
+    ],
+)
+def test_bm25_names_an_item_without_text(texts, message):
+    with pytest.raises(ValueError, match=message):
+        BM25(texts)
