@@ -41,6 +41,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -165,7 +166,8 @@ def answers(
     ValueError
         As in `predict`.
     """
-    load, titles = _loader(recommender, k, queries), recommender.items["title"].tolist()
+    load = _loader(recommender, k, queries)
+    titles = recommender.items.get("title", pd.Series([None] * len(recommender.items))).tolist()
     form = _Jsonl("query" if queries else "user_id", recommender.item_ids)
     with _opened(source, None, k, queries) as found:
         for block in distributed.here(load, _blocks(found)):

@@ -131,7 +131,7 @@ class Recommender:
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
         self.ids, self.items = ids, items.reset_index(drop=True)
-        self.exclude_seen = exclude_seen
+        self.exclude_seen = arguments.flag("exclude_seen", exclude_seen)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
         self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie

@@ -93,7 +93,7 @@ class BM25(_Scored):
     snowballstemmer), so that "tents" finds "tent"; this was chosen on template queries for Beauty and on a demo shop,
     where it adds .01 to Recall@10. Without it the words are those of bm25s by default.
 
-    Raises ValueError for a value that is no text, and if there is no word in any, ImportError without the extra 'search'.
+    Raises ValueError for a value that is no text, or if no text has a word; ImportError without the extra 'search'.
 
     >>> bm25 = BM25(["red gel pen", "red tent", "", "blue tent"])
     >>> bm25.search(["a red pen", "tent", "zebra"], k=2).items

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from semid_lib import arguments
 from semid_lib.baselines import ItemKNN, Popularity
+from semid_lib.recommender import Recommender
 
 SMALL = [[0, 1], [1, 2]]
 METHODS = {"popularity": Popularity(SMALL, 40).rank, "item_knn": ItemKNN(list(map(np.array, SMALL)), 40).rank}
@@ -130,6 +131,13 @@ def test_options_that_mean_nothing_are_refused(recommender_to_serve, options, me
     for ask in (recommender_to_serve.recommend, recommender_to_serve.rank):
         with pytest.raises(ValueError, match=message):
             ask([[]], k=3, **options)
+
+
+@pytest.mark.parametrize("wrong", ["no", None, 1])
+def test_a_recommender_takes_true_or_false(recommender_to_serve, wrong):
+    one = recommender_to_serve
+    with pytest.raises(ValueError, match=f"exclude_seen must be True or False, got {wrong!r}"):
+        Recommender(one.model, one.ids, one.items, exclude_seen=wrong)
 
 
 def test_options_of_numpy_are_taken(recommender_to_serve, item):

@@ -577,6 +577,12 @@ def test_printed_answers_have_what_cannot_be_answered_on_stderr(served_folder, i
     assert found.err == "line 2: item id 'nothing' is not in the catalogue\n"
 
 
+def test_answers_without_titles(recommender_to_serve, input_path):
+    one = recommender_to_serve
+    untitled = Recommender(one.model, one.ids, one.items[["item_id"]])
+    assert next(answers(untitled, input_path, k=2))["titles"] == [None, None]
+
+
 def test_answers_in_python(recommender_to_serve, input_path, histories):
     first = next(answers(recommender_to_serve, input_path, k=2))
     assert first["item_ids"] == recommender_to_serve.recommend([histories["u0"]], k=2).item_ids[0].tolist()
