@@ -106,7 +106,7 @@ class Clone:
         return self._run(["git", "status", "--porcelain"])
 
     def sums(self) -> dict[str, str]:
-        files = [file for file in (self.folder / self.run).rglob("*") if file.is_file() and not file.name.startswith(".")]
+        files = [file for file in (self.folder / self.run).rglob("[!.]*") if file.is_file()]
         kept = [file for file in files if file.suffix not in (".log", ".json") or file.parent.name == "rows"]
         return {str(file.relative_to(self.folder)): sha256(file) for file in kept}
 
