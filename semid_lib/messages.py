@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 MAX_K = 256  # items in one answer: a beam is at least as wide
@@ -13,15 +13,22 @@ MAX_NAMES = 50  # categories, and brands
 MAX_TEXT = 200  # characters of a query, the words of a title, a user id
 MAX_BRANDS = 200  # that /catalogue lists
 
+
+def _integer_or_text(message: str, **text: int) -> GetPydanticSchema:
+    kinds = [core_schema.int_schema(strict=True, ge=-(2**63), lt=2**63), core_schema.str_schema(**text)]
+    return GetPydanticSchema(
+        lambda *_: core_schema.union_schema(kinds, custom_error_type="id", custom_error_message=message)
+    )
+
+
+def _not_blank(query: str) -> str:
+    if not query.strip():
+        raise PydanticCustomError("blank", "A query should be some text, not only spaces")
+    return query
+
+
 ItemId = Annotated[
-    int | str,
-    GetPydanticSchema(
-        lambda *_: core_schema.union_schema(
-            [core_schema.int_schema(strict=True, ge=-(2**63), lt=2**63), core_schema.str_schema(min_length=1)],
-            custom_error_type="item_id",
-            custom_error_message="An item id should be an integer of at most 64 bits, or text",
-        )
-    ),
+    int | str, _integer_or_text("An item id should be an integer of at most 64 bits, or text", min_length=1)
 ]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Name = Annotated[str, Field(min_length=1)]  # as long as the catalogue's own are
@@ -62,8 +69,7 @@ class RecommendQuestion(_Question):
 class SearchQuestion(_Question):
     """Items that a text asks for."""
 
-    # \s of the validator is narrower than Python's idea of a space
-    query: Text = Field(pattern=r"[^\s\x1c-\x1f]", description="some text, not only spaces")
+    query: Annotated[Text, AfterValidator(_not_blank)] = Field(description="some text, not only spaces")
 
 
 class Item(BaseModel):
@@ -135,7 +141,13 @@ class CatalogueFacts(BaseModel):
 
 
 class Instance(BaseModel):
-    user_id: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+    user_id: Annotated[
+        int | str,
+        _integer_or_text(
+            f"A user id should be an integer of at most 64 bits, or text of at most {MAX_TEXT} characters",
+            max_length=MAX_TEXT,
+        ),
+    ]
     item_ids: History
 
 

@@ -387,12 +387,16 @@ def test_the_first_query_is_asked_beside_the_first_answers(recommender_to_serve)
         ("/recommend", {"item_ids": [None] * 1000}, "item id should be"),
         ("/recommend", {"item_ids": [], "blocked_items": [None] * 1000}, "item id should be"),
         ("/recommend", {"item_ids": [], "allowed_categories": [""] * 50}, "at least 1 character"),
-        ("/search", {"query": " "}, "match pattern"),
-        ("/search", {"query": "\x1c\x1f"}, "match pattern"),
+        ("/search", {"query": " "}, "A query should be some text, not only spaces"),
+        ("/search", {"query": "\x1c\x1f"}, "A query should be some text, not only spaces"),
         ("/search", {"query": "a" * 201}, "at most 200"),
         ("/predictions/m", {"instances": []}, "at least 1"),
         ("/predictions/m", {"instances": [{"user_id": "1", "item_ids": []}] * 65}, "at most 64"),
         ("/predictions/m", {"instances": [{"item_ids": []}] * 64}, "Field required"),
+        *(
+            ("/predictions/m", {"instances": [{"user_id": wrong, "item_ids": []}]}, "A user id should be an integer of")
+            for wrong in (1.5, True, None, "a" * 201)
+        ),
     ],
 )
 def test_questions_that_make_no_sense_get_422(client, path, body, said):
