@@ -9,12 +9,14 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _PARTIAL, _ASIDE = ".partial", ".aside"
+_UNIMPORTANT = re.compile(r"\.DS_Store|Thumbs\.db|\..+\.(?:lock|note|partial)")  # of `places`, for example
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
@@ -113,7 +115,7 @@ def check_replaceable(folder: str | Path) -> None:
 
 
 def check_only(folder: str | Path, names: Collection[str]) -> None:
-    """Refuse to replace a folder that holds files of others; hidden files do not count.
+    """Refuse to replace a folder that holds files of others; hidden ones of ours and of systems do not count.
 
     Raises
     ------
@@ -121,7 +123,7 @@ def check_only(folder: str | Path, names: Collection[str]) -> None:
         Naming the first file or folder that is none of `names`.
     """
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
-        if path.name not in names and (path.is_dir() or not path.name.startswith(".")):
+        if path.name not in names and not (path.is_file() and _UNIMPORTANT.fullmatch(path.name)):
             raise ValueError(
                 f"{folder} holds {path.name!r}, expected only {', '.join(names)}: the folder is replaced as a whole, "
                 "so give another one"

@@ -516,7 +516,7 @@ def _arrow_schema(path: Path):
 
     path = files(path)[0]
     try:
-        schema = pq.read_schema(path) if _is_parquet(path) else _arrow_reader(path).schema
+        schema = pq.read_schema(path.absolute()) if _is_parquet(path) else _arrow_reader(path).schema
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if again := [name for at, name in enumerate(schema.names) if name in schema.names[:at]]:
@@ -552,7 +552,7 @@ def _arrow_part(path: Path, columns: list[str]):
     _lacking(str(path), schema.names, columns)
     try:
         if _is_parquet(path):
-            found = pq.read_table(path, columns=columns)
+            found = pq.read_table(path.absolute(), columns=columns)
         else:
             found = pa.Table.from_batches(arrow_batches(path, columns), schema.empty_table().select(columns).schema)
         return found.cast(pa.schema([field.with_type(_plain(field.type)) for field in found.schema]))
@@ -573,7 +573,7 @@ def _arrow_reader(path: Path):
     """A reader of an Arrow file, or of a stream, as the library `datasets` writes it."""
     import pyarrow as pa
 
-    source = pa.memory_map(str(path))
+    source = pa.memory_map(str(path.absolute()))  # pyarrow expands a leading ~
     start = source.read(6)
     source.seek(0)
     return pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)

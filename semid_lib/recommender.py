@@ -344,8 +344,9 @@ class Recommender:
         """
         where, folder = folder, places.local(folder)
         check_only(folder, saved.FILES)
-        items, provenance = saved.checked_table(self.items), dict(self.provenance if provenance is None else provenance)
+        items = saved.checked_table(self.items)
         try:
+            provenance = dict(self.provenance if provenance is None else provenance)
             json.dumps(provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error

@@ -197,7 +197,7 @@ def read_items(path: Path) -> pd.DataFrame:
         Naming the file if it cannot be read, or a column has another type than a recommender reads.
     """
     try:
-        found = pq.ParquetFile(path).read().replace_schema_metadata()
+        found = pq.ParquetFile(path.absolute()).read().replace_schema_metadata()  # pyarrow expands a leading ~
         found.validate(full=True)
         _check_types(found)
         nested = [field.name for field in found.schema if pa.types.is_nested(field.type)]

@@ -90,7 +90,7 @@ def _batches_of(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch"]:
     if file.suffix == ".arrow":
         return arrow_batches(file, columns)
     # ahead of what is worked on, one batch is read and no other file
-    return dataset.dataset(file, format="parquet").to_batches(
+    return dataset.dataset(file.absolute(), format="parquet").to_batches(
         columns=columns, batch_size=_BATCH, batch_readahead=1, fragment_readahead=1
     )
 

@@ -26,6 +26,8 @@ def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping
     ------
     OSError
         If the file cannot be written; an older one is as it was.
+    ValueError
+        Naming the first torch tensor with a number that is not finite: `load_weights` would refuse it.
 
     Examples
     --------
@@ -39,6 +41,8 @@ def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping
         from safetensors.numpy import save_file
     else:
         from safetensors.torch import save_file
+
+        _check_finite(path, tensors)  # else they could not be loaded
     with fresh_file(path) as partial:
         try:
             save_file(dict(tensors), partial, metadata=None if metadata is None else dict(metadata))
@@ -98,17 +102,22 @@ def load_weights(path: str | Path, device: Any = "cpu") -> dict[str, Any]:
     ValueError
         If it is no such file, or naming the first tensor with a number that is not finite.
     """
-    import torch
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    _check_finite(path, tensors)
+    return tensors
+
+
+def _check_finite(path: str | Path, tensors: Mapping[str, Any]) -> None:
+    import torch
+
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.sum(dtype=torch.float64).isfinite():
             raise ValueError(f"{path}: tensor {name!r} holds numbers that are not finite")
-    return tensors
 
 
 def check_config(config, least: Mapping[str, float] = {}, below: Mapping[str, float] = {}) -> None:

@@ -162,6 +162,16 @@ def test_files_have_the_mode_of_the_umask_whatever_wrote_them(tmp_path):
         assert path.stat().st_mode & 0o777 == 0o640, path
 
 
+def test_hidden_files_of_users_are_not_removed(target):
+    for name in (".DS_Store", ".config.json.note", ".chapter.lock"):
+        (target / name).touch()
+    known = [path.name for path in target.iterdir() if not path.name.startswith(".")]
+    atomic.check_only(target, known)
+    (target / ".env").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds '\.env'"):
+        atomic.check_only(target, known)
+
+
 def test_what_cannot_be_replaced_is_refused_before_anything_is_written(target, monkeypatch):
     (target.parent / "file").write_text("mine")
     monkeypatch.chdir(target / "inner")

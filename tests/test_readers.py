@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib import readers
+from semid_lib import data, readers
 from semid_lib.readers import Layout
 
 ROWS = {"sku": ["A-1", "A-2"], "name": ["Red pen, fine", 'A "big" cup\nwith a line break'], "price": ["3,50", ""]}
@@ -237,3 +237,16 @@ def test_lists_as_numpy_prints_them_are_refused_not_joined(text):
 @given(st.lists(st.text(st.sampled_from("a'\" ,\\\n[]"), max_size=5), max_size=4))
 def test_lists_as_python_prints_them_are_read(texts):
     assert readers.literal(str(texts)) == texts
+
+
+@pytest.mark.parametrize("end", ["parquet", "arrow"])
+def test_a_folder_whose_name_a_shell_would_expand(tmp_path, monkeypatch, end):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    found = pa.table({"item_id": [1], "title": ["Pen"]})
+    if end == "parquet":
+        pq.write_table(found, tmp_path / "~" / "items.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "~" / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, found.schema) as file:
+            file.write_table(found)
+    assert list(data.load("~").items["title"]) == ["Pen"]

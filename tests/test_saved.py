@@ -317,6 +317,22 @@ def test_no_training_ends_in_a_failed_save(recommender, tmp_path, values):
     assert content_of(tmp_path / "m") == before
 
 
+def test_weights_that_could_not_be_loaded_are_not_saved(recommender, folder):
+    before = content_of(folder)
+    with torch.no_grad():
+        recommender.model.start[0] = float("nan")
+    with pytest.raises(ValueError, match="tensor 'start' holds numbers that are not finite"):
+        recommender.save_pretrained(folder)
+    assert content_of(folder) == before
+
+
+@pytest.mark.parametrize("name", ["~", "-n", "a b", "$(x)", "new\nline"])
+def test_a_folder_may_have_any_name(recommender, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    recommender.save_pretrained(name)
+    assert len(Recommender.from_pretrained(name).items) == N_ITEMS
+
+
 def test_equal_recommenders_are_equal_folders(recommender, folder, tmp_path):
     recommender.save_pretrained(tmp_path / "again")
     Recommender.from_pretrained(folder).save_pretrained(tmp_path / "third")
@@ -366,7 +382,7 @@ def test_a_recommender_of_other_data_is_refused_before_its_models_are_read(recom
         Recommender.from_pretrained(folder, fingerprint="ffff")
 
 
-@pytest.mark.parametrize("wrong", [{"seed": np.int64(3)}, {"loss": float("nan")}, {"data": b"shop"}])
+@pytest.mark.parametrize("wrong", [{"seed": np.int64(3)}, {"loss": float("nan")}, {"data": b"shop"}, [1], "shop"])
 def test_provenance_is_json(recommender, folder, wrong):
     before = content_of(folder)
     with pytest.raises(ValueError, match=r"provenance is .*, expected what JSON holds"):
