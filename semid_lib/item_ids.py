@@ -100,7 +100,8 @@ class ItemIds:
         UnknownItemError
             If an id is not in the catalogue; the message gives its position.
         """
-        item_ids, row_of = list(item_ids), self.row_of
+        item_ids = item_ids.tolist() if hasattr(item_ids, "tolist") else list(item_ids)  # NumPy's integers as Python's
+        row_of = self.row_of
         found = [row_of.get(str(item_id), -1) if type(item_id) in (int, str) else -1 for item_id in item_ids]
         if -1 not in found:  # the fast way: a service reads 64,000 ids of one request
             return np.array(found, dtype=np.int64)

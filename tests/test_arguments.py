@@ -74,6 +74,7 @@ def test_histories_of_any_kind_of_list_are_taken(recommender_to_serve, shop):
         pd.Series(table.tolist(), index=["ann", "bob"]),
         users.groupby("user")["item"].agg(list),
         [pd.Series(row) for row in table],
+        torch.tensor(table.tolist()),
         (iter(row) for row in table.tolist()),
         [[str(item) for item in row] for row in table.tolist()],
     ):
