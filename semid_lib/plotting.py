@@ -157,7 +157,9 @@ def draw_map(axis, places: np.ndarray, groups: Sequence, members: Sequence, meth
         As in `labels`.
     """
     names, groups = labels(members, kind=kind), pd.Series(list(groups), dtype=object)
-    axis.scatter(*places.T, s=4, color=_GREY, label="other")
+    others = ~groups.isin(list(members)).to_numpy()
+    if others.any():
+        axis.scatter(*places[others].T, s=4, color=_GREY, label="other")
     for at, (member, name) in enumerate(zip(members, names.drawn, strict=True)):
         axis.scatter(*places[(groups == member).to_numpy()].T, s=6, color=plt.get_cmap("tab10")(at), label=name)
     axis.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")

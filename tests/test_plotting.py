@@ -41,6 +41,13 @@ def test_examples():
     assert doctest.testmod(plotting).failed == 0
 
 
+def test_items_of_no_group_that_is_drawn_are_other():
+    _, axis = plt.subplots()
+    plotting.draw_map(axis, np.zeros((3, 2)), ["a", "b", "c"], ["b"], "PCA")
+    assert [text.get_text() for text in axis.legend().get_texts()] == ["other", "b"]
+    assert [len(dots.get_offsets()) for dots in axis.collections] == [2, 1]
+
+
 @settings(max_examples=60)
 @given(NAMES)
 @example(["Ba$$", "Ba$$ 2", "$x^$", "_a", "_b", ""])
@@ -56,8 +63,8 @@ def test_any_names_give_as_many_bars_and_legend_entries(names):
     plt.close(figure)
     ticks = [label.get_text() for label in left.get_yticklabels()]
     assert len(left.patches) == len(set(ticks)) == len(names)
-    assert len(legend.get_texts()) == len(names) + 1
-    assert all(len(collection.get_offsets()) == 1 for collection in right.collections[1:])
+    assert len(legend.get_texts()) == len(names)  # "other" has no item, and no entry
+    assert all(len(collection.get_offsets()) == 1 for collection in right.collections)
     numbered = [tick for tick in ticks if tick.startswith("label ")]
     assert len(note.splitlines()) <= len(numbered) + 1
 
