@@ -172,7 +172,7 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(BIN)/python -m semid_lib.report publish "$$DATA" "$$SCALE"
 
-bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving
+bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving, random requests
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data="$$DATA"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
@@ -180,6 +180,7 @@ bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decodi
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model "$$($(CHAPTER) folder $(ON))/recommender" --data="$$DATA"
 	$(BIN)/python tests/bench/serving.py --model "$$($(CHAPTER) folder $(ON))/service" --data="$$DATA"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/fuzz.py
 
 # the tag is read by the shell alone: a name that somebody chose must not be expanded by make
 RELEASE := artefacts/release
