@@ -186,8 +186,8 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# A category tree has the labels as its first code, so its purity says nothing. The comparison that counts is between
-# the learned codes and random ones: what is above zero was found from text alone.
+# A category tree has the labels as its first code, so its purity is high by construction. Compare the learned codes with
+# random ones: purity above theirs was found from text alone.
 #
 # *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors (or all, if there are
 # fewer), what share lies under its prefix?

@@ -371,7 +371,7 @@ plt.show()
 
 # %% [markdown]
 # *Figure 2.* How hard each kind is for dense retrieval that was trained on other text. The grey line marks
-# [Recall@10](../book/notation.md "Recall@K"); kinds stand in its order. A query of the data set that several items
+# [Recall@10](../book/notation.md "Recall@K"); kinds are sorted by it. A query of the data set that several items
 # answer counts for each of them in part, so its line is Recall@$K$ as well.
 
 # %%

@@ -551,8 +551,8 @@ plt.show()
 #
 # The other side is what the lists hold, hit or not. *[Coverage](../book/notation.md "coverage")* is the share of the
 # catalogue that is in anybody's first ten; *popularity* the mean number of training interactions of an item shown; the
-# rest are shares of places. What users chose by themselves stands in the first line; they chose one item each, so their
-# coverage cannot be compared.
+# rest are shares of ranks. The first line has the items that users chose; each chose one item, so their coverage cannot
+# be compared.
 
 # %%
 lists = {"targets": test.targets[:, None]}

@@ -5,7 +5,7 @@ loss is the full cross-entropy over the catalogue instead of one negative an ite
 between the strong and the weak figures that go by this name (Petrov & Macdonald 2023; Klenitskiy & Vasilev 2023). And
 a learned start precedes the first item, so that an empty history has an answer, too. Items without interactions are
 trained as wrong answers alone: the cross-entropy moves their vectors away from every context, much in the same way for
-all of them. Their scores say nothing about the single item, so SASRec cannot recommend new items.
+all of them. Their scores do not tell one such item from another, so SASRec cannot recommend new items.
 """
 
 from collections.abc import Sequence
