@@ -16,7 +16,7 @@
 # | --- | --- |
 # | reads | the data set `DATA` |
 # | writes | `embeddings`: one text vector per item |
-# | runs in | seconds at `smoke`; a minute or two at `laptop`, once: vectors are cached |
+# | runs in | a minute or two at `smoke` and at `laptop`, once: vectors are cached |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv

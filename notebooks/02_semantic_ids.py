@@ -18,7 +18,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01) |
 # | writes | `semantic_ids`: codes, disambiguation codes and codebooks; a folder of the same in files that others read |
-# | runs in | seconds at `smoke`; a minute or two at `laptop`, most of it for the RQ-VAE |
+# | runs in | under a minute at `smoke`; a minute or two at `laptop`, most of it for the RQ-VAE |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv

@@ -18,7 +18,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02) |
 # | writes | result rows |
-# | runs in | seconds at `smoke`; a minute or two at `laptop` |
+# | runs in | under a minute at `smoke`; a minute or two at `laptop` |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv

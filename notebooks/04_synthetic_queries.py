@@ -18,7 +18,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01); the queries of the data set, if any, to compare with, never to train on |
 # | writes | `synthetic_queries`: the queries for training and test, and their vectors (`queries.load_queries` reads both); result rows |
-# | runs in | seconds at `smoke`; minutes at `laptop`, and far less the second time: vectors are cached |
+# | runs in | under a minute at `smoke`; minutes at `laptop`, and far less the second time: vectors are cached |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl

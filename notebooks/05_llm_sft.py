@@ -22,7 +22,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `synthetic_queries` (chapter 04); the queries of the data set, if any, for the test alone |
 # | writes | `recommender_light` and `recommender_llm`: folders for `Recommender.from_pretrained`; `sft_run`: checkpoints, which may be deleted; result rows |
-# | runs in | seconds at `smoke`; at `laptop` minutes for the demo shop and up to an hour for a large catalogue; `full` wants a GPU |
+# | runs in | under a minute at `smoke`; at `laptop` minutes for the demo shop and up to an hour for a large catalogue; `full` wants a GPU |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl

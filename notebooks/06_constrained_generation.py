@@ -20,7 +20,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02) |
 # | writes | `prefix_trie.safetensors`, which maps into memory; result rows |
-# | runs in | seconds at `smoke`; minutes at `laptop`, most of it training |
+# | runs in | under a minute at `smoke`; minutes at `laptop`, most of it training |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl

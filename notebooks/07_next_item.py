@@ -22,7 +22,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), the histories of `DATA` |
 # | writes | `recommender/` and `tiger/`: folders for `Recommender.from_pretrained` and `Tiger.from_pretrained`; `runs/`: trained once, found again, may be deleted; result rows |
-# | runs in | seconds at `smoke`; minutes at `laptop` on the demo shop, hours on the Beauty benchmark, most of them for TIGER (see the last cell) |
+# | runs in | a minute or two at `smoke`; minutes at `laptop` on the demo shop, hours on the Beauty benchmark, most of them for TIGER (see the last cell) |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv

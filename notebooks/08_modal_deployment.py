@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.modal_app measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, where there are models for both; result rows |
-# | runs in | seconds at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
+# | runs in | a minute or two at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl

@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02); published rows of `tests/bench/growth.py` and `distributed.py` |
 # | writes | result rows |
-# | runs in | seconds at `smoke`; about a minute at `laptop`, on one thread |
+# | runs in | under a minute at `smoke`; about a minute at `laptop`, on one thread |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl
