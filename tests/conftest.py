@@ -40,6 +40,11 @@ class Shop(NamedTuple):
     histories: list[np.ndarray]  # item rows, 2 to 12 of them
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that no worker waits for another in the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def artefacts_elsewhere(tmp_path_factory):
     """Whatever asks for the default folder of artefacts gets a temporary one."""
