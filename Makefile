@@ -122,7 +122,7 @@ TEST_FOLDER := artefacts/tests
 # on tensors this small one thread is as fast as two, and several times faster beside another busy process
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) $(VENV)/dvc/installed ## unit tests, doctests, and every chapter at smoke
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 	rm -rf $(TEST_FOLDER) && mkdir -p $(TEST_FOLDER)/notebooks
 	for chapter in $(CHAPTERS); do \
 		$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(TEST_FOLDER)/notebooks/$$chapter.ipynb notebooks/$$chapter.py && \
