@@ -317,8 +317,9 @@ def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(recommender_to_s
     seconds, n_kills = time.monotonic() - start, 0
     while n_kills < 10:  # as often as it takes: a run that was resumed has less to do
         output.write_text("the old output")
-        while not killed(lambda: predict(recommender_to_serve, "", many, output), draw.uniform(0.02, 0.8) * seconds):
-            n_kills += 1
+        longest = 0.8 * seconds  # it grows, so that a slow start comes further in the end
+        while not killed(lambda: predict(recommender_to_serve, "", many, output), draw.uniform(0.02, 1) * longest):
+            n_kills, longest = n_kills + 1, 1.3 * longest
             assert output.read_bytes() in (b"the old output", whole.read_bytes())
         assert contents(output) == contents(whole)
         assert sorted(tmp_path.glob("out*")) == [output, Path(f"{output}.rejected")]
