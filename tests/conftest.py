@@ -1,6 +1,7 @@
 """What several test files need: a shop small enough to rank exhaustively, and a place to write to."""
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -43,6 +44,20 @@ class Shop(NamedTuple):
 def pytest_collection_modifyitems(items):
     """The longest file first, so that no worker waits for another in the end."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Remove handlers that a command left: the stream of its test is closed, so that each later line would fail.
+
+    A handler that fails formats a traceback, for which Python 3.11 parses code. In the thread of a service this can
+    collide with Hypothesis, which parses code, too: SystemError, "AST constructor recursion depth mismatch".
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
