@@ -615,7 +615,8 @@ def test_the_log_tells_how_it_went_and_nothing_about_users(client, ids, caplog):
         ("POST", "/recommend", 422),
     ]
     assert lines[0]["history"] == 2 and lines[0]["k"] == 3 and lines[0]["ms"] > 0
-    text = json.dumps(lines)
+    # the digits of an item id may occur in a time by chance
+    text = json.dumps([{key: value for key, value in line.items() if key not in ("time", "ms")} for line in lines])
     for private in (str(ids[7]), str(ids[9]), "seventeen", "ann-77", "tiger", "secret", "987654"):
         assert private not in text
 
@@ -626,7 +627,7 @@ def test_metrics_count_requests_by_template(client, ids):
     text = client.get("/metrics").text
     assert 'semid_requests_total{method="GET",path="/items/{item_id}",status="200"} 2.0' in text
     assert "semid_waiting 0.0" in text and "process_resident_memory_bytes" in text
-    assert str(ids[0]) not in text
+    assert f"/items/{ids[0]}" not in text
 
 
 def test_what_a_client_makes_up_is_neither_counted_nor_logged(client, caplog):
