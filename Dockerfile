@@ -4,7 +4,7 @@
 #   docker run --rm --init --network none -v "$PWD/recommender:/model:ro" -v "$PWD:/data" --user "$(id -u)" semid \
 #       --model /model --input-path histories.txt --output-path preds.csv --topk 10
 #   docker run --rm --init --stop-timeout 30 -p 127.0.0.1:8080:8080 -e SEMID_TOKEN \
-#       -v "$PWD/recommender:/model:ro" --entrypoint python semid -m semid_lib.web --model /model --host 0.0.0.0
+#       -v "$PWD/recommender:/model:ro" --entrypoint python semid -m semid_lib.serving.http.web --model /model --host 0.0.0.0
 #
 # As it stands pip takes the torch that brings CUDA, several GB which a CPU never uses. For the small CPU build name an
 # index that has it: docker build --build-arg PIP_EXTRA_INDEX_URL=...
@@ -28,5 +28,5 @@ USER 10001
 WORKDIR /data
 VOLUME /model
 EXPOSE 8080
-ENTRYPOINT ["python", "-m", "semid_lib.predict"]
+ENTRYPOINT ["python", "-m", "semid_lib.serving.predict"]
 CMD ["--help"]

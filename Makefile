@@ -66,16 +66,16 @@ run book sweep: export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ?
 $(firstword $(CHAPTERS)): export OMP_NUM_THREADS := $(ALONE)
 endif
 
-# A chapter is a target without a file: `semid_lib.chapters` knows from digests whether it is up to date, and where its
+# A chapter is a target without a file: `semid_lib.workbench.chapters` knows from digests whether it is up to date, and where its
 # artefacts are. FORCED chapters run in any case.
-CHAPTER := $(BIN)/python -m semid_lib.chapters
+CHAPTER := $(BIN)/python -m semid_lib.workbench.chapters
 needs = $(shell sed -n 's/^$(1)://p' notebooks/needs.txt)
 $(foreach chapter,$(CHAPTERS),$(eval $(chapter): $(call needs,$(chapter))))
 .PHONY: $(CHAPTERS)
 $(CHAPTERS): | $(INSTALLED)
 	@$(CHAPTER) run $@ $(ON) $(if $(filter $@,$(FORCED)),,--if-stale) $(if $(filter 1,$(JOBS)),--progress)
 
-# the models of chapter 07 are trained side by side, and beside other chapters; it finds them (semid_lib/next_item.py)
+# the models of chapter 07 are trained side by side, and beside other chapters; it finds them (semid_lib/next_item/recipes.py)
 ifneq ($(JOBS),1)
 TRAINED := $(foreach model,timeline tiger sasrec,train-$(model))
 .PHONY: $(TRAINED)
@@ -139,7 +139,7 @@ run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs,
 sweep: | $(INSTALLED) ## run a chapter at each point of a grid: NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'
 	@test -n "$(NOTEBOOK)" && test -n "$(SWEEP)" || { echo "name NOTEBOOK=... and SWEEP='KEY=VALUE,VALUE ...'" >&2; exit 1; }
 	@$(MAKE) --no-print-directory --jobs $(JOBS) WANTED="$(call needs,$(NOTEBOOK))" wanted
-	@$(BIN)/python -m semid_lib.sweep $(NOTEBOOK) $(SWEEP) $(ON) --jobs $(JOBS)
+	@$(BIN)/python -m semid_lib.workbench.sweep $(NOTEBOOK) $(SWEEP) $(ON) --jobs $(JOBS)
 
 pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); then .venv/dvc/bin/dvc metrics show, push, pull
 	$(VENV)/dvc/bin/dvc repro
@@ -147,7 +147,7 @@ pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); 
 PORT ?= 5000
 ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (PORT=5000)
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(VENV)/ui/bin/python -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib import tracking; print(tracking.uri())')"
+		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib.workbench import tracking; print(tracking.uri())')"
 
 book: | $(INSTALLED) ## run what is out of date and build the book
 	@$(call chapters,$(IN_TURN))
@@ -170,7 +170,7 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
-	$(BIN)/python -m semid_lib.report publish "$$DATA" "$$SCALE"
+	$(BIN)/python -m semid_lib.evaluation.report publish "$$DATA" "$$SCALE"
 
 bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving, random requests
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data="$$DATA"

@@ -30,12 +30,15 @@ import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
-from semid_lib import data, distributed, embed, plotting, scale, store
-from semid_lib.text import one_line
+from semid_lib.data import dataset
+from semid_lib.evaluation import plotting
+from semid_lib.ids import embed
+from semid_lib.workbench import scale, store, workers
+from semid_lib.workbench.text import one_line
 
 plotting.use()
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 print(shelf.origin())
@@ -67,7 +70,7 @@ shop.items[columns].sample(min(6, len(shop.items)), random_state=SEED)
 # %%
 TOP = 15
 labels = {
-    "leaf category": data.leaf_categories(shop.items),
+    "leaf category": dataset.leaf_categories(shop.items),
     "brand": shop.items.get("brand", pd.Series([""] * len(shop.items))),
 }
 
@@ -151,7 +154,7 @@ toy = embed.normalize(np.array([[3.0, 4.0], [6.0, 8.0], [-4.0, 3.0]]))
 
 # %%
 texts = embed.item_texts(shop.items)
-run = distributed.chosen()  # in this process, if SEMID_WORKERS says nothing else
+run = workers.chosen()  # in this process, if SEMID_WORKERS says nothing else
 kept = shelf.cache("embeddings")
 vectors = embed.embed(texts, EMBEDDER, cache=kept, progress=True, run=run)
 unit = embed.normalize(vectors)

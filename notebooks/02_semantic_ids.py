@@ -32,21 +32,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from semid_lib import (
-    codebooks,
-    data,
-    embed,
-    quantize,
-    rqvae,
-    scale,
-    semantic_ids,
-    store,
-    trie,
-)
-from semid_lib.text import one_line
+from semid_lib.data import dataset
+from semid_lib.decoding import trie
+from semid_lib.ids import codebooks, embed, quantize, rqvae, semantic_ids
+from semid_lib.workbench import scale, store
+from semid_lib.workbench.text import one_line
 
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 vectors = embed.normalize(shelf.load("embeddings")["vectors"])

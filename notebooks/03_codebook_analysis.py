@@ -30,24 +30,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from semid_lib import (
+from semid_lib.data import dataset
+from semid_lib.decoding import trie
+from semid_lib.evaluation import plotting
+from semid_lib.ids import (
     codebooks,
-    controls,
-    data,
+    control_codes,
     embed,
     new_items,
-    plotting,
     quantize,
-    scale,
     semantic_ids,
-    store,
-    trie,
 )
-from semid_lib.text import one_line
+from semid_lib.workbench import scale, store
+from semid_lib.workbench.text import one_line
 
 plotting.use()
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 vectors = embed.normalize(shelf.load("embeddings")["vectors"])
@@ -59,7 +58,7 @@ if len(vectors) < 100:
     print(f"{len(vectors)} items are too few to judge codes: that takes 100")
 
 # %%
-labels = {"leaf category": data.leaf_categories(shop.items)}
+labels = {"leaf category": dataset.leaf_categories(shop.items)}
 labels["brand"] = shop.items.get("brand", pd.Series([""] * len(shop.items)))
 kind = max(labels, key=lambda name: (labels[name] != "").sum())  # the fuller column
 label = labels[kind].to_numpy()
@@ -74,10 +73,12 @@ known = label != ""
 methods = {
     "residual k-means": saved["kmeans_codes"],
     "RQ-VAE": saved["rqvae_codes"],
-    "random codes": controls.random_codes(len(vectors), n_levels, K, SEED).codes,
+    "random codes": control_codes.random_codes(len(vectors), n_levels, K, SEED).codes,
 }
 if known.mean() > 0.5:
-    tree = controls.fit_category_tree(vectors, label.tolist(), n_levels, K, seed=SEED)
+    tree = control_codes.fit_category_tree(
+        vectors, label.tolist(), n_levels, K, seed=SEED
+    )
     methods["category tree"] = tree.codes
 COLOURS = {
     "residual k-means": "tab:blue",

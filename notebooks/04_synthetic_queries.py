@@ -40,24 +40,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from semid_lib import (
-    data,
-    distributed,
-    embed,
-    metrics,
-    plotting,
-    queries,
-    query_llm,
-    query_templates,
-    scale,
-    store,
-)
-from semid_lib.endpoint import Endpoint, EndpointError
-from semid_lib.text import one_line
+from semid_lib.data import dataset
+from semid_lib.evaluation import metrics, plotting
+from semid_lib.ids import embed
+from semid_lib.queries import llm_queries, synthesis, templates
+from semid_lib.queries.endpoint import Endpoint, EndpointError
+from semid_lib.workbench import scale, store, workers
+from semid_lib.workbench.text import one_line
 
 plotting.use()
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 saved = shelf.load("embeddings")
@@ -87,7 +80,7 @@ if len(shop.items) < 100:
 # %%
 example = int(np.argsort(titles.str.len().to_numpy(), kind="stable")[len(titles) // 2])
 item = shop.items.iloc[example]
-leaf = data.leaf_categories(shop.items)[example]
+leaf = dataset.leaf_categories(shop.items)[example]
 fields = {"title": titles[example], "brand": item.get("brand", ""), "category": leaf}
 fields["description"] = embed.plain_text(item.get("description", ""))[:300]
 for name, text in fields.items():
@@ -95,7 +88,7 @@ for name, text in fields.items():
     print(textwrap.fill(shown, 80))
 
 # %%
-title_words = query_templates.words(fields["title"])
+title_words = templates.words(fields["title"])
 thing = leaf.lower() or " ".join(title_words[-2:])
 by_hand = {
     "three neighbouring words": " ".join(title_words[-3:]),
@@ -134,12 +127,12 @@ WEIGHTS = {"need": 2, "typo": 2}
 n_per_item = sizes.queries_per_item if len(shop.items) >= 20 else 8
 n_items = min(len(shop.items), sizes.queried_items or len(shop.items))
 queried = np.sort(rng.permutation(len(shop.items))[:n_items])
-by_templates = queries.synthesize(
+by_templates = synthesis.synthesize(
     shop.items,
     n_per_item,
     seed=SEED,
     weights=WEIGHTS,
-    run=distributed.chosen(),
+    run=workers.chosen(),
 )
 asked = by_templates[by_templates["item"].isin(queried)].reset_index(drop=True)
 n_without = n_items - asked["item"].nunique()
@@ -150,7 +143,7 @@ print(f"{n_without} of which have no text to ask with")
 
 # %%
 drawn = asked.sample(frac=1, random_state=SEED).drop_duplicates("kind").set_index("kind")
-drawn = drawn.reindex(query_templates.KINDS).dropna()
+drawn = drawn.reindex(templates.KINDS).dropna()
 pd.DataFrame(
     {
         "queries": asked["kind"].value_counts()[drawn.index],
@@ -173,12 +166,12 @@ pd.DataFrame(
 # 2022)](../book/references.bib "reddy2022").
 
 # %%
-title_sets = [set(query_templates.words(title)) for title in titles]
+title_sets = [set(templates.words(title)) for title in titles]
 
 
 def looks(pairs):
     """Number of words of each query, and the share of them that the title has."""
-    split = [query_templates.words(query) for query in pairs["query"]]
+    split = [templates.words(query) for query in pairs["query"]]
     shared = [
         np.mean([word in title_sets[row] for word in words]) if words else 0.0
         for words, row in zip(split, pairs["item"], strict=True)
@@ -237,7 +230,7 @@ plt.show()
 
 # %%
 text = embed.item_texts(shop.items.iloc[[example]])[0]
-for message in query_llm.messages(text, 8):
+for message in llm_queries.messages(text, 8):
     print(f"--- {message['role']}")
     for line in message["content"].splitlines():
         print(textwrap.fill(line, 80))
@@ -246,7 +239,7 @@ for message in query_llm.messages(text, 8):
 # The answer must be a list of objects like this, which servers that know JSON schemas enforce:
 
 # %%
-query_llm.answer_schema()["properties"]["queries"]["items"]["properties"]
+llm_queries.answer_schema()["properties"]["queries"]["items"]["properties"]
 
 # %% [markdown]
 # Other servers do not, so every answer is read with suspicion. These were **written by hand** to show how:
@@ -263,7 +256,7 @@ answers = {
 
 def read(answer):
     try:
-        return query_llm.parse_answer(answer, 8)
+        return llm_queries.parse_answer(answer, 8)
     except ValueError as error:
         return f"ValueError: {error}"
 
@@ -283,7 +276,7 @@ source = Endpoint(
 )
 kept_answers = shelf.cache("language_model_queries")
 prices = {"price_prompt": PRICE_PROMPT, "price_completion": PRICE_COMPLETION}
-estimate = query_llm.estimate_cost(
+estimate = llm_queries.estimate_cost(
     shop.items.iloc[queried], n_per_item, source, cache=kept_answers, **prices
 )
 counts = {name: f"{value:,}" for name, value in estimate._asdict().items()}
@@ -296,7 +289,7 @@ else:
     some = queried[: LLM_ITEMS or None]
     few = shop.items.iloc[some].reset_index(drop=True)
     try:
-        told = query_llm.ask(few, n_per_item, source, cache=kept_answers, progress=True)
+        told = llm_queries.ask(few, n_per_item, source, cache=kept_answers, progress=True)
         found = told.queries.assign(item=some[told.queries["item"]])
         asked = pd.concat([asked, looks(found)], ignore_index=True)
         print(MODEL, told.counts, *told.failed["reason"].unique()[:3], sep="\n")
@@ -313,7 +306,7 @@ else:
 # {eq}`eq-bayes` has a right answer for it, which is all of them.
 
 # %%
-kept, report = queries.filter_queries(asked, titles)
+kept, report = synthesis.filter_queries(asked, titles)
 report.set_index("filter")
 
 # %% [markdown]
@@ -328,7 +321,7 @@ report.set_index("filter")
 
 # %%
 plane = np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]])
-queries.round_trip_ranks([0, 2], np.array([[0.15, 1.0], [0.15, 1.0]]), plane)
+synthesis.round_trip_ranks([0, 2], np.array([[0.15, 1.0], [0.15, 1.0]]), plane)
 
 # %%
 texts = [*kept["query"], *(real["query"] if real is not None else [])]
@@ -337,14 +330,14 @@ vectors = embed.embed(
     saved.facts["embedder"],
     cache=shelf.cache("embeddings"),
     progress=True,
-    run=distributed.chosen(),
+    run=workers.chosen(),
 )
 query_vectors, real_vectors = vectors[: len(kept)], vectors[len(kept) :]
 kept = kept.assign(
-    rank=queries.round_trip_ranks(kept["item"], query_vectors, item_vectors)
+    rank=synthesis.round_trip_ranks(kept["item"], query_vectors, item_vectors)
 )
 if real is not None:
-    real["rank"] = queries.round_trip_ranks(real["item"], real_vectors, item_vectors)
+    real["rank"] = synthesis.round_trip_ranks(real["item"], real_vectors, item_vectors)
 # what a language model wrote is one family, named after it
 family = kept["kind"].where(kept["source"] == "templates", kept["source"])
 
@@ -428,7 +421,7 @@ some_lost[["query", "kind", "rank"]].assign(
 # has:
 
 # %%
-as_words = kept["query"].map(query_templates.words)
+as_words = kept["query"].map(templates.words)
 pairs = as_words.map(lambda w: [" ".join(two) for two in pairwise(w)]).explode().dropna()
 kind_of_pair = kept["kind"][pairs.index]
 only_here = kind_of_pair.groupby(pairs.to_numpy()).transform("nunique") == 1
@@ -449,9 +442,9 @@ HELD_OUT = ("question", "brand_words")
 held_out = [kind for kind in HELD_OUT if (kept["kind"] == kind).any()]
 if kept["kind"].isin(held_out).mean() > 0.5:  # so few queries that none might be left
     held_out = []
-split = queries.split_queries(kept, seed=SEED, held_out_kinds=held_out)
-own_keys = set(real["query"].map(queries.query_key)) if real is not None else set()
-by_chance = split.train["query"].map(queries.query_key).isin(own_keys)
+split = synthesis.split_queries(kept, seed=SEED, held_out_kinds=held_out)
+own_keys = set(real["query"].map(synthesis.query_key)) if real is not None else set()
+by_chance = split.train["query"].map(synthesis.query_key).isin(own_keys)
 train = split.train[~by_chance & (split.train["rank"] <= K)]
 still_known = split.test["item"].isin(train["item"])
 test = split.test[still_known | split.test["cell"].str.startswith("unseen item")]
@@ -465,7 +458,7 @@ print(f"{by_chance.sum()} left the training because the data set asks the same")
 # what does dense retrieval find, with and without the lost queries?
 
 # %%
-train_words = train["query"].map(query_templates.words)
+train_words = train["query"].map(templates.words)
 used_for = train_words.groupby(train["item"]).agg(lambda parts: set().union(*parts))
 used_at_all = set().union(*train_words)
 
@@ -475,7 +468,7 @@ def share_new(words, used):
     return np.mean([word not in used for word in words]) if used else np.nan
 
 
-test_words = test["query"].map(query_templates.words)
+test_words = test["query"].map(templates.words)
 sets = [used_for.get(row) for row in test["item"]]
 test = test.assign(
     new_for_item=list(map(share_new, test_words, sets)),
@@ -507,7 +500,7 @@ cells.round(3).astype(object).fillna("–")
 # %%
 position = pd.Series(np.arange(len(kept)), index=kept.index)
 columns = ["item", "query", "kind", "source", "rank"]
-queries.save_queries(
+synthesis.save_queries(
     shelf,
     train[columns],
     test[[*columns, "cell"]],
@@ -517,7 +510,7 @@ queries.save_queries(
     held_out_kinds=held_out,
     seed=SEED,
 )
-back = queries.load_queries(shelf)
+back = synthesis.load_queries(shelf)
 assert back.train["query"].tolist() == train["query"].tolist()
 pd.Series({name: getattr(back, name).shape for name in back._fields}).to_frame("shape")
 

@@ -44,33 +44,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from semid_lib import (
-    base_models,
-    codebooks,
-    data,
-    embed,
-    evaluate,
-    generative,
-    metrics,
-    plotting,
-    queries,
-    query_model,
-    retrieval,
-    scale,
-    semantic_ids,
-    sft,
-    sft_examples,
-    store,
-    vocabulary,
-)
-from semid_lib import training as train
-from semid_lib.recommender import Recommender
-from semid_lib.text import one_line
-from semid_lib.trie import PrefixTrie
+from semid_lib.data import dataset
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.evaluation import evaluate, metrics, plotting
+from semid_lib.ids import codebooks, embed, semantic_ids
+from semid_lib.llm import base_models, examples, fine_tuning, vocabulary
+from semid_lib.llm import llm_search as generative
+from semid_lib.queries import synthesis
+from semid_lib.search import hybrid_ranker, retrieval
+from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import scale, store
+from semid_lib.workbench import training as train
+from semid_lib.workbench.text import one_line
 
 plotting.use()
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 rng = np.random.default_rng(SEED)
@@ -86,7 +75,7 @@ ids = semantic_ids.SemanticIDs(
     saved["codes"], saved["disambiguation_code"], saved.facts["codebook_size"]
 )
 trie = PrefixTrie.build(ids.unique)
-asked = queries.load_queries(shelf)
+asked = synthesis.load_queries(shelf)
 print(f"{len(asked.train):,} queries to learn from, {len(asked.test):,} held out")
 
 # %% [markdown]
@@ -141,7 +130,7 @@ if base_model:
     model, tokenizer = base_models.load_base(base_model)
 else:
     shape = (sizes.lm_vocabulary, sizes.lm_dim, sizes.lm_layers, sizes.lm_heads)
-    questions = map(sft_examples.TASKS["query_to_id"][0].format, asked.train["query"])
+    questions = map(examples.TASKS["query_to_id"][0].format, asked.train["query"])
     corpus = [*item_texts, *questions]
     model, tokenizer = base_models.small_model(corpus, *shape, seed=SEED, embed=encode)
 n_words = len(tokenizer)
@@ -192,8 +181,8 @@ if "description" in known:
     known["description"] = known["description"].where(is_taught, "")
 histories = None
 if shop.histories is not None:
-    past = data.leave_one_out(shop.histories, allow_empty=True).train
-    histories = data.Histories.from_lists([h[is_taught[h]] for h in past])
+    past = dataset.leave_one_out(shop.histories, allow_empty=True).train
+    histories = dataset.Histories.from_lists([h[is_taught[h]] for h in past])
 wanted = asked.train["item"].to_numpy(copy=True)  # what is read from a file is read-only
 material = {"queries": (asked.train["query"].tolist(), wanted), "histories": histories}
 print("without histories" if histories is None else f"{len(histories):,} histories")
@@ -202,12 +191,12 @@ print("without histories" if histories is None else f"{len(histories):,} histori
 # One example of each kind, as the model reads it: question, answer, end. What stands here is exactly what is tokenized.
 
 # %%
-every_task = dict.fromkeys(sft_examples.TASKS, 1)
-few = sft_examples.training_rows(
+every_task = dict.fromkeys(examples.TASKS, 1)
+few = examples.training_rows(
     known, ids, 25, **material, weights=every_task, n_phrasings=1, seed=SEED
 )
 example_of = {row["task"]: row for row in few}
-for task in sft_examples.TASKS:
+for task in examples.TASKS:
     print(f"--- {task}" + ("" if task in example_of else ": nothing to teach it from"))
     if task in example_of:
         row = example_of[task]
@@ -224,9 +213,9 @@ for task in sft_examples.TASKS:
 # language, and every other kind would take examples from these.
 
 # %%
-weights = sft_examples.WEIGHTS if base_model else {"query_to_id": 5, "title_to_id": 1}
+weights = examples.WEIGHTS if base_model else {"query_to_id": 5, "title_to_id": 1}
 n_rows = min(sizes.lm_rows, sizes.lm_rows_per_item * len(ids))
-rows = sft_examples.training_rows(
+rows = examples.training_rows(
     known,
     ids,
     n_rows,
@@ -255,9 +244,9 @@ taught.groupby("task")["example"].agg(examples="size", different="nunique")
 
 # %%
 config = (
-    sft.FineTuning(seed=SEED)
+    fine_tuning.FineTuning(seed=SEED)
     if base_model
-    else sft.FineTuning(
+    else fine_tuning.FineTuning(
         method="full",
         row_steps=0,  # from scratch all rows are new: no first stage
         n_epochs=1,
@@ -269,7 +258,7 @@ config = (
         seed=SEED,
     )
 )
-tokenized = sft_examples.tokenize(rows, tokenizer, config.max_length)
+tokenized = examples.tokenize(rows, tokenizer, config.max_length)
 
 # %%
 one = min(
@@ -294,8 +283,8 @@ pd.DataFrame(
 # backward pass. Time is the number of tokens divided by a speed, which a few batches tell:
 
 # %%
-speed = sft.measured_speed(model, tokenized, config, tokens)
-cost = sft.estimate(model, tokenized, config, tokens, speed)
+speed = fine_tuning.measured_speed(model, tokenized, config, tokens)
+cost = fine_tuning.estimate(model, tokenized, config, tokens, speed)
 n_steps = {stage: config.n_steps(stage, len(rows)) for stage in config.stages}
 print(f"{len(rows):,} examples, steps: {n_steps}")
 print(f"{speed:,.0f} tokens a second, so about {cost.seconds / 60:.1f} minutes")
@@ -311,8 +300,8 @@ print(f"{cost.training_gib:.2f} to train them, {cost.activations_gib:.2f} for a 
 # a second that gives an order of magnitude. The tokens are counted by the tokenizer of this run.
 
 # %%
-known_costs = sft.estimate_known(
-    tokenized, sum(map(len, tokens)), sft.FineTuning(), operations_per_second=1e14
+known_costs = fine_tuning.estimate_known(
+    tokenized, sum(map(len, tokens)), fine_tuning.FineTuning(), operations_per_second=1e14
 )
 known_costs.style.format("{:.2g}", subset=known_costs.columns[2:])
 
@@ -324,7 +313,7 @@ else:
     print("nothing on this page says how well a model of 4 billion parameters would do.")
 
 # %%
-tuned = sft.fine_tune(
+tuned = fine_tuning.fine_tune(
     model,
     tokenizer,
     rows,
@@ -390,10 +379,10 @@ few_scores = (
     dense.scores(few["query"], asked.train_vectors[few.index]),
     bm25.scores(few["query"].tolist()),
 )
-w = query_model.balanced_weight(*few_scores)
+w = hybrid_ranker.balanced_weight(*few_scores)
 torch.manual_seed(SEED)
-shape = query_model.QueryModelConfig(ids.sizes, item_vectors.shape[1], word_weight=w)
-light = query_model.QueryModel(shape, ids.unique, item_vectors)
+shape = hybrid_ranker.QueryModelConfig(ids.sizes, item_vectors.shape[1], word_weight=w)
+light = hybrid_ranker.QueryModel(shape, ids.unique, item_vectors)
 light_search = generative.LightSearch(light, bm25, embedded.facts["embedder"])
 print(f"w = {w:.3f}")
 
@@ -600,7 +589,7 @@ print(f"{embedding_ms:.1f} ms to embed a query")
 
 # %%
 by_cell = evaluate.group_table(synthetic, sample["cell"])
-by_cell.loc[[cell for cell in queries.CELLS if cell in by_cell.index]].round(3)
+by_cell.loc[[cell for cell in synthesis.CELLS if cell in by_cell.index]].round(3)
 
 # %% [markdown]
 # **New items.** Recall@10 on items without training queries, divided by that on the others (*new / old*): 1 would mean

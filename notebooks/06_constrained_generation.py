@@ -38,24 +38,18 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from semid_lib import (
-    data,
-    decode,
-    embed,
-    metrics,
-    peers,
-    rules,
-    scale,
-    scorers,
-    semantic_ids,
-    store,
-)
-from semid_lib import training as train
-from semid_lib.text import one_line
-from semid_lib.trie import PrefixTrie
+from semid_lib.data import dataset
+from semid_lib.decoding import beam_search, rules, scorers
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.evaluation import metrics
+from semid_lib.ids import embed, semantic_ids
+from semid_lib.studies import other_decoders
+from semid_lib.workbench import scale, store
+from semid_lib.workbench import training as train
+from semid_lib.workbench.text import one_line
 
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 rng = np.random.default_rng(SEED)
@@ -241,7 +235,7 @@ sampled = items_named(model.generate(**contexts, **length, do_sample=True))
 ten = {"num_beams": 10, "num_return_sequences": 10, "do_sample": False}
 best_ten = items_named(model.generate(**contexts, **length, **ten)).reshape(-1, 10)
 scorer = scorers.CausalScorer(model, tokens)
-constrained = decode.constrained_beam_search(scorer, contexts, trie, 50, 10)
+constrained = beam_search.constrained_beam_search(scorer, contexts, trie, 50, 10)
 validity = {
     "one sample, free": (sampled[:, None] >= 0).mean(axis=1),
     "best ten, free": (best_ten >= 0).mean(axis=1),
@@ -272,7 +266,7 @@ print(f"{trie.n_items / np.prod(ids.sizes, dtype=float):.2e}")
 itself = trie.subset(excluded=torch.from_numpy(prompts[:, None]))
 k = min(10, trie.n_items - 1)
 started = time.perf_counter()
-exact = decode.exact_ranking(scorer, contexts, trie, k, itself, progress=True)
+exact = beam_search.exact_ranking(scorer, contexts, trie, k, itself, progress=True)
 exact_ms = 1000 * (time.perf_counter() - started) / len(prompts)
 truth = neighbours[prompts, 0]
 limit = metrics.recall_at_k(metrics.ranks(exact.items.numpy(), truth), 10).mean()
@@ -282,7 +276,7 @@ print(f"exact: Recall@10 {limit:.3f}, {exact_ms:.1f} ms a prompt")
 beam_rows = {}
 for width in (10, 20, 50, 100, 200, 500):
     started = time.perf_counter()
-    found = decode.constrained_beam_search(scorer, contexts, trie, width, k, itself)
+    found = beam_search.constrained_beam_search(scorer, contexts, trie, width, k, itself)
     seconds = time.perf_counter() - started
     in_both = (found.items[:, :, None] == exact.items[:, None, :]).any(dim=2)
     same = (found.items == exact.items).all(dim=1)
@@ -332,10 +326,10 @@ plt.show()
 # own codes instead (`normalization="level"`) forgives it, and can rank differently. On this model:
 
 # %%
-by_level = decode.constrained_beam_search(
+by_level = beam_search.constrained_beam_search(
     scorer, contexts, trie, 50, k, itself, normalization="level"
 )
-by_vocabulary = decode.constrained_beam_search(scorer, contexts, trie, 50, k, itself)
+by_vocabulary = beam_search.constrained_beam_search(scorer, contexts, trie, 50, k, itself)
 same = (by_level.items == by_vocabulary.items).double().mean()
 print(f"{same:.1%} of places hold the same item under both normalizations")
 
@@ -351,8 +345,8 @@ random_stock = rng.random(trie.n_items)
 rule_rows = {}
 for share in (1.0, 0.1, 0.01, 0.001):
     allowed = random_stock <= np.quantile(random_stock, share)
-    found = decode.constrained_beam_search(scorer, contexts, trie, 50, k, allowed)
-    unfiltered = decode.constrained_beam_search(scorer, contexts, trie, 50, k).items
+    found = beam_search.constrained_beam_search(scorer, contexts, trie, 50, k, allowed)
+    unfiltered = beam_search.constrained_beam_search(scorer, contexts, trie, 50, k).items
     listed = found.items[found.items >= 0].numpy()
     rule_rows[f"{allowed.sum():,} items"] = {
         "places filled": (found.items >= 0).double().mean().item() * k,
@@ -373,7 +367,7 @@ if len(brands):
     rule = rules.brand(shop.items, name)
     rule &= ~rules.items_with_ids(shop.items, [shop.item_ids.values[asked]])
     one = {key: tensor[:1] for key, tensor in contexts.items()}
-    found = decode.constrained_beam_search(scorer, one, trie, 50, 3, rule)
+    found = beam_search.constrained_beam_search(scorer, one, trie, 50, 3, rule)
     print(f"like {one_line(shop.items['title'][asked])},")
     print(f"but one of {rule.sum()} of {one_line(name)}:")
     for row in found.items[0].tolist():
@@ -385,7 +379,7 @@ if len(brands):
 # whose prefix is full; within the beam no other choice would be better.
 
 # %%
-diverse = decode.constrained_beam_search(
+diverse = beam_search.constrained_beam_search(
     scorer, contexts, trie, 200, k, itself, diversity=(2, 1)
 )
 prompt = int(np.argmax((by_vocabulary.items != diverse.items).sum(dim=1)))
@@ -407,7 +401,7 @@ pd.DataFrame(
 #
 # `generate` copies the prompt once per beam, reads it that often, and moves the keys and values that attention keeps of
 # each beam when beams change places. Here the prompt is read once, and beams stand beside one another in one sequence,
-# masked so that they do not see each other (`semid_lib.scorers`). Both must return the same items in the same order.
+# masked so that they do not see each other (`semid_lib.decoding.scorers`). Both must return the same items in the same order.
 
 # %%
 WIDTH, few = 50, slice(0, 16)
@@ -426,7 +420,7 @@ def best_seconds(work, repeats=3):
 
 
 ours, found = best_seconds(
-    lambda: decode.constrained_beam_search(scorer, small, trie, width, width)
+    lambda: beam_search.constrained_beam_search(scorer, small, trie, width, width)
 )
 theirs, generated = best_seconds(
     lambda: model.generate(
@@ -436,7 +430,7 @@ theirs, generated = best_seconds(
         num_return_sequences=width,
         do_sample=False,
         length_penalty=0.0,
-        prefix_allowed_tokens_fn=peers.allowed_tokens_fn(
+        prefix_allowed_tokens_fn=other_decoders.allowed_tokens_fn(
             ids.unique + starts, prompt_length=trie.n_levels
         ),
     ),
@@ -474,7 +468,7 @@ class Timed:
 
 started = time.perf_counter()
 for _ in range(5):
-    decode.constrained_beam_search(Timed(), small, trie, width, width)
+    beam_search.constrained_beam_search(Timed(), small, trie, width, width)
 parts["select on the trie"] = time.perf_counter() - started - sum(parts.values())
 share = pd.Series(parts) / sum(parts.values())
 share.map("{:.1%}".format).to_frame("share of the search")
@@ -488,7 +482,7 @@ share.map("{:.1%}".format).to_frame("share of the search")
 # too large for one, it gets as many items as it can take.
 
 # %%
-step_rows = peers.compare(
+step_rows = other_decoders.compare(
     ids.unique, n_users=8, beam_width=50, seconds=sizes.peer_seconds
 )
 steps = pd.DataFrame(step_rows).set_index("method")

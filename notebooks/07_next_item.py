@@ -38,24 +38,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from semid_lib import (
-    baselines,
-    data,
-    embed,
-    evaluate,
-    metrics,
-    next_item,
-    quantize,
-    scale,
-    semantic_ids,
-    store,
-    timeline,
-)
-from semid_lib.recommender import Recommender
-from semid_lib.text import one_line
+from semid_lib.data import dataset
+from semid_lib.evaluation import evaluate, metrics
+from semid_lib.ids import embed, quantize, semantic_ids
+from semid_lib.next_item import baselines, recipes, timeline
+from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import scale, store
+from semid_lib.workbench.text import one_line
 
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 instead = ""
 if shop.histories is None:
@@ -66,14 +58,14 @@ elif len(shop.items) < 10:
     instead = f"has {len(shop.items)} items, lists of ten need 10"
 if instead:
     print(f"{shop.name} {instead}: this page shows the demo shop instead.")
-    shop = data.load("demo")
+    shop = dataset.load("demo")
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 print(shelf.origin())
 
 # %%
 if shelf.has("semantic_ids") or not instead:
     vectors = embed.normalize(shelf.load("embeddings")["vectors"])
-    ids, tiger_ids = next_item.load_ids(shelf), next_item.load_ids(shelf, rqvae=True)
+    ids, tiger_ids = recipes.load_ids(shelf), recipes.load_ids(shelf, rqvae=True)
 else:  # the chapters before this one were about another shop
     texts = embed.item_texts(shop.items)
     vectors = embed.normalize(embed.embed(texts, cache=shelf.cache("embeddings")))
@@ -94,27 +86,27 @@ print(f"{len(ids):,} items, codes per position of an ID: {ids.sizes}")
 # stands.
 
 # %%
-split = data.leave_one_out(shop.histories)
+split = dataset.leave_one_out(shop.histories)
 print(
     f"{split.train.lengths.sum():,} interactions of {len(split.train):,} users to learn from"
 )
 print(
     f"{len(split.test.targets):,} users to test; {split.n_too_short} histories are too short to be tested"
 )
-repeats = data.repeat_share(split.validation)
+repeats = dataset.repeat_share(split.validation)
 print(f"{repeats:.1%} of the validation targets are items that the user already had:")
 print("lists leave them out" if split.test.exclude_seen else "lists may hold them")
 unseen = ~np.isin(split.test.targets, split.train.items)
 facts_of_task = {"leave_one_out": {"unseen targets": unseen.mean()}}
 if shop.histories.times is not None:
-    ties = data.same_time_share(shop.histories)
+    ties = dataset.same_time_share(shop.histories)
     facts_of_task["leave_one_out"]["same time"] = ties
     print(f"{ties:.0%} of the users have their last two items at the same time")
 print(f"{unseen.sum()} test targets never occur in training")
 now, why_not = None, "has no times"  # the split of section 8
 if shop.histories.times is not None:
     try:
-        now = data.time_split(shop.histories)
+        now = dataset.time_split(shop.histories)
     except ValueError as error:
         why_not = f"has no time-based split: {error}"
 
@@ -136,8 +128,8 @@ if shop.histories.times is not None:
 
 
 # %%
-validation = next_item.sample(split.validation, sizes.validation_users)
-test = next_item.sample(split.test, sizes.test_users)  # everybody, but at smoke
+validation = recipes.sample(split.validation, sizes.validation_users)
+test = recipes.sample(split.test, sizes.test_users)  # everybody, but at smoke
 print(f"validation on {len(validation.targets):,} users, test on {len(test.targets):,}")
 if len(test.targets) < 100:
     print("too few to tell methods apart: that takes hundreds")
@@ -260,10 +252,10 @@ LABELS = {
 }
 
 # %%
-task = next_item.Task(split.train, validation, sizes, shelf.path("runs"))
+task = recipes.Task(split.train, validation, sizes, shelf.path("runs"))
 seeds = range(SEED, SEED + sizes.n_seeds)
 trained = {
-    seed: next_item.train_timeline(task, ids, vectors, seed, progress=True)
+    seed: recipes.train_timeline(task, ids, vectors, seed, progress=True)
     for seed in seeds
 }
 recommenders = {
@@ -331,10 +323,10 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats an item")
 
 # %%
 sasrec = {
-    seed: next_item.train_sasrec(task, len(ids), seed, progress=True) for seed in seeds
+    seed: recipes.train_sasrec(task, len(ids), seed, progress=True) for seed in seeds
 }
 tiger = {
-    seed: next_item.train_tiger(task, tiger_ids, seed, progress=True)
+    seed: recipes.train_tiger(task, tiger_ids, seed, progress=True)
     for seed in seeds[: sizes.tiger_seeds]
 }
 runs = {"timeline": trained, "sasrec": sasrec, "tiger": tiger}
@@ -470,7 +462,7 @@ evaluate.table(seen_allowed).T.rename(index=short)
 # learning rate falling to 0 within them (first seed alone):
 
 # %%
-refit = next_item.train_timeline(
+refit = recipes.train_timeline(
     task._replace(train=split.test.histories, validation=None),
     ids,
     vectors,
@@ -574,7 +566,7 @@ later = {}
 if now is None:
     print(f"{shop.name} {why_not}")
 else:
-    present = next_item.sample(now.test, sizes.test_users)
+    present = recipes.sample(now.test, sizes.test_users)
     days = pd.to_datetime(np.array(now.moments), unit="s").strftime("%Y-%m-%d")
     cold = ~np.isin(present.targets, now.train.items)
     print(
@@ -587,10 +579,10 @@ else:
 if now is not None:
     task_now = task._replace(
         train=now.train,
-        validation=next_item.sample(now.validation, sizes.validation_users),
+        validation=recipes.sample(now.validation, sizes.validation_users),
     )
-    reader = next_item.train_timeline(task_now, ids, vectors, SEED, progress=True)
-    attention = next_item.train_sasrec(task_now, len(ids), SEED, progress=True)
+    reader = recipes.train_timeline(task_now, ids, vectors, SEED, progress=True)
+    attention = recipes.train_sasrec(task_now, len(ids), SEED, progress=True)
     knn_now = baselines.ItemKNN(now.train, len(ids))
     rank_now = Recommender(reader.model, ids, shop.items).rank
     later = {
@@ -625,7 +617,7 @@ if later:
 # come nearer to the [exact ranking](../book/notation.md) of all items. What does it find here, and what does it take?
 
 # %%
-few = next_item.sample(split.test, 1000)
+few = recipes.sample(split.test, 1000)
 recommender.rank(few.histories.select(slice(50)), 10)  # the first call is slower
 widths = [10, 20, 50, 100, 200, 500, 1000]
 widths = [width for width in widths if width <= min(sizes.beam_width, len(ids))]

@@ -17,7 +17,7 @@
 #
 # | | |
 # | --- | --- |
-# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.modal_app measure`, if there are any |
+# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.serving.modal_app measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, where there are models for both; result rows |
 # | runs in | a minute or two at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
 
@@ -65,11 +65,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from semid_lib import cold_start, costs, data, scale, store
-from semid_lib.recommender import Recommender
+from semid_lib.data import dataset
+from semid_lib.serving.recommender import Recommender
+from semid_lib.studies import cold_start, costs
+from semid_lib.workbench import scale, store
 
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 rng = np.random.default_rng(SEED)
@@ -93,7 +95,7 @@ else:
 #
 # A *cold start* is all that happens from a request that finds no running service until its answer. Here the service is
 # started in a fresh process, again and again, and asked until it answers; clocks inside it tell the parts apart
-# (`semid_lib.cold_start`). Two things they cannot see: what a provider does before our process begins (find a machine,
+# (`semid_lib.studies.cold_start`). Two things they cannot see: what a provider does before our process begins (find a machine,
 # fetch an image, start a container), and how long files take to come from a disk or over a network, since here they are
 # in the machine's memory after the first start. So this is our part of a cold start and not the whole one.
 
@@ -278,7 +280,7 @@ by_hand([0, 30, 100, 400], cold=5, seconds=1, window=60)
 # $$ P(\text{wait} > t) = \frac{\bigl(1 + \lambda (C - t)\bigr)\, q}{1 + \lambda C q} , \qquad 0 \le t < C . $$ (eq-wait)
 #
 # Money is the time up, times the price. Ten thousand random requests, by hand and by these equations
-# (`semid_lib.costs`):
+# (`semid_lib.studies.costs`):
 
 # %%
 toy = costs.Service(cold_seconds=5, seconds=1, concurrency=8, fill=0.7)
@@ -442,8 +444,8 @@ print("to deploy:", whole.name if whole else "nothing yet")
 # logs in:
 #
 # ```text
-# python -m semid_lib.modal_app upload --folder artefacts/demo/laptop/service
-# SEMID_TOKEN=... modal deploy -m semid_lib.modal_app
+# python -m semid_lib.serving.modal_app upload --folder artefacts/demo/laptop/service
+# SEMID_TOKEN=... modal deploy -m semid_lib.serving.modal_app
 # ```
 #
 # The first checks the folder and sends it to a volume; the second builds the image once and prints the address of the
@@ -453,7 +455,7 @@ print("to deploy:", whole.name if whole else "nothing yet")
 # measured by
 #
 # ```text
-# python -m semid_lib.modal_app measure --url https://... --cold 3 --warm 100
+# python -m semid_lib.serving.modal_app measure --url https://... --cold 3 --warm 100
 # ```
 #
 # which waits until the endpoint sleeps, wakes it, and keeps the times as rows beside this chapter's. Found here:
@@ -477,9 +479,9 @@ for name, pair in (("small model on CPUs", on_cpu), ("language model on a GPU", 
 # unless the cell above says so. With an account it is
 #
 # ```text
-# python -m semid_lib.modal_app upload --folder artefacts/demo/laptop/recommender_llm --name llm
-# SEMID_GPU=L4 SEMID_MODEL=llm SEMID_TOKEN=... modal deploy -m semid_lib.modal_app
-# SEMID_GPU=L4 SEMID_TOKEN=... python -m semid_lib.modal_app measure --url https://... --cold 3 --warm 100
+# python -m semid_lib.serving.modal_app upload --folder artefacts/demo/laptop/recommender_llm --name llm
+# SEMID_GPU=L4 SEMID_MODEL=llm SEMID_TOKEN=... modal deploy -m semid_lib.serving.modal_app
+# SEMID_GPU=L4 SEMID_TOKEN=... python -m semid_lib.serving.modal_app measure --url https://... --cold 3 --warm 100
 # ```
 
 # %%

@@ -35,11 +35,14 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from semid_lib import data, distributed, growth, growth_stages, report, scale, store
+from semid_lib.data import dataset
+from semid_lib.evaluation import report
+from semid_lib.studies import growth, growth_stages
+from semid_lib.workbench import scale, store, workers
 
 torch.set_num_threads(1)  # so that points compare, here and with the bench
 clock = store.Clock()
-shop = data.load(DATA)
+shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 shelf = store.Store(shop.name, SCALE, shop.fingerprint)
 print(shelf.origin())
@@ -81,7 +84,7 @@ for name in ("list", "trie, K = 10"):
 # %% [markdown]
 # ## 2. A catalogue of any size
 #
-# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.growth_stages`). Uniform codes would
+# Nobody hands us the same shop with ten times the items, so it is made (`semid_lib.studies.growth_stages`). Uniform codes would
 # be too kind to a trie: real [prefixes](../book/notation.md "prefix") are crowded. Below each prefix, codes get a Zipf
 # distribution whose exponent makes two items share the next code as often as they do here:
 
@@ -445,7 +448,7 @@ def load():
 
 
 batches = [pa.table({"x": [1, 2]}), pa.table({"x": [3, 4]})]
-[answer["square"].to_pylist() for answer in distributed.here(load, batches)]
+[answer["square"].to_pylist() for answer in workers.here(load, batches)]
 
 # %% [markdown]
 # `here` is this process. `with distributed.Cluster(4) as cluster:` has a `map` that does the same in four, by Ray

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 from hypothesis import settings
 
-from semid_lib.semantic_ids import SemanticIDs
+from semid_lib.ids.semantic_ids import SemanticIDs
 
 # no deadline: the cores are shared; no database: tests write nowhere but into their temporary folder
 settings.register_profile("shared_cores", deadline=None, database=None)
@@ -92,7 +92,7 @@ def new_timeline(shop):
     """Makes an untrained timeline model of the shop, in evaluation mode; `settings` change its shape."""
     import torch
 
-    from semid_lib.timeline import Timeline, TimelineConfig
+    from semid_lib.next_item.timeline import Timeline, TimelineConfig
 
     torch.set_num_threads(1)
 
@@ -112,10 +112,10 @@ def new_timeline(shop):
 @pytest.fixture
 def recommender_to_serve(shop, new_timeline):
     """A recommender of the shop with brands and categories, which finds items by the words of their titles too."""
-    from semid_lib.baselines import Ranked, top_k
-    from semid_lib.recommender import Recommender
-    from semid_lib.retrieval import checked_queries
-    from semid_lib.trie import PrefixTrie
+    from semid_lib.decoding.trie import PrefixTrie
+    from semid_lib.next_item.baselines import Ranked, top_k
+    from semid_lib.search.retrieval import checked_queries
+    from semid_lib.serving.recommender import Recommender
 
     class ByWords:
         trie, n_items = PrefixTrie.build(shop.ids.unique), N_ITEMS

@@ -25,7 +25,7 @@ from bs4 import BeautifulSoup
 from chromium import CHROMIUM, Tab
 from papermill.parameterize import parameterize_notebook
 
-from semid_lib import store
+from semid_lib.workbench import store
 
 ROOT = Path(__file__).resolve().parent.parent
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: pages are loaded in a real browser only")

@@ -106,7 +106,7 @@ def test_only_what_is_copied_is_sent(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "semid_lib"),
     }
-    assert (tmp_path / "semid_lib/page/index.html").is_file() and not list(tmp_path.rglob("__pycache__"))
+    assert (tmp_path / "semid_lib/serving/http/page/index.html").is_file() and not list(tmp_path.rglob("__pycache__"))
 
 
 def answered(python: Path | str, folder: Path, item_id: int, variables: dict[str, str]) -> None:
@@ -129,7 +129,7 @@ def answered(python: Path | str, folder: Path, item_id: int, variables: dict[str
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = ["-m", "semid_lib.web", "--model", str(folder / "model"), "--port", str(port)]
+    serve = ["-m", "semid_lib.serving.http.web", "--model", str(folder / "model"), "--port", str(port)]
     service = subprocess.Popen([python, *serve], cwd=data, env=variables, stderr=subprocess.DEVNULL)
     try:
         while service.poll() is None:

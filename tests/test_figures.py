@@ -13,9 +13,14 @@ import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from packaging.specifiers import SpecifierSet
 
-from semid_lib import baselines, growth, messages, metrics, predict, report, reproductions, timeline, vllm_search
-from semid_lib.deployment import Settings
-from semid_lib.guard import Limits
+from semid_lib.evaluation import metrics, report, reproductions
+from semid_lib.llm import vllm_search
+from semid_lib.next_item import baselines, timeline
+from semid_lib.serving import predict
+from semid_lib.serving.deployment import Settings
+from semid_lib.serving.http import schemas
+from semid_lib.serving.http.middleware import Limits
+from semid_lib.studies import growth
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*report._PAGES, *sorted((ROOT / "notebooks").glob("[0-9]*.py"))]
@@ -81,10 +86,10 @@ def said_by_code() -> list[tuple[str, str]]:
         ("README.md", theirs),
         ("results.md", theirs),
         ("02_semantic_ids.py", f"a lead of {fitted:.0%} on fitted items became {unseen:.0%} on unseen ones"),
-        ("serving.md", f"| {messages.MAX_K} items in an answer |"),
-        ("serving.md", f"| {messages.MAX_HISTORY:,} items in a history, {messages.MAX_BLOCKED:,} blocked items,"),
-        ("serving.md", f"{messages.MAX_NAMES} categories or brands, {messages.MAX_INSTANCES} instances |"),
-        ("serving.md", f"| {messages.MAX_TEXT} characters in a query, a title search or a user id |"),
+        ("serving.md", f"| {schemas.MAX_K} items in an answer |"),
+        ("serving.md", f"| {schemas.MAX_HISTORY:,} items in a history, {schemas.MAX_BLOCKED:,} blocked items,"),
+        ("serving.md", f"{schemas.MAX_NAMES} categories or brands, {schemas.MAX_INSTANCES} instances |"),
+        ("serving.md", f"| {schemas.MAX_TEXT} characters in a query, a title search or a user id |"),
         ("serving.md", f"| {limits.max_body / 2**20:g} MiB in a body |"),
         ("serving.md", f"| {limits.seconds:g} seconds to send a body, and {limits.seconds:g} to answer |"),
         ("serving.md", f"| {limits.max_queue} waiting questions |"),
@@ -100,9 +105,9 @@ def said_by_code() -> list[tuple[str, str]]:
         ("serving.md", f"| `SEMID_SNAPSHOT` | {settings.snapshot:d} |"),
         ("torchserve.md", f"up to {limits.max_batch} questions that wait are answered together"),
         ("torchserve.md", f"{limits.seconds:g} seconds, then 504; {limits.max_queue} questions, then 503"),
-        ("torchserve.md", f"at most {messages.MAX_INSTANCES} instances and lists of {messages.MAX_K} items"),
-        ("torchserve.md", f"and is {messages.PredictQuestion.model_fields['topk'].default} then"),
-        ("torchserve.md", f"a history of more than {messages.MAX_HISTORY:,} items"),
+        ("torchserve.md", f"at most {schemas.MAX_INSTANCES} instances and lists of {schemas.MAX_K} items"),
+        ("torchserve.md", f"and is {schemas.PredictQuestion.model_fields['topk'].default} then"),
+        ("torchserve.md", f"a history of more than {schemas.MAX_HISTORY:,} items"),
     ]
 
 
@@ -131,7 +136,9 @@ def typed_figures(path: Path, text: str | None = None) -> list[str]:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_no_figure_is_typed(path):
-    assert typed_figures(path) == [], "write it by <!-- row: ... --> (semid_lib/report.py), or say it in words"
+    assert typed_figures(path) == [], (
+        "write it by <!-- row: ... --> (semid_lib/evaluation/report.py), or say it in words"
+    )
 
 
 @pytest.mark.parametrize(

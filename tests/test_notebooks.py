@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from semid_lib import chapters, store, synthetic
-from semid_lib.folder import write_folder
+from semid_lib.data import demo_shop
+from semid_lib.data.folder import write_folder
+from semid_lib.workbench import chapters, store
 
 CHAPTERS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.py"))
 
@@ -16,7 +17,7 @@ CHAPTERS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9]*.py")
 @pytest.fixture(scope="module")
 def cold_catalogue(tmp_path_factory):
     """300 items of the demo shop with nothing but a title."""
-    items = [{"item_id": item["item_id"], "title": item["title"]} for item in synthetic.demo_shop().items[:300]]
+    items = [{"item_id": item["item_id"], "title": item["title"]} for item in demo_shop.demo_shop().items[:300]]
     folder = tmp_path_factory.mktemp("data") / "cold"
     write_folder(folder, items)
     return folder

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from chromium import CHROMIUM, Tab
 
-from semid_lib import web
-from semid_lib.recommender import Recommender
+from semid_lib.serving.http import web
+from semid_lib.serving.recommender import Recommender
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page is tested in a real browser only")
 

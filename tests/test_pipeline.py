@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semid_lib import chapters, store, sweep, synthetic
-from semid_lib.folder import write_folder
-from semid_lib.store import sha256
+from semid_lib.data import demo_shop
+from semid_lib.data.folder import write_folder
+from semid_lib.workbench import chapters, store, sweep
+from semid_lib.workbench.store import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -30,7 +31,7 @@ def test_each_chapter_is_a_stage_that_runs_it_as_make_does():
     assert list(STAGES) == chapters.names()
     for name, stage in STAGES.items():
         [command, *_] = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
-        assert command == f".venv/bin/python -m semid_lib.chapters run {name} --params params.yaml"
+        assert command == f".venv/bin/python -m semid_lib.workbench.chapters run {name} --params params.yaml"
         assert {f"notebooks/{name}.py", "semid_lib", "${files}"} <= set(stage["deps"])
         folder = "artefacts/${name}/${scale}/"
         assert {f"executed/{name}.ipynb", f"rows/{name}.json"} <= set(sweep.outputs(ROOT / "dvc.yaml")[name])
@@ -72,7 +73,7 @@ class Clone:
         for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "pyproject.toml"):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-        items = [{"item_id": item["item_id"], "title": item["title"]} for item in synthetic.demo_shop().items[:150]]
+        items = [{"item_id": item["item_id"], "title": item["title"]} for item in demo_shop.demo_shop().items[:150]]
         write_folder(folder / "data" / "tiny", items)
         name = store.open_store(str(folder / "data" / "tiny"), "smoke").folder.parent.name
         self.run = f"artefacts/{name}/smoke"

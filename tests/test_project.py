@@ -19,25 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-LIBRARY = sorted(path for path in (ROOT / "semid_lib").glob("*.py") if path.stem != "__init__")
+LIBRARY = sorted(path for path in (ROOT / "semid_lib").rglob("*.py") if path.stem != "__init__")
 
-# A module may import those before it: the order of DESIGN.md, section 2, with what stands beside the pipeline
-# where it is used (a model needs `training`, a recommender answers like a baseline).
-ORDER = [
-    *("scale", "atomic", "weights", "places", "text", "distributed", "synthetic_words", "synthetic"),
-    "arguments",
-    *("readers", "times", "item_ids", "table", "folder", "store", "data", "plotting"),
-    *("importers", "embed"),
-    *("training", "quantize", "controls", "rqvae", "codebooks", "semantic_ids", "new_items", "trie"),
-    *("endpoint", "query_templates", "query_llm", "queries"),
-    *("vocabulary", "sft_examples", "base_models", "sft_trainer", "sft"),
-    *("timeline", "query_model", "kernel", "decode", "scorers", "adapters", "peers", "baselines", "rules"),
-    *("sasrec", "tiger", "retrieval", "generative", "vllm_search"),
-    *("metrics", "evaluate", "reproductions", "report", "hub", "saved", "model_card", "recommender", "next_item"),
-    *("records", "predict", "word_index", "catalogue", "batching", "messages", "guard", "service", "web"),
-    *("cold_start", "costs", "growth", "growth_stages", "deployment", "tracking", "chapters", "sweep", "modal_app"),
-]
-ON_THEIR_OWN = ("quantize", "codebooks", "trie", "metrics")
+# A room may import those before it (DESIGN.md, section 2).
+ROOMS = ["workbench", "data", "ids", "queries", "decoding", "evaluation", "next_item", "search", "llm"]
+ROOMS += ["serving", "studies"]
+ON_THEIR_OWN = ("ids/quantize", "ids/codebooks", "decoding/trie", "evaluation/metrics")
 
 
 def pins() -> dict[str, Requirement]:
@@ -241,9 +228,9 @@ def test_make_help_lists_the_commands():
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
-def test_a_module_imports_only_from_stages_to_its_left(path):
-    assert path.stem in ORDER, f"say in ORDER where {path.stem} stands"
-    wrong = imported(ast.parse(path.read_text(encoding="utf-8"))) - set(ORDER[: ORDER.index(path.stem)])
+def test_a_module_imports_only_from_rooms_before_its_own(path):
+    room, *_ = path.relative_to(ROOT / "semid_lib").parts
+    wrong = imported(ast.parse(path.read_text(encoding="utf-8"))) - set(ROOMS[: ROOMS.index(room) + 1])
     assert not wrong, f"{path.stem} imports {sorted(wrong)}"
 
 
@@ -263,27 +250,27 @@ def test_the_reader_of_imports_reads_them_all():
     ("module", "unwanted"),
     [
         ("semid_lib", "numpy pandas torch sklearn"),
-        ("semid_lib.metrics", "pandas torch sklearn scipy"),
-        ("semid_lib.codebooks", "pandas torch sklearn scipy"),
-        ("semid_lib.scale", "numpy pandas torch"),
-        ("semid_lib.store", "pandas torch sklearn pyarrow"),
-        ("semid_lib.data", "torch sklearn"),
-        ("semid_lib.baselines", "torch sklearn"),
-        ("semid_lib.embed", "torch sentence_transformers transformers"),
-        ("semid_lib.trie", "pandas sklearn transformers"),
-        ("semid_lib.decode", "pandas sklearn transformers numba"),
-        ("semid_lib.scorers", "pandas sklearn transformers"),
-        ("semid_lib.tiger", "sklearn transformers"),
-        ("semid_lib.adapters", "pandas sklearn transformers vllm"),
-        ("semid_lib.retrieval", "torch sklearn bm25s sentence_transformers"),
-        ("semid_lib.queries", "torch sklearn transformers httpx outlines"),
-        ("semid_lib.sft", "sklearn transformers datasets peft trl"),
-        ("semid_lib.chapters", "torch pandas mlflow papermill"),
-        ("semid_lib.predict", "sklearn transformers sentence_transformers fastapi numba"),
-        ("semid_lib.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
-        ("semid_lib.cold_start", "numpy pandas torch fastapi"),
-        ("semid_lib.costs", "pandas torch sklearn scipy"),
-        ("semid_lib.growth", "pandas torch sklearn scipy"),
+        ("semid_lib.evaluation.metrics", "pandas torch sklearn scipy"),
+        ("semid_lib.ids.codebooks", "pandas torch sklearn scipy"),
+        ("semid_lib.workbench.scale", "numpy pandas torch"),
+        ("semid_lib.workbench.store", "pandas torch sklearn pyarrow"),
+        ("semid_lib.data.dataset", "torch sklearn"),
+        ("semid_lib.next_item.baselines", "torch sklearn"),
+        ("semid_lib.ids.embed", "torch sentence_transformers transformers"),
+        ("semid_lib.decoding.trie", "pandas sklearn transformers"),
+        ("semid_lib.decoding.beam_search", "pandas sklearn transformers numba"),
+        ("semid_lib.decoding.scorers", "pandas sklearn transformers"),
+        ("semid_lib.next_item.tiger", "sklearn transformers"),
+        ("semid_lib.decoding.adapters", "pandas sklearn transformers vllm"),
+        ("semid_lib.search.retrieval", "torch sklearn bm25s sentence_transformers"),
+        ("semid_lib.queries.synthesis", "torch sklearn transformers httpx outlines"),
+        ("semid_lib.llm.fine_tuning", "sklearn transformers datasets peft trl"),
+        ("semid_lib.workbench.chapters", "torch pandas mlflow papermill"),
+        ("semid_lib.serving.predict", "sklearn transformers sentence_transformers fastapi numba"),
+        ("semid_lib.serving.http.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
+        ("semid_lib.studies.cold_start", "numpy pandas torch fastapi"),
+        ("semid_lib.studies.costs", "pandas torch sklearn scipy"),
+        ("semid_lib.studies.growth", "pandas torch sklearn scipy"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

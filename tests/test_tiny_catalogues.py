@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib import codebooks, controls, embed, new_items, quantize, queries, retrieval, rqvae, semantic_ids
-from semid_lib.trie import PrefixTrie
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.ids import codebooks, control_codes, embed, new_items, quantize, rqvae, semantic_ids
+from semid_lib.queries import synthesis
+from semid_lib.search import retrieval
 
 TEXTS = ("Red gel pen", "Blue tent for camping", "Green wool socks", "Large copper kettle", "Brass lamp with shade")
 
@@ -70,10 +72,10 @@ def test_controls_and_figures(catalogue, one_category):
     vectors, titles = catalogue
     labels = np.array(["shop"] * len(titles) if one_category else titles)
     size = quantize.suggest_codebook_size(len(vectors))
-    tree = controls.fit_category_tree(vectors, labels, 3, size)
+    tree = control_codes.fit_category_tree(vectors, labels, 3, size)
     np.testing.assert_array_equal(tree.encode(vectors, labels), tree.codes)
     np.testing.assert_allclose(tree.decode(tree.codes), vectors, atol=1e-6)
-    random = controls.random_codes(len(vectors), 3, size, vectors=vectors)
+    random = control_codes.random_codes(len(vectors), 3, size, vectors=vectors)
     for codes in (tree.codes, random.codes):
         used, diverse = codebooks.utilization(codes, size), codebooks.perplexity(codes, size)
         assert ((used > 0) & (used <= 1) & (diverse >= 1 - 1e-9)).all()
@@ -131,13 +133,13 @@ def test_search(catalogue):
 def test_queries(catalogue):
     vectors, titles = catalogue
     items = pd.DataFrame({"item_id": [f"SKU-{row}" for row in range(len(titles))], "title": titles})
-    written = queries.synthesize(items, 4)
+    written = synthesis.synthesize(items, 4)
     assert set(written["item"]) == set(range(len(items)))
-    kept, _ = queries.filter_queries(written, titles)
+    kept, _ = synthesis.filter_queries(written, titles)
     of_items = vectors[kept["item"].to_numpy()]
-    assert (queries.round_trip_ranks(kept["item"], of_items, vectors)[of_items.any(axis=1)] == 1).all()
+    assert (synthesis.round_trip_ranks(kept["item"], of_items, vectors)[of_items.any(axis=1)] == 1).all()
     try:
-        split = queries.split_queries(kept)
+        split = synthesis.split_queries(kept)
     except ValueError as error:
         assert "write more for each item, or add items" in str(error)
     else:

@@ -19,14 +19,14 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: the head of this file says how to")
 
-from semid_lib import adapters
-from semid_lib.base_models import small_model
-from semid_lib.generative import LanguageModelSearch
-from semid_lib.recommender import Recommender
-from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.trie import PrefixTrie
-from semid_lib.vllm_search import VLLMSearch
-from semid_lib.vocabulary import extend_vocabulary
+from semid_lib.decoding import adapters
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.llm.base_models import small_model
+from semid_lib.llm.llm_search import LanguageModelSearch
+from semid_lib.llm.vllm_search import VLLMSearch
+from semid_lib.llm.vocabulary import extend_vocabulary
+from semid_lib.serving.recommender import Recommender
 
 N_ITEMS, CODES = 400, 12
 QUERIES = ["red tent", "a lamp", "a blue pen for school, and for the long way home from there after dark", "soap", "s"]

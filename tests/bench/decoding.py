@@ -15,10 +15,12 @@ import torch
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from semid_lib import decode, peers, scorers, store
-from semid_lib.trie import PrefixTrie
+from semid_lib.decoding import beam_search, scorers
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.studies import other_decoders
+from semid_lib.workbench import store
 
-FIRST = peers.FIRST  # tokens before those of semantic IDs
+FIRST = other_decoders.FIRST  # tokens before those of semantic IDs
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
 
 
@@ -50,10 +52,10 @@ class Case:
         self.trie, self.start = PrefixTrie.build(ids), 1 if is_t5 else prompt
         tokens = torch.randint(FIRST, n_tokens, (n_users, prompt))
         self.contexts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        self.follow = peers.allowed_tokens_fn(ids + [level[0] for level in self.tokens], self.start)
+        self.follow = other_decoders.allowed_tokens_fn(ids + [level[0] for level in self.tokens], self.start)
 
     def here(self, width: int, allowed=None) -> torch.Tensor:
-        return decode.constrained_beam_search(self.scorer, self.contexts, self.trie, width, width, allowed).items
+        return beam_search.constrained_beam_search(self.scorer, self.contexts, self.trie, width, width, allowed).items
 
     def generate(self, width: int) -> torch.Tensor:
         n_levels = self.trie.n_levels
@@ -93,7 +95,7 @@ def searches(n_items: int, prompt: int = 82, width: int = 50) -> list[dict]:
     """A whole search beside `generate` with `prefix_allowed_tokens_fn`."""
     lines = []
     for n_users, (name, (make, shape)) in itertools.product((8, 32), SHAPES.items()):
-        case = Case(make, peers.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
+        case = Case(make, other_decoders.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
         case.here(width)
         here, found = fastest(lambda c=case: c.here(width), 5)
         theirs, generated = fastest(lambda c=case: c.generate(width), 2)
@@ -113,7 +115,7 @@ def searches(n_items: int, prompt: int = 82, width: int = 50) -> list[dict]:
 def subsets(n_items: int, n_users: int = 8, prompt: int = 82, width: int = 50) -> list[dict]:
     """The same T5 search when only some items may come out; the mask is made anew for every request."""
     make, shape = SHAPES["T5, 4+4 layers of 128"]
-    case = Case(make, peers.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
+    case = Case(make, other_decoders.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
     chance = np.random.default_rng(0).random(n_items)
     masks = {"all items, no mask": None, "all items": chance < 2}
     masks |= {f"{share:g} of the items": chance < share for share in (0.5, 0.1, 0.01, 0.001)}
@@ -146,12 +148,15 @@ def agreement(n_cases: int) -> list[dict]:
             rng = np.random.default_rng(seed)
             n_levels, size = int(rng.integers(2, 5)), int(rng.choice([8, 32, 64]))
             n_items = int(min(rng.integers(60, 3000), size**n_levels))
-            ids, width = peers.random_ids(n_items, n_levels, size, seed), int(min(rng.integers(2, 40), n_items // 2))
+            ids, width = (
+                other_decoders.random_ids(n_items, n_levels, size, seed),
+                int(min(rng.integers(2, 40), n_items // 2)),
+            )
             case = Case(make, ids, size, (64, 2, 128), n_users=2, prompt=int(rng.integers(1, 20)), seed=seed)
             found = case.here(min(width, size))
             same += bool((case.generate(min(width, size)) == found).all())
-            wide = decode.constrained_beam_search(case.scorer, case.contexts, case.trie, n_items, 20)
-            truth = decode.exact_ranking(case.scorer, case.contexts, case.trie, 20, block=200)
+            wide = beam_search.constrained_beam_search(case.scorer, case.contexts, case.trie, n_items, 20)
+            truth = beam_search.exact_ranking(case.scorer, case.contexts, case.trie, 20, block=200)
             exact += bool((wide.items == truth.items).all())
         lines.append(
             {"method": name.split(",")[0], "cases": n_cases, "as generate": same, "wide beam as exact ranking": exact}
@@ -171,7 +176,9 @@ def main() -> int:
         "search": lambda: searches(options.items // 10),
         "subset": lambda: subsets(options.items // 10),
         "agreement": lambda: agreement(options.cases),
-        "step": lambda: peers.compare(peers.random_ids(options.items, 4, 256), seconds=1.0, progress=True),
+        "step": lambda: other_decoders.compare(
+            other_decoders.random_ids(options.items, 4, 256), seconds=1.0, progress=True
+        ),
     }
     shelf = store.Store("random", "bench", fingerprint="")
     for table in options.tables:

@@ -16,11 +16,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from semid_lib import data, distributed, embed, predict, quantize, records, semantic_ids, store
-from semid_lib.recommender import Recommender
+from semid_lib.data import dataset
+from semid_lib.ids import embed, quantize, semantic_ids
+from semid_lib.serving import batch_io, predict
+from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import store, workers
 
 _TURNS, _SHORT = 5, 10.0  # turns, of what takes no longer in seconds
-Work = tuple[distributed.Load, list[pa.Table]]
+Work = tuple[workers.Load, list[pa.Table]]
 
 
 def codes(n: int, dim: int = 384) -> Work:
@@ -28,7 +31,7 @@ def codes(n: int, dim: int = 384) -> Work:
     vectors = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
     quantizer = quantize.fit_residual_kmeans(vectors[:5000], 3, 256, n_iterations=5)
     together = max(1, min(semantic_ids._TOGETHER, n // 5))
-    batches = [pa.table({"vector": distributed.column(vectors[at : at + together])}) for at in range(0, n, together)]
+    batches = [pa.table({"vector": workers.column(vectors[at : at + together])}) for at in range(0, n, together)]
     return partial(semantic_ids._encoder, quantizer), batches
 
 
@@ -37,14 +40,14 @@ def answers(n: int, folder: Path) -> Work:
     recommender = Recommender.from_pretrained(folder)
     rng, item_ids = np.random.default_rng(0), np.array(list(map(str, recommender.item_ids.values)))
     histories = [
-        records.Record(at, 1, "", str(at), rng.choice(item_ids, rng.integers(1, 21)).tolist()) for at in range(n)
+        batch_io.Record(at, 1, "", str(at), rng.choice(item_ids, rng.integers(1, 21)).tolist()) for at in range(n)
     ]
     together = max(1, min(predict.BLOCK, n // 8))
     batches = [predict._as_table(histories[at : at + together]) for at in range(0, n, together)]
     return partial(predict._Answerer, recommender, 10, False), batches
 
 
-def vectors(n: int, shop: data.Dataset) -> Work:
+def vectors(n: int, shop: dataset.Dataset) -> Work:
     """The texts of items, again and again."""
     texts = embed.item_texts(shop.items)
     texts = sorted((texts * (n // len(texts) + 1))[:n], key=len, reverse=True)
@@ -53,7 +56,7 @@ def vectors(n: int, shop: data.Dataset) -> Work:
     return partial(embed._loaded, embed.DEFAULT_MODEL, 64), batches
 
 
-def stamped(load: distributed.Load):
+def stamped(load: workers.Load):
     """The function, with the time at which it had finished beside its answers."""
     function = load()
 
@@ -64,7 +67,7 @@ def stamped(load: distributed.Load):
     return stamp
 
 
-def timed(run: distributed.Run, work: Work) -> tuple[pa.Table, float, float]:
+def timed(run: workers.Run, work: Work) -> tuple[pa.Table, float, float]:
     """The answers, seconds until the first batch was finished, and from then until the last answer was here."""
     load, batches = work
     started = time.time()
@@ -73,10 +76,10 @@ def timed(run: distributed.Run, work: Work) -> tuple[pa.Table, float, float]:
     return found.drop_columns(["finished"]), first - started, time.time() - first
 
 
-def compare(name: str, work: Work, cluster: distributed.Cluster) -> dict:
+def compare(name: str, work: Work, cluster: workers.Cluster) -> dict:
     turns = []
     while not turns or (len(turns) < _TURNS and turns[0][1] < _SHORT):
-        alone, *times_alone = timed(distributed.here, work)
+        alone, *times_alone = timed(workers.here, work)
         shared, *times_shared = timed(cluster.map, work)
         if not alone.equals(shared):
             raise AssertionError(f"{name}: the worker's answers differ")
@@ -100,9 +103,9 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--texts", type=int, default=8192, help="embedding is slow, so it has fewer")
     options = parser.parse_args()
-    shop = data.load()
+    shop = dataset.load()
     started = time.perf_counter()
-    with distributed.Cluster(1) as cluster:
+    with workers.Cluster(1) as cluster:
         seconds = time.perf_counter() - started
         lines = [
             compare("encoding into IDs", codes(options.rows), cluster),

@@ -27,14 +27,15 @@ import torch
 from serving import Server
 from tqdm import tqdm
 
-from semid_lib import data, messages
-from semid_lib.embed import item_texts
-from semid_lib.generative import LightSearch
-from semid_lib.query_model import QueryModel, QueryModelConfig
-from semid_lib.recommender import Recommender
-from semid_lib.retrieval import BM25
-from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.timeline import Timeline, TimelineConfig
+from semid_lib.data import dataset
+from semid_lib.ids.embed import item_texts
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.llm.llm_search import LightSearch
+from semid_lib.next_item.timeline import Timeline, TimelineConfig
+from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
+from semid_lib.search.retrieval import BM25
+from semid_lib.serving.http import schemas
+from semid_lib.serving.recommender import Recommender
 
 _TEXTS = [
     "",
@@ -66,7 +67,7 @@ _TYPES = ["application/json", "text/plain", "application/x-www-form-urlencoded",
 
 def untrained(folder: Path) -> None:
     """Save a recommender of the demo shop whose weights and semantic IDs are random."""
-    items, rng = data.load("demo").items, np.random.default_rng(0)
+    items, rng = dataset.load("demo").items, np.random.default_rng(0)
     torch.manual_seed(0)
     vectors = rng.normal(size=(len(items), 384)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -101,28 +102,28 @@ class Fuzzer:
         return self.choose.choices(values, k=self._size(most))
 
     def _query(self) -> str:
-        return " ".join(self._some(self.words, 10))[: messages.MAX_TEXT]
+        return " ".join(self._some(self.words, 10))[: schemas.MAX_TEXT]
 
     def _ask(self, kind: str, wrong: bool) -> bytes:
         if kind == "predictions/m":
             instances = [
-                {"user_id": n, "item_ids": self._some(self.item_ids, messages.MAX_HISTORY)}
-                for n in range(self._size(messages.MAX_INSTANCES))
+                {"user_id": n, "item_ids": self._some(self.item_ids, schemas.MAX_HISTORY)}
+                for n in range(self._size(schemas.MAX_INSTANCES))
             ]
-            question = {"topk": self._size(messages.MAX_K), "instances": instances}
+            question = {"topk": self._size(schemas.MAX_K), "instances": instances}
         else:
-            question = {"k": self._size(messages.MAX_K)}
+            question = {"k": self._size(schemas.MAX_K)}
             if kind == "recommend":
-                question["item_ids"] = self._some(self.item_ids, messages.MAX_HISTORY)
+                question["item_ids"] = self._some(self.item_ids, schemas.MAX_HISTORY)
                 question["exclude_seen"] = self.choose.random() < 0.8
             else:
                 question["query"] = self._query()
             if self.choose.random() < 0.3:
                 question["allowed_categories"] = self._some(self.names, 5)
             if self.choose.random() < 0.2:
-                question["allowed_brands"] = self._some(self.brands, messages.MAX_NAMES)
+                question["allowed_brands"] = self._some(self.brands, schemas.MAX_NAMES)
             if self.choose.random() < 0.3:
-                question["blocked_items"] = self._some(self.item_ids, messages.MAX_BLOCKED)
+                question["blocked_items"] = self._some(self.item_ids, schemas.MAX_BLOCKED)
         declared = "application/json"
         if wrong:
             question, declared = self._spoilt(question), self.choose.choice(_TYPES)

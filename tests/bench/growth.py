@@ -1,8 +1,9 @@
 """How time and memory grow with the catalogue, stage by stage: every point in a process of its own, on one thread.
 
-What a catalogue of n items looks like is taken from a real one (`semid_lib.growth_stages`). Rows are written after
-every point; a second run at the same commit on the same machine keeps the points that are there. A point that would
-take longer than the budget or more memory than is allowed, by the curve so far, is left out, and a row says so.
+What a catalogue of n items looks like is taken from a real one (`semid_lib.studies.growth_stages`). Rows are
+written after every point; a second run at the same commit on the same machine keeps the points that are there. A
+point that would take longer than the budget or more memory than is allowed, by the curve so far, is
+left out, and a row says so.
 """
 
 import argparse
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from semid_lib import growth, store
+from semid_lib.studies import growth
+from semid_lib.workbench import store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MUST = {
@@ -37,7 +39,7 @@ def one(stage: str, n: int, like) -> dict:
 
     import torch
 
-    from semid_lib import growth_stages
+    from semid_lib.studies import growth_stages
 
     torch.set_num_threads(1)
     # an allocation beyond this fails here, instead of the kernel choosing somebody to end
@@ -47,7 +49,7 @@ def one(stage: str, n: int, like) -> dict:
 
 def embedding_in_turns(texts: list[str], turns: int = 3) -> dict:
     """`embed.embed` beside plain sentence-transformers on the same texts, in turns: texts a second, medians."""
-    from semid_lib import embed
+    from semid_lib.ids import embed
 
     plain = embed.Encoder()._model
     seconds: dict[str, list[float]] = {"loading": [], "here": [], "plain": []}
@@ -156,9 +158,10 @@ def main() -> int:
     parser.add_argument("--items", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    from semid_lib import data, growth_stages
+    from semid_lib.data import dataset
+    from semid_lib.studies import growth_stages
 
-    shop = data.load(options.data)
+    shop = dataset.load(options.data)
     like = growth_stages.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
     if options.one == "embedding in turns":
         texts = [f"{at} {text}" for at, text in enumerate((like.texts * 2)[: options.items])]

@@ -1,8 +1,8 @@
 """Whether a large catalogue fits into a small machine: peak of resident memory from its files to recommendations.
 
 Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items are those
-of the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.growth_stages`). The model
-is not trained, and of the texts the encoder reads the first few only; neither changes what has to be in memory.
+of the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.studies.growth_stages`). The
+model is not trained, and of the texts the encoder reads the first few only; neither changes what has to be in memory.
 """
 
 import argparse
@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from semid_lib import data, embed, growth, growth_stages, quantize, store, table
+from semid_lib.data import dataset, table
+from semid_lib.ids import embed, quantize
+from semid_lib.studies import growth, growth_stages
+from semid_lib.workbench import store
 
 MUST = "<= 4"  # GiB, for a million items
 
@@ -25,7 +28,7 @@ def write_items(path: Path, n: int) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    shop = pa.Table.from_pandas(data.load("demo").items, preserve_index=False)
+    shop = pa.Table.from_pandas(dataset.load("demo").items, preserve_index=False)
     with parquet.ParquetWriter(path, shop.schema) as file:
         for start in range(0, n, len(shop)):
             ids = range(start, min(start + len(shop), n))
@@ -49,7 +52,7 @@ def read(options: argparse.Namespace) -> None:
 
 def vectors(options: argparse.Namespace) -> None:
     """Texts and embeddings: batches of texts in, vectors on disk."""
-    encoder, shop = embed.Encoder(), data.load(options.data)
+    encoder, shop = embed.Encoder(), dataset.load(options.data)
     like = growth_stages.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
 
     def made() -> Iterator[np.ndarray]:
@@ -66,7 +69,7 @@ def vectors(options: argparse.Namespace) -> None:
 
 def semantic_ids(options: argparse.Namespace) -> None:
     """Semantic IDs: residual k-means on mapped vectors, collisions resolved."""
-    from semid_lib.semantic_ids import resolve_collisions
+    from semid_lib.ids.semantic_ids import resolve_collisions
 
     mapped = shelf_in(options.where).load("embeddings")["vectors"]
     quantizer = quantize.fit_residual_kmeans(mapped, 3, quantize.suggest_codebook_size(len(mapped)), n_iterations=5)
@@ -77,11 +80,11 @@ def model(options: argparse.Namespace, then: Callable = lambda recommender: None
     """Trie, model and saving: a timeline model of the next item."""
     import torch
 
-    from semid_lib.recommender import Recommender
-    from semid_lib.semantic_ids import SemanticIDs
-    from semid_lib.timeline import Timeline, TimelineConfig
+    from semid_lib.ids.semantic_ids import SemanticIDs
+    from semid_lib.next_item.timeline import Timeline, TimelineConfig
+    from semid_lib.serving.recommender import Recommender
 
-    items = data.load(str(options.where / "shop"), columns=[]).items
+    items = dataset.load(str(options.where / "shop"), columns=[]).items
     ids, mapped = SemanticIDs.load(options.where / "ids.npz"), shelf_in(options.where).load("embeddings")["vectors"]
     torch.manual_seed(0)
     config = TimelineConfig(ids.sizes, mapped.shape[1], len(items))
@@ -103,7 +106,7 @@ def model_and_answer(options: argparse.Namespace) -> None:
 
 def load_and_answer(options: argparse.Namespace) -> None:
     """Loading what was saved, and answering."""
-    from semid_lib.recommender import Recommender
+    from semid_lib.serving.recommender import Recommender
 
     answer(Recommender.from_pretrained(options.where / "recommender"))
 

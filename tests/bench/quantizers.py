@@ -12,7 +12,9 @@ import faiss
 import numpy as np
 import pandas as pd
 
-from semid_lib import codebooks, data, embed, quantize, rqvae, semantic_ids, store
+from semid_lib.data import dataset
+from semid_lib.ids import codebooks, embed, quantize, rqvae, semantic_ids
+from semid_lib.workbench import store
 
 N_LEVELS = 3
 
@@ -81,7 +83,7 @@ def main() -> int:
     parser.add_argument("--scale", default="laptop")
     options = parser.parse_args()
     large = at_size(100_000)
-    shop = data.load(options.data)
+    shop = dataset.load(options.data)
     shelf = store.Store(shop.name, options.scale, shop.fingerprint)
     lines = [*compare(embed.normalize(shelf.load("embeddings")["vectors"])), large]
     rows = [

@@ -13,8 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from semid_lib import baselines, data, embed, quantize, semantic_ids, store, timeline, trie
-from semid_lib.recommender import Recommender
+from semid_lib.data import dataset
+from semid_lib.decoding import trie
+from semid_lib.ids import embed, quantize, semantic_ids
+from semid_lib.next_item import baselines, timeline
+from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import store
 
 BEAM_WIDTHS = (10, 50, 200, 1000)
 
@@ -36,7 +40,7 @@ def measure(source: str, n_users: int) -> list[dict]:
     def note(key: str, value: float, unit: str) -> None:
         rows.append({"key": f"bench/{key}", "value": round(value, 4), "unit": unit})
 
-    seconds, shop = best_of(lambda: data.load(source))
+    seconds, shop = best_of(lambda: dataset.load(source))
     note("load", seconds, "s")
     texts = embed.item_texts(shop.items)
     loading, _ = best_of(lambda: embed.embed(texts[:1]), 2)
@@ -52,7 +56,7 @@ def measure(source: str, n_users: int) -> list[dict]:
     ids = semantic_ids.SemanticIDs.from_codes(result.codes, size)
     note("trie_build", best_of(lambda: trie.PrefixTrie.build(ids.unique))[0], "s")
     if shop.histories is not None:
-        split = data.leave_one_out(shop.histories)
+        split = dataset.leave_one_out(shop.histories)
         note("item_knn_fit", best_of(lambda: baselines.ItemKNN(split.train, len(vectors)), 1)[0], "s")
         histories = split.test.histories.select(np.arange(min(n_users, len(split.test.targets))))
         config = timeline.TimelineConfig(sizes=ids.sizes, text_dim=384, n_items=len(ids))
@@ -72,7 +76,7 @@ def main() -> int:
     parser.add_argument("--data", default="demo", help="demo, or the folder of a data set")
     parser.add_argument("--users", type=int, default=500)
     options = parser.parse_args()
-    shop = data.load(options.data)
+    shop = dataset.load(options.data)
     rows = measure(options.data, options.users)
     store.Store(shop.name, "bench", shop.fingerprint).record("stages", rows)
     print(f"{shop.name}: {len(shop.items):,} items; {store.hardware()}; {torch.get_num_threads()} thread(s)")

@@ -22,14 +22,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from semid_lib import adapters, peers, store
-from semid_lib.base_models import small_model
-from semid_lib.generative import LanguageModelSearch, end_token, load_searcher
-from semid_lib.semantic_ids import SemanticIDs
-from semid_lib.sft_examples import encode_prompts, prompt_for
-from semid_lib.trie import PrefixTrie
-from semid_lib.vllm_search import VLLMSearch
-from semid_lib.vocabulary import extend_vocabulary
+from semid_lib.decoding import adapters
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.llm.base_models import small_model
+from semid_lib.llm.examples import encode_prompts, prompt_for
+from semid_lib.llm.llm_search import LanguageModelSearch, end_token, load_searcher
+from semid_lib.llm.vllm_search import VLLMSearch
+from semid_lib.llm.vocabulary import extend_vocabulary
+from semid_lib.studies import other_decoders
+from semid_lib.workbench import store
 
 K, N_QUERIES, CODES = 10, 8, 256
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -62,7 +64,7 @@ class Case:
 
     @classmethod
     def make(cls, folder: Path, n_items: int, n_steps: int) -> "Case":
-        ids = SemanticIDs.from_codes(peers.random_ids(n_items, 3, CODES), codebook_size=CODES)
+        ids = SemanticIDs.from_codes(other_decoders.random_ids(n_items, 3, CODES), codebook_size=CODES)
         texts = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (n_items, 5))]
         model, tokenizer = small_model(texts, 400, hidden_size=128)
         tokens = extend_vocabulary(model, tokenizer, ids, texts)

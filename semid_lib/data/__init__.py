@@ -1,0 +1,1 @@
+"""The data folder: read, check, split, import; and the demo shop (chapter 01)."""

@@ -1,0 +1,1 @@
+"""The prefix trie and constrained decoding (chapter 06)."""

@@ -1,0 +1,456 @@
+"""Constrained beam search: the best items under a model, and nothing that is not an item.
+
+A model takes part through two methods (`Scorer`). `begin(contexts)` reads a batch of contexts and scores the first
+code; `advance(state, level, parents, codes)` extends the surviving beams by one code and scores the next. Contexts are
+read once however wide the beam, the first step has one row per context, the candidates are gathered from the trie
+instead of masking a vocabulary, and beams that lead nowhere are dropped.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import embedding, pad
+from tqdm.auto import tqdm
+
+from semid_lib.decoding.trie import PrefixTrie, Subset
+from semid_lib.workbench import arguments
+from semid_lib.workbench.text import shown
+
+Normalization = Literal["vocabulary", "level"]
+_COMPILED_FROM = 64  # beams of a batch; for fewer torch is as fast, and nothing has to be compiled
+_BLOCK = 32  # candidates looked at together when most are to be set aside
+
+
+class Scorer(Protocol):
+    """What a model must offer; `timeline.Timeline` is one, `scorers` has those for transformers models.
+
+    Both methods return a state, which the search hands on without looking at it, and log-probabilities (B, W, K) of
+    the next code for each beam, not above 0. `normalization` says what they are to be normalized over: everything the
+    model could write, or the codes of the level alone; for "level" unnormalized scores will do as well. `advance` gets
+    the place of each surviving beam among the old ones, parents (B, W'), and the codes (B, W') of `level` that extend
+    them; it must leave the old state as it was. A scorer that has `n_levels` is held against the trie.
+    """
+
+    def begin(self, contexts, normalization: Normalization = "vocabulary"): ...
+    def advance(self, state, level: int, parents: torch.Tensor, codes: torch.Tensor): ...
+
+
+class Beams(NamedTuple):
+    """The items found, best first; places that no item could fill hold -1 and -inf."""
+
+    items: torch.Tensor  # (B, k) int64 rows of the catalogue
+    scores: torch.Tensor  # (B, k) float32: log-probability of the whole semantic ID
+
+
+class Diversity(NamedTuple):
+    """At most `n_items` of a list share their first `prefix_length` codes."""
+
+    n_items: int
+    prefix_length: int
+
+
+class Beam(NamedTuple):
+    """The surviving prefixes of one depth, (B, W) each and in ascending order of their nodes; dead ones at the end."""
+
+    node: torch.Tensor  # int64; a dead beam has the number of nodes of the depth, whose children are none
+    score: torch.Tensor  # float32; -inf
+    parent: torch.Tensor  # int64 place among the beams before
+    code: torch.Tensor  # int64 code that was added last
+
+
+@torch.inference_mode()
+def constrained_beam_search(
+    scorer: Scorer,
+    contexts,
+    trie: PrefixTrie,
+    beam_width: int,
+    k: int,
+    allowed: Subset | np.ndarray | torch.Tensor | None = None,
+    normalization: Normalization = "vocabulary",
+    diversity: Diversity | tuple[int, int] | None = None,
+    compiled: bool | None = None,
+) -> Beams:
+    """Find the k most probable items per context by beam search over a prefix trie.
+
+    Exact if beam_width is at least the number of prefixes. A narrower beam can miss items whose first codes score low.
+    It still returns min(k, items allowed) items, unless diversity is given or the model gives items probability 0,
+    which are never returned. Equal scores are ordered by semantic ID.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    contexts : any
+        B contexts, passed to `scorer.begin`.
+    trie : PrefixTrie
+    beam_width, k : int
+        Prefixes kept per level, items returned; 1 <= k <= beam_width.
+    allowed : (n_rows,) or (B, n_rows) bool, or Subset, optional
+        Items that may be returned.
+    normalization : "vocabulary" or "level"
+        See `Scorer`; the two rank differently.
+    diversity : (m, p), optional
+        At most m items under one prefix of p codes: the best lists that the candidates of the beam allow.
+    compiled : bool, optional
+        Choose candidates by the compiled loop instead of torch, by default where it is faster. It needs CPU tensors of
+        float32 and numba. The answer is the same.
+
+    Returns
+    -------
+    Beams
+        items (B, k) int64, best first, -1 if unused; scores (B, k) float32 log-probabilities, -inf if unused.
+
+    Raises
+    ------
+    ValueError
+        If k, beam_width, allowed or the scores do not fit, or a reachable code scores NaN.
+
+    Examples
+    --------
+    >>> class Fixed:  # probabilities of codes 0 and 1 at each level
+    ...     log = torch.tensor([0.7, 0.3]).log()
+    ...     begin = lambda self, contexts, normalization: (None, self.log.expand(len(contexts), 1, 2))
+    ...     advance = lambda self, state, level, parents, codes: (None, self.log.expand(*codes.shape, 2))
+    >>> trie = PrefixTrie.build(np.array([[0, 0], [0, 1], [1, 1]]))
+    >>> constrained_beam_search(Fixed(), ["ann"], trie, 3, 3, allowed=np.array([False, True, True])).items
+    tensor([[ 1,  2, -1]])
+    """
+    k, beam_width = arguments.count("k", k), arguments.count("beam_width", beam_width)
+    if beam_width < k:
+        expected = f"1 <= k <= beam_width. Set beam_width to {k} or more"
+        raise ValueError(f"k is {k} and beam_width {beam_width}: expected {expected}")
+    subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
+    state, scores = scorer.begin(contexts, normalization)
+    _check_device(scores, trie)
+    zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
+    beam = Beam(zeros, torch.zeros(zeros.shape, device=zeros.device), zeros, zeros)
+    subset = None if subset is None else subset.for_contexts(len(scores))
+    prefix = zeros  # the node at depth `diversity.prefix_length` above each beam
+    for level in range(trie.n_levels):
+        is_last = level == trie.n_levels - 1
+        width = k if is_last and diversity is None else beam.node.shape[1] * trie.branching[level]
+        beam = select(
+            trie, level, beam, _normalized(scores, normalization), width if is_last else beam_width, subset, compiled
+        )
+        if diversity is not None:
+            prefix = beam.node if level < diversity.prefix_length else prefix.gather(1, beam.parent)
+        if not beam.node.shape[1] or is_last:
+            break
+        state, scores = scorer.advance(state, level, beam.parent, beam.code)
+    if not beam.node.shape[1]:  # no item is left for any context
+        return Beams(zeros.expand(-1, k) - 1, beam.score.new_full((len(zeros), k), -torch.inf))
+    score = beam.score if diversity is None else _thinned(beam.score, prefix, diversity.n_items)
+    return _answer(trie, beam.node, score, k)
+
+
+@torch.inference_mode()
+def exact_ranking(
+    scorer: Scorer,
+    contexts,
+    trie: PrefixTrie,
+    k: int,
+    allowed: Subset | np.ndarray | torch.Tensor | None = None,
+    normalization: Normalization = "vocabulary",
+    block: int = 256,
+    progress: bool = False,
+) -> Beams:
+    """The k most probable items for each context by scoring every item: the truth that a beam approaches.
+
+    The trie is expanded level by level, depth first in blocks of so many prefixes, so that the model's part of the
+    memory grows with block x n_levels; the scores take 4 bytes a context and item: ask for many contexts in parts.
+    Arguments and answer as for `constrained_beam_search`.
+
+    >>> class Coin:  # a model for which every code has the probability 1/2
+    ...     def begin(self, contexts, normalization="vocabulary"):
+    ...         return None, torch.full((len(contexts), 1, 2), 0.5).log()
+    ...     def advance(self, state, level, parents, codes):
+    ...         return None, torch.full((*codes.shape, 2), 0.5).log()
+    >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 1], [1, 1]]))
+    >>> exact_ranking(Coin(), ["anyone"], trie, k=4).items
+    tensor([[ 1,  0,  2, -1]])
+    """
+    k, block = arguments.count("k", k), arguments.count("block", block)
+    subset, _ = _checked(scorer, trie, allowed, normalization, None)
+    state, scores = scorer.begin(contexts, normalization)
+    _check_device(scores, trie)
+    everything = torch.full((len(scores), trie.n_items), -torch.inf, device=scores.device)
+    with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
+
+        def expand(level: int, first: int, score: torch.Tensor, state, scores: torch.Tensor) -> None:
+            """Score all items under the nodes first, first + 1, ... of a depth; score is (B, n) for n nodes."""
+            scores = _normalized(scores, normalization)
+            start = trie.child_start[level][first : first + score.shape[1] + 1].long()
+            low, high = int(start[0]), int(start[-1])
+            parent = torch.arange(score.shape[1], device=score.device).repeat_interleave(start.diff())
+            code = trie.code[level][low:high].long()
+            _check_codes(scores, trie, level)
+            value = score[:, parent] + scores[:, parent, code]
+            if math.isnan(value.sum()):
+                raise ValueError(f"the model scored codes of level {level} with NaN")
+            if level == trie.n_levels - 1:
+                everything[:, low:high] = value
+                bar.update(high - low)
+                return
+            for at in range(0, high - low, block):
+                part = slice(at, at + block)
+                parents, codes = (index[part].expand(len(score), -1) for index in (parent, code))
+                expand(level + 1, low + at, value[:, part], *scorer.advance(state, level, parents, codes))
+
+        expand(0, 0, torch.zeros((len(scores), 1), device=scores.device), state, scores)
+    if subset is not None:
+        subset.for_contexts(len(scores)).keep(everything)
+    score, leaf = _top(everything, min(k, trie.n_items))
+    leaf, order = leaf.sort(dim=1)
+    return _answer(trie, leaf, score.gather(1, order), k)
+
+
+def select(
+    trie: PrefixTrie,
+    level: int,
+    beam: Beam,
+    scores: torch.Tensor,
+    width: int,
+    subset: Subset | None = None,
+    compiled: bool | None = None,
+) -> Beam:
+    """One step of the search: the best `width` children of all beams of each context, in the order of their nodes.
+
+    scores: (B, W, K) log-probabilities of the codes of `level`. Raises ValueError if one that could be chosen is NaN.
+    """
+    _check_codes(scores, trie, level)
+    suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
+    if compiled is None:
+        compiled = beam.node.numel() >= _COMPILED_FROM
+    choose = _select_compiled if compiled and suits and _kernel() is not None else _select
+    return choose(trie, level, beam, scores, width, subset)
+
+
+def _select(trie, level, beam, scores, width, subset) -> Beam:
+    value, child_at = _candidates(trie, level, beam, scores, subset)
+    n_columns = value.shape[2]
+    value = value.flatten(1)
+    best, at = _top(value, min(width, value.shape[1]))
+    highest, lowest = (best[:, column].tolist() if best.shape[1] else [] for column in (0, -1))
+    if any(map(math.isnan, highest)):  # NaN counts as greatest
+        raise ValueError(f"the model scored codes of level {level} with NaN")
+    some_dead = not lowest or min(lowest) == -torch.inf
+    if some_dead:  # they go to the end
+        at = at.masked_fill(best == -torch.inf, value.shape[1])
+    at, order = at.sort(dim=1)
+    score = best.gather(1, order)
+    if some_dead:
+        n_alive = int((score > -torch.inf).sum(dim=1).max()) if score.numel() else 0
+        at, score = at[:, :n_alive].clamp(max=max(value.shape[1] - 1, 0)), score[:, :n_alive]
+    parent = at // n_columns
+    child, code = child_at(parent, at - parent * n_columns)
+    if some_dead:
+        child = child.masked_fill(score == -torch.inf, trie.n_nodes(level + 1))
+    return Beam(child, score, parent, code)
+
+
+def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `width` greatest of each row and their columns, the first columns where equal values meet the edge.
+
+    Rows are long and `width` is small, so most of a row is set aside first: a block whose maximum is not among the
+    `width` greatest maxima cannot hold any of them.
+    """
+    n_rows, n_columns = value.shape
+    if 0 < 2 * width * _BLOCK < n_columns and n_columns % _BLOCK == 0:
+        blocks = value.view(n_rows, -1, _BLOCK)
+        highest, block = blocks.amax(dim=2).topk(width + 1, dim=1)
+        block = block[:, :width]
+        row = block + blocks.shape[1] * torch.arange(n_rows, device=value.device)[:, None]
+        best, at = embedding(row, value.view(-1, _BLOCK)).flatten(1).topk(width + 1, dim=1)
+        at = block.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK
+        rest = torch.maximum(best[:, -1], highest[:, -1])
+    else:
+        best, at = value.topk(min(width + 1, n_columns), dim=1)
+        rest = best[:, -1] if n_columns > width else best.new_full((n_rows,), -torch.inf)
+    best, at = best[:, :width], at[:, :width]
+    if width and any(a == b > -torch.inf for a, b in zip(best[:, -1].tolist(), rest.tolist(), strict=True)):
+        at = value.argsort(dim=1, descending=True, stable=True)[:, :width]
+        best = value.gather(1, at)
+    return best, at
+
+
+def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callable]:
+    """Scores of all children, (B, W, C) with -inf where there is none, and a function to child and code.
+
+    The columns are codes where the trie has a table, and the first, second, ... child elsewhere; in both cases
+    children ascend with beam and column.
+    """
+    table, total, mask = trie.table(level), beam.score[..., None], None if subset is None else subset.mask
+    if table is not None:
+        n_codes, row = table.shape[1], beam.node
+        penalty = trie.penalty(level) if mask is None else subset.penalty(level)
+        if mask is not None and len(mask) > 1:  # each context has a table of its own
+            row = row + len(table) * torch.arange(len(row), device=row.device)[:, None]
+        value = scores[..., :n_codes] + total
+        value += embedding(row, penalty.view(-1, n_codes))  # the fastest way to take rows
+
+        def child_at(parent, column):
+            return table[beam.node.gather(1, parent), column].long(), column
+
+        column_of = lambda child, first: trie.code[level][child].long()  # noqa: E731
+    else:
+        start, last = trie.child_start[level], trie.n_nodes(level + 1) - 1
+        first = start[beam.node].long()
+        n_children = start[(beam.node + 1).clamp_(max=len(start) - 1)] - first
+        column = torch.arange(trie.branching[level], device=beam.node.device)
+        child = (first[..., None] + column).clamp_(max=last)
+        possible = column < n_children[..., None]
+        value = scores.gather(2, trie.code[level][child].long()) + total
+        if mask is not None:
+            possible &= subset.allowed(level + 1, child)
+        value.masked_fill_(possible.logical_not_(), -torch.inf)
+
+        def child_at(parent, column):
+            child = (first.gather(1, parent) + column).clamp_(max=last)
+            return child, trie.code[level][child].long()
+
+        column_of = lambda child, first: child - first  # noqa: E731
+    if subset is not None and subset.excluded is not None:
+        context, child = subset.emptied(level + 1)
+        parent = torch.searchsorted(trie.child_start[level], child.to(torch.int32), right=True) - 1
+        place = torch.searchsorted(beam.node[context], parent[:, None]).squeeze(1).clamp(max=beam.node.shape[1] - 1)
+        met = beam.node[context, place] == parent
+        context, place, child, parent = context[met], place[met], child[met], parent[met]
+        value[context, place, column_of(child, trie.child_start[level][parent].long())] = -torch.inf
+    return value, child_at
+
+
+@functools.cache
+def _kernel() -> Callable | None:
+    """The compiled loop, or None without numba or a place where it may keep what it compiled."""
+    try:
+        from semid_lib.decoding import kernel
+    except (ImportError, RuntimeError):
+        return None
+    return kernel.select
+
+
+def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
+    n = len(beam.node)
+    width = min(width, beam.node.shape[1] * trie.branching[level])
+    child = torch.full((n, width), trie.n_nodes(level + 1))
+    score, parent, code = torch.full((n, width), -torch.inf), torch.zeros_like(child), torch.zeros_like(child)
+    count, allowed = _NO_COUNT, _ALL
+    if subset is not None and subset.mask is not None:
+        nodes = subset.nodes(level + 1)
+        count, allowed = (subset.count.numpy(), _ALL) if nodes is None else (_NO_COUNT, nodes.numpy())
+    empty, empty_start = _NOTHING, np.zeros(n + 1, dtype=np.int64)
+    if subset is not None and subset.excluded is not None:
+        context, node = subset.emptied(level + 1)
+        empty = node.numpy()
+        np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
+    is_last = level == trie.n_levels - 1
+    n_alive = _kernel()(
+        beam.node.numpy(),
+        beam.score.numpy(),
+        scores.numpy(),
+        scores.amax(dim=(1, 2)).numpy(),
+        trie.code[level].numpy(),
+        trie.child_start[level].numpy(),
+        _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
+        count,
+        allowed,
+        empty,
+        empty_start,
+        child.numpy(),
+        score.numpy(),
+        parent.numpy(),
+        code.numpy(),
+    )
+    if n_alive < 0:
+        raise ValueError(f"the model scored codes of level {level} with NaN")
+    return Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
+
+
+_NO_COUNT = np.zeros((0, 1), dtype=np.int32)
+_ALL = np.zeros((0, 1), dtype=bool)
+_NO_START = np.zeros(0, dtype=np.int32)
+_NOTHING = np.zeros(0, dtype=np.int64)
+
+
+def _answer(trie: PrefixTrie, leaf: torch.Tensor, score: torch.Tensor, k: int) -> Beams:
+    """The items of the best leaves, padded to k places; leaves ascend, so equal scores stay in the order of the IDs."""
+    score, order = score.sort(dim=1, descending=True, stable=True)
+    score, leaf = score[:, :k], leaf.gather(1, order[:, :k])
+    item = trie.item_at(torch.where(score > -torch.inf, leaf, -1))
+    missing = (0, k - score.shape[1])
+    return Beams(pad(item, missing, value=-1), pad(score, missing, value=-torch.inf))
+
+
+def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.Tensor:
+    """Scores (B, C) with -inf for all but the best n_items of each prefix; prefixes (B, C) stand in ascending order.
+
+    Taking the best first and skipping full prefixes is optimal: the limits of different prefixes do not touch.
+    """
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, prefix.gather(1, order).argsort(dim=1, stable=True))  # by prefix, the best of each first
+    ordered = prefix.gather(1, order).contiguous()
+    rank = torch.arange(score.shape[1], device=score.device) - torch.searchsorted(ordered, ordered)
+    return score.masked_fill(torch.zeros_like(rank).scatter(1, order, rank) >= n_items, -torch.inf)
+
+
+def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    scores = scores.float()  # log-probabilities of several codes are added: half precision would tie them
+    return scores.log_softmax(dim=-1) if normalization == "level" else scores
+
+
+def _check_device(scores: torch.Tensor, trie: PrefixTrie) -> None:
+    if scores.device != trie.item.device:
+        raise ValueError(f"the model is on {scores.device}, the trie on {trie.item.device}: move it with trie.to(...)")
+
+
+def _check_codes(scores: torch.Tensor, trie: PrefixTrie, level: int) -> None:
+    if scores.shape[-1] < trie.sizes[level]:
+        raise ValueError(
+            f"the model scores {scores.shape[-1]} codes at level {level}, the trie holds code {trie.sizes[level] - 1}"
+        )
+
+
+def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:
+    if getattr(scorer, "n_levels", trie.n_levels) != trie.n_levels:
+        raise ValueError(f"the model writes {scorer.n_levels} levels, the trie has {trie.n_levels}")
+    if normalization not in ("vocabulary", "level"):
+        raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
+    if diversity is not None:
+        diversity = _checked_diversity(diversity, trie.n_levels)
+    if isinstance(allowed, Subset) and allowed.trie is not trie:
+        raise ValueError("allowed is a subset of another trie")
+    return (allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)), diversity
+
+
+def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) -> Diversity:
+    try:
+        n_items, prefix_length = (arguments.count("diversity", part) for part in diversity)
+        if prefix_length > n_levels:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"diversity must be (at least 1, a prefix length from 1 to {n_levels}), got {shown(diversity)}"
+        ) from None
+    return Diversity(n_items, prefix_length)
+
+
+def in_parts(order: np.ndarray, lists: Sequence[Sequence], size: int, room: int) -> Iterator[np.ndarray]:
+    """Consecutive parts of an order over lists: at most `size` lists that, padded to the longest, fit in `room` places.
+
+    A part has at least one list, however long.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in in_parts(np.array([2, 0, 1]), ["a", "long text", "b"], size=2, room=10)]
+    [[2, 0], [1]]
+    """
+    lengths, start = np.array([len(each) for each in lists], dtype=np.int64), 0
+    while start < len(order):
+        part = order[start : start + size]
+        padded = np.maximum.accumulate(lengths[part]) * np.arange(1, len(part) + 1)
+        part = part[: max(1, np.searchsorted(padded, room, side="right"))]
+        yield part
+        start += len(part)

@@ -1,0 +1,1 @@
+"""Metrics, evaluation, published figures, tables and plots."""

@@ -1,0 +1,1 @@
+"""A language model that answers a query with items (chapter 05)."""

@@ -1,0 +1,1 @@
+"""Next-item recommendation: timeline, TIGER, SASRec and baselines (chapter 07)."""

@@ -1,0 +1,213 @@
+"""What any model has to beat: popularity and item-kNN. Neither has anything to train.
+
+Both answer `rank(histories, k, exclude_seen)` like the models, in item rows, and both are given every advantage that
+costs nothing: the item-kNN knows the order of the history.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from semid_lib.workbench import arguments
+from semid_lib.workbench.text import shown
+
+_BLOCK = 1024  # users scored at once: block x n_items float32 in memory
+
+
+class Ranked(NamedTuple):
+    """The best items for each user, best first; -1 and -inf where fewer than k are left."""
+
+    items: np.ndarray  # (n, k) int64 item rows
+    scores: np.ndarray  # (n, k) float32
+
+
+class Popularity:
+    """Recommends the items with the most interactions; ties go to the lower item row.
+
+    >>> Popularity([[0, 1], [1]], n_items=3).rank([[0]], k=2).items
+    array([[1, 2]])
+    """
+
+    def __init__(self, histories: Sequence[np.ndarray], n_items: int):
+        self.counts = np.bincount(_flat(histories), minlength=n_items).astype(np.float32)
+
+    def rank(
+        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
+    ) -> Ranked:
+        """The k most popular items, the same for everybody but for what they have seen."""
+        return rank_by_scores(
+            histories, len(self.counts), k, exclude_seen, progress, lambda block: np.tile(self.counts, (len(block), 1))
+        )
+
+
+class ItemKNN:
+    """Recommends what stood near the user's items in other histories (Sarwar et al. 2001), with a sense of order.
+
+    Two items are as similar as their histories say:
+
+        s(i -> j) = sum over histories that hold both of w(i, j) / (n_i n_j) ** popularity_exponent,
+
+    where w is 1 / sqrt(distance) if j comes after i, and `backward` times that if before; n counts interactions.
+    Items further apart than `window` are not counted. An item t places from the end of the user's history votes with
+    `decay` ** t; items without a vote follow, by popularity. The defaults were chosen on Beauty's validation items.
+
+    >>> knn = ItemKNN([np.array([0, 1, 2]), np.array([0, 1]), np.array([3, 2])], n_items=4)
+    >>> knn.rank([np.array([0])], k=2).items
+    array([[1, 2]])
+    """
+
+    def __init__(
+        self,
+        histories: Sequence[np.ndarray],
+        n_items: int,
+        popularity_exponent: float = 0.3,
+        backward: float = 0.5,
+        decay: float = 0.7,
+        window: int = 50,
+    ):
+        import scipy.sparse as sp  # a sixth of a second that a service does without
+
+        self.decay = decay
+        flat, user = _flat(histories), np.repeat(np.arange(len(histories)), [len(h) for h in histories])
+        followed = sp.csr_array((n_items, n_items), dtype=np.float32)
+        for distance in range(1, min(window, max(map(len, histories), default=1) - 1) + 1):
+            same = user[distance:] == user[:-distance]
+            pair = (flat[:-distance][same], flat[distance:][same])
+            weight = np.full(len(pair[0]), distance**-0.5, dtype=np.float32)
+            followed = followed + sp.csr_array((weight, pair), shape=(n_items, n_items))
+        damping = sp.dia_array(
+            (np.maximum(np.bincount(flat, minlength=n_items), 1.0)[None] ** -popularity_exponent, [0]),
+            shape=(n_items, n_items),
+        )
+        both = followed + backward * followed.T  # an item that is bought again votes for itself
+        self.similarity = (damping @ both @ damping).tocsr().astype(np.float32)
+        # what no neighbour votes for comes behind what one does, by popularity: between -1 and 0
+        counts = np.bincount(flat, minlength=n_items)
+        self.without_votes = (counts / max(counts.max(), 1) - 1).astype(np.float32)
+
+    def rank(
+        self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool = True, progress: bool = False
+    ) -> Ranked:
+        """The k items with the most votes from each history; an empty history gets the popular items."""
+        return rank_by_scores(histories, len(self.without_votes), k, exclude_seen, progress, self.scores)
+
+    def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
+        """Log-scale item-kNN scores, weight * log(votes + floor), for `Recommender.rank(prior=...)`.
+
+        Parameters
+        ----------
+        histories : sequence of arrays of item rows
+        weight, floor : float
+            Defaults chosen on Beauty's validation items; floor > 0 replaces zero votes.
+
+        Returns
+        -------
+        (n_histories, n_items) float32 array
+
+        References
+        ----------
+        Chapter 07, eq-prior; Sarwar et al. (2001).
+
+        Examples
+        --------
+        >>> ItemKNN([np.array([0, 1])], n_items=3).prior([np.array([0])], weight=1.0, floor=0.5).round(2)
+        array([[-0.69,  0.41, -0.69]], dtype=float32)
+        """
+        return (weight * np.log(np.maximum(self.scores(histories), 0) + floor)).astype(np.float32)
+
+    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """The votes for every item, (n, n_items) float32; items without a vote lie between -1 and 0, by popularity."""
+        import scipy.sparse as sp
+
+        lengths = np.array([len(history) for history in histories], dtype=np.int64)
+        age = np.concatenate([np.empty(0), *[np.arange(length)[::-1] for length in lengths]])
+        row = np.repeat(np.arange(len(histories)), lengths)
+        votes = sp.csr_array(
+            ((self.decay**age).astype(np.float32), (row, _flat(histories))),
+            shape=(len(histories), self.similarity.shape[0]),
+        )
+        total = (votes @ self.similarity).toarray()
+        return np.where(total > 0, total, self.without_votes)
+
+
+def rank_by_scores(
+    histories: Sequence[np.ndarray],
+    n_items: int,
+    k: int,
+    exclude_seen: bool,
+    progress: bool,
+    score: Callable[[Sequence[np.ndarray]], np.ndarray],
+) -> Ranked:
+    """The k best items after each history by the scores of all items, block by block.
+
+    score: some histories -> (n, n_items) float32, which may be written to. Raises ValueError for k below 1 and for what
+    `checked_rows` refuses.
+
+    >>> rank_by_scores([[1], [0]], 3, 2, True, False, lambda block: np.tile([0.2, 0.5, 0.1], (len(block), 1))).items
+    array([[0, 2],
+           [1, 2]])
+    """
+    k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
+    histories = checked_rows(histories, n_items)
+    if not histories:
+        return Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
+    parts = []
+    for start in tqdm(range(0, len(histories), _BLOCK), desc="ranking", unit="block", disable=not progress):
+        block = histories[start : start + _BLOCK]
+        scores = score(block)
+        if exclude_seen:
+            for row, history in zip(scores, block, strict=True):
+                row[history] = -np.inf
+        parts.append(top_k(scores, k))
+    return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def checked_rows(histories: Sequence[Sequence[int]], n_items: int) -> list[np.ndarray]:
+    """Histories as arrays of item rows, each (length,) int64.
+
+    Raises ValueError naming the first history that holds something else than rows of a catalogue of so many items.
+
+    >>> checked_rows([[2, 0], []], n_items=3)
+    [array([2, 0]), array([], dtype=int64)]
+    """
+    checked = []
+    for at, history in enumerate(arguments.histories(histories)):
+        values = history if hasattr(history, "__len__") else list(history)
+        try:
+            rows = np.asarray(values)
+        except ValueError:  # it holds lists of different lengths
+            rows = np.empty((1, 1), dtype=object)
+        rows = rows if rows.size else np.empty(0, dtype=np.int64)
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(f"history {at} is {shown(values)}, expected integer item rows from 0 to {n_items - 1}")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < n_items:
+            wrong = rows[(rows < 0) | (rows >= n_items)][0]
+            raise ValueError(f"history {at} holds item row {wrong}, expected 0 to {n_items - 1}")
+        checked.append(rows.astype(np.int64, copy=False))
+    return checked
+
+
+def top_k(scores: np.ndarray, k: int) -> Ranked:
+    """The k best columns of each row of (n, n_items) float32 scores, ties to the lower column; -inf never comes out.
+
+    >>> top_k(np.array([[0.1, 0.5, 0.5, -np.inf]], dtype=np.float32), k=4).items
+    array([[ 1,  2,  0, -1]])
+    """
+    n, n_items = scores.shape
+    items = np.full((n, k), -1, dtype=np.int64)
+    best = np.full((n, k), -np.inf, dtype=np.float32)
+    kept = min(k, n_items)
+    for row in range(n):  # row by row: only the few candidates at or above the k-th score are sorted
+        line = scores[row]
+        edge = np.partition(line, n_items - kept)[n_items - kept]
+        candidates = np.flatnonzero(line >= edge)
+        order = candidates[np.argsort(-line[candidates], kind="stable")][:kept]
+        real = order[line[order] > -np.inf]
+        items[row, : len(real)], best[row, : len(real)] = real, line[real]
+    return Ranked(items, best)
+
+
+def _flat(histories: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *[np.asarray(history, dtype=np.int64) for history in histories]])

@@ -1,0 +1,1 @@
+"""Synthetic queries: templates, a language model, filters (chapter 04)."""

@@ -1,0 +1,1 @@
+"""Search without generation: BM25, dense retrieval, fusion, and the hybrid ranker."""

@@ -1,0 +1,288 @@
+"""A light text model for a CPU: the vector and the words of a query in, semantic IDs out, code by code.
+
+Two things speak at every level, and their logits are added. *What the texts say*: the frozen sentence encoder's cosine
+between query and items, and a word score such as BM25 where one is given, as a distribution over the catalogue, summed
+up to the nodes of the trie; alone it would rank as these two do, and it knows a new item at once. *What the queries
+taught*: the code head of the timeline model on the query's vector and on its hashed words, trained on synthetic
+queries. Both are normalized over the children of a prefix, so the probabilities of the items sum to one and none is
+spent on IDs that do not exist.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import regex
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn import functional as F
+
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.next_item.timeline import HeadLevel, log_masses
+from semid_lib.workbench.text import one_line
+from semid_lib.workbench.weights import check_config, check_shapes, load_weights, save_weights
+
+_WORD = regex.compile(r"\w+")  # unlike re, with the marks of Hindi or Thai
+_FORMAT = "query model 1"
+_GRAMS = 64  # hashed pieces of a query that are looked at
+
+
+@dataclass(frozen=True)
+class QueryModelConfig:
+    """The shape of a query model; what is needed to build it again from its weights."""
+
+    sizes: tuple[int, ...]  # number of codes at each position of a semantic ID
+    text_dim: int  # dimensions of query and item vectors
+    dim: int = 256  # width of the code head
+    dropout: float = 0.2
+    n_buckets: int = 2**15  # rows of the table of hashed words; 0 leaves words out
+    temperature: float = 0.05  # of what the texts say, at first; it is learned
+    word_weight: float = 0.0  # the cosine that one unit of a word score is worth (`balanced_weight`); 0: no word scores
+
+    def __post_init__(self):
+        least = {"dropout": 0, "n_buckets": 0, "temperature": 1e-6, "word_weight": 0}
+        check_config(self, least, below={"dropout": 1})
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that make a model large."""
+        shapes = {"read.1.weight": (self.dim, self.text_dim)}
+        shapes |= {f"head.{level}.out.weight": (size, self.dim) for level, size in enumerate(self.sizes)}
+        return shapes | ({"words.weight": (self.n_buckets, self.dim)} if self.n_buckets else {})
+
+
+class Queries(NamedTuple):
+    """Queries as the model reads them."""
+
+    vectors: torch.Tensor  # (B, text_dim) float32 of unit length
+    words: torch.Tensor  # (B, 64) int64 buckets from 1 on, 0 in unused places
+    matches: torch.Tensor | None = None  # (B, n_items) float32 word scores by item row, with a `word_weight` only
+
+    def to(self, device) -> "Queries":
+        return Queries(*(part if part is None else part.to(device) for part in self))
+
+
+class State(NamedTuple):
+    """What decoding carries from level to level."""
+
+    hidden: torch.Tensor  # (B, W, dim): the query plus the codes chosen so far
+    node: torch.Tensor  # (B, W) int64 nodes of the model's own trie
+    masses: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log of the probability of the items under it
+
+
+class QueryModel(nn.Module):
+    """Scores codes for queries; a `decode.Scorer`.
+
+    ids: (n_items, n_levels) integer semantic IDs, each row distinct. vectors: (n_items, text_dim) item embeddings of
+    unit length, from the encoder that embeds the queries. Neither is trained: `on_catalogue` gives the same model
+    for other items.
+    """
+
+    def __init__(self, config: QueryModelConfig, ids: np.ndarray, vectors: np.ndarray):
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.read = nn.Sequential(
+            nn.LayerNorm(config.text_dim, elementwise_affine=False), nn.Linear(config.text_dim, dim)
+        )
+        self.words = nn.EmbeddingBag(config.n_buckets, dim, mode="sum", padding_idx=0) if config.n_buckets else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes[:-1])
+        self.head = nn.ModuleList(HeadLevel(dim, size, config.dropout) for size in config.sizes)
+        self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
+        if self.words is not None:
+            nn.init.normal_(self.words.weight, std=0.05)
+        for head in self.head:  # an untrained model ranks as dense retrieval does
+            nn.init.zeros_(head.out.weight)
+            nn.init.zeros_(head.out.bias)
+        self._set_catalogue(ids, vectors)
+
+    def _set_catalogue(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        ids, vectors = np.asarray(ids), np.asarray(vectors, dtype=np.float32)
+        sizes, text_dim = self.config.sizes, self.config.text_dim
+        if ids.ndim != 2 or ids.shape[1] != len(sizes) or vectors.shape != (len(ids), text_dim):
+            raise ValueError(
+                f"ids {ids.shape} and vectors {vectors.shape} do not fit sizes {sizes}, text_dim {text_dim}"
+            )
+        if (ids >= np.array(sizes)).any():
+            raise ValueError(f"ids hold codes up to {ids.max(axis=0).tolist()}, more than sizes {sizes} allow")
+        self.trie = PrefixTrie.build(ids)
+        self.register_buffer("leaf_vectors", torch.from_numpy(vectors[self.trie.item.numpy()]), persistent=False)
+
+    def on_catalogue(self, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
+        """The same weights for another catalogue, such as this one with new items; nothing is trained."""
+        other = QueryModel(self.config, ids, vectors)
+        other.load_state_dict(self.state_dict())
+        return other.to(self.log_temperature.device).train(self.training)
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and config as one safetensors file; the catalogue is not in it."""
+        weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
+        save_weights(path, weights, metadata={"format": _FORMAT, "config": json.dumps(asdict(self.config))})
+
+    @classmethod
+    def load(cls, path: str | Path, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
+        """Read what `save` wrote, for a catalogue: the one of training or another; in evaluation mode.
+
+        Raises ValueError naming the file if it is no query model, or its config does not fit the catalogue or the
+        weights, before memory is taken for a model.
+        """
+        try:
+            with safe_open(path, framework="pt") as saved:
+                facts = saved.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a file of a query model: {error}") from error
+        if facts.get("format") != _FORMAT:
+            raise ValueError(f"{path} is not a file of a query model: expected format {_FORMAT!r}")
+        try:
+            config = json.loads(facts["config"])
+            config = QueryModelConfig(**config | {"sizes": tuple(config["sizes"])})
+            check_shapes(path, config.weight_shapes())
+            model = cls(config, ids, vectors)
+            model.load_state_dict(load_weights(path))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            why = one_line(str(error), 300).removeprefix(f"{path}: ")
+            raise ValueError(f"{path} is not a query model of this catalogue: {why}") from error
+        return model.eval()
+
+    @property
+    def n_levels(self) -> int:
+        return len(self.config.sizes)
+
+    def forward(self, batch: tuple[Queries, torch.Tensor]) -> torch.Tensor:
+        """Mean of -log p(item | query) over a batch of queries and the item row, (B,), that each asks for: nats."""
+        queries, items = batch
+        hidden, masses = self._read(queries), self._masses(queries)
+        leaf = self._trie().leaf_of_item()[items]
+        node, loss = torch.zeros_like(leaf), hidden.new_zeros(())
+        for level in range(self.n_levels):
+            target = self._trie().ancestor(level + 1, leaf)
+            logits, child, _ = self._logits(level, node[:, None], hidden[:, None], masses)
+            loss = loss + F.cross_entropy(logits[:, 0], target - child[:, 0, 0])
+            if level + 1 < self.n_levels:
+                hidden = hidden + self.code[level](self._trie().code[level][target].long())
+            node = target
+        return loss
+
+    def begin(self, queries: Queries, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
+        """Read queries and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
+
+        They are normalized over the children of the trie; there is no other vocabulary, so both normalizations are one.
+        """
+        queries = queries.to(self.log_temperature.device)
+        hidden = self._read(queries)[:, None]
+        node = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        state = State(hidden, node, self._masses(queries))
+        return state, self._log_probabilities(state, 0)
+
+    def advance(
+        self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor
+    ) -> tuple[State, torch.Tensor]:
+        """Extend beams by a code of `level`, score the next: -> state, log-probabilities (B, W, sizes[level + 1])."""
+        node = self._trie().step(level, state.node.gather(1, parents), codes).clamp(min=0)
+        hidden = state.hidden.gather(1, parents[..., None].expand(-1, -1, state.hidden.shape[-1]))
+        state = State(hidden + self.code[level](codes), node, state.masses)
+        return state, self._log_probabilities(state, level + 1)
+
+    def _read(self, queries: Queries) -> torch.Tensor:
+        hidden = self.read(queries.vectors)
+        if self.words is not None:
+            words = queries.words
+            if self.training:  # whole words are often missing from a query, or written otherwise
+                words = words.masked_fill(torch.rand(words.shape, device=words.device) < 0.3, 0)
+            hidden = hidden + self.words(words)
+        return self.dropout(hidden)
+
+    def _masses(self, queries: Queries) -> tuple[torch.Tensor, ...]:
+        """Log of the summed exp(likeness / temperature) of the items under each node, depth by depth."""
+        items = queries.vectors @ self.leaf_vectors.T
+        if (queries.matches is None) != (self.config.word_weight == 0):
+            raise ValueError(
+                f"the model has word_weight {self.config.word_weight}, the queries come "
+                f"{'without' if queries.matches is None else 'with'} word scores"
+            )
+        if queries.matches is not None:
+            items = items + self.config.word_weight * queries.matches[:, self._trie().item]
+        return log_masses(self._trie(), items * torch.exp(-self.log_temperature))
+
+    def _logits(self, level: int, node: torch.Tensor, hidden: torch.Tensor, masses) -> tuple[torch.Tensor, ...]:
+        """Of the children of nodes (B, W): logits, -inf in unused places, nodes and codes, (B, W, branching) each."""
+        trie = self._trie()
+        first = trie.child_start[level][node].long()
+        column = torch.arange(trie.branching[level], device=node.device)
+        child = first[..., None] + column
+        real = column < (trie.child_start[level][node + 1] - first)[..., None]
+        place = child.clamp(max=trie.n_nodes(level + 1) - 1)
+        code = trie.code[level][place].long()
+        said = masses[level].gather(1, place.flatten(1)).view(place.shape)
+        taught = self.head[level](hidden).gather(2, code)
+        return (said + taught).masked_fill(~real, -torch.inf), child, code
+
+    def _log_probabilities(self, state: State, level: int) -> torch.Tensor:
+        logits, _, code = self._logits(level, state.node, state.hidden, state.masses)
+        scores = logits.log_softmax(dim=-1)
+        unused = self.config.sizes[level]  # a column for the unused places, which is cut off
+        everything = scores.new_full((*scores.shape[:2], unused + 1), -torch.inf)
+        code = code.masked_fill(scores == -torch.inf, unused)
+        return everything.scatter_(2, code, scores)[..., :-1]
+
+    def _trie(self) -> PrefixTrie:
+        self.trie = self.trie.to(self.log_temperature.device)
+        return self.trie
+
+
+def balanced_weight(cosines: np.ndarray, matches: np.ndarray) -> float:
+    """The `word_weight` with which both scores count alike: the ratio of their mean spreads over the catalogue.
+
+    cosines, matches: (n_queries, n_items) of the same queries. Raises ValueError if the shapes differ or no word score
+    differs from another, for which there is no such weight.
+
+    >>> round(balanced_weight(np.array([[0.1, 0.5]]), np.array([[0.0, 8.0]])), 3)
+    0.05
+    """
+    if np.shape(cosines) != np.shape(matches):
+        raise ValueError(f"cosines are {np.shape(cosines)}, word scores {np.shape(matches)}, expected one shape")
+    spread = float(np.std(matches, axis=1).mean())
+    if not spread > 0:
+        raise ValueError("no word score differs from another: no query shares a word with the items")
+    return float(np.std(cosines, axis=1).mean()) / spread
+
+
+def hashed_words(queries: Sequence[str], n_buckets: int = 2**15) -> torch.Tensor:
+    """Queries as hashed words, pairs of neighbouring words and runs of four letters: (n, 64) int64, 0 where unused.
+
+    Letters make a word with a typing error, or in the plural, share most of its pieces with the right one (as in
+    fastText, Bojanowski et al. 2017). Only the first 64 pieces are kept, words first.
+
+    >>> words = hashed_words(["Nail polish", "nail POLISH!", "polish"])
+    >>> bool((words[0] == words[1]).all()), len(set(words[0].tolist()) & set(words[2].tolist())) > 3
+    (True, True)
+    """
+    if n_buckets < 2:
+        raise ValueError(f"n_buckets must be at least 2, got {n_buckets}")
+    found = np.zeros((len(queries), _GRAMS), dtype=np.int64)
+    for row, query in zip(found, queries, strict=True):
+        buckets = [_bucket(piece, n_buckets) for piece in _pieces(query)][:_GRAMS]
+        row[: len(buckets)] = buckets
+    return torch.from_numpy(found)
+
+
+def _pieces(query: str) -> list[str]:
+    words = _WORD.findall(query.lower())
+    pairs = [f"{one} {two}" for one, two in pairwise(words)]
+    letters = [
+        f"#{word[at : at + 4]}" for word in (f"<{word}>" for word in words) for at in range(max(1, len(word) - 3))
+    ]
+    return words + pairs + letters
+
+
+@lru_cache(maxsize=2**18)
+def _bucket(piece: str, n_buckets: int) -> int:
+    digest = hashlib.blake2b(piece.encode(), digest_size=8).digest()
+    return 1 + int.from_bytes(digest, "little") % (n_buckets - 1)

@@ -1,0 +1,1 @@
+"""A trained recommender in use: predict, HTTP service, Hub, Modal (chapter 08)."""

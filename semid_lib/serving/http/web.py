@@ -1,0 +1,363 @@
+"""The recommender as an HTTP service, with a page to try it.
+
+FOLDER may be a repository on the Hugging Face Hub, "org/name"; `--revision` is a branch, tag or commit of it.
+
+The service listens on loopback, unless `--host` is another address. If the environment variable SEMID_TOKEN is set, all
+requests about items need it as a bearer token. After SIGTERM the service answers what it has accepted, and ends.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import ipaddress
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote, unquote
+
+if __name__ == "__main__":
+    gc.disable()  # imports leave almost no garbage, and looking for it takes a tenth of a cold start
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from semid_lib.data.item_ids import UnknownItemError
+from semid_lib.serving.http import schemas
+from semid_lib.serving.http.batching import OverloadedError
+from semid_lib.serving.http.item_index import UnknownError
+from semid_lib.serving.http.middleware import TOKEN, Guard, JsonLines, Limits, Meters, check_token, log
+from semid_lib.serving.http.service import Service, UnableError
+from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench.store import Clock
+
+_PAGE = Path(__file__).parent / "page"
+_PROBLEMS = {
+    400: "the body is not text, is nested too deep or has a number of thousands of digits; or Host is another machine",
+    401: "no bearer token, or a wrong one",
+    404: "no such item, or no model for this in the folder",
+    408: "the request came too slowly",
+    413: "the body is too large",
+    415: "the body is not declared as JSON",
+    503: "too many questions are waiting, or models are loading; retry after the seconds in Retry-After",
+    504: "the answer took too long",
+}
+
+
+router = APIRouter(
+    responses={status: {"model": schemas.Problem, "description": text} for status, text in _PROBLEMS.items()}
+)
+
+
+async def _service_of(request: Request) -> Service:
+    return request.app.state.service
+
+
+Serving = Annotated[Service, Depends(_service_of)]
+
+
+async def _row(item_id: str, service: Serving) -> int:
+    """The item that a path names, percent-encoded (see `_Encoded`)."""
+    try:
+        return service.catalogue.item_ids.row(unquote(item_id))
+    except UnknownItemError as error:
+        raise HTTPException(404, str(error)) from None
+
+
+Row = Annotated[int, Depends(_row)]
+
+
+@router.post("/recommend", response_model=schemas.Answer, tags=["answers"])
+async def recommend(question: schemas.RecommendQuestion, service: Serving, request: Request):
+    """The most probable next items after a history; an empty history gets the usual first items."""
+    answer = await service.recommend(question)
+    request.state.counts.update(k=question.k, history=len(question.item_ids), answers=len(answer["items"]))
+    return answer
+
+
+@router.post("/search", response_model=schemas.Answer, tags=["answers"])
+async def search(question: schemas.SearchQuestion, service: Serving, request: Request):
+    """The items that a text asks for."""
+    answer = await service.search(question)
+    request.state.counts.update(k=question.k, answers=len(answer["items"]))
+    return answer
+
+
+@router.post("/predictions/{model}", response_model=schemas.Predictions, tags=["TorchServe"])
+async def predictions(model: str, question: schemas.PredictQuestion, service: Serving, request: Request):
+    """Next items for several users, in TorchServe's format. The name of the model does not matter: there is one."""
+    answer = await service.predict(question)
+    request.state.counts.update(k=question.topk, histories=len(question.instances))
+    return answer
+
+
+@router.get("/ping", response_model=schemas.State, tags=["TorchServe"])
+async def ping():
+    """The process is alive, in TorchServe's words."""
+    return {"status": "Healthy"}
+
+
+@router.get("/catalogue", response_model=schemas.CatalogueFacts, tags=["items"])
+async def facts(service: Serving):
+    """Size, categories and brands of the catalogue, and what the loaded model can do."""
+    return service.facts()
+
+
+@router.get("/items", response_model=schemas.Items, tags=["items"])
+async def find(
+    service: Serving,
+    title: Annotated[str, Query(min_length=1, max_length=schemas.MAX_TEXT)],
+    limit: Annotated[int, Query(ge=1, le=50)] = 10,
+):
+    """Items whose titles hold every word, or a word that begins with it; an item id finds its item first."""
+    return {"items": await service.find(title, limit)}
+
+
+@router.get("/items/{item_id:path}/neighbours", response_model=schemas.Neighbours, tags=["items"])
+async def neighbours(row: Row, service: Serving, limit: Annotated[int, Query(ge=1, le=50)] = 6):
+    """Items under the same prefixes, from the longest to a single code."""
+    return service.neighbours(row, limit)
+
+
+@router.get("/items/{item_id:path}", response_model=schemas.Item, tags=["items"])
+async def item(row: Row, service: Serving):
+    """One item."""
+    return service.catalogue.describe(row)
+
+
+@router.get("/healthz", response_model=schemas.State, tags=["operation"])
+async def healthz():
+    """The process is alive."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", response_model=schemas.State, tags=["operation"])
+async def readyz(service: Serving):
+    """Everything is loaded, the text encoder too, and half of the queue is free; 503 otherwise."""
+    if service.state != "ready":
+        why = "the models are still loading" if service.state == "loading" else "loading failed, see the log"
+        raise OverloadedError(f"not ready: {why}")
+    if 2 * service.batcher.n_waiting > service.batcher.max_queue:
+        raise OverloadedError("more than half of the queue is taken. Retry after 1 s")
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse, tags=["operation"])
+async def metrics(service: Serving):
+    """Counts and times in Prometheus' format."""
+    service.meters.waiting.set(service.batcher.n_waiting)
+    return Response(service.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/", include_in_schema=False)
+async def page():
+    return FileResponse(_PAGE / "index.html")
+
+
+class _Encoded:
+    """ASGI middleware: paths of items are matched as they were sent, percent-encoded.
+
+    So the "/" of an item id (%2F) is told from the one before "neighbours".
+    """
+
+    def __init__(self, app: Callable):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/items/"):
+            sent = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0]
+            scope["path"] = sent if sent.startswith("/items/") else quote(scope["path"])
+        await self.app(scope, receive, send)
+
+
+# --- the application ---
+
+
+def create_app(
+    recommender: Recommender, limits: Limits | None = None, token: str | None = None, loopback_only: bool = False
+) -> FastAPI:
+    """The service as an ASGI application; its requests and answers are in `messages`, and at /docs.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    limits : Limits, optional
+    token : str, optional
+        The bearer token of requests about items; without one, anyone may send them.
+    loopback_only : bool
+        Answer only requests to 127.0.0.1, localhost or [::1], so that a page of another site cannot reach the service
+        by DNS rebinding.
+
+    Raises
+    ------
+    ValueError
+        If no client could send the token.
+    """
+    if token is not None:
+        check_token(token)
+    limits, meters = limits or Limits(), Meters()
+    service = Service(recommender, limits, meters)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI):
+        async with service.batcher:
+            yield
+        log.info("stopped")
+
+    app = FastAPIOffline(  # its documents come from this process
+        title="Recommendations by semantic IDs",
+        summary="Next items for a history, items for a query, and why.",
+        version=metadata.version("semid-lib"),
+        redoc_url=None,
+        lifespan=lifespan,
+        dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    if loopback_only:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.add_middleware(_Encoded)
+    app.add_middleware(Guard, limits=limits, token=token, meters=meters)
+    # coroutines all of them: anything else Starlette runs in threads, each with memory of its own
+    app.add_exception_handler(RequestValidationError, _refuse_shape)
+    app.add_exception_handler(UnknownError, _refuse_unknown)
+    app.add_exception_handler(UnknownItemError, _refuse_unknown)
+    app.add_exception_handler(UnableError, _refuse_task)
+    app.add_exception_handler(OverloadedError, _refuse_more)
+    return app
+
+
+async def _refuse_shape(_: Request, error: RequestValidationError) -> JSONResponse:
+    return _refuse([{"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]])
+
+
+async def _refuse_unknown(_: Request, error: ValueError) -> JSONResponse:
+    return _refuse([{"loc": ["body"], "msg": str(error)}])
+
+
+async def _refuse_task(_: Request, error: UnableError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 404)
+
+
+async def _refuse_more(_: Request, error: OverloadedError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
+
+
+def _cut(part: str | int) -> str | int:
+    """A place in the input; the name of an unknown field may be as long as the body."""
+    return part[:50] if isinstance(part, str) else part
+
+
+def _refuse(wrong: list[dict]) -> JSONResponse:
+    """Where and why, in FastAPI's form but without repeating the input."""
+    return JSONResponse({"detail": [{**one, "type": "value_error"} for one in wrong]}, 422)
+
+
+def load_app(
+    model: str | Path,
+    limits: Limits | None = None,
+    token: str | None = None,
+    loopback_only: bool = False,
+    **how,
+) -> FastAPI:
+    """Load a folder and make a service of it that has answered one request.
+
+    Parameters
+    ----------
+    model, **how
+        Arguments of `Recommender.from_pretrained`.
+    limits, token, loopback_only
+        Arguments of `create_app`.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        If the model cannot be loaded.
+    """
+    _few_arenas()
+    clock = Clock()
+    recommender = Recommender.from_pretrained(model, **how)
+    app = create_app(recommender, limits, token, loopback_only)
+    app.state.service.warm_up()
+    source = {} if recommender.source is None else {"source": str(recommender.source)}
+    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2), **source}})
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load a recommender and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
+    parser = argparse.ArgumentParser(
+        prog="python -m semid_lib.serving.http.web",
+        description=__doc__.partition("\n")[0],
+        epilog=f"If the environment variable {TOKEN} is set, requests about items need it as a bearer token.",
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
+    parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--host", default="127.0.0.1", help="loopback by default; 0.0.0.0 for every network")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.port < 2**16:
+        parser.error(f"--port is {options.port}, expected 0 to 65535")
+    log_as_json()
+    token, loopback = os.environ.get(TOKEN), _is_loopback(options.host)
+    if token is None and not loopback:
+        log.warning(
+            f"no authentication: anyone who reaches {options.host}:{options.port} can send requests. "
+            f"Set {TOKEN} and restart"
+        )
+    limits = Limits()
+    try:
+        app = load_app(options.model, limits, token, token is None and loopback, revision=options.revision)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"cannot serve {options.model}: {error}", file=sys.stderr)
+        return 1
+    gc.freeze()  # models stay: the collector need not look through them
+    gc.enable()
+    app.state.service.warm_up_beside()
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_config=None,
+        access_log=False,  # it would write down what people look for
+        server_header=False,
+        limit_concurrency=2 * limits.max_queue,
+        timeout_graceful_shutdown=int(2 * limits.seconds) + 5,
+    )
+    return 0
+
+
+def log_as_json() -> None:
+    """Write the log of this process to stderr, one JSON object per line."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log addresses that are signed for a while
+
+
+def _few_arenas() -> None:
+    """Limit glibc to two heaps instead of eight per core, as heaps rarely shrink. Without glibc, do nothing."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,493 @@
+"""The trained whole: models, semantic IDs and item table in one folder; item ids in and out, or text in."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from semid_lib.data.item_ids import ItemIds
+from semid_lib.decoding.beam_search import Diversity, constrained_beam_search, exact_ranking, in_parts
+from semid_lib.decoding.trie import PrefixTrie, Subset
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.llm.llm_search import LanguageModelSearch, LightSearch
+from semid_lib.llm.vllm_search import VLLMSearch, load_searcher
+from semid_lib.next_item.baselines import Ranked, checked_rows
+from semid_lib.next_item.timeline import Timeline, WithPrior, pad
+from semid_lib.search.retrieval import checked_mask, checked_queries
+from semid_lib.serving import hub, saved
+from semid_lib.serving.model_card import model_card
+from semid_lib.workbench import arguments, remote
+from semid_lib.workbench.atomic import check_only, fresh_folder, settled
+from semid_lib.workbench.store import sha256
+from semid_lib.workbench.text import one_line, shown
+from semid_lib.workbench.weights import save_weights
+
+_SHOWN = 30  # rows of an answer in a notebook
+_HISTORIES_AT_ONCE = 50  # in an exact ranking
+_MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
+_ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
+_SEEN_AT_ONCE = 2**20  # users x items to exclude, padded to the longest: 8 MiB, and some copies of them
+_SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
+
+
+class _Lists(NamedTuple):
+    item_ids: np.ndarray
+    scores: np.ndarray
+
+
+class Recommendations(_Lists):
+    """The best items for each history or query, best first: a pair of arrays, which notebooks show as a table.
+
+    Attributes
+    ----------
+    item_ids : (n, k) object array
+        The shop's own ids, int or str; None where fewer items exist.
+    scores : (n, k) float32 array
+        Log-probabilities; -inf there.
+    """
+
+    _titles: pd.Series | None = None  # of all items, by row
+    _rows: np.ndarray | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per recommended item: the position of its list, its rank from 1, id, title (if known) and score.
+
+        Examples
+        --------
+        >>> ids, scores = np.array([[7, 9], [9, None]], dtype=object), np.array([[-0.7, -1.4], [-0.1, -np.inf]])
+        >>> Recommendations(ids, scores).to_frame()[["list", "rank", "item_id"]].values.tolist()
+        [[0, 1, 7], [0, 2, 9], [1, 1, 9]]
+        """
+        at, place = np.nonzero(np.not_equal(self.item_ids, None))
+        columns = {"list": at, "rank": place + 1, "item_id": self.item_ids[at, place]}
+        if self._titles is not None:
+            columns["title"] = self._titles.to_numpy()[self._rows[at, place]]
+        return pd.DataFrame(columns | {"score": self.scores[at, place]})
+
+    def __repr__(self) -> str:
+        n, k = self.item_ids.shape
+        return f"Recommendations({n:,} lists of up to {k} items; .item_ids, .scores, .to_frame())"
+
+    def _repr_html_(self) -> str:
+        n, k = self.item_ids.shape
+        first = Recommendations(*(array[: max(1, _SHOWN // max(k, 1))] for array in self))
+        first._titles, first._rows = self._titles, self._rows
+        table = first.to_frame().head(_SHOWN)
+        if "title" in table:
+            table["title"] = [one_line(title) for title in table["title"]]
+        return _html(table.set_index(["list", "rank"])) + f"<p>from {n:,} lists of up to {k} items</p>"
+
+
+class Recommender:
+    """A model of the next item, one of search, or both, with their semantic IDs and item table.
+
+    Parameters
+    ----------
+    model : Timeline, optional
+        Answers histories.
+    ids : SemanticIDs
+    items : pandas.DataFrame
+        A table with `item_id`, one row per semantic ID, in the same order.
+    searcher : optional
+        Answers queries.
+    exclude_seen : bool
+        Whether `recommend` leaves out items of the history when a call does not choose. It is saved with the models.
+        Take `exclude_seen` of the validation examples: it is False where customers buy the same again.
+
+    Raises
+    ------
+    ValueError
+        If the parts do not belong together, both models are missing, an item id occurs twice, or the table could not be
+        saved (`table.arrow_table`).
+    """
+
+    def __init__(
+        self,
+        model: Timeline | None,
+        ids: SemanticIDs,
+        items: pd.DataFrame,
+        searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
+        exclude_seen: bool = True,
+    ):
+        saved.checked_table(items)
+        self._join(model, ids, items, searcher, exclude_seen)
+
+    def _join(self, model, ids: SemanticIDs, items: pd.DataFrame, searcher, exclude_seen: bool) -> None:
+        """Put the parts together; the item table has been checked."""
+        if model is None and searcher is None:
+            raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
+        if len(items) != len(ids) or (model is not None and not np.array_equal(model.ids.cpu().numpy(), ids.unique)):
+            known = "no model of the next item" if model is None else f"a model with {len(model.ids)}"
+            raise ValueError(f"{len(items)} items, {len(ids)} semantic IDs and {known} do not belong together")
+        if searcher is not None and not _same_items(searcher.trie, ids.unique):
+            raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
+        self.model, self.searcher = None if model is None else model.eval(), searcher
+        self.ids, self.items = ids, items.reset_index(drop=True)
+        self.exclude_seen = arguments.flag("exclude_seen", exclude_seen)
+        self.source: hub.Source | None = None  # where on the Hub it was loaded from
+        self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
+        self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
+        self.item_ids = ItemIds(self.items)
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        allowed: np.ndarray | None = None,
+        query_vectors: np.ndarray | None = None,
+        progress: bool = False,
+    ) -> Recommendations:
+        """Find the k most probable items for each query.
+
+        Parameters
+        ----------
+        queries : sequence of str
+        k : int
+        allowed : (n_items,) or (n_queries, n_items) bool, optional
+            Items that may be returned, in the order of `items`; `rules` makes such masks.
+        query_vectors : (n_queries, dim) float32, optional
+            Embeddings by the encoder of the items, so that none is embedded twice. A language model reads the text
+            alone.
+        progress : bool
+
+        Returns
+        -------
+        Recommendations
+
+        Raises
+        ------
+        ValueError
+            Without a searcher, for a query that is blank or no text, a k below 1 or a mask that does not fit.
+        """
+        if self.searcher is None:
+            raise ValueError("this recommender has no model of search: fine-tune one (chapter 05)")
+        queries = checked_queries(queries, k)
+        checked_mask(allowed, len(queries), len(self.ids))
+        if not queries:
+            return self._with_item_ids(Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)))
+        found = self.searcher.search(queries, k, allowed, query_vectors, progress)
+        return self._with_item_ids(_checked_lists(found, len(queries), k, len(self.ids)))
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[int | str]],
+        k: int = 10,
+        exclude_seen: bool | None = None,
+        beam_width: int | None = None,
+        progress: bool = False,
+        allowed: np.ndarray | None = None,
+        diversity: Diversity | tuple[int, int] | None = None,
+    ) -> Recommendations:
+        """Find the k most probable next items after each history.
+
+        Parameters
+        ----------
+        histories : sequence of sequences of int or str
+            Item ids of each user, oldest first: lists, a Series of lists or a 2-D array. An empty history gets what
+            users begin with. The model reads the last `max_length` items of a longer one.
+        k : int
+        exclude_seen : bool, optional
+            Leave out all items of the history; by default as the recommender was made.
+        beam_width : int, optional
+            Prefixes kept per level, at least k; by default max(50, k).
+        progress : bool
+        allowed : (n_items,) or (n_histories, n_items) bool, optional
+            Items that may be returned, in the order of `items`; `rules` makes such masks.
+        diversity : (m, p), optional
+            At most m items of a list share their first p codes. Lists may be shorter, unless the beam is wide.
+
+        Returns
+        -------
+        Recommendations
+
+        Raises
+        ------
+        ValueError
+            Without a model of the next item, for an unknown item id (the message names history and position), and for
+            arguments that do not fit.
+        """
+        histories = arguments.histories(histories)
+        rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
+        return self._with_item_ids(self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity))
+
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        exclude_seen: bool | None = None,
+        beam_width: int | None = None,
+        progress: bool = False,
+        allowed: np.ndarray | None = None,
+        diversity: Diversity | tuple[int, int] | None = None,
+        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
+        exact: bool = False,
+    ) -> Ranked:
+        """`recommend` in item rows: histories and answers hold positions in the item table.
+
+        Parameters
+        ----------
+        histories, k, exclude_seen, beam_width, progress, allowed, diversity
+            As for `recommend`, with item rows in the histories.
+        prior : callable, optional
+            histories -> (n, n_items) float32 log-scale scores, such as `ItemKNN.prior`: see `Timeline.begin`.
+        exact : bool
+            Score every item instead of searching: beam_width is not used, and diversity is refused.
+
+        Returns
+        -------
+        Ranked
+
+        Raises
+        ------
+        ValueError
+            As for `recommend`, and for a row that is not in the catalogue (the message names the history).
+        """
+        if self.model is None:
+            raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
+        k = arguments.count("k", k)
+        exclude_seen = self.exclude_seen if exclude_seen is None else arguments.flag("exclude_seen", exclude_seen)
+        histories = checked_rows(histories, len(self.ids))
+        beam_width = max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
+        items = np.full((len(histories), k), -1, dtype=np.int64)
+        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        seen = [np.unique(history) if exclude_seen else history[:0] for history in histories]
+        by_length = np.argsort([len(history) for history in histories], kind="stable")
+        size = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes))
+        size = max(1, min(size, _ITEMS_AT_ONCE // len(self.ids)))
+        trie = self.trie  # one for the whole call: another thread may move it meanwhile
+        rules = self._rules(allowed, len(histories), trie)
+        if exact and diversity is not None:
+            raise ValueError("exact and diversity are both given: expected one of them. An exact ranking has no beam")
+        if isinstance(rules, np.ndarray):  # a row of bytes per user
+            size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
+        with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
+            for users in in_parts(by_length, seen, size, _SEEN_AT_ONCE):
+                batch = [histories[user] for user in users]
+                contexts = pad(batch, self.model.config.max_length).to(self.model.start.device)
+                subset = rules if isinstance(rules, Subset) or rules is None else trie.subset(rules[users])
+                if exclude_seen:
+                    unseen = trie.subset(excluded=pad([seen[user] for user in users]).to(contexts.device))
+                    subset = unseen if subset is None else subset & unseen
+                said = None if prior is None else torch.from_numpy(prior(batch)).to(contexts.device)
+                scorer = self.model if said is None else WithPrior(self.model, said)
+                if exact:
+                    beams = exact_ranking(scorer, contexts, trie, k, subset)
+                else:
+                    beams = constrained_beam_search(scorer, contexts, trie, beam_width, k, subset, diversity=diversity)
+                items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
+                bar.update(len(users))
+        return Ranked(items, scores)
+
+    @property
+    def trie(self) -> PrefixTrie:
+        """The prefix trie, where the model is: training may have moved it."""
+        if self.model is not None:
+            self._trie = self._trie.to(self.model.start.device)
+        return self._trie
+
+    def _with_item_ids(self, ranked: Ranked) -> Recommendations:
+        found = Recommendations(self.item_ids.at(ranked.items), ranked.scores)
+        found._titles, found._rows = self.items.get("title"), ranked.items
+        return found
+
+    def _facts(self) -> dict[str, str]:
+        of_search = type(self.searcher).__name__ if self.searcher else "none: no search()"
+        return {
+            "items": f"{len(self.items):,}",
+            "codes per semantic ID": " x ".join(map(str, self.ids.sizes)),
+            "next item": type(self.model).__name__ if self.model else "none: no recommend()",
+            "search": of_search,
+        }
+
+    def __repr__(self) -> str:
+        return f"Recommender({', '.join(f'{name}: {value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return _html(pd.Series(self._facts(), name="Recommender").to_frame())
+
+    def _rules(self, allowed: np.ndarray | None, n_users: int, trie: PrefixTrie) -> Subset | np.ndarray | None:
+        """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
+        if allowed is None:
+            return None
+        mask = checked_mask(allowed, n_users, trie.n_rows)
+        return mask if len(mask) > 1 else trie.subset(mask)
+
+    # to and from a folder
+
+    def save_pretrained(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
+
+        The model of the next item is `model.safetensors`; those of search are described at their classes. A folder of
+        an earlier save is replaced as a whole: beside a writer, or after a kill, the old or the new one is loaded.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Also an address such as "s3://bucket/folder" (`places`).
+        provenance : mapping, optional
+            JSON about data and run, as `store.Store.provenance` gives it; by default what was loaded.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds other files, or the item table or the provenance cannot be written.
+        OSError
+            If the disk is full or read-only; the folder is as it was.
+        """
+        where, folder = folder, remote.local(folder)
+        check_only(folder, saved.FILES)
+        items = saved.checked_table(self.items)
+        try:
+            provenance = dict(self.provenance if provenance is None else provenance)
+            json.dumps(provenance, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
+        try:
+            with fresh_folder(folder) as fresh:
+                self._write(fresh, items, provenance)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{folder} could not be written and is as it was: {one_line(str(error), 300)}") from error
+        self.provenance = provenance
+        remote.send(where, whole=True)
+
+    def _write(self, folder: Path, items: pa.Table, provenance: dict[str, Any]) -> None:
+        self.ids.save(folder / "semantic_ids.npz")
+        saved.write_items(items, folder / "items.parquet")
+        files, config = list(saved.ALWAYS), {"format": saved.FORMAT, "exclude_seen": self.exclude_seen}
+        if self.model is not None:
+            weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
+            save_weights(folder / "model.safetensors", weights)
+            config["model"] = {"type": "timeline", **asdict(self.model.config)}
+            files.append("model.safetensors")
+        if self.searcher is not None:
+            config["searcher"], written = self.searcher.save(folder)
+            files += written
+        if provenance:
+            config["provenance"] = provenance
+        saved.check_endings(files, folder)
+        config["sha256"] = {name: sha256(folder / name) for name in files}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        engine: str = "transformers",
+        fingerprint: str | None = None,
+    ) -> "Recommender":
+        """Read what `save_pretrained` wrote to a folder, or `push_to_hub` to a repository, "org/name", on the Hub.
+
+        Only the files that `config.json` lists are fetched, neither pickle nor Python among them.
+
+        Parameters
+        ----------
+        where : str or Path
+            Also an address such as "s3://bucket/folder" (`places`), of which files that have changed are brought.
+        device : str or torch.device
+        revision : str, optional
+            Of the repository, a branch, tag or commit, by default main; `source` is the commit.
+        engine : str
+            "vllm" to let a language model answer through vLLM (`vllm_search`).
+        fingerprint : str, optional
+            Refuse a recommender that was not made from data with this fingerprint (`data.Dataset.fingerprint`).
+
+        Raises
+        ------
+        ValueError
+            Naming the file if one is missing, has another checksum than `config.json` says, is of another format, or
+            does not fit the others; and as `hub.resolve`, `hub.fetch` and `places.fetch` do.
+        """
+        if remote.is_remote(where):
+            remote.fetch(where)
+        folder = settled(remote.local(where))
+        source = hub.resolve(folder if remote.is_remote(where) else where, revision)
+        if source is not None:
+            folder = hub.fetch(source, {"config.json": None})
+        return saved.steady(folder, lambda: cls._read(folder, source, device, engine, fingerprint))
+
+    @classmethod
+    def _read(
+        cls,
+        folder: Path,
+        source: hub.Source | None,
+        device: str | torch.device,
+        engine: str,
+        fingerprint: str | None,
+    ) -> "Recommender":
+        config = saved.read_config(folder)
+        if fingerprint is not None:
+            saved.check_provenance(config.get("provenance", {}), fingerprint, source or folder)
+        sums = config["sha256"]
+        saved.bring(folder, source, sums, saved.ALWAYS)
+        ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), saved.read_items(folder / "items.parquet")
+        if len(items) != len(ids):  # known before the models are fetched
+            raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs do not belong together")
+        others = [name for name in sums if name not in saved.ALWAYS]
+        saved.bring(folder, source, sums, (*others, *["model.safetensors"] * ("model" in config)))
+        model = searcher = None
+        if "model" in config:
+            model = saved.read_timeline(folder / "model.safetensors", config["model"], ids, device)
+        if "searcher" in config:
+            searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
+        try:
+            loaded = cls.__new__(cls)
+            loaded._join(model, ids, items, searcher, config.get("exclude_seen", True))
+        except ValueError as error:
+            raise ValueError(f"{source or folder}: {error}") from error
+        loaded.source, loaded.provenance = source, config.get("provenance", {})
+        return loaded
+
+    def push_to_hub(
+        self,
+        repo: str,
+        private: bool = True,
+        rows: Sequence[dict[str, Any]] | None = None,
+        data: str | None = None,
+        licence: str | None = None,
+    ) -> hub.Source:
+        """Put it into a repository on the Hub, "org/name", as one commit with a model card; returns the commit.
+
+        rows: what was measured of it, as `store.Store.rows` has it. data: the name of the data set, by default that of
+        the rows. licence: as the Hub calls it, such as "apache-2.0". The card, README.md, is written anew each time.
+        Raises ValueError for rows that make no table, and what `hub.check_push` and `hub.push` raise.
+        """
+        card = model_card(self, repo, rows or [], data, licence)
+        hub.check_push(repo, private)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            return hub.push(folder, repo, private, [*saved.FILES, "llm/*"])
+
+
+def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
+    return trie.n_rows == trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
+
+
+def _html(table: pd.DataFrame) -> str:
+    """A table for a notebook, with the catalogue's text as it is: escaped, and `$` no mathematics."""
+    with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
+        return table.to_html(notebook=True)
+
+
+def _checked_lists(found, n: int, k: int, n_items: int) -> Ranked:
+    """What a searcher found, as arrays: one that a user wrote may return lists."""
+    try:
+        items, scores = map(np.asarray, found)
+        fits = items.shape == scores.shape == (n, k) and items.dtype.kind in "iu" and items.max(initial=-1) < n_items
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        expected = f"a pair of items and scores, ({n}, {k}) each, items as rows below {n_items}"
+        raise ValueError(f"the searcher returned {shown(found)}, expected {expected}")
+    return Ranked(items.astype(np.int64, copy=False), scores.astype(np.float32, copy=False))

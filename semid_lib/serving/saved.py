@@ -1,0 +1,289 @@
+"""The folder of a recommender: what is in it, and its files checked one by one before they are used.
+
+Checksums find what is damaged; these checks find what was made wrong: types, ranges and shapes, and all of them before
+memory is spent on a model.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from semid_lib.data.table import arrow_table
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.llm.examples import TASKS
+from semid_lib.next_item.timeline import Timeline, TimelineConfig
+from semid_lib.serving import hub
+from semid_lib.workbench.store import check_files, check_names
+from semid_lib.workbench.text import one_line
+from semid_lib.workbench.weights import check_shapes, load_weights, shapes_of
+
+FORMAT = 2
+ALWAYS = ("semantic_ids.npz", "items.parquet")
+FILES = (*ALWAYS, "config.json", "model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
+_ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
+_TRIES = 100
+Read = TypeVar("Read")
+
+
+def steady(folder: Path, read: Callable[[], Read]) -> Read:
+    """What `read` returns; it is called again if the folder is replaced meanwhile.
+
+    Raises
+    ------
+    OSError
+        If that happens again and again.
+    """
+    for _ in range(_TRIES):
+        before = _state(folder)
+        try:
+            found = read()
+        except (OSError, ValueError):
+            if _state(folder) == before:
+                raise
+        else:
+            if _state(folder) == before:
+                return found
+    raise OSError(f"{folder} was replaced {_TRIES} times while it was read: load it when its writer has finished")
+
+
+def _state(folder: Path) -> tuple[int, int] | None:
+    try:
+        facts = (folder / "config.json").stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
+
+
+def bring(folder: Path, source: hub.Source | None, sums: Mapping[str, str], names: Iterable[str]) -> None:
+    """Make sure of files of the folder; where it is the cache of a repository, what is not there yet is fetched."""
+    listed = {name: sums[name] for name in names if name in sums}
+    if source is not None and listed:
+        hub.fetch(source, listed)
+    check_files(folder, listed, names)
+
+
+def check_endings(names: Iterable[str], where: Path) -> None:
+    """Raise ValueError for a file that could be a program."""
+    for name in names:
+        if Path(name).suffix not in _ENDINGS:
+            raise ValueError(f"{where} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
+
+
+# --- config.json ---
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `config.json` says, checked.
+
+    Raises
+    ------
+    ValueError
+        Naming the file if it is missing or no JSON, has another format, or a value of another type.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: expected a folder that save_pretrained wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    found = config if isinstance(config, dict) else {}
+    parts = [found[name] for name in ("model", "searcher") if name in found]
+    tables = [*parts, found.get("sha256"), found.get("provenance", {})]
+    if found.get("format") != FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {FORMAT}")
+    for name, known in {"model": ("timeline",), "searcher": ("light", "language model")}.items():
+        if name in found and found[name].get("type") not in known:
+            kind = found[name].get("type")
+            raise ValueError(f"{path} describes a {name} of type {kind!r}, expected {' or '.join(map(repr, known))}")
+    if "searcher" in found:
+        _check_searcher(found["searcher"], path)
+    if not isinstance(found.get("exclude_seen", True), bool):
+        raise ValueError(f"{path} has exclude_seen {found['exclude_seen']!r}, expected true or false")
+    check_names(found["sha256"], path)
+    check_endings(found["sha256"], path)
+    _check_only_listed(folder, found["sha256"])
+    return found
+
+
+def _check_searcher(facts: dict, path: Path) -> None:
+    base = facts.get("base", {"name": "", "revision": ""})
+    right = {
+        "beam_width": type(facts.get("beam_width")) is int and facts["beam_width"] > 0,
+        "encoder": facts["type"] != "light" or isinstance(facts.get("encoder"), str),
+        "task": facts["type"] == "light" or facts.get("task") in TASKS,
+        "base": isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("name", "revision")),
+    }
+    for name in (name for name in right if not right[name]):
+        raise ValueError(
+            f"{path} does not describe the model of search: {name} is {facts.get(name)!r}. Take a folder that "
+            "save_pretrained wrote"
+        )
+
+
+def _check_only_listed(folder: Path, sums: Mapping[str, str]) -> None:
+    """Refuse other files beside a language model, which transformers would read, too."""
+    for path in sorted((folder / "llm").rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in sums and not path.is_dir() and not path.name.startswith("."):  # .DS_Store and the like
+            raise ValueError(f"{path} is not listed in {folder / 'config.json'}: remove it, or save the model again")
+
+
+def check_provenance(provenance: Mapping[str, Any], fingerprint: str, where: object) -> None:
+    """Refuse a recommender that was made from other data.
+
+    Parameters
+    ----------
+    provenance : mapping
+        As `store.Store.provenance` gives it.
+    fingerprint : str
+        Of the data now, `data.Dataset.fingerprint`.
+    where : object
+        What the message begins with.
+
+    Raises
+    ------
+    ValueError
+        If the fingerprint differs, or none was saved.
+
+    Examples
+    --------
+    >>> check_provenance({"data": "shop", "fingerprint": "a1"}, "b2", "shop/recommender")
+    Traceback (most recent call last):
+        ...
+    ValueError: shop/recommender was made from other data (fingerprint a1, expected b2): run its chapter again
+    """
+    found = provenance.get("fingerprint")
+    if found != fingerprint:
+        held = "none" if found is None else str(found)[:12]
+        raise ValueError(
+            f"{where} was made from other data (fingerprint {held}, expected {fingerprint[:12]}): run its chapter again"
+        )
+
+
+# --- items.parquet ---
+
+
+def checked_table(items: pd.DataFrame) -> pa.Table:
+    """The item table as it will be written, with columns of the types that a recommender reads.
+
+    Raises
+    ------
+    ValueError
+        As `table.arrow_table` does, and naming a column of another type.
+    """
+    found = arrow_table(items)
+    _check_types(found)
+    return found
+
+
+def write_items(items: pa.Table, path: Path) -> None:
+    """Write what `checked_table` returned."""
+    pq.write_table(items, path)
+
+
+def read_items(path: Path) -> pd.DataFrame:
+    """The item table as it was saved; lists are lists, and missing values None (NaN among decimal numbers).
+
+    Raises
+    ------
+    ValueError
+        Naming the file if it cannot be read, or a column has another type than a recommender reads.
+    """
+    try:
+        found = pq.ParquetFile(path.absolute()).read().replace_schema_metadata()  # pyarrow expands a leading ~
+        found.validate(full=True)
+        _check_types(found)
+        nested = [field.name for field in found.schema if pa.types.is_nested(field.type)]
+        items = found.drop_columns(nested).to_pandas(integer_object_nulls=True)
+        return items.assign(**found.select(nested).to_pydict())[found.schema.names]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} is no item table that can be read: {error}") from error
+
+
+def _check_types(items: pa.Table) -> None:
+    names = items.schema.names
+    if "item_id" not in names or len(set(names)) < len(names):
+        raise ValueError(f"it has the columns {', '.join(names)}, expected item_id, and each name once")
+    kind = items.schema.field("item_id").type
+    whole = pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
+    if not (whole or _is_text(kind)) or items["item_id"].null_count:
+        raise ValueError(f"item_id is of type {kind}, expected int64 or text, and no null")
+    for name in ("title", "brand", "description"):
+        if name in names and not _is_text(items.schema.field(name).type) and items[name].null_count < len(items):
+            raise ValueError(f"{name} is of type {items.schema.field(name).type}, expected text")
+    if "categories" in names and not _are_paths(items["categories"]):
+        raise ValueError(f"categories is of type {items['categories'].type}, expected lists of lists of text, no null")
+
+
+def _are_paths(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds lists of lists of text; an item without categories may have null, a list may not."""
+    inner = column.combine_chunks()
+    if inner.null_count == len(inner):
+        return True
+    for level in range(2):
+        if pa.types.is_null(inner.type):
+            return not inner.null_count
+        if not (pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type)) or (level and inner.null_count):
+            return False
+        inner = inner.flatten()
+    return _is_text(inner.type, or_null=True) and not inner.null_count
+
+
+def _is_text(kind: pa.DataType, or_null: bool = False) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or (or_null and pa.types.is_null(kind))
+
+
+# --- model.safetensors ---
+
+
+def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device: str | torch.device) -> Timeline:
+    """The model of the next item, its weights mapped from the file.
+
+    Raises
+    ------
+    ValueError
+        Naming the file if weights and config do not fit each other or the IDs, or a weight is not finite.
+    """
+    shape = {name: value for name, value in shape.items() if name != "type"}
+    try:
+        config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
+        check_shapes(path, _shapes(config, ids))
+        layers = {name.split(".")[2] for name in shapes_of(path) if name.startswith("encoder.layers.")}
+        if len(layers) != config.n_layers:
+            raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
+        weights = load_weights(path, device)
+        # the file's own tensors, which are mapped, take the places of those that the model is made with
+        model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
+        own = model.state_dict()
+        for name, tensor in weights.items():
+            if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+                raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
+        weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
+        model.load_state_dict(weights, assign=True)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines
+        raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {why}") from error
+    return model.to(device)
+
+
+def _shapes(config: TimelineConfig, ids: SemanticIDs) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that make a model large, and of its last layer."""
+    n, sizes = len(ids), ids.sizes
+    if len(config.sizes) != len(sizes) or any(held < asked for held, asked in zip(config.sizes, sizes, strict=True)):
+        raise ValueError(f"sizes are {config.sizes}, the semantic IDs need {sizes}")
+    return {
+        "ids": (n, len(sizes)),
+        "vectors": (n, config.text_dim),
+        "item.weight": (config.n_items, config.dim),
+        "position.weight": (config.max_length + 1, config.dim),
+        **{f"code.{level}.weight": (size, config.dim) for level, size in enumerate(config.sizes)},
+        f"encoder.layers.{config.n_layers - 1}.norm1.weight": (config.dim,),
+    }

@@ -1,0 +1,309 @@
+"""How long the service takes from nothing to its first answer, part by part, and how fast it answers after that.
+
+Every start is a fresh process of the same service (`semid_lib.serving.http.web`); a few of its steps are wrapped in
+clocks, and what is left over counts as "server and first answer". "Nothing" is a machine that has the files in its
+memory and nothing else to do: what a provider does before our process begins (find a machine, fetch the image, start
+the container) and reading files from a disk or a network for the first time are not in these numbers.
+
+The parts before "our imports" are the price of Python and of other people's libraries, the others are ours. "text
+encoder" is the import and the loading of the one that reads queries, for a service that answers nothing else.
+"""
+
+import compileall
+import gc
+import hashlib
+import http.client
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:  # the measured process begins with this module, and its imports must cost nothing
+    import pandas as pd
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PATIENCE = 120  # seconds for one start
+_LIBRARIES = {
+    "torch": ("torch", "safetensors.torch"),
+    "pandas": ("pandas", "pyarrow.parquet"),
+    "FastAPI": ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client"),
+}
+PARTS = (
+    *("interpreter", *_LIBRARIES, "text encoder"),
+    *("our imports", "checksums", "item table", "weights", "app", "warm-up", "server and first answer"),
+)
+OURS = PARTS[PARTS.index("our imports") :]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to start the service; by default as it is."""
+
+    bytecode: Literal["all", "not ours", "none"] = "all"  # which modules were compiled before
+    collector: bool = False  # leave Python's garbage collector on while importing and loading
+    checksums: bool = True  # hold the files of the folder against those in config.json
+    batches_first: bool = False  # warm up for batches, which loads numba, before the service opens
+    kernel_cache: bool = True  # find what numba compiled at an earlier start
+    forked: bool = False  # from a process that has loaded everything: what a memory snapshot aims at
+
+
+WAYS = {
+    "as it is": Way(),
+    "forked when loaded": Way(forked=True),
+    "without checksums": Way(checksums=False),
+    "collector left on": Way(collector=True),
+    "our code not compiled": Way(bytecode="not ours"),
+    "nothing compiled": Way(bytecode="none"),
+    "batches first": Way(batches_first=True),
+    "batches first, no kernel kept": Way(batches_first=True, kernel_cache=False),
+}
+
+
+class Start(NamedTuple):
+    """One start."""
+
+    seconds: dict[str, float]  # by part, in order; together they are the time to the first answer
+    warm_ms: list[float]  # of each answer after the first, one client
+
+
+def measure(folder: str | Path, questions: Sequence[dict], way: Way = Way()) -> Start:
+    """Start the service in a fresh process, ask the first question until it is answered, then all others in turn.
+
+    folder: what `Recommender.save_pretrained` wrote. questions: bodies for POST /search where they hold "query", else
+    for /recommend. Of a forked start only the time since the fork counts.
+    Raises ValueError if the folder cannot be served or a question is refused, RuntimeError if no answer comes in 120 s.
+    """
+    if not questions:
+        raise ValueError("there is no question to ask, expected at least one")
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        said = temporary / "said"
+        errors = stack.enter_context(open(said, "w", encoding="utf-8"))
+        command = [sys.executable, "-c", "from semid_lib.studies.cold_start import _serve; _serve()"]
+        facts = {"folder": str(folder), "port": port, "nothing": str(temporary / "nothing"), **vars(way)}
+        environment = _environment(way, temporary) | {"SEMID_COLD_START": json.dumps(facts)}
+        if way.bytecode == "all":
+            compileall.compile_dir(_PACKAGE, quiet=2)
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+        stack.callback(_stop, process)
+        line = process.stdout.readline()  # just before the server begins
+        if not line:
+            raise ValueError(_last_words(said) or f"the service of {folder} ended before it began")
+        stamps = json.loads(line)
+        if way.forked:
+            stamps, started = {}, time.monotonic()
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        answered = _first_answer(process, port, questions[0], said)
+        parts = _parts(stamps, started, answered)
+        return Start(parts, _warm_answers(port, questions[1:]))
+
+
+def table(
+    folder: str | Path,
+    questions: Sequence[dict],
+    ways: Mapping[str, Way] = WAYS,
+    repeats: int = 5,
+    progress: bool = False,
+) -> "pd.DataFrame":
+    """One row a start: the `PARTS` in seconds, "total", and "p50" and "p99" of the warm answers in milliseconds.
+
+    Indexed by way and repeat; the ways take turns, so that a busy minute of the machine falls on all of them. Errors as
+    of `measure`.
+    """
+    import numpy as np
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    turns = [(repeat, name) for repeat in range(repeats) for name in ways]
+    rows = {}
+    for repeat, name in tqdm(turns, desc="cold starts", unit="start", disable=not progress):
+        seconds, warm = measure(folder, questions, ways[name])
+        p50, p99 = np.percentile(warm, [50, 99]) if warm else (np.nan, np.nan)
+        rows[name, repeat] = {part: seconds.get(part, 0.0) for part in PARTS}
+        rows[name, repeat] |= {"total": sum(seconds.values()), "p50": p50, "p99": p99}
+    found = pd.DataFrame(rows).T.rename_axis(["way", "repeat"])
+    return found.loc[list(ways)]
+
+
+def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
+    """What importing a module costs, in a fresh process: seconds and modules of each package, the slowest first.
+
+    By `python -X importtime`, which slows everything down a little; a package counts without what it imports. Modules
+    that come with Python are one line.
+    """
+    import pandas as pd
+
+    command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(Way(), None))
+    seconds: dict[str, list[float]] = {}
+    for line in run.stderr.splitlines():
+        head, _, rest = line.partition("import time:")
+        own, _, named = rest.partition("|")
+        if head or not own.strip().isdigit():
+            continue
+        package = named.rpartition("|")[2].strip().partition(".")[0]
+        seconds.setdefault("Python's own" if package in sys.stdlib_module_names else package, []).append(int(own) / 1e6)
+    rows = {package: {"seconds": sum(own), "modules": len(own)} for package, own in seconds.items()}
+    return pd.DataFrame(rows).T.rename_axis("package").sort_values("seconds", ascending=False)
+
+
+# --- the process that asks ---
+
+
+def _environment(way: Way, temporary: Path | None) -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(_PACKAGE.parent)}
+    environment.pop("SEMID_TOKEN", None)
+    if way.bytecode != "all":
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    if way.bytecode == "none":
+        environment["PYTHONPYCACHEPREFIX"] = str(temporary / "nothing")
+    if not way.kernel_cache:
+        environment["NUMBA_CACHE_DIR"] = str(temporary / "kernels")
+    if way.forked:
+        environment["OMP_NUM_THREADS"] = "1"  # threads of OpenMP do not live through a fork
+    return environment
+
+
+def _first_answer(process: subprocess.Popen, port: int, question: dict, said: Path) -> float:
+    """When the first answer came."""
+    late = time.monotonic() + _PATIENCE
+    while process.poll() is None and time.monotonic() < late:
+        try:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)) as connection:
+                _ask(connection, question)
+            return time.monotonic()
+        except OSError:
+            time.sleep(0.002)
+    raise RuntimeError(_last_words(said) or "the service did not answer")
+
+
+def _warm_answers(port: int, questions: Sequence[dict]) -> list[float]:
+    times = []
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)) as connection:
+        for question in questions:
+            started = time.monotonic()
+            _ask(connection, question)
+            times.append(1000 * (time.monotonic() - started))
+    return times
+
+
+def _ask(connection: http.client.HTTPConnection, question: dict) -> None:
+    path = "/search" if "query" in question else "/recommend"
+    connection.request("POST", path, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200:
+        raise ValueError(f"{question} was answered with {answer.status}: {content.decode()[:200]}")
+
+
+def _parts(stamps: dict[str, float], started: float, answered: float) -> dict[str, float]:
+    """The time between process start and first answer, by part; what no clock was on is of the last one."""
+    parts = {"interpreter": stamps["begun"] - started, **stamps["spent"]} if stamps else {}
+    parts[PARTS[-1]] = answered - started - sum(parts.values())
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _last_words(said: Path) -> str:
+    return (said.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
+
+
+def _stop(process: subprocess.Popen) -> None:
+    with closing(process.stdin), closing(process.stdout):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+# --- the process that answers ---
+
+
+def _serve() -> None:
+    """The service with clocks: what `semid_lib.serving.http.web` does, and a line of stamps before it opens."""
+    begun, spent = time.monotonic(), {}
+    facts = json.loads(os.environ.pop("SEMID_COLD_START"))
+    folder, port, nothing = (facts.pop(name) for name in ("folder", "port", "nothing"))
+    way = Way(**facts)
+    if not way.collector:
+        gc.disable()  # as `web` does first of all
+    for part, modules in _LIBRARIES.items():
+        _clocked(spent, part, lambda modules=modules: [importlib.import_module(module) for module in modules])()
+    compiled_at = sys.pycache_prefix
+    if way.bytecode == "not ours":
+        sys.pycache_prefix = nothing
+    web = _clocked(spent, "our imports", lambda: importlib.import_module("semid_lib.serving.http.web"))()
+    sys.pycache_prefix = compiled_at
+    import uvicorn
+
+    from semid_lib.ids import embed
+    from semid_lib.serving import recommender, saved
+    from semid_lib.serving.http import service
+
+    inside = {}  # of from_pretrained
+    embed.Encoder.__init__ = _clocked(spent, "text encoder", embed.Encoder.__init__)
+    hashlib.file_digest = _clocked(inside, "checksums", hashlib.file_digest)
+    saved.read_items = _clocked(inside, "item table", saved.read_items)
+    if not way.checksums:
+        saved.check_files = lambda *_, **__: None
+    loaded = _clocked(spent, "weights", recommender.Recommender.from_pretrained)
+    recommender.Recommender.from_pretrained = staticmethod(loaded)
+    web.create_app = _clocked(spent, "app", web.create_app)
+    one, batches = service.Service.warm_up, service.Service.warm_up_rest
+    if way.batches_first or way.forked:  # a fork beside the thread of the other warm-up would leave its locks locked
+        service.Service.warm_up = _clocked(spent, "warm-up", lambda self: (one(self), batches(self)))
+        service.Service.warm_up_rest = lambda self: None
+    else:
+        service.Service.warm_up = _clocked(spent, "warm-up", one)
+    run = uvicorn.run
+    uvicorn.run = lambda *args, **more: _open(run, way, begun, spent, inside, args, more)
+    sys.exit(web.main(["--model", folder, "--port", str(port)]))
+
+
+def _open(run: Callable, way: Way, begun: float, spent: dict, inside: dict, args: tuple, more: dict) -> None:
+    spent["weights"] -= sum(inside.values())
+    spent["warm-up"] -= spent.get("text encoder", 0.0)
+    print(json.dumps({"begun": begun, "spent": spent | inside}), flush=True)
+    if way.forked:
+        sys.stdin.readline()
+        if child := os.fork():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the child
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    run(*args, **more)
+
+
+def _clocked(spent: dict[str, float], part: str, work: Callable) -> Callable:
+    """The same work; what it takes is added to a part."""
+
+    def clocked(*args, **more):
+        started = time.monotonic()
+        try:
+            return work(*args, **more)
+        finally:
+            spent[part] = spent.get(part, 0.0) + time.monotonic() - started
+
+    return clocked

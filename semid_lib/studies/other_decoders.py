@@ -1,0 +1,458 @@
+"""How others keep decoding inside a set of semantic IDs: the mask and the selection of one step, side by side.
+
+B users hold W beams each, and a model gives log-probabilities over a vocabulary in which the codes of all levels are
+distinct tokens, as an LLM has it: token = FIRST + level x codebook_size + code. What a decoder carries over from the
+step before is made by `prepare`, anew for every step that is timed, since libraries keep the masks of a state. It is
+not part of the time, which favours the matchers: a beam search copies and advances them at every step.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+from tqdm.auto import tqdm
+
+from semid_lib.decoding import beam_search
+from semid_lib.decoding.trie import PrefixTrie
+
+FIRST, END = 3, 1  # tokens before those of semantic IDs: padding, end, unknown
+
+
+class Step(NamedTuple):
+    """What a decoder holds before one step."""
+
+    prefixes: torch.Tensor  # (B, W, level) int64 codes, those of a user in ascending order, then dead ones
+    scores: torch.Tensor  # (B, W) float32; -inf for a beam that is not alive
+    log_probabilities: torch.Tensor  # (B * W, V) float32, normalized over the vocabulary
+
+
+def random_ids(n: int, n_levels: int, codebook_size: int, seed: int = 0) -> np.ndarray:
+    """n distinct random semantic IDs, (n, n_levels) int64."""
+    number = np.random.default_rng(seed).choice(codebook_size**n_levels, n, replace=False)
+    return np.column_stack(np.unravel_index(number, (codebook_size,) * n_levels)).astype(np.int64)
+
+
+def random_step(ids: np.ndarray, level: int, n_users: int, beam_width: int, codebook_size: int, seed: int = 0) -> Step:
+    """Distinct real prefixes, likelier the more items they have; one alone is alive at level 0. Scores are random."""
+    rng = np.random.default_rng(seed)
+    rows, count = np.zeros(1, dtype=np.int64), np.array([len(ids)])
+    if level:
+        key = np.ravel_multi_index(ids[:, :level].T, (codebook_size,) * level)
+        _, rows, count = np.unique(key, return_index=True, return_counts=True)
+    alive = min(beam_width, len(rows))
+    weight = np.log(count) + rng.gumbel(size=(n_users, len(rows)))  # the greatest are a sample without replacement
+    chosen = np.sort(np.argpartition(-weight, alive - 1, axis=1)[:, :alive], axis=1)
+    chosen = chosen[:, np.arange(beam_width) % alive]
+    scores = -rng.exponential(5 * level, size=(n_users, beam_width)).astype(np.float32)
+    scores[:, alive:] = -np.inf
+    logits = 2 * rng.standard_normal((n_users * beam_width, FIRST + ids.shape[1] * codebook_size), dtype=np.float32)
+    prefixes = torch.from_numpy(ids[rows[chosen], :level])
+    return Step(prefixes, torch.from_numpy(scores), torch.from_numpy(logits).log_softmax(dim=-1))
+
+
+class Peer:
+    """A way to constrain one step, built for (n, L) IDs, L > 1.
+
+    `prepare(level, prefixes)` gives a state, `step(level, state, scores, log_probabilities)` the W best continuations
+    of each user in any order: values (B, W) float32, beams and tokens (B, W) int64. Those of value -inf mean nothing.
+    """
+
+    limit: int | None = None  # more items it does not take, or not in a minute
+    n_bytes: int | None = None  # None: the library does not say
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        self.n_levels, self.codebook_size = ids.shape[1], codebook_size
+        self.n_tokens = FIRST + self.n_levels * codebook_size
+
+    def tokens(self, ids: np.ndarray) -> np.ndarray:
+        """Codes of levels 0, 1, ... in the last dimension as tokens."""
+        return ids + FIRST + self.codebook_size * np.arange(ids.shape[-1])
+
+
+class TriePeer(Peer):
+    """This library: `decode.select` in plain torch."""
+
+    name, compiled = "here, torch", False
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        super().__init__(ids, codebook_size)
+        self.trie = PrefixTrie.build(ids)
+        self.n_bytes = self.trie.n_bytes
+
+    def prepare(self, level: int, prefixes: torch.Tensor):
+        node = torch.zeros(prefixes.shape[:2], dtype=torch.long)
+        for above in range(level):
+            node = self.trie.step(above, node, prefixes[..., above])
+        return node
+
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+        first, n_beams = FIRST + level * self.codebook_size, scores.shape[1]
+        if level == 0:  # a user has one row
+            state, scores, log_probabilities = state[:, :1], scores[:, :1], log_probabilities[::n_beams]
+        codes = log_probabilities[:, first : first + self.codebook_size].view(*scores.shape, -1)
+        beam = beam_search.Beam(state, scores, state, state)
+        found = beam_search.select(self.trie, level, beam, codes, n_beams, compiled=self.compiled)
+        missing = n_beams - found.node.shape[1]
+        values = pad(found.score, (0, missing), value=-torch.inf)
+        return values, pad(found.parent, (0, missing)), pad(found.code, (0, missing)) + first
+
+
+class CompiledTriePeer(TriePeer):
+    """The same with the compiled loop of `kernel`."""
+
+    name, compiled = "here, compiled", True
+
+
+def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> Callable[[int, torch.Tensor], list[int]]:
+    """A `prefix_allowed_tokens_fn` for `generate` that admits these (n, L) sequences of tokens: nested dicts.
+
+    prompt_length: how many tokens come before, 1 for an encoder-decoder. What begins no sequence, as `generate`'s
+    dead beams do, may go on with token 0, for transformers refuses an empty list.
+
+    >>> follow = allowed_tokens_fn(np.array([[5, 7], [5, 8]]), prompt_length=1)
+    >>> follow(0, torch.tensor([1, 5])), follow(0, torch.tensor([1, 6]))
+    ([7, 8], [0])
+    """
+    trie: dict = {}
+    for tokens in sequences.tolist():
+        node = trie
+        for token in tokens:
+            node = node.setdefault(token, {})
+
+    def follow(_: int, sequence: torch.Tensor) -> list[int]:
+        node = trie
+        for token in sequence[prompt_length:].tolist():
+            node = node.get(token, {})
+        return list(node) or [0]
+
+    follow.trie = trie
+    return follow
+
+
+class TransformersPeer(Peer):
+    """What most repositories do: nested dicts behind transformers' own processor, and the selection of its beam search.
+
+    Its bookkeeping of sequences and stopping criteria is left out.
+    """
+
+    name = "transformers, dict trie"
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        from transformers.generation import PrefixConstrainedLogitsProcessor
+
+        super().__init__(ids, codebook_size)
+        self.processor = PrefixConstrainedLogitsProcessor
+        self.allowed = allowed_tokens_fn(self.tokens(ids), prompt_length=1)
+
+    @property
+    def n_bytes(self) -> int:
+        total, nodes = 0, [self.allowed.trie]
+        while nodes:
+            total += sum(map(sys.getsizeof, nodes))
+            nodes = [child for node in nodes for child in node.values()]
+        return total
+
+    def prepare(self, level: int, prefixes: torch.Tensor):
+        return pad(torch.from_numpy(self.tokens(prefixes.flatten(0, 1).numpy())), (1, 0))
+
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+        values = self.processor(self.allowed, scores.shape[1])(state, log_probabilities)
+        values = (values.view(*scores.shape, -1) + scores[:, :, None]).view(len(scores), -1)
+        values, index = values.topk(2 * scores.shape[1])
+        values, kept = values.topk(scores.shape[1])
+        index = index.gather(1, kept)
+        return values, index // self.n_tokens, index % self.n_tokens
+
+
+class StaticPeer(Peer):
+    """STATIC (arXiv 2602.22647, "Vectorizing the Trie"), written anew from its description.
+
+    From the paper: dense tables for the first two levels (which codes may follow; the state that two codes lead to),
+    below them a sparse matrix of states in compressed rows of (column, next state) pairs, of which as many are read
+    for every beam as the widest state of the level has; a scatter into the vocabulary; top-K over all beams and
+    tokens; next states gathered, except after the last code. State 0 is the sink.
+    Ours: values are scattered into -inf, instead of a mask applied to them; reads beyond a row repeat its last pair,
+    so that no validity mask is needed; level 0 has one row per user; answers are padded where fewer than W are left;
+    and `window`: only the tokens of the level are looked at, which stands for the paper's one vocabulary of codes for
+    all levels. Without it all V tokens are, as by an implementation that knows nothing of levels.
+    """
+
+    name, window = "STATIC", True
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        super().__init__(ids, codebook_size)
+        self.width = codebook_size if self.window else self.n_tokens
+        ids = ids[np.lexsort(ids.T[::-1])]
+        is_new = np.cumsum(ids[1:] != ids[:-1], axis=1) > 0
+        starts = [np.append(0, np.flatnonzero(new) + 1) for new in is_new.T]  # per level: first rows of its nodes
+        column = [ids[rows, level] + self.first_column(level) for level, rows in enumerate(starts)]
+        self.next_state = torch.zeros((codebook_size, self.width), dtype=torch.int32)
+        self.next_state[ids[starts[1], 0], column[1]] = torch.arange(1, len(starts[1]) + 1, dtype=torch.int32)
+        self.forbidden = [torch.ones(self.width, dtype=torch.bool), self.next_state == 0]
+        self.forbidden[0][column[0]] = False
+        # the sink has a pair of its own, so that pair p > 0 leads to state p + the number of states of two codes
+        n_pairs, pointer, self.branching = 1, [0], [0, 0]
+        for above, below in pairwise(starts[1:]):
+            first = np.searchsorted(below, above)
+            pointer, n_pairs = np.append(pointer, n_pairs + first), n_pairs + len(below)
+            self.branching.append(int(np.diff(np.append(first, len(below))).max()))
+        pairs = np.zeros((n_pairs, 2), dtype=np.int32)
+        pairs[1:, 0] = np.concatenate([column[0][:0], *column[2:]])
+        pairs[1:, 1] = np.arange(1, n_pairs) + len(starts[1])
+        self.pairs = torch.from_numpy(pairs)
+        self.pointer = torch.from_numpy(np.append(pointer, n_pairs).astype(np.int32))
+        self.n_bytes = sum(one.nbytes for one in (*self.forbidden, self.next_state, self.pointer, self.pairs))
+
+    def first_column(self, level: int) -> int:
+        return 0 if self.window else FIRST + level * self.codebook_size
+
+    def burst(self, level: int, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns and next states of all children, (N, branching of the level) each; the last one repeats."""
+        place = self.pointer[state][:, None] + torch.arange(self.branching[level], dtype=torch.int32)
+        pairs = self.pairs[torch.minimum(place, self.pointer[state + 1][:, None] - 1)]
+        return pairs[..., 0].long(), pairs[..., 1]
+
+    def follow(self, level: int, state: torch.Tensor | None, column: torch.Tensor) -> torch.Tensor:
+        """The states that columns lead to, (N,) -> (N,); of one code, the code itself."""
+        if level < 2:
+            return self.next_state[state, column].long() if level else column - self.first_column(0)
+        columns, states = self.burst(level, state)
+        return states.gather(1, (columns == column[:, None]).int().argmax(dim=1, keepdim=True))[:, 0].long()
+
+    def prepare(self, level: int, prefixes: torch.Tensor):
+        state = None
+        for above in range(level):
+            state = self.follow(above, state, prefixes[..., above].flatten() + self.first_column(above))
+        return state
+
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+        n_users, beam_width = scores.shape
+        first = FIRST + level * self.codebook_size - self.first_column(level)  # the token of column 0
+        values, score = log_probabilities[:, first : first + self.width], scores.view(-1, 1)
+        if level == 0:  # one beam is alive
+            values = (values[::beam_width] + scores[:, :1]).masked_fill_(self.forbidden[0], -torch.inf)
+        elif level == 1:
+            values = (values + score).masked_fill_(self.forbidden[1][state], -torch.inf)
+        else:
+            columns, _ = self.burst(level, state)
+            values = torch.full(values.shape, -torch.inf).scatter_(1, columns, values.gather(1, columns) + score)
+        values = values.reshape(n_users, -1)
+        missing = max(beam_width - values.shape[1], 0)
+        values, index = pad(values, (0, missing), value=-torch.inf).topk(beam_width)
+        index = index.where(values > -torch.inf, self.first_column(level))  # leads somewhere, but is not alive
+        beams, column = index // self.width, index % self.width
+        if level < self.n_levels - 1:
+            rows = (beams + beam_width * torch.arange(n_users)[:, None]).flatten()
+            self.carried = self.follow(level, state[rows] if level else None, column.flatten())
+        return values, beams, column + first
+
+
+class WideStaticPeer(StaticPeer):
+    name, window = "STATIC, whole vocabulary", False
+
+
+class GrammarPeer(Peer):
+    """A library for structured output: a state per beam, of which it writes the allowed tokens as bits.
+
+    The bits are unpacked and applied by us, alike for all: on a processor this was faster than the libraries' own
+    kernels (2.3 ms against .5 for xgrammar; those of the others need a C++ compiler or numba).
+    """
+
+    def prepare(self, level: int, prefixes: torch.Tensor):
+        return [self.state(prefix) for prefix in self.tokens(prefixes.flatten(0, 1).numpy()).tolist()]
+
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+        bits = np.zeros((len(state), (self.n_tokens + 31) // 32), dtype=np.int32)
+        self.fill(state, bits)
+        forbidden = np.unpackbits((~bits).view(np.uint8), axis=1, count=self.n_tokens, bitorder="little")
+        values = log_probabilities + scores.view(-1, 1)
+        values.masked_fill_(torch.from_numpy(forbidden).view(torch.bool), -torch.inf)
+        values, index = values.view(len(scores), -1).topk(scores.shape[1])
+        return values, index // self.n_tokens, index % self.n_tokens
+
+    def nested(self, ids: np.ndarray, terminal: str) -> str:
+        """The trie as one expression, a (b c | d (e | f)) | g h i, of terminals such as "Token({})"."""
+
+        def below(rows: np.ndarray, level: int) -> str:
+            edges = [0, *np.flatnonzero(np.diff(rows[:, level])) + 1, len(rows)]
+            one = [terminal.format(rows[low, level]) for low in edges[:-1]]
+            if level + 1 < self.n_levels:
+                after = [below(rows[low:high], level + 1) for low, high in pairwise(edges)]
+                one = [f"{token} {rest}" for token, rest in zip(one, after, strict=True)]
+            return one[0] if len(one) == 1 else f"({' | '.join(one)})"
+
+        return below(self.tokens(ids[np.lexsort(ids.T[::-1])]), 0)
+
+
+class OutlinesPeer(GrammarPeer):
+    """outlines_core: a regular expression over characters becomes a table of tokens per state.
+
+    A token is one character, not its text, and the IDs are alternatives in order, not nested as a trie: the table is
+    the same, the first compiles four times and the second about ten times faster.
+    """
+
+    name, limit = "outlines_core", 100_000
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        from outlines_core import Guide, Index, Vocabulary
+
+        super().__init__(ids, codebook_size)
+        text = [chr(0x800 + token) for token in range(self.n_tokens)]  # of three bytes, none with a meaning
+        vocabulary = Vocabulary(END, {text[token]: [token] for token in range(FIRST, self.n_tokens)})
+        tokens = self.tokens(ids[np.lexsort(ids.T[::-1])]).tolist()
+        index = Index("|".join("".join(text[token] for token in row) for row in tokens), vocabulary)
+        self.guide = lambda: Guide(index)
+
+    def state(self, prefix: list[int]):
+        guide = self.guide()
+        for token in prefix:
+            guide.advance(token, return_tokens=False)
+        return guide
+
+    def fill(self, state: list, bits: np.ndarray) -> None:
+        for row, guide in enumerate(state):
+            guide.write_mask_into(bits.ctypes.data + row * bits.strides[0], bits.shape[1], bits.itemsize)
+
+
+class XgrammarPeer(GrammarPeer):
+    """xgrammar: an EBNF of one nested rule, whose terminals are tokens by their numbers.
+
+    The obvious grammar, IDs as alternatives of quoted text, took 30 ms to accept one token at 10,000 items.
+    """
+
+    name, limit = "xgrammar", 100_000
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        import xgrammar
+
+        super().__init__(ids, codebook_size)
+        text = [f"<{token}>" for token in range(self.n_tokens)]
+        compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(text, stop_token_ids=[END]), max_threads=1)
+        compiled = compiler.compile_grammar(f"root ::= {self.nested(ids, 'Token({})')}")
+        self.n_bytes, self.root = compiled.memory_size_bytes, xgrammar.GrammarMatcher(compiled)
+        self.fill = xgrammar.BatchGrammarMatcher(max_threads=1).batch_fill_next_token_bitmask
+
+    def state(self, prefix: list[int]):
+        matcher = self.root.fork()
+        assert all(matcher.accept_token(token) for token in prefix)
+        return matcher
+
+
+class LLGuidancePeer(GrammarPeer):
+    """llguidance: a Lark grammar of one nested rule, whose terminals are special tokens by their numbers.
+
+    Its symbols are numbered by 16 bits: it panics above some 20,000 random items.
+    """
+
+    name, limit = "llguidance", 20_000
+
+    def __init__(self, ids: np.ndarray, codebook_size: int):
+        import llguidance
+
+        super().__init__(ids, codebook_size)
+        text = [f"<{token}>".encode() for token in range(self.n_tokens)]
+        special = list(range(self.n_tokens))
+        about = SimpleNamespace(eos_token_id=END, bos_token_id=None, tokens=text, special_token_ids=special)
+        tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(about))
+        limits = llguidance.LLParserLimits(max_grammar_size=10**8, max_items_in_row=10**6, step_max_items=10**8)
+        grammar = llguidance.LLMatcher.grammar_from_lark(f"start: {self.nested(ids, '<[{}]>')}")
+        self.root = llguidance.LLMatcher(tokenizer, grammar, limits=limits)
+        if self.root.is_error():
+            raise ValueError(f"llguidance, {len(ids)} items: {self.root.get_error().splitlines()[0]}")
+        self.executor = llguidance.LLExecutor(num_threads=1)
+
+    def state(self, prefix: list[int]):
+        matcher = self.root.deep_copy()
+        assert matcher.consume_tokens(prefix)
+        return matcher
+
+    def fill(self, state: list, bits: np.ndarray) -> None:
+        rows = [(matcher, row) for row, matcher in enumerate(state)]
+        self.executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.strides[0], len(bits))
+
+
+PEERS = (
+    TriePeer,
+    CompiledTriePeer,
+    TransformersPeer,
+    StaticPeer,
+    WideStaticPeer,
+    OutlinesPeer,
+    XgrammarPeer,
+    LLGuidancePeer,
+)
+
+
+def check(peer: Peer, ids: np.ndarray, level: int, step: Step) -> None:
+    """Raise ValueError unless the peer's answer has the values of brute force, each of another real continuation."""
+    truth = torch.full((*step.scores.shape, peer.n_tokens), -torch.inf)
+    for user, beam in np.ndindex(step.scores.shape):
+        follows = (ids[:, :level] == step.prefixes[user, beam].numpy()).all(axis=1)
+        token = torch.from_numpy(peer.tokens(ids[follows, : level + 1])[:, -1])
+        values = step.log_probabilities[user * step.scores.shape[1] + beam, token]
+        truth[user, beam, token] = values + step.scores[user, beam]
+    values, beams, tokens = peer.step(level, peer.prepare(level, step.prefixes), step.scores, step.log_probabilities)
+    values, order = values.sort(dim=1, descending=True)
+    beams, tokens = beams.gather(1, order), tokens.gather(1, order)
+    place, alive, truth = beams * peer.n_tokens + tokens, values > -torch.inf, truth.flatten(1)
+    if not values.equal(truth.sort(dim=1, descending=True).values[:, : values.shape[1]]):
+        raise ValueError(f"{peer.name}, level {level}: not the best values")
+    distinct = all(len(row[real].unique()) == real.sum() for row, real in zip(place, alive, strict=True))
+    if not distinct or not truth.gather(1, place)[alive].equal(values[alive]):
+        raise ValueError(f"{peer.name}, level {level}: a value is not that of a beam and token of its own")
+
+
+def compare(
+    ids: np.ndarray, n_users: int = 8, beam_width: int = 50, seconds: float = 1.0, seed: int = 0, progress: bool = False
+) -> list[dict]:
+    """One line a method: items, seconds to build, MB, and the milliseconds of a step at each level.
+
+    All get the same steps over (n, L) IDs, L > 1. A method that does not take so many items gets a random part of
+    them, one whose library is not installed is left out. A step is repeated for `seconds` (twice at least) and the
+    fastest counts; the state of a step is made anew and not timed. Raises ValueError for a method whose best values
+    differ from those of `TriePeer`.
+    """
+    codebook_size, rows = int(ids.max()) + 1, []
+    shuffled = np.random.default_rng(seed).permutation(ids)
+    steps: dict[tuple[int, int], Step] = {}
+    truth: dict[tuple[int, int], torch.Tensor] = {}
+    for kind in tqdm(PEERS, desc="methods", disable=not progress):
+        part = shuffled[: kind.limit or len(ids)]
+        try:
+            started = time.perf_counter()
+            peer = kind(part, codebook_size)
+        except ImportError:
+            continue
+        row = {"method": kind.name, "items": len(part), "build s": time.perf_counter() - started}
+        row["MB"] = np.nan if peer.n_bytes is None else peer.n_bytes / 1e6
+        for level in range(ids.shape[1]):
+            at = len(part), level
+            if at not in steps:
+                steps[at] = random_step(part, level, n_users, beam_width, codebook_size, seed)
+                _, truth[at] = _fastest(TriePeer(part, codebook_size), level, steps[at], 0.0)
+            best, values = _fastest(peer, level, steps[at], seconds)
+            if not truth[at].equal(values):
+                raise ValueError(f"{kind.name} chooses other beams than {PEERS[0].name} at level {level}")
+            row[f"level {level} ms"] = 1000 * best
+        row["mean ms"] = np.mean([row[f"level {level} ms"] for level in range(ids.shape[1])])
+        rows.append(row)
+    return rows
+
+
+def _fastest(peer: Peer, level: int, step: Step, seconds: float) -> tuple[float, torch.Tensor]:
+    """The seconds of the fastest step, and the values it chose, best first."""
+    times, spent = [], 0.0
+    with torch.inference_mode():
+        while len(times) < 2 or spent < seconds:
+            state = peer.prepare(level, step.prefixes)
+            started = time.perf_counter()
+            values, _, _ = peer.step(level, state, step.scores, step.log_probabilities)
+            times.append(time.perf_counter() - started)
+            spent += times[-1] if len(times) > 1 else 0.0  # the first is set aside: it may compile, or make tables
+    return min(times[1:]), values.sort(dim=1, descending=True).values

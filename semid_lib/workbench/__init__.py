@@ -1,0 +1,1 @@
+"""What all rooms use: scale, store, files, workers, training loop, chapters."""

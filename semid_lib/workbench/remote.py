@@ -1,0 +1,214 @@
+"""Places outside this machine, such as `s3://bucket/folder`, wherever a folder or a file is taken.
+
+A place has a copy on this machine, below `SEMID_CACHE` (by default `~/.cache/semid-lib`), where work is done and from
+which files are mapped: `fetch` brings there what has changed in the store, `send` brings back what has changed here.
+What an object store shows of a file is all of it or, while it is written, what was there before; so it is here.
+
+All traffic is that of pyarrow's file systems. They take credentials, endpoint and region from the environment
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_REGION, ...) or where the store's own tools left them; none is an argument
+here, none may stand in an address, and none is written anywhere. What goes wrong is one sentence: a ValueError for what
+has to be changed first, a ConnectionError for what may pass when it is tried again.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semid_lib.workbench import atomic
+
+if TYPE_CHECKING:  # else imported where a place is asked: every module that has artefacts imports this one
+    from pyarrow import fs
+
+_REMOTE = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+_REFUSED = r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status (401|403)"
+_MISSING = r"NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|HTTP status 404|Bucket '.*' not found"
+
+
+def is_remote(where: str | Path) -> bool:
+    """Whether it is the address of a place outside this machine.
+
+    >>> is_remote("s3://bucket/shop"), is_remote("data/shop")
+    (True, False)
+    """
+    return isinstance(where, str) and _REMOTE.match(where) is not None
+
+
+def local(where: str | Path) -> Path:
+    """Where its copy is on this machine, whether there is one or not; a path of this machine is its own.
+
+    Raises ValueError for an address that holds a key, a parameter, or a part that would lead elsewhere.
+    """
+    if not is_remote(where):
+        return Path(where)
+    scheme, path = _REMOTE.match(where).groups()
+    parts = path.rstrip("/").split("/")
+    if re.search(r"[@?#]", path):
+        raise ValueError(f"an address of {scheme} holds @, ? or #: credentials and endpoint belong in the environment")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{where} is no address, expected one like {scheme}://bucket/folder")
+    cache = os.environ.get("SEMID_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "semid-lib"
+    return Path(cache).expanduser().resolve().joinpath("places", scheme, *parts)
+
+
+def exists(where: str) -> bool:
+    """Whether there is such a file or folder in the store. Raises as `fetch` does."""
+    from pyarrow import fs
+
+    system, path = _opened(where)
+    with _plain_errors(where):
+        return system.get_file_info(path).type != fs.FileType.NotFound
+
+
+def fetch(where: str | Path) -> Path:
+    """The copy of a file or of a whole folder, made to agree with the store; a path of this machine as it is.
+
+    Only files that are not here as they are there are downloaded, each under another name first; one that has gone
+    there goes here, too, unless it never was there. Raises ValueError if there is nothing, or no right to see it, and
+    ConnectionError if the store cannot be asked, breaks off, or a file changes while it is read.
+    """
+    if not is_remote(where):
+        return Path(where)
+    from pyarrow import fs
+
+    here, (system, path) = local(where), _opened(where)
+    with _plain_errors(where):
+        info = system.get_file_info(path)
+        if info.type == fs.FileType.Directory:
+            found = system.get_file_info(fs.FileSelector(path, recursive=True))
+        elif info.type == fs.FileType.File:
+            found = [info]
+        else:
+            raise ValueError(f"{where} is not there: the store has neither a file nor a folder of this name")
+        names = {one.path[len(path) :].lstrip("/") for one in found if one.type == fs.FileType.File}
+        for name in sorted(names):
+            target = here / name
+            if not target.resolve().is_relative_to(here):
+                raise ValueError(f"{where} lists {name!r}, expected names inside the folder")
+            _download(system, f"{path}/{name}" if name else path, target)
+    if info.type == fs.FileType.Directory:
+        for old in [file for file in here.rglob("*") if file.is_file()]:
+            if str(old.relative_to(here)) not in names and _noted(old):
+                _note_of(old).unlink()
+                old.unlink()
+    return here
+
+
+def send(where: str | Path, whole: bool = False) -> None:
+    """Bring a file or a folder back: the files of its copy that are new or have changed here, the oldest first.
+
+    So what was written last, such as a list of checksums, arrives last. A file that is not here goes there, too; of a
+    folder only if it is sent as a whole, and at the end. Nothing is done for a path of this machine. Raises as `fetch`
+    does.
+    """
+    if not is_remote(where):
+        return
+    from pyarrow import fs
+
+    here, (system, path) = local(where), _opened(where)
+    if not here.exists():
+        with _plain_errors(where):
+            if system.get_file_info(path).type == fs.FileType.File:
+                system.delete_file(path)
+        return
+    files = [here] if here.is_file() else [file for file in here.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        state = _state(file)
+        if (_noted(file) or {}).get("here") == state or file.suffix in (".partial", ".note", ".lock"):
+            continue
+        target = path if file == here else f"{path}/{file.relative_to(here).as_posix()}"
+        with _plain_errors(where):
+            fs.copy_files(str(file), target, fs.LocalFileSystem(), system)
+            there = _seen(system, target)
+        if there["size"] != state[0]:
+            raise ConnectionError(f"{where}: of {file.name} {there['size']} bytes have arrived, expected {state[0]}")
+        _note(file, there, state)
+    if whole and here.is_dir():
+        with _plain_errors(where):
+            for one in system.get_file_info(fs.FileSelector(path, recursive=True)):
+                if one.type == fs.FileType.File and not (here / one.path[len(path) :].lstrip("/")).exists():
+                    system.delete_file(one.path)
+
+
+def _download(system: "fs.FileSystem", path: str, target: Path) -> None:
+    from pyarrow import fs
+
+    there, noted = _seen(system, path), _noted(target)
+    if noted and noted["there"] == there and target.is_file() and _state(target) == noted["here"]:
+        return
+    with atomic.fresh_file(target) as partial:
+        fs.copy_files(path, str(partial), system, fs.LocalFileSystem())
+        if _seen(system, path) != there or partial.stat().st_size != there["size"]:
+            raise ConnectionError(f"{path} has changed while it was read: try again")
+        state = _state(partial)
+    _note(target, there, state)
+
+
+def _seen(system: "fs.FileSystem", path: str) -> dict[str, Any]:
+    """What tells one content of an object from the next."""
+    with system.open_input_file(path) as file:
+        facts = file.metadata() or {}
+        tag = next((value.decode() for name, value in facts.items() if name.lower() == "etag"), None)
+        return {"size": file.size(), "tag": tag or str(system.get_file_info(path).mtime_ns)}
+
+
+def _state(file: Path) -> list[int]:
+    facts = file.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _note_of(file: Path) -> Path:
+    return file.with_name(f".{file.name}.note")
+
+
+def _noted(file: Path) -> dict[str, Any] | None:
+    """What the file was, there and here, when both were last the same."""
+    try:
+        return json.loads(_note_of(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _note(file: Path, there: dict[str, Any], here: list[int]) -> None:
+    with atomic.fresh_file(_note_of(file)) as partial:
+        partial.write_text(json.dumps({"there": there, "here": here}), encoding="utf-8")
+
+
+def _opened(where: str) -> tuple["fs.FileSystem", str]:
+    import pyarrow as pa
+    from pyarrow import fs
+
+    local(where)  # it is an address
+    with _plain_errors(where):
+        try:
+            return fs.FileSystem.from_uri(where.rstrip("/"))
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{where}: pyarrow knows no such kind of place, expected s3:// or another") from error
+
+
+@contextlib.contextmanager
+def _plain_errors(where: str) -> Iterator[None]:
+    """What pyarrow raises, as one sentence about the place."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT):  # of this machine, such as a full disk
+            raise
+        text = str(error)
+        if re.search(_REFUSED, text):
+            raise ValueError(
+                f"{where}: the store refuses this: expected credentials with a right to it in the environment, such as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+        if re.search(_MISSING, text) or isinstance(error, FileNotFoundError):
+            raise ValueError(f"{where} is not there: the store has no such bucket or file") from error
+        why = re.search(r"AWS Error \w+|curlCode: \d+, [^;]*", text)
+        raise ConnectionError(
+            f"{where}: the store cannot be reached, or broke off ({why[0] if why else type(error).__name__})"
+        ) from error

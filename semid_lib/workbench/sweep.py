@@ -1,0 +1,223 @@
+"""A grid over the parameters of one chapter, with all rows in one table:
+
+    python -m semid_lib.workbench.sweep 07_next_item --data demo --scale laptop SEED=0,1,2
+
+Every point of the grid has artefacts of its own in `artefacts/sweeps/<data>/<scale>/<chapter>/<point>/`; what the
+chapters before it wrote is linked there, never copied or changed. Points that have run are not run again, so a sweep
+that was stopped goes on, and a larger grid adds to a smaller one. Next to the points lie `table.parquet` and
+`table.csv` (a line a row and point, with the parameters as columns) and `table.md` (mean and spread over seeds).
+"""
+
+import argparse
+import itertools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from semid_lib.workbench import atomic, chapters, store
+
+_SHOWN = 40  # lines of the table that are printed
+_FACTS = ("key", "value", "ci95", "spread", "n", "seconds", "commit", "dirty", "hardware", "fingerprint")
+
+
+def grid(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """All combinations of KEY=VALUE,VALUE as parameters. Raises ValueError for anything else or a key twice.
+
+    >>> grid(["SEED=0,1", "N_LEVELS=3"])
+    [{'SEED': 0, 'N_LEVELS': 3}, {'SEED': 1, 'N_LEVELS': 3}]
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not key.isidentifier() or not equals or not all(values.split(",")) or key in axes:
+            raise ValueError(f"{text!r} is no axis of a grid, expected KEY=VALUE,VALUE with each key once")
+        axes[key] = [chapters.value(each) for each in values.split(",")]
+        if len(set(map(str, axes[key]))) < len(axes[key]):
+            raise ValueError(f"{text!r} names a value twice, expected different ones")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def point_name(parameters: Mapping[str, Any]) -> str:
+    """The folder of a point.
+
+    >>> point_name({"SEED": 1, "BASE_MODEL": "models/small"})
+    'SEED=1,BASE_MODEL=models_small'
+    """
+    return re.sub(r"[^\w.=,+-]", "_", ",".join(f"{key}={value}" for key, value in parameters.items()))
+
+
+def outputs(pipeline: Path) -> dict[str, list[str]]:
+    """What each chapter writes, as `dvc.yaml` says: paths in the folder of a run."""
+    import yaml
+
+    stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
+    found = {}
+    for name, stage in stages.items():
+        paths = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
+        found[name] = [path.removeprefix("artefacts/${name}/${scale}/") for path in paths]
+    return found
+
+
+def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
+    """Make a point's folder, with links to what the chapters before wrote. Raises ValueError if that is not there."""
+    shared, own = (store.open_store(data, scale, where).folder for where in (root, point))
+    own.mkdir(parents=True, exist_ok=True)
+    earlier = chapters.before(source.stem, source.parent)
+    written = outputs(source.parent.parent / "dvc.yaml") if earlier else {}
+    # rows and executed notebooks are of the run; everything else may be read
+    paths = [path for name in earlier for path in written[name] if not path.startswith(("rows/", "executed/"))]
+    for path in paths:
+        if not (shared / path).exists():
+            raise ValueError(
+                f"{shared / path} is not there: run {', '.join(earlier)} with the same DATA and SCALE first"
+            )
+        _link(own / path, shared / path)
+    # the facts of their runs tell whether the point is up to date
+    for name in chapters.needs(source.parent)[source.stem]:
+        _link(own / "executed" / f"{name}.json", shared / "executed" / f"{name}.json")
+    (root / "cache").mkdir(exist_ok=True)
+    _link(point / "cache", root / "cache")
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+
+
+def run(
+    source: Path, points: Sequence[Mapping[str, Any]], data: str = "demo", scale: str = "laptop",
+    root: str | Path | None = None, jobs: int = 1,
+) -> list[Path]:  # fmt: skip
+    """Run the points that have not run; returns the folders of those that have now, in the order of the grid.
+
+    Points are processes of their own, `jobs` at once. A point that fails does not stop the others. Raises ValueError
+    if two points would have one folder, for unknown parameters, and if a chapter before was not run.
+    """
+    root = Path(root or store.default_root()).resolve()
+    home = folder(source.stem, data, scale, root)
+    places = [home / point_name(point) for point in points]
+    if len(set(places)) < len(places):
+        raise ValueError(f"points of the grid share a folder: {sorted(place.name for place in places)}")
+    todo = []
+    for place, point in zip(places, points, strict=True):
+        chapters.check(source, data, scale, point)
+        if not _has_run(place, source, data, scale, point):
+            prepare(place, source, data, scale, root)
+            todo.append((place, point))
+    group = home.relative_to(root / "sweeps").as_posix()
+
+    def one(task: tuple[Path, Mapping[str, Any]]) -> None:
+        place, point = task
+        words = [word for key, value in point.items() for word in ("-p", key, repr(value))]
+        command = [
+            sys.executable,
+            "-m",
+            "semid_lib.workbench.chapters",
+            "--notebooks",
+            str(source.parent),
+            "run",
+            source.stem,
+        ]
+        command += [f"--data={data}", f"--scale={scale}", f"--artefacts={place}", f"--group={group}", *words]
+        subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, todo))
+    return [place for place, point in zip(places, points, strict=True) if _has_run(place, source, data, scale, point)]
+
+
+def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) -> Path:
+    """Where the points and the table of a sweep are."""
+    root = Path(root or store.default_root()).resolve()
+    return store.open_store(data, scale, root / "sweeps").folder / chapter
+
+
+def _has_run(place: Path, source: Path, data: str, scale: str, point: Mapping[str, Any]) -> bool:
+    return chapters.is_up_to_date(source, store.open_store(data, scale, place), point)
+
+
+def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:
+    """The rows of all points, one line a row and point: the swept parameters, then what the row says."""
+    lines = []
+    for place in places:
+        executed = chapters.folder_of(data, scale, place)
+        facts = chapters.facts_of(chapter, executed)
+        swept = {part.partition("=")[0]: None for part in place.name.split(",")}
+        swept = {key: facts["parameters"][key] for key in swept}
+        rows = pd.read_json(executed.parent / "rows" / f"{chapter}.json", orient="records", dtype=False)
+        for row in rows.to_dict("records"):
+            lines.append({**swept, **{name: row[name] for name in _FACTS if name in row}})
+    return pd.DataFrame(lines)
+
+
+def over_seeds(rows: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
+    """Mean, spread (sample standard deviation) and number of points per key and per parameters other than SEED.
+
+    >>> rows = pd.DataFrame({"SEED": [0, 1], "key": ["a/mrr"] * 2, "value": [0.1, 0.3]})
+    >>> over_seeds(rows, ["SEED"]).round(4).to_dict("records")
+    [{'key': 'a/mrr', 'mean': 0.2, 'spread': 0.1414, 'points': 2}]
+    """
+    by = [name for name in swept if name != "SEED"]
+    groups = rows.groupby(["key", *by], sort=False, dropna=False)["value"]
+    return groups.agg(mean="mean", spread="std", points="count").reset_index()
+
+
+def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> str:
+    """Write the three tables; returns the Markdown one."""
+    plain = rows.assign(**{name: rows[name].map(repr) for name in swept if rows[name].dtype == object})
+    for file, written in ((home / "table.parquet", plain.to_parquet), (home / "table.csv", plain.to_csv)):
+        with atomic.fresh_file(file) as partial:
+            written(partial, index=False)
+    means = over_seeds(rows, swept)
+    lines = ["| " + " | ".join(means.columns) + " |", "|" + " --- |" * len(means.columns)]
+    for line in means.itertuples(index=False):
+        words = [f"{word:.4g}" if isinstance(word, float) else str(word) for word in line]
+        lines.append("| " + " | ".join("" if word == "nan" else word for word in words) + " |")
+    markdown = "\n".join(lines) + "\n"
+    with atomic.fresh_file(home / "table.md") as partial:
+        partial.write_text(markdown, encoding="utf-8")
+    return markdown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 if all points have run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m semid_lib.workbench.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="the chapter, such as 07_next_item")
+    parser.add_argument("axes", nargs="+", metavar="KEY=VALUE,VALUE", help="parameters of the chapter and their values")
+    parser.add_argument("--data", default="demo", metavar="FOLDER", help="demo, or the folder of a data set")
+    parser.add_argument("--scale", default="laptop", help="smoke, laptop, full")
+    parser.add_argument("--jobs", type=int, default=1, help="points that run at once")
+    parser.add_argument("--notebooks", type=Path, default=chapters.NOTEBOOKS, metavar="FOLDER", help="of the chapters")
+    options = parser.parse_args(arguments)
+    source = options.notebooks.resolve() / f"{options.name}.py"
+    try:
+        points = grid(options.axes)
+        places = run(source, points, options.data, options.scale, jobs=options.jobs)
+    except ValueError as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        return 1
+    home = folder(source.stem, options.data, options.scale)
+    rows = table(places, source.stem, options.data, options.scale)
+    if len(rows):
+        lines = write(rows, list(points[0]), home).splitlines()
+        print(*lines[: _SHOWN + 2], sep="\n")
+        if len(lines) > _SHOWN + 2:
+            print(f"... and {len(lines) - _SHOWN - 2} more lines in {home / 'table.md'}")
+    print(f"{len(places)} of {len(points)} points have run; tables: {home}/table.parquet, .csv, .md")
+    return 0 if len(places) == len(points) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

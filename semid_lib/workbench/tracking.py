@@ -1,0 +1,145 @@
+"""Runs in MLflow: one run a chapter, in the experiment of its data set and scale.
+
+Parameters are those of the chapter's parameters cell, metrics its result rows, artefacts its figures, the executed
+notebook, the log and the rows; tags say commit, data, machine and how it ended. Without `MLFLOW_TRACKING_URI` runs go
+to `mlflow.db` (SQLite) and `mlruns/` in the folder of artefacts. `SEMID_TRACKING=0` switches all of it off.
+
+A chapter's results are files; MLflow only shows them. So whatever goes wrong here is one warning, never an error.
+"""
+
+import base64
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from semid_lib.workbench import store
+
+_logger = logging.getLogger(__name__)
+_AT_ONCE = 500  # metrics in one request; MLflow takes up to 1,000
+_LONGEST = 250  # characters of a metric's name
+
+
+def enabled() -> bool:
+    """Whether runs are tracked: unless `SEMID_TRACKING` is 0."""
+    return os.environ.get("SEMID_TRACKING", "1") != "0"
+
+
+def uri(root: str | Path | None = None) -> str:
+    """Where runs go: `MLFLOW_TRACKING_URI` if set, else the SQLite file in the folder of artefacts."""
+    local = Path(root or store.default_root()).resolve() / "mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local}"
+
+
+def metric_name(key: str) -> str:
+    """A row's key as MLflow allows it: no @, nothing but letters, digits and _-./ and spaces, 250 characters at most.
+
+    >>> metric_name("next_item/demo/timeline/recall@10")
+    'next_item/demo/timeline/recall_at_10'
+    """
+    return re.sub(r"[^\w\-./ ]", "_", key.replace("@", "_at_"), flags=re.ASCII)[-_LONGEST:]
+
+
+def metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Rows as metrics: the value, the ends of its interval and its spread over seeds, each under a name of its own.
+
+    >>> metrics([{"key": "next_item/shop/mine/mrr", "value": 0.5, "ci95": [0.4, 0.6]}])
+    {'next_item/shop/mine/mrr': 0.5, 'next_item/shop/mine/mrr_low': 0.4, 'next_item/shop/mine/mrr_high': 0.6}
+    """
+    found: dict[str, float] = {}
+    for row in rows:
+        low, high = row.get("ci95", (None, None))
+        for ending, number in (("", row["value"]), ("_low", low), ("_high", high), ("_spread", row.get("spread"))):
+            if isinstance(number, int | float):
+                found[metric_name(row["key"] + ending)] = float(number)
+    return found
+
+
+def figures(notebook: Mapping[str, Any]) -> list[bytes]:
+    """The PNG images among the outputs of an executed notebook, in their order."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return [base64.b64decode("".join(image)) for image in images]
+
+
+def log_run(
+    facts: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    files: Iterable[Path],
+    root: str | Path | None = None,
+) -> str | None:
+    """Keep one run of a chapter in MLflow; its id, or None if it is not tracked.
+
+    facts: what `chapters.run` wrote of it. files: kept as they are; the figures of those that are notebooks, too.
+    root: the folder of artefacts that holds the database, by default `store.default_root()`.
+    """
+    if not enabled():
+        return None
+    try:
+        return _log_run(facts, rows, list(files), Path(root or store.default_root()).resolve())
+    except Exception as error:  # a server that is down, a disk that is full: the chapter's results are there
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = "; `pip install semid-lib[track]` or SEMID_TRACKING=0" if isinstance(error, ImportError) else ""
+        _logger.warning("%s is not tracked in MLflow, its results are kept (%s)%s", facts["chapter"], reason, hint)
+        return None
+
+
+def _log_run(facts: Mapping[str, Any], rows: list[dict[str, Any]], files: list[Path], root: Path) -> str:
+    # nothing is sent to the makers of MLflow, and a server that is down is given up soon
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = os.environ["DO_NOT_TRACK"] = "true"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of its database
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / "mlflow.lock"):  # chapters that end at once make one database and one experiment
+        client = MlflowClient(uri(root))
+        name = f"{facts['data']}/{facts['scale']}"
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            here = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlruns").as_uri()
+            experiment = client.get_experiment(client.create_experiment(name, artifact_location=here))
+        ended = facts["ended"] * 1000
+        started = int(ended - 1000 * facts["seconds"])
+        run = client.create_run(experiment.experiment_id, start_time=started, run_name=facts["chapter"]).info.run_id
+        try:
+            client.log_batch(
+                run,
+                params=[Param(key, str(value)) for key, value in facts["parameters"].items()],
+                tags=[RunTag(key, value) for key, value in _tags(facts).items()],
+            )
+            numbers = [Metric(key, value, int(ended), 0) for key, value in metrics(rows).items()]
+            for first in range(0, len(numbers), _AT_ONCE):
+                client.log_batch(run, metrics=numbers[first : first + _AT_ONCE])
+            _log_files(client, run, files)
+        finally:
+            status = "FINISHED" if facts["state"] == "executed" else "FAILED"
+            client.set_terminated(run, status, end_time=int(ended))
+    return run
+
+
+def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a run is found by; MLflow's own page shows the commit under its name for it."""
+    names = ("chapter", "state", "data", "fingerprint", "scale", "commit", "dirty", "hardware", "error", "group")
+    tags = {name: str(facts[name])[:5000] for name in names if facts.get(name) not in (None, "")}
+    tags["seconds"] = f"{facts['seconds']:.1f}"
+    return tags | {"mlflow.source.git.commit": facts["commit"], "mlflow.source.name": facts["chapter"]}
+
+
+def _log_files(client, run: str, files: list[Path]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            client.log_artifact(run, str(file))
+            if file.suffix == ".ipynb":
+                for number, image in enumerate(figures(json.loads(file.read_text(encoding="utf-8"))), 1):
+                    (Path(folder) / f"figure_{number:02}.png").write_bytes(image)
+        if any(Path(folder).iterdir()):
+            client.log_artifacts(run, folder, "figures")

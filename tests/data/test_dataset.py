@@ -1,0 +1,685 @@
+"""Loading, checking, splitting and writing a data set, on cases that can be checked by hand."""
+
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semid_lib.data import dataset
+from semid_lib.data.dataset import Histories
+from semid_lib.data.folder import write_folder
+from semid_lib.data.readers import is_nothing
+from semid_lib.workbench.text import has_controls, normal
+
+ITEMS = [
+    {
+        "item_id": 10,
+        "title": "Red lipstick",
+        "brand": "Aurora",
+        "categories": [["Make-up", "Lips"]],
+        "price": 9.5,
+    },
+    {"item_id": 7, "title": "Soap", "brand": None, "categories": ["Bath"], "colours": ["white"]},
+    {"item_id": 42, "title": ""},
+]
+
+
+def write(folder: Path, **files: str | bytes) -> Path:
+    """Files by name, with `__` for the dot: items__jsonl="..."."""
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        path = folder / name.replace("__", ".")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def jsonl(*records: dict) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def lists(histories: Histories) -> list[list[int]]:
+    return [history.tolist() for history in histories]
+
+
+# --- load ---
+
+
+def test_load_keeps_every_field_in_file_order(tmp_path):
+    shop = dataset.load(write(tmp_path / "shop", items__jsonl=jsonl(*ITEMS)))
+    assert shop.name == "shop"
+    assert shop.items["item_id"].dtype == np.int64
+    assert shop.items["item_id"].tolist() == [10, 7, 42]
+    assert shop.items["title"].tolist() == ["Red lipstick", "Soap", ""]
+    assert shop.items["brand"].tolist() == ["Aurora", "", ""]
+    assert shop.items["categories"].tolist() == [[["Make-up", "Lips"]], [["Bath"]], []]
+    assert shop.items["price"].tolist() == [9.5, None, None]
+    assert shop.items["colours"].tolist() == [None, ["white"], None]
+    assert shop.histories is None
+    assert shop.queries is None
+    assert shop.counts == {
+        "n_items": 3,
+        "n_users": 0,
+        "n_interactions": 0,
+        "n_queries": 0,
+        "empty_titles": 1,
+        "repeated_titles": 0,
+        "empty_brands": 2,
+        "items_without_categories": 1,
+    }
+
+
+def test_load_histories_times_and_queries(tmp_path):
+    folder = write(
+        tmp_path,
+        items__jsonl="\ufeff" + jsonl(*ITEMS) + "\n\n",
+        sequences__tsv="ann\t7 10\r\nbob\t\ncem\t10 10 10\n",
+        timestamps__tsv="ann\t5 5\nbob\t\ncem\t1 2 3\n",
+        queries_b__jsonl=jsonl({"query": "soap", "item_ids": [7], "split": "test"}),
+        queries_a__jsonl=jsonl({"query": "red", "item_ids": [42, 10]}),
+    )
+    shop = dataset.load(folder)
+    assert shop.histories.user_ids.tolist() == ["ann", "bob", "cem"]
+    assert lists(shop.histories) == [[1, 0], [], [0, 0, 0]]
+    assert shop.histories.times.tolist() == [5, 5, 1, 2, 3]
+    assert shop.queries["query"].tolist() == ["red", "soap"]
+    assert [rows.tolist() for rows in shop.queries["item_rows"]] == [[2, 0], [1]]
+    assert shop.queries["source"].tolist() == ["queries_a", "queries_b"]
+    assert shop.queries["split"].tolist() == [None, "test"]
+    assert shop.counts["items_without_interactions"] == 1
+    assert shop.counts["empty_histories"] == 1
+    assert shop.counts["histories_under_3"] == 2
+
+
+def test_all_histories_may_be_empty(tmp_path):
+    folder = write(tmp_path, items__jsonl=jsonl(*ITEMS), sequences__tsv="ann\t\n", timestamps__tsv="ann\t")
+    assert lists(dataset.load(folder).histories) == [[]]
+
+
+def test_csv_and_parquet(tmp_path):
+    text = 'item_id,title,categories,code\n3,"Soap,\nwhite",,007\n4,,"[[""Bath""]]",\n'
+    shop = dataset.load(write(tmp_path / "csv", items__csv=text))
+    assert shop.items["item_id"].tolist() == [3, 4]
+    assert shop.items["title"].tolist() == ["Soap,\nwhite", ""]
+    assert shop.items["categories"].tolist() == [[], [["Bath"]]]
+    assert shop.items["code"].tolist() == ["007", ""]
+    (tmp_path / "parquet").mkdir()
+    frame = pd.DataFrame({"item_id": [3, 4], "title": ["Soap", None], "categories": [[["Bath", "Soap"]], None]})
+    frame.assign(brand=np.nan).to_parquet(tmp_path / "parquet/items.parquet")
+    items = dataset.load(tmp_path / "parquet").items
+    assert items["title"].tolist() == ["Soap", ""]
+    assert items["brand"].tolist() == ["", ""]
+    assert items["categories"].tolist() == [[["Bath", "Soap"]], []]
+
+
+def test_rows_translate_item_ids(tmp_path):
+    shop = dataset.load(write(tmp_path, items__jsonl=jsonl(*ITEMS)))
+    assert shop.rows([42, 10]).tolist() == [2, 0]
+    assert shop.rows([]).tolist() == []
+    assert shop.rows(["10"]).tolist() == [0]
+    with pytest.raises(ValueError, match="position 1: item id 5 is not in the catalogue"):
+        shop.rows([10, 5])
+
+
+def test_load_demo():
+    pytest.importorskip("semid_lib.data.demo_shop")
+    shop = dataset.load("demo")
+    assert shop.name == "demo"
+    assert shop.counts["n_items"] == len(shop.items) > 0
+    assert shop.fingerprint == dataset.load().fingerprint
+
+
+@pytest.mark.parametrize("ids", [["A-1", "B 2", "007"], [-1, 0, 2**62], ["1", "2", "x,y"]])
+def test_ids_are_those_of_the_shop(tmp_path, ids):
+    items = [{"item_id": item_id, "title": ""} for item_id in ids]
+    write_folder(
+        tmp_path / "shop", items, [("ann", ids[::-1])], [("ann", [1, 2, 3])], [{"query": "q", "item_ids": ids}]
+    )
+    shop = dataset.load(tmp_path / "shop")
+    assert shop.items["item_id"].tolist() == ids
+    assert lists(shop.histories) == [[2, 1, 0]]
+    assert shop.histories.times.tolist() == [1, 2, 3]
+    assert shop.queries["item_rows"][0].tolist() == [0, 1, 2]
+    assert shop.rows([str(item_id) for item_id in ids]).tolist() == [0, 1, 2]
+    name = "sequences.jsonl.gz" if "B 2" in ids else "sequences.tsv.gz"
+    assert (tmp_path / "shop" / name).is_file()
+
+
+def test_histories_as_json_lines(tmp_path):
+    lines = [
+        {"user_id": "a\tb", "item_ids": [7, "10"], "timestamps": [5, 6]},
+        {"user_id": 5, "item_ids": [], "timestamps": []},
+    ]
+    shop = dataset.load(write(tmp_path, items__jsonl=jsonl(*ITEMS), sequences__jsonl=jsonl(*lines)))
+    assert shop.histories.user_ids.tolist() == ["a\tb", "5"]
+    assert lists(shop.histories) == [[1, 0], []]
+    assert shop.histories.times.tolist() == [5, 6]
+
+
+BAD_JSON_HISTORIES = [
+    ({"item_ids": [1]}, "line 2: user_id is None, expected text"),
+    ({"user_id": "ann", "item_ids": [1]}, "line 2: user 'ann' occurs before, in line 1"),
+    ({"user_id": "nan", "item_ids": [1]}, "line 2: user 'nan' is a word for a missing value"),
+    ({"user_id": "bob", "item_ids": "1"}, "line 2: item_ids is '1', expected a list of item ids"),
+    ({"user_id": "bob", "item_ids": [1.0]}, r"line 2: item_ids is \[1\.0\], expected a list of item ids"),
+    ({"user_id": "bob", "item_ids": [2]}, "line 2: item 2 is unknown"),
+    ({"user_id": "bob", "item_ids": [1], "timestamps": [1]}, r"line 2: timestamps is \[1\], expected none, as in line"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_JSON_HISTORIES)
+def test_bad_histories_as_json_lines(tmp_path, record, message):
+    lines = jsonl({"user_id": "ann", "item_ids": [1]}, record)
+    with pytest.raises(ValueError, match=rf"sequences\.jsonl, {message}"):
+        dataset.load(write(tmp_path, items__jsonl=GOOD, sequences__jsonl=lines))
+
+
+def test_times_among_json_histories_are_for_all_and_as_many_as_items(tmp_path):
+    for seconds in (None, [1, 2], [1.5], ["1"], [True]):
+        lines = jsonl(
+            *({"user_id": user, "item_ids": [1], "timestamps": t} for user, t in (("a", [1]), ("b", seconds)))
+        )
+        with pytest.raises(ValueError, match=r"sequences\.jsonl, line 2: timestamps is .*, expected 1 integers"):
+            dataset.load(write(tmp_path, items__jsonl=GOOD, sequences__jsonl=lines))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sequences.csv", "sequences.txt", "Sequences.tsv", "interactions.csv.gz", "orders.parquet", "timestamps.csv"),
+        *("queries.csv", "query.jsonl", "items.xlsx", "items.json", "ratings.dat"),
+        *("orders_2024.csv", "sequences (1).tsv", "items_2.csv", "transactions.csv"),
+    ],
+)
+def test_a_file_that_looks_meant_is_not_ignored(tmp_path, name):
+    write(tmp_path, items__jsonl=GOOD)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is not read, but looks like .*, expected .*import it"):
+        dataset.load(tmp_path)
+
+
+def test_other_files_are_left_alone(tmp_path):
+    write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1\n")
+    names = ["README.md", "notes.txt", "data_dictionary.csv", "orders_schema.json", "LICENSE.txt", ".DS_Store"]
+    for name in [*names, "orders.csv", "products.csv", "relative_time.tsv.gz", "judged_dev.jsonl", "sequences.md"]:
+        (tmp_path / name).touch()
+    assert dataset.load(tmp_path).counts["n_users"] == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"price": 3.5}, {"price": "None"}, "column 'price' is 3.5 in line 1 and 'None' in line 2"),
+        ({"tags": ["a"]}, {"tags": "a"}, r"column 'tags' is \['a'\] in line 1 and 'a' in line 2"),
+        ({"facts": {}}, {"facts": {}}, r"column 'facts' is {} in line 1"),
+        ({"stock": 2**64}, {"stock": 1}, "column 'stock' is 18446744073709551616 in line 1"),
+        ({"sizes": [1, [2]]}, {}, "column 'sizes' is "),
+    ],
+)
+def test_what_could_not_be_saved_after_training_is_refused_at_once(tmp_path, first, second, message):
+    records = [{"item_id": 1, "title": ""} | first, {"item_id": 2, "title": ""} | second]
+    with pytest.raises(ValueError, match=rf"items\.jsonl: {message}"):
+        dataset.load(write(tmp_path, items__jsonl=jsonl(*records)))
+
+
+def test_words_for_nothing_and_spellings_of_text(tmp_path):
+    records = [
+        {"item_id": 1, "title": "Cafe\u0301", "brand": "NULL"},
+        {"item_id": 2, "title": "nan", "brand": "Aurora"},
+    ]
+    shop = dataset.load(write(tmp_path, items__jsonl=jsonl(*records)))
+    assert shop.items[["title", "brand"]].to_numpy().tolist() == [["Caf\u00e9", ""], ["", "Aurora"]]
+    assert shop.counts["empty_titles"] == shop.counts["empty_brands"] == 1
+
+
+# --- bad input ---
+
+GOOD = jsonl({"item_id": 1, "title": "Soap"})
+DEEP = '{"item_id": 2, "title": ' + "[" * 100_000
+
+BAD_ITEMS = [
+    (GOOD + '{"title": "x"}', r"items.jsonl, line 2: the fields are \['title'\], expected also 'item_id'"),
+    (GOOD + '{"item_id": 2}', r"items.jsonl, line 2: the fields are \['item_id'\], expected also 'title'"),
+    (GOOD + '{"item_id": true, "title": ""}', "line 2: item_id is True, expected an integer"),
+    (GOOD + '{"item_id": 1.5, "title": ""}', r"line 2: item_id is 1\.5, expected an integer"),
+    (GOOD + '{"item_id": null, "title": ""}', "line 2: item_id is None, expected an integer"),
+    (GOOD + '{"item_id": "abc", "title": ""}', "line 2: item_id is 'abc', but 1 in line 1: expected text or integers"),
+    (GOOD + '{"item_id": " ", "title": ""}', "line 2: item_id is ' ', expected an integer in int64 or text"),
+    (GOOD + '{"item_id": "a\\tb", "title": ""}', "line 2: item_id is .*, expected an integer in int64 or text"),
+    (
+        GOOD + '{"item_id": 9223372036854775808, "title": ""}',
+        "line 2: item_id is 9223372036854775808, .* int64",
+    ),
+    (GOOD + '{"item_id": 2, "title": ""}\n' + GOOD, "line 3: item_id 1 occurs before, in line 1"),
+    (GOOD + '{"item_id": 2, "title": 5}', "line 2: title is 5, expected a string"),
+    (GOOD + '{"item_id": 2, "title": "", "brand": ["a"]}', r"line 2: brand is \['a'\], expected a string"),
+    (GOOD + '{"item_id": 2, "title": "", "categories": "[a"}', "line 2: '\\[a' is neither JSON nor a Python literal"),
+    (GOOD + '{"item_id": 2, "item_id": 3, "title": ""}', "line 2: JSON that cannot be read .*'item_id' occurs twice"),
+    (GOOD + '{"item_id": 2, "title": "", "price": Infinity}', "line 2: JSON that cannot be read .*Infinity"),
+    (
+        GOOD + '{"item_id": 2, "title": "", "categories": [["a"], "b"]}',
+        r"line 2: categories is \[\['a'\], 'b'\]",
+    ),
+    (GOOD + '{"item_id": 2, "title": "", "categories": [[]]}', r"line 2: categories is \[\[\]\], expected"),
+    (GOOD + '{"item_id": 2, "title" ""}', "line 2: broken JSON at column 24 .*item_id"),
+    (GOOD + "[1]", r"line 2: \[1\] is not a JSON object"),
+    (GOOD + '{"item_id": 2, "title": "\\ud800"}', r"line 2: JSON that cannot be read .*ud800"),
+    (GOOD + '{"item_id": ' + "9" * 5000 + "}", "line 2: JSON that cannot be read"),
+    (GOOD + DEEP, "line 2: (JSON that cannot|broken JSON)"),
+    (GOOD + "\n" + GOOD, "items.jsonl, line 2: blank line, expected a record"),
+    (GOOD.encode() + b'{"item_id": 2, "title": "caf\xe9"}', "items.jsonl, line 2: byte 0xe9 is not UTF-8"),
+    ("", "items.jsonl is empty"),
+    ("\n\n", "items.jsonl is empty"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_ITEMS, ids=lambda value: str(value)[-40:])
+def test_bad_items(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        dataset.load(write(tmp_path, items__jsonl=content))
+
+
+BAD_CSV = [
+    ("id,title\n1,Soap\n", r"items.csv has no column 'item_id', expected one of \['id', 'title'\]"),
+    ("item_id,name\n1,Soap\n", "has no column 'title'"),
+    ("item_id,title\n", "items.csv is empty"),
+    ('item_id,title\n1,"So\nap"\n1.0,Soap\n', r"items.csv, line 4: item_id 1 occurs before, in line 2"),
+    ("item_id,title\n01,a\n01,b\n", "line 3: item_id 01 occurs before, in line 2"),
+    ("item_id,title\n1,a\n2\n", "line 3: 1 fields, expected 2"),
+    ("item_id,title\n1,a\n\n2,b\n", "line 3: blank line"),
+    ('item_id,title\n1,"a\n', "line 2: broken CSV"),
+    ('item_id,title\n1,"The \\"best\\" pen"\n', "line 2: broken CSV .*escaped by a backslash"),
+    ("item_id,title,title\n1,a,b\n", "line 1: the header is .* expected every name once"),
+    ("item_id,title,categories\n1,a,[b\n", "line 2: .*is neither JSON nor a Python literal"),
+    ("item_id,title\nNULL,a\n", "line 2: item_id is None, expected an integer in int64 or text"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_CSV)
+def test_bad_csv(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        dataset.load(write(tmp_path, items__csv=content))
+
+
+def test_bad_parquet(tmp_path):
+    pd.DataFrame({"item_id": [1.0, 2.5], "title": ["a", "b"]}).to_parquet(tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match=r"items.parquet, row 2: item_id is 2\.5, expected an integer"):
+        dataset.load(tmp_path)
+    with pytest.raises(ValueError, match=r"items.parquet cannot be read"):
+        dataset.load(write(tmp_path, items__parquet="PAR1"))
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is not a folder, expected .*items.parquet"):
+        dataset.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no items, looked for items.jsonl, .*items.parquet"):
+        dataset.load(tmp_path)
+    with pytest.raises(ValueError, match=r"has timestamps\.tsv but no sequences\.tsv: add it, or"):
+        dataset.load(write(tmp_path / "times", items__jsonl=GOOD, timestamps__tsv="a\t1"))
+    both = write(tmp_path / "both", items__jsonl=GOOD, items__csv="item_id,title\n1,a\n")
+    with pytest.raises(ValueError, match=r"holds both items\.csv and items\.jsonl"):
+        dataset.load(both)
+    twice = write(tmp_path / "twice", items__jsonl=GOOD, items__jsonl__gz=gzip.compress(GOOD.encode()))
+    with pytest.raises(ValueError, match=r"holds both items\.jsonl and items\.jsonl\.gz"):
+        dataset.load(twice)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b[:15] + b"\xff\xff" + b[17:]])
+def test_corrupt_gzip(tmp_path, damage):
+    content = damage(gzip.compress(jsonl(*ITEMS).encode()))
+    with pytest.raises(ValueError, match=r"items\.jsonl\.gz, after line \d+: truncated or corrupt gzip"):
+        dataset.load(write(tmp_path, items__jsonl__gz=content))
+
+
+BAD_SEQUENCES = [
+    ("ann\t1\nbob 1\n", r"sequences.tsv, line 2: the line is 'bob 1', expected a user id, a tab"),
+    ("ann\t1\n\t1\n", "line 2: .*expected a user id"),
+    ("ann\t1\n\nbob\t1\n", "line 2: blank line"),
+    ("ann\t1\nbob\t1 x\n", "line 2: item 'x' is unknown"),
+    ("ann\t1\nbob\t1_0\n", "line 2: item '1_0' is unknown"),
+    ("ann\t\u0661\n", "line 1: item '\u0661' is unknown"),
+    ("ann\t1  1\n", "line 1: item '' is unknown"),
+    ("ann\t1 9223372036854775808\n", "line 1: item '9223372036854775808' is unknown"),
+    ("ann\t1\t1\n", r"line 1: item '1\\t1' is unknown"),
+    ("ann\t1\nbob\t\ncem\t1 5 1\n", "sequences.tsv, line 3: item '5' is unknown"),
+    ("ann\t1\nbob\t1\nann\t1\n", "line 3: user 'ann' occurs before, in line 1"),
+    ("ann\t1\nNULL\t1\n", "line 2: user 'NULL' is a word for a missing value"),
+    (b"ann\t1\nb\xffb\t1\n", "line 2: byte 0xff is not UTF-8"),
+    ("", "sequences.tsv is empty"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_SEQUENCES)
+def test_bad_sequences(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        dataset.load(write(tmp_path, items__jsonl=GOOD, sequences__tsv=content))
+
+
+BAD_TIMES = [
+    ("ann\t5 6\n", "timestamps.tsv has no times of user 'bob', expected the users of the sequences"),
+    ("ann\t5 6\nbob\t7\ncem\t8\n", "timestamps.tsv, line 3: user 'cem', expected the 2 users of the sequences"),
+    ("ann\t1400000000000 1400000000001\nbob\t1400000000000\n", "line 1: .* Unix milliseconds, expected Unix seconds"),
+    ("ann\t1400000000 1400000001\nbob\t1400000000000\n", "line 2: .* Unix milliseconds, expected Unix seconds"),
+    ("ann\t20140513 20140514\nbob\t20140513\n", "line 1: .* dates as YYYYMMDD, expected Unix seconds"),
+    ("ann\t-9223372036854775808 1\nbob\t1\n", "line 1: time -9223372036854775808 is not between"),
+    ("ann\t5 6\ncem\t7\n", "timestamps.tsv, line 2: user 'cem', expected 'bob'"),
+    ("ann\t5 6\nbob\t7 8\n", "line 2: 2 times, expected 1"),
+    ("ann\t6 5\nbob\t7\n", r"line 1: times \[6, 5\] go backwards"),
+    ("ann\t5 6.5\nbob\t7\n", r"line 1: '6\.5' is not an integer"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_TIMES)
+def test_bad_times(tmp_path, content, message):
+    folder = write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1 1\nbob\t1\n", timestamps__tsv=content)
+    with pytest.raises(ValueError, match=message):
+        dataset.load(folder)
+
+
+BAD_QUERIES = [
+    ({"item_ids": [1]}, "queries_x.jsonl, line 2: .*expected also 'query'"),
+    ({"query": " ", "item_ids": [1]}, "line 2: query is ' ', expected some text"),
+    ({"query": 5, "item_ids": [1]}, "line 2: query is 5"),
+    ({"query": "a"}, "line 2: .*expected also 'item_ids'"),
+    ({"query": "a", "item_ids": 1}, "line 2: item_ids is 1, expected a list"),
+    ({"query": "a", "item_ids": []}, r"line 2: item_ids is \[\], expected a list of at least one"),
+    ({"query": "a", "item_ids": [1.0]}, r"line 2: item_ids is \[1\.0\]"),
+    ({"query": "a", "item_ids": [1, 1]}, r"line 2: item_ids is \[1, 1\], .*each once"),
+    ({"query": "a", "item_ids": [1, "1"]}, r"line 2: item_ids is \[1, '1'\], .*each once"),
+    ({"query": "a", "item_ids": [1, 5]}, "line 2: item 5 is unknown"),
+    ({"query": "a", "item_ids": [1], "source": "b"}, "queries_x.jsonl has a field 'source'"),
+]
+
+
+@pytest.mark.parametrize(("record", "message"), BAD_QUERIES)
+def test_bad_queries(tmp_path, record, message):
+    queries = jsonl({"query": "soap", "item_ids": [1]}, record)
+    with pytest.raises(ValueError, match=message):
+        dataset.load(write(tmp_path, items__jsonl=GOOD, queries_x__jsonl=queries))
+
+
+# --- histories ---
+
+
+def test_histories_behave_as_a_sequence():
+    histories = Histories.from_lists([[4, 2], [], [7]], user_ids=["a", "b", "c"], times=[[1, 2], [], [0]])
+    assert len(histories) == 3
+    assert lists(histories) == [[4, 2], [], [7]]
+    assert histories[-1].tolist() == [7]
+    assert np.shares_memory(histories[0], histories.items)
+    with pytest.raises(IndexError):
+        histories[3]
+    chosen = histories.select(np.array([False, True, True]))
+    assert lists(chosen) == [[], [7]]
+    assert chosen.user_ids.tolist() == ["b", "c"]
+    assert chosen.times.tolist() == [0]
+    assert lists(histories.select([2, 2, 0])) == [[7], [7], [4, 2]]
+    assert lists(Histories.from_lists([])) == []
+
+
+def test_histories_that_do_not_fit():
+    ids, items = np.array(["a"], dtype=object), np.array([1, 2])
+    for offsets in ([0, 1], [1, 2], [0, 1, 2]):
+        with pytest.raises(ValueError, match="expected 2 that rise from 0 to 2"):
+            Histories(ids, items, np.array(offsets))
+    with pytest.raises(ValueError, match="there are 1 times, expected 2"):
+        Histories(ids, items, np.array([0, 2]), np.array([1]))
+    with pytest.raises(ValueError, match=r"times have lengths \[1\], expected \[2\]"):
+        Histories.from_lists([[1, 2]], times=[[5]])
+    with pytest.raises(ValueError, match="times of user 'b' go backwards"):
+        Histories.from_lists([[1], [], [2, 3]], user_ids=["x", "y", "b"], times=[[9], [], [5, 4]])
+
+
+# --- split ---
+
+FOUR = Histories.from_lists(
+    [[1, 2, 3, 4], [5, 6], [7, 8, 9], []],
+    times=[[10, 20, 50, 70], [20, 60], [40, 50, 80], []],
+)
+
+
+def test_leave_one_out_by_hand():
+    split = dataset.leave_one_out(FOUR)
+    assert lists(split.train) == [[1, 2], [5, 6], [7], []]
+    assert split.train.times.tolist() == [10, 20, 20, 60, 40]
+    assert split.train.user_ids.tolist() == FOUR.user_ids.tolist()
+    assert lists(split.validation.histories) == [[1, 2], [7]]
+    assert split.validation.targets.tolist() == [3, 8]
+    assert lists(split.test.histories) == [[1, 2, 3], [7, 8]]
+    assert split.test.targets.tolist() == [4, 9]
+    assert split.validation.users.tolist() == split.test.users.tolist() == [0, 2]
+    assert split.n_too_short == 2
+    assert split.moments is None
+
+
+def test_time_split_by_hand():
+    # sorted times 10 20 20 40 50 50 60 70 80: the last 5 of 9 begin at 50, the last 2 at 70
+    split = dataset.time_split(FOUR, validation_share=0.34, test_share=0.23)
+    assert split.moments == (50, 70)
+    assert lists(split.train) == [[1, 2], [5], [7], []]
+    assert split.validation.users.tolist() == [0, 1, 2]
+    assert split.validation.targets.tolist() == [3, 6, 8]
+    assert lists(split.validation.histories) == [[1, 2], [5], [7]]
+    assert split.test.users.tolist() == [0, 2]
+    assert split.test.targets.tolist() == [4, 9]
+    assert lists(split.test.histories) == [[1, 2, 3], [7, 8]]
+    assert split.n_too_short == 1
+    # the last 4 of 9 begin at the second 50: the first 50 goes with it
+    assert dataset.time_split(FOUR, validation_share=0.22, test_share=0.22).moments == (50, 70)
+
+
+def test_time_split_needs_times_and_sensible_shares():
+    with pytest.raises(ValueError, match="times is None"):
+        dataset.time_split(Histories.from_lists([[1, 2, 3]]))
+    for shares in ((0.0, 0.1), (0.1, 0.0), (0.5, 0.5), (float("nan"), 0.1)):
+        with pytest.raises(ValueError, match="expected positive, with a sum below 1"):
+            dataset.time_split(FOUR, *shares)
+    with pytest.raises(ValueError, match="there are 2 interactions"):
+        dataset.time_split(Histories.from_lists([[1, 2]], times=[[1, 2]]))
+    with pytest.raises(ValueError, match=r"all interactions have time 5, .*use leave_one_out"):
+        dataset.time_split(Histories.from_lists([[1, 2, 3]], times=[[5, 5, 5]]))
+    with pytest.raises(ValueError, match="start at times 5, 5 and 6: expected increasing times"):
+        dataset.time_split(Histories.from_lists([[1, 2, 3]], times=[[5, 5, 6]]), 0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("times", "part"), [([[1], [2, 3]], "validation"), ([[1, 2], [3]], "test")], ids=["validation", "test"]
+)
+def test_a_time_split_without_examples_is_refused(times, part):
+    rows = [list(range(len(seconds))) for seconds in times]
+    with pytest.raises(ValueError, match=f"no user has interactions before time . and in the {part} part"):
+        dataset.time_split(Histories.from_lists(rows, times=times), 0.34, 0.34)
+
+
+def test_leave_one_out_needs_a_user_with_three_interactions():
+    short = Histories.from_lists([[1], [2, 3], [4], []])
+    with pytest.raises(ValueError, match=r"needs a user with 3 interactions, there are 4 users: 2 have 1 .*, 1 have 2"):
+        dataset.leave_one_out(short)
+    split = dataset.leave_one_out(short, allow_empty=True)
+    assert lists(split.train) == lists(short)
+    assert len(split.validation.targets) == len(split.test.targets) == 0
+
+
+@given(st.integers(1, 150), st.data())
+def test_seen_items_are_excluded_unless_validation_targets_repeat(n_users, drawn):
+    repeats = drawn.draw(st.lists(st.booleans(), min_size=n_users, max_size=n_users))
+    # validation targets repeat where they are drawn to; test targets always do, and must not matter
+    split = dataset.leave_one_out(Histories.from_lists([[0, 1, 0 if again else 2, 1] for again in repeats]))
+    assert dataset.repeat_share(split.validation) == pytest.approx(np.mean(repeats))
+    assert dataset.repeat_share(split.test) == 1.0
+    assert split.validation.exclude_seen == split.test.exclude_seen == (np.mean(repeats) < 0.01)
+
+
+def test_a_time_split_notices_repeats_too():
+    times = [[1, 2, 8, 9], [1, 2, 8, 9]]
+    for rows, exclude in (([[1, 2, 1, 4], [1, 2, 3, 5]], False), ([[1, 2, 3, 1], [1, 2, 3, 2]], True)):
+        split = dataset.time_split(Histories.from_lists(rows, times=times), 0.25, 0.25)
+        assert split.validation.exclude_seen == split.test.exclude_seen == exclude
+
+
+def test_repeated_interactions_are_counted_within_a_user(tmp_path):
+    sequences = "ann\t7 10 7 7\nbob\t7 10"
+    shop = dataset.load(write(tmp_path, items__jsonl=jsonl(*ITEMS), sequences__tsv=sequences))
+    assert shop.counts["repeated_interactions"] == 2
+
+
+@given(st.lists(st.lists(st.integers(0, 20), max_size=6), min_size=1, max_size=8), st.data())
+def test_time_split_never_looks_ahead(times, drawn):
+    times = [sorted(seconds) for seconds in times]
+    rows = [list(range(len(seconds))) for seconds in times]
+    try:
+        split = dataset.time_split(Histories.from_lists(rows, times=times), 0.2, 0.3)
+    except ValueError:
+        return
+    first, second = split.moments
+    assert all(time < first for time in split.train.times)
+    for part, start, end in ((split.validation, first, second), (split.test, second, 99)):
+        for history, user, target in zip(part.histories, part.users, part.targets, strict=True):
+            assert start <= times[user][target] < end
+            assert history.tolist() == list(range(target))
+            assert all(time < start for time in times[user][:target])
+
+
+def test_same_time_share_by_hand():
+    histories = Histories.from_lists([[1, 2], [3, 4], [5], []], times=[[1, 1], [1, 2], [3], []])
+    assert dataset.same_time_share(histories) == 0.5
+    with pytest.raises(ValueError, match="times is None"):
+        dataset.same_time_share(Histories.from_lists([[1, 2]]))
+    with pytest.raises(ValueError, match="none of 1 users has two"):
+        dataset.same_time_share(Histories.from_lists([[1]], times=[[1]]))
+
+
+# --- write ---
+
+
+def test_write_folder_is_deterministic_and_leaves_nothing_behind(tmp_path):
+    queries = [{"query": "soap", "item_ids": [7]}]
+    for name in "ab":
+        write_folder(tmp_path / name, iter(ITEMS), [("ann", [7, 10])], [("ann", [1, 2])], queries)
+    names = ["items.jsonl.gz", "queries.jsonl.gz", "sequences.tsv.gz", "timestamps.tsv.gz"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+
+
+def test_write_folder_overwrites_only_when_told(tmp_path):
+    folder = write(tmp_path / "shop", README__md="ours", items__csv="old", queries_old__jsonl="old")
+    with pytest.raises(ValueError, match="shop is not empty"):
+        write_folder(folder, ITEMS)
+    write_folder(folder, ITEMS, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "items.jsonl.gz"]
+    with pytest.raises(ValueError, match=r"README.md is a file, expected a folder"):
+        write_folder(folder / "README.md", ITEMS)
+
+
+def test_write_folder_keeps_links_of_others_and_refuses_the_current_folder_at_once(tmp_path, monkeypatch):
+    folder = write(tmp_path / "shop", items__csv="old")
+    (folder / "nowhere").symlink_to("gone")
+    write_folder(folder, ITEMS, overwrite=True)
+    assert (folder / "nowhere").is_symlink() and len(dataset.load(folder).items) == len(ITEMS)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="cannot be replaced as a whole"):
+        write_folder(".", iter(lambda: pytest.fail("items were read"), None), overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["sequences.tsv", "items.jsonl", "queries.jsonl"])
+def test_a_folder_or_broken_link_in_place_of_a_file_is_named(tmp_path, name):
+    write(tmp_path, items__jsonl=GOOD)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(ValueError, match=f"{name} is not a file"):
+        dataset.load(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is not a file"):
+        dataset.load(tmp_path)
+
+
+@pytest.mark.parametrize("user_id", ["", 5, "NULL"])
+def test_write_folder_refuses_bad_input_and_keeps_the_old_files(tmp_path, user_id):
+    write_folder(tmp_path, ITEMS)
+    before = dataset.load(tmp_path).fingerprint
+    with pytest.raises(ValueError, match=r"user 2: id .*expected text"):
+        write_folder(tmp_path, ITEMS, [("ann", [7]), (user_id, [7])], overwrite=True)
+    with pytest.raises(ValueError, match=r"items.jsonl.gz, line 1 cannot be written: .*not JSON serializable"):
+        write_folder(tmp_path, [{"item_id": np.int64(1)}], overwrite=True)
+    with pytest.raises(ValueError, match=r"no records for items.jsonl.gz"):
+        write_folder(tmp_path, [], overwrite=True)
+    assert dataset.load(tmp_path).fingerprint == before
+    assert [path.name for path in tmp_path.iterdir()] == ["items.jsonl.gz"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+KEPT = TEXT.map(lambda text: "" if is_nothing(text) else normal(text))
+KINDS = [st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), TEXT]
+INTEGER_IDS = st.integers(-(2**63), 2**63 - 1)
+TEXT_IDS = st.text(max_size=5).filter(lambda text: not has_controls(text) and not is_nothing(text))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ids=st.one_of(st.lists(ids, min_size=1, max_size=5, unique=True) for ids in (INTEGER_IDS, TEXT_IDS)),
+    users=st.lists(TEXT.filter(lambda text: not is_nothing(text)), min_size=1, max_size=4, unique=True),
+    drawn=st.data(),
+)
+def test_write_then_load_keeps_everything(tmp_path_factory, ids, users, drawn):
+    folder, plain = tmp_path_factory.mktemp("gzipped"), tmp_path_factory.mktemp("plain")
+    histories = [(user, drawn.draw(st.lists(st.sampled_from(ids), max_size=4))) for user in users]
+    times = [(user, list(range(5, 5 + len(items)))) for user, items in histories]
+    price = drawn.draw(st.sampled_from(KINDS))
+    fields = {"title": KEPT, "categories": st.lists(st.lists(KEPT, min_size=1, max_size=2), max_size=2)}
+    fields |= {"brand": KEPT, "price": st.none() | price, "prices": st.lists(price, max_size=2)}
+    records = [{"item_id": item_id} | drawn.draw(st.fixed_dictionaries(fields)) for item_id in ids]
+    write_folder(folder, records, histories, times, [{"query": "q", "item_ids": ids}])
+    shop = dataset.load(folder)
+    for record, (_, row) in zip(records, shop.items.iterrows(), strict=True):
+        assert {name: row[name] for name in record} == record
+    found = [shop.item_ids.at(rows).tolist() for rows in shop.histories]
+    assert list(zip(shop.histories.user_ids, found, strict=True)) == histories
+    assert shop.queries["item_rows"][0].tolist() == list(range(len(ids)))
+    assert shop.histories.times.tolist() == [time for _, seconds in times for time in seconds]
+    for path in folder.iterdir():
+        (plain / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
+    assert dataset.load(plain).fingerprint == shop.fingerprint
+
+
+def test_fingerprint_sees_content_and_names(tmp_path):
+    one = dataset.load(write(tmp_path / "1", items__jsonl=GOOD, queries__jsonl=jsonl({"query": "a", "item_ids": [1]})))
+    two = dataset.load(write(tmp_path / "2", items__jsonl=GOOD, queries__jsonl=jsonl({"query": "b", "item_ids": [1]})))
+    three = dataset.load(
+        write(tmp_path / "3", items__jsonl=GOOD, queries2__jsonl=jsonl({"query": "a", "item_ids": [1]}))
+    )
+    assert len({one.fingerprint, two.fingerprint, three.fingerprint}) == 3
+
+
+# --- the real folders ---
+
+
+@pytest.mark.skipif("SEMID_DATA" not in os.environ, reason="SEMID_DATA does not name the folder of the real data")
+def test_real_data():
+    root = Path(__file__).parents[2] / os.environ["SEMID_DATA"]
+    beauty = dataset.load(root / "beauty")
+    expected = {
+        "n_items": 12_101,
+        "n_users": 22_363,
+        "n_interactions": 198_502,
+        "n_queries": 61,
+        "empty_titles": 7,
+    }
+    assert expected.items() <= beauty.counts.items()
+    split = dataset.leave_one_out(beauty.histories)
+    assert (len(split.train.items), split.n_too_short) == (153_776, 0)
+    assert round(dataset.same_time_share(beauty.histories) * 22_363) == 9_719
+    office = dataset.load(root / "office")
+    assert office.histories is None
+    assert {
+        "n_items": 3_459,
+        "empty_descriptions": 229,
+        "repeated_titles": 16,
+    }.items() <= office.counts.items()

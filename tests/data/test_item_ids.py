@@ -1,0 +1,107 @@
+"""The shop's own item ids to rows and back."""
+
+from decimal import Decimal
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib.data.item_ids import ItemIds, UnknownItemError, read_ids
+
+INTEGERS = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8, unique=True)
+TEXTS = st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=8, unique=True)
+
+
+@given(st.one_of(INTEGERS, TEXTS), st.data())
+def test_ids_and_rows_are_inverse(values, drawn):
+    ids = ItemIds(pd.DataFrame({"item_id": values}))
+    rows = drawn.draw(st.lists(st.integers(0, len(values) - 1), max_size=10))
+    asked = [values[row] for row in rows]
+    assert ids.rows(asked).tolist() == ids.rows([str(one) for one in asked]).tolist() == rows
+    assert ids.at(np.array([*rows, -1])).tolist() == [*asked, None]
+    assert ids.at(np.array(rows, dtype=int).reshape(-1, 1)).shape == (len(rows), 1)
+
+
+@given(INTEGERS)
+def test_ids_in_json_survive_a_browser(values):
+    shown = ItemIds(pd.DataFrame({"item_id": values})).for_json
+    assert [int(value) for value in shown] == values
+    assert all(isinstance(value, str) or int(float(value)) == value for value in shown)
+    assert len({type(value) for value in shown}) == 1
+
+
+@pytest.mark.parametrize(
+    ("item_id", "message"),
+    [
+        (9, "item id 9 is not in the catalogue"),
+        ("007", "item id '007' is not in the catalogue"),
+        ("1_0", "item id '1_0' is not in the catalogue"),
+        (1.0, r"item id 1\.0, expected an integer or text"),
+        (None, "item id None, expected an integer or text"),
+        (True, "item id True, expected an integer or text"),
+        (pd.NA, "item id <NA>, expected an integer or text"),
+        ("", "item id '', expected an integer or text"),
+        ([1], r"item id \[1\], expected an integer or text"),
+    ],
+)
+def test_what_names_no_item_is_refused_with_its_place(item_id, message):
+    ids = ItemIds(pd.DataFrame({"item_id": [7, -1, 10]}))
+    with pytest.raises(UnknownItemError, match=rf"^history 3, position 1: {message}"):
+        ids.rows([7, item_id], "history 3")
+    with pytest.raises(ValueError, match=message):
+        ids.row(item_id)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([7, 8, 7], "item_id 7 occurs twice: remove one row"),
+        (["A", "B", "A"], "item_id A occurs twice"),
+        ([1.5, 2.0], r"item_id is 1\.5, expected an integer or text"),
+        (["A", None], "item_id is (None|nan), expected an integer or text"),
+        ([b"A"], "item_id is b'A', expected an integer or text"),
+    ],
+)
+def test_columns_of_ids_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ItemIds(pd.DataFrame({"item_id": values}))
+
+
+def test_tables_of_older_imports_are_read_by_their_own_ids_and_by_the_numbers():
+    ids = ItemIds(pd.DataFrame({"item_id": [1, 2, 3], "source_id": ["A-1", "A-2", "17"]}))
+    assert ids.rows(["A-2", 1, "3", 17]).tolist() == [1, 0, 2, 2]
+    assert ids.at([0, 2]).tolist() == ["A-1", "17"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"item_id": [1, 2], "source_id": ["eu", "eu"]},
+        {"item_id": [7, 9], "source_id": ["A-1", "A-2"]},
+        {"item_id": [1, 2], "source_id": ["A-1", None]},
+    ],
+)
+def test_another_column_of_that_name_is_no_id(columns):
+    assert ItemIds(pd.DataFrame(columns)).at([0, 1]).tolist() == columns["item_id"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ([Decimal("7"), Decimal("-8"), None], [7, -8, None]),
+        ([UUID(int=7), UUID(int=8)], ["00000000-0000-0000-0000-000000000007", "00000000-0000-0000-0000-000000000008"]),
+        ([2**63 - 1, -(2**63)], [2**63 - 1, -(2**63)]),
+        ([2**63, 7], ["9223372036854775808", "7"]),
+        ([Decimal(10**30), None], [str(10**30), None]),
+    ],
+)
+def test_ids_of_databases_are_integers_in_64_bits_or_text(values, ids):
+    def fail(at, problem):
+        raise ValueError(f"row {at + 1}: {problem}")
+
+    assert read_ids(pd.Series(values, dtype=object), fail) == ids
+    with pytest.raises(ValueError, match=r"row 2: id Decimal\('7\.5'\), expected an integer or text"):
+        read_ids(pd.Series([1, Decimal("7.5")], dtype=object), fail)

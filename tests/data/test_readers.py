@@ -1,0 +1,252 @@
+"""One reader for delimited text, JSON lines, Parquet and Arrow, with the line of what cannot be read."""
+
+import csv
+import gzip
+import io
+import json
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semid_lib.data import dataset, readers
+from semid_lib.data.readers import Layout
+
+ROWS = {"sku": ["A-1", "A-2"], "name": ["Red pen, fine", 'A "big" cup\nwith a line break'], "price": ["3,50", ""]}
+
+
+def written(rows: dict, separator: str = ",", **how) -> str:
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, **how).writerows([list(rows), *zip(*rows.values(), strict=True)])
+    return text.getvalue()
+
+
+def read(tmp_path, content, wanted=("sku",), name="shop.csv", layout=None, **how):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return readers.read(path, wanted, layout, **how)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_separators_and_marked_encodings_are_found_out(tmp_path, separator, encoding):
+    content = written(ROWS, separator).encode(encoding)
+    layout = Layout(encoding=encoding) if encoding == "cp1252" else None
+    table = read(tmp_path, content, layout=layout)
+    assert table.frame.to_dict("list") == ROWS
+    assert table.lines.tolist() == [2, 3]
+    for name in ("shop.csv.gz", "shop.csv", "SHOP.CSV.GZ"):
+        assert read(tmp_path, gzip.compress(content), name=name, layout=layout).frame.to_dict("list") == ROWS
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=6)] * 2)),
+    st.sampled_from(readers.SEPARATORS[:4]),
+)
+def test_whatever_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, separator):
+    rows = [("A", "b"), *rows]
+    columns = {"sku": [sku for sku, _ in rows], "name": [name for _, name in rows]}
+    table = read(tmp_path_factory.mktemp("csv"), written(columns, separator), ["sku", "name"])
+    assert table.frame.to_dict("list") == columns
+
+
+def test_a_file_without_a_header_takes_the_names_that_are_given(tmp_path):
+    table = read(tmp_path, "1::1193::5\n1::661::3\n", ["user"], "ratings.dat", Layout(names=["user", "item", "stars"]))
+    assert table.frame.to_dict("list") == {"user": ["1", "1"], "item": ["1193", "661"], "stars": ["5", "3"]}
+    assert table.lines.tolist() == [1, 2]
+
+
+def test_comments_and_the_line_of_excel_come_before_a_header(tmp_path):
+    for before in ("# export of 2024-01-01\n", "sep=,\n", "# a, b\n# c\n"):
+        table = read(tmp_path, before + written(ROWS))
+        assert table.frame.to_dict("list") == ROWS
+        assert table.lines[0] == 2 + before.count("\n")
+    assert read(tmp_path, "sep=:\nsku:name\nA:b\n").frame.to_dict("list") == {"sku": ["A"], "name": ["b"]}
+    assert read(tmp_path, "#sku,name\nA,b\n", ["#sku"]).frame.to_dict("list") == {"#sku": ["A"], "name": ["b"]}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+def test_lines_of_every_system_with_separators_at_their_end(tmp_path, end):
+    table = read(tmp_path, f'sku,name,,{end}A,"b\rc",,{end}D,e,,{end}'.encode())
+    assert table.frame.to_dict("list") == {"sku": ["A", "D"], "name": ["b\rc", "e"]}
+    assert table.lines.tolist() == [2, 4]
+    with pytest.raises(ValueError, match="line 2: 3 fields, expected 2 as in the header"):
+        read(tmp_path, f"sku,name,{end}A,b,c{end}")
+
+
+def test_quotes_that_a_backslash_escapes(tmp_path):
+    content = 'sku,name\nA,"The \\"best\\", pen"\n'
+    with pytest.raises(ValueError, match=r"shop\.csv, line 2: broken CSV .*escaped by a backslash, say so"):
+        read(tmp_path, content)
+    assert read(tmp_path, content, layout=Layout(escape="\\")).frame["name"].tolist() == ['The "best", pen']
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("sku,name\nA,b,c\n", "line 2: 3 fields, expected 2 as in the header"),
+        ("sku,name\n\nA,b\n", "line 2: blank line, expected a record"),
+        ('sku,name\nA,"b\n', r"line 2: broken CSV"),
+        ("sku,sku\nA,b\n", "line 1: the header is .*, expected every name once"),
+        ("name\nb\n", r"has no column 'sku', expected one of \['name'\]"),
+        (b"sku,name\nA,caf\xe9\n", "line 2: byte 0xe9 is not UTF-8, .*latin-1"),
+        ("sku,name\n", "is empty, expected at least one record"),
+        ("", "is empty, expected at least one record"),
+        (b"sku,name\nA," + b"x" * 300, "line 2: longer than 200 bytes"),
+    ],
+)
+def test_what_is_wrong_with_a_text_file_is_said_with_its_line(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(readers, "LONGEST_LINE", 200)
+    with pytest.raises(ValueError, match=rf"shop\.csv.*{message}"):
+        read(tmp_path, content)
+
+
+def test_a_line_of_the_greatest_length_is_read(tmp_path, monkeypatch):
+    line = "A," + "x" * 97 + "\n"
+    monkeypatch.setattr(readers, "LONGEST_LINE", len(line))
+    assert len(read(tmp_path, "sku,name\n" + line).frame["name"][0]) == 97
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b[:15] + b"\xff\xff" + b[17:]])
+@pytest.mark.parametrize("name", ["shop.csv.gz", "shop.jsonl.gz"])
+def test_a_damaged_gzip_is_named(tmp_path, damage, name):
+    content = written(ROWS) if "csv" in name else json.dumps({"sku": "A", "name": "b" * 50}) + "\n"
+    with pytest.raises(ValueError, match=rf"{name}, after line \d+: truncated or corrupt gzip"):
+        read(tmp_path, damage(gzip.compress(content.encode())), name=name)
+
+
+def test_json_lines_a_json_list_parquet_and_arrow_hold_the_same(tmp_path):
+    records = [{"sku": "A-1", "size": 3, "tags": ["a"]}, {"sku": "A-2", "size": None, "tags": []}]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    whole = pa.Table.from_pylist(records)
+    sink = {name: pa.BufferOutputStream() for name in ("parquet", "arrow", "stream")}
+    pq.write_table(whole, sink["parquet"])
+    with pa.ipc.new_file(sink["arrow"], whole.schema) as writer:
+        writer.write_table(whole)
+    with pa.ipc.new_stream(sink["stream"], whole.schema) as writer:
+        writer.write_table(whole)
+    contents = {"a.jsonl": lines, "b.json": json.dumps(records, indent=2), "c.ndjson": lines}
+    contents |= {"d.parquet": sink["parquet"], "e.arrow": sink["arrow"], "f.arrow": sink["stream"]}
+    for name, content in contents.items():
+        written_bytes = content.encode() if isinstance(content, str) else content.getvalue().to_pybytes()
+        table = read(tmp_path, written_bytes, name=name)
+        assert [list(map(bool, row)) for row in table.frame.isna().to_numpy()] == [[False] * 3, [False, True, False]]
+        assert table.frame["sku"].tolist() == ["A-1", "A-2"], name
+        assert [list(tags) for tags in table.frame["tags"]] == [["a"], []], name
+        assert readers.names_of(tmp_path / name) == ["sku", "size", "tags"]
+        only = read(tmp_path, written_bytes, ["size"], name, only=True).frame
+        assert list(only) == ["size"] and only["size"][0] == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"sku": "A"', "broken JSON at column 12"),
+        ('{"sku": 1, "sku": 2}', "'sku' occurs twice"),
+        ('{"sku": Infinity}', "Infinity is no number"),
+        ('{"sku": 1e400}', "1e400 does not fit"),
+        ('{"sku": "\\ud800"}', "JSON that cannot be read"),
+        ("[1]", r"\[1\] is not a JSON object"),
+        ("", "blank line"),
+    ],
+)
+def test_json_that_could_be_read_wrongly_is_refused_with_its_line(tmp_path, line, message):
+    good = '{"sku": "A"}\n'
+    with pytest.raises(ValueError, match=rf"shop\.jsonl, line 2: .*{message}"):
+        read(tmp_path, f"{good}{line}\n{good}", name="shop.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_what_is_no_parquet_or_arrow_file_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+        read(tmp_path, "nothing of the kind", name=name)
+    with pytest.raises(ValueError, match=r"a\.xlsx is a spreadsheet, expected CSV"):
+        read(tmp_path, "", name="a.xlsx")
+    with pytest.raises(ValueError, match="is not a file"):
+        readers.read(tmp_path / "nowhere.csv")
+
+
+def test_all_records_of_json_give_their_names(tmp_path):
+    (tmp_path / "orders.jsonl").write_text('{"user": "a"}\n{"user": "b", "time": 1}\n')
+    assert readers.names_of(tmp_path / "orders.jsonl") == ["user", "time"]
+    (tmp_path / "orders.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"orders\.jsonl is empty"):
+        readers.names_of(tmp_path / "orders.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.PARQUET", "a.arrow"])
+def test_types_that_hold_text_or_numbers_in_another_way_are_those_of_their_values(tmp_path, name):
+    columns = {"sku": pa.array(["A", "B", "A"]).dictionary_encode(), "price": pa.array([1.5, 2, 3], pa.float16())}
+    sink = pa.BufferOutputStream()
+    table = pa.table(columns)
+    with pa.ipc.new_stream(sink, table.schema) if name == "a.arrow" else pq.ParquetWriter(sink, table.schema) as file:
+        file.write_table(table)
+    frame = read(tmp_path, sink.getvalue().to_pybytes(), name=name).frame
+    assert frame.to_dict("list") == {"sku": ["A", "B", "A"], "price": [1.5, 2, 3]}
+    assert list(map(str, frame.dtypes)) == ["string[pyarrow]", "float[pyarrow]"]
+
+
+def test_a_folder_of_parts_is_one_table(tmp_path):
+    folder = tmp_path / "orders.parquet"
+    folder.mkdir()
+    (folder / "_SUCCESS").touch()
+    pq.write_table(pa.table({"sku": ["B"], "n": pa.nulls(1)}), folder / "part-1.parquet")
+    pq.write_table(pa.table({"sku": ["A"], "n": pa.array([1], pa.int32())}), folder / "part-0.parquet")
+    assert readers.names_of(folder) == ["sku", "n"]
+    table = readers.read(folder, ["n"])
+    assert table.frame["sku"].tolist() == ["A", "B"] and table.frame["n"].isna().tolist() == [False, True]
+    pq.write_table(pa.table({"n": ["text"], "sku": ["C"]}), folder / "part-2.parquet")
+    with pytest.raises(ValueError, match=r"orders\.parquet cannot be read as one table"):
+        readers.read(folder)
+    pq.write_table(pa.table({"sku": ["C"]}), folder / "part-2.parquet")
+    with pytest.raises(ValueError, match=r"part-2\.parquet has no column 'n'"):
+        readers.read(folder)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path, name):
+    table, sink = pa.table([[1], ["a"], ["b"]], names=["sku", "name", "name"]), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) if name == "a.arrow" else pq.ParquetWriter(sink, table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(ValueError, match=rf"{name} has the column 'name' twice"):
+        read(tmp_path, sink.getvalue().to_pybytes(), name=name)
+
+
+@pytest.mark.parametrize("given", [{"encoding": "nope"}, {"encoding": "base64"}, {"escape": "ab"}, {"separator": ""}])
+def test_a_layout_that_cannot_be_is_refused(given):
+    with pytest.raises(ValueError, match=rf"{next(iter(given))} .*{next(iter(given.values()))}.*, expected"):
+        Layout(**given)
+
+
+def test_words_for_a_missing_value():
+    missing = [None, float("nan"), pd.NA, pd.NaT, "", " ", "NULL", "\\N", "nan", "None", "none", "(null)", "<NA>"]
+    assert all(map(readers.is_nothing, missing))
+    assert not any(map(readers.is_nothing, ["Nanna", "none of it", "0", 0, False, [], "null and void"]))
+
+
+@pytest.mark.parametrize("text", ["['Office' 'Pens']", "['Office'\n 'Pens']", "[\"it's\" 'new']"])
+def test_lists_as_numpy_prints_them_are_refused_not_joined(text):
+    with pytest.raises(ValueError, match="is neither JSON nor a Python literal: write lists as JSON"):
+        readers.literal(text)
+
+
+@given(st.lists(st.text(st.sampled_from("a'\" ,\\\n[]"), max_size=5), max_size=4))
+def test_lists_as_python_prints_them_are_read(texts):
+    assert readers.literal(str(texts)) == texts
+
+
+@pytest.mark.parametrize("end", ["parquet", "arrow"])
+def test_a_folder_whose_name_a_shell_would_expand(tmp_path, monkeypatch, end):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    found = pa.table({"item_id": [1], "title": ["Pen"]})
+    if end == "parquet":
+        pq.write_table(found, tmp_path / "~" / "items.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "~" / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, found.schema) as file:
+            file.write_table(found)
+    assert list(dataset.load("~").items["title"]) == ["Pen"]

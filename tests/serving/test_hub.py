@@ -1,0 +1,569 @@
+"""To the Hub and back through the real client: whole or not at all, pinned, private, one sentence for each fault."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hub_server import Hub
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http, _xet
+
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.ids.embed import item_texts
+from semid_lib.llm.llm_search import Adapter, LanguageModelSearch, LightSearch
+from semid_lib.llm.vocabulary import extend_vocabulary
+from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
+from semid_lib.search.retrieval import BM25
+from semid_lib.serving import hub, predict
+from semid_lib.serving.http import web
+from semid_lib.serving.recommender import Recommender
+
+REPO = "ann/shop"
+FILES = {"config.json", "items.parquet", "model.safetensors", "semantic_ids.npz"}
+QUERIES = ["red tent", "a lamp for the garden"]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Hub of the user Ann's, whom the client is logged in as, with an empty cache; nothing waits between attempts."""
+    with Hub() as running:
+        for name, value in {
+            "ENDPOINT": running.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": running.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        for module in (file_download, _http):
+            monkeypatch.setattr(module, "time", SimpleNamespace(**vars(time) | {"sleep": lambda _: None}))
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        monkeypatch.setenv("HF_TOKEN", "sesame_ann")
+        yield running
+
+
+@pytest.fixture
+def recommender(shop, new_timeline) -> Recommender:
+    return Recommender(new_timeline(), shop.ids, shop.items)
+
+
+@pytest.fixture
+def histories(shop):
+    item_id = shop.items["item_id"].to_numpy()
+    return [item_id[history].tolist() for history in shop.histories[:8]]
+
+
+@pytest.fixture
+def pushed(server, recommender) -> hub.Source:
+    """A private repository of Ann's with a recommender in it; nothing of it is in the cache."""
+    source = recommender.push_to_hub(REPO)
+    server.requests.clear()
+    return source
+
+
+def content_of(recommender, folder) -> dict[str, bytes]:
+    recommender.save_pretrained(folder)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def error_of(call, kind=ValueError) -> str:
+    """What a call fails with: one line, and no token in it or in its traceback."""
+    with pytest.raises(kind) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
+    return text
+
+
+# --- there and back ---
+
+
+def test_what_is_pushed_comes_back(server, recommender, histories):
+    source = recommender.push_to_hub(REPO)
+    repository = server.repositories[REPO]
+    assert repository.private and repository.files.keys() == FILES | {"README.md", ".gitattributes"}
+    assert list(repository.commits)[1:] == [source.commit]  # the first made the repository
+    again = Recommender.from_pretrained(REPO)
+    assert again.source == source == (REPO, repository.refs["main"]) and str(source) == f"{REPO}@{source.commit}"
+    np.testing.assert_array_equal(again.recommend(histories).item_ids, recommender.recommend(histories).item_ids)
+    assert recommender.source is None
+
+
+def test_the_card_is_pushed_too(server, recommender):
+    origin = {
+        "data": "beauty",
+        "scale": "full",
+        "commit": "abc",
+        "dirty": False,
+        "hardware": "a GPU",
+        "fingerprint": "",
+    }
+    row = {"key": "next_item/beauty/timeline/recall@10", "value": 0.07, "ci95": [0.06, 0.08], "n": 9} | origin
+    recommender.push_to_hub(REPO, private=False, rows=[row], licence="apache-2.0")
+    card = server.repositories[REPO].files["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
+    assert ".0700\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}.0100" in card and "beauty" in card
+    assert not server.repositories[REPO].private
+    server.requests.clear()
+    error_of(lambda: recommender.push_to_hub(REPO, private=False, rows=[{"key": "a", "value": 1}]))
+    assert server.requests == []  # rows are looked at first
+
+
+@pytest.fixture
+def searchable(shop):
+    things = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("tent", "lamp", "soap", "pen", "cup")]
+    return shop.items.assign(title=things * 4)
+
+
+@pytest.fixture
+def light(shop, searchable):
+    torch.manual_seed(0)
+    config = QueryModelConfig(shop.ids.sizes, shop.vectors.shape[1], dim=16, n_buckets=64, word_weight=0.2)
+    return LightSearch(QueryModel(config, shop.ids.unique, shop.vectors), BM25(item_texts(searchable)))
+
+
+@pytest.fixture
+def base(searchable):
+    """A language model that has never heard of semantic IDs, and its tokenizer."""
+    from semid_lib.llm.base_models import small_model
+
+    return small_model(item_texts(searchable), 300, hidden_size=16, n_layers=1, n_heads=2)
+
+
+@pytest.fixture
+def language(shop, searchable, base):
+    model, tokenizer = base
+    tokens = extend_vocabulary(model, tokenizer, shop.ids, item_texts(searchable))
+    return LanguageModelSearch(model.eval(), tokenizer, tokens, PrefixTrie.build(shop.ids.unique), beam_width=20)
+
+
+@pytest.mark.parametrize("kind", ["light", "language"])
+def test_models_of_search_come_back_too(request, server, shop, searchable, kind):
+    recommender = Recommender(None, shop.ids, searchable, request.getfixturevalue(kind))
+    vectors = shop.vectors[: len(QUERIES)]
+    recommender.push_to_hub(REPO)
+    again = Recommender.from_pretrained(REPO)
+    found, wanted = (each.search(QUERIES, 5, query_vectors=vectors) for each in (again, recommender))
+    np.testing.assert_array_equal(found.item_ids, wanted.item_ids)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
+
+
+@pytest.fixture
+def adapted(server, shop, searchable, base, tmp_path):
+    """A searcher whose model is a public one at a commit with an adapter merged into it, made as `sft` makes one."""
+    from semid_lib.llm import fine_tuning
+
+    model, tokenizer = base
+    fine_tuning.save_model(model, tokenizer, tmp_path / "base")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    commit = server.add("bob/base", files)
+    server.add("bob/base", {**files, "model.safetensors": files["model.safetensors"][:-4] + b"\0\0\0\0"})  # main moves
+    tokens = extend_vocabulary(model, tokenizer, shop.ids, item_texts(searchable))
+    wrapped = fine_tuning._with_rows(model, tokens, fine_tuning.FineTuning(rank=2), "lora")
+    torch.manual_seed(1)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path / "run", save_embedding_layers=False)
+    trie = PrefixTrie.build(shop.ids.unique)
+    adapter = Adapter("bob/base", commit, tmp_path / "run")
+    merged = wrapped.merge_and_unload().eval()
+    return LanguageModelSearch(merged, tokenizer, tokens, trie, beam_width=20, adapter=adapter)
+
+
+def test_an_adapter_is_pushed_without_its_model_and_finds_it_at_its_commit(server, shop, searchable, adapted, tmp_path):
+    recommender = Recommender(None, shop.ids, searchable, adapted)
+    recommender.push_to_hub(REPO)
+    files = server.repositories[REPO].files
+    assert "llm/adapter_model.safetensors" in files and "llm/model.safetensors" not in files
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1])["base_model"] == "bob/base"
+    again = Recommender.from_pretrained(REPO)
+    found, wanted = (each.search(QUERIES, 5) for each in (again, recommender))
+    np.testing.assert_array_equal(found.item_ids, wanted.item_ids)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+    again.save_pretrained(tmp_path / "kept")  # it is still an adapter
+    assert not (tmp_path / "kept" / "llm" / "model.safetensors").exists()
+    np.testing.assert_array_equal(
+        Recommender.from_pretrained(tmp_path / "kept").search(QUERIES, 5).item_ids, wanted.item_ids
+    )
+
+
+def test_a_push_removes_what_an_earlier_recommender_left_and_nothing_else(
+    server, shop, searchable, adapted, recommender, tmp_path
+):
+    Recommender(None, shop.ids, searchable, adapted).push_to_hub(REPO)
+    stored = server.repositories[REPO]
+    before = stored.refs["main"]
+    assert "llm/adapter_model.safetensors" in stored.files
+    huggingface_hub.HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=REPO)
+    recommender.push_to_hub(REPO)
+    assert stored.files.keys() == FILES | {"README.md", ".gitattributes", "notes.txt"}
+    n_commits = len(stored.commits)
+    recommender.push_to_hub(REPO)  # the same again
+    assert len(stored.commits) == n_commits
+    assert Recommender.from_pretrained(REPO, revision=before).searcher.adapter is not None
+
+
+def test_an_adapter_must_be_pinned_and_hold_the_rows(shop, searchable, adapted, tmp_path):
+    pinned = adapted.adapter
+    Recommender(None, shop.ids, searchable, adapted).save_pretrained(tmp_path / "moving")
+    path = tmp_path / "moving" / "config.json"
+    path.write_text(path.read_text().replace(pinned.revision, "main"))
+    assert "'main', expected a commit" in error_of(lambda: Recommender.from_pretrained(tmp_path / "moving"))
+    adapted.adapter = pinned._replace(revision="main")
+    assert "'main', expected a commit" in error_of(lambda: adapted.save(tmp_path / "saved"))
+    path = pinned.folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": {"embed_tokens": [3, 4]}}))
+    adapted.adapter = pinned
+    assert "without the rows of these" in error_of(lambda: adapted.save(tmp_path / "saved"))
+    adapted.adapter = pinned._replace(folder=tmp_path)
+    assert "adapter_config.json is missing" in error_of(lambda: adapted.save(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
+
+
+def test_large_files_go_and_come_by_xet_where_the_hub_has_it(server, recommender, histories, tmp_path, monkeypatch):
+    """As the client does by default: chunks to a store beside the Hub, which is a folder here."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # for its cache and its log
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+    server.chunks = tmp_path / "chunks"
+    for content in content_of(recommender, tmp_path / "saved").values():
+        server.sent_by_xet[hashlib.sha256(content).hexdigest()] = content
+    source = recommender.push_to_hub(REPO)
+    assert any(server.chunks.rglob("*")) and not server.asked("PUT")
+    loaded = Recommender.from_pretrained(REPO)
+    assert loaded.source == source and not server.asked("GET", "/large/")
+    np.testing.assert_array_equal(loaded.recommend(histories).item_ids, recommender.recommend(histories).item_ids)
+
+
+# --- which commit ---
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(server, shop, new_timeline, histories):
+    models = [Recommender(new_timeline(seed=seed), shop.ids, shop.items) for seed in (0, 1)]
+    first, second = (model.push_to_hub(REPO) for model in models)
+    server.repositories[REPO].refs["v1"] = first.commit
+    for revision, number in {None: 1, "main": 1, "v1": 0, first.commit: 0, second.commit: 1}.items():
+        loaded = Recommender.from_pretrained(REPO, revision=revision)
+        assert loaded.source == (first, second)[number]
+        wanted = models[number].recommend(histories).item_ids
+        np.testing.assert_array_equal(loaded.recommend(histories).item_ids, wanted)
+    for unknown in ("v2", "0" * 40):
+        assert f"no revision {unknown!r}" in error_of(lambda u=unknown: Recommender.from_pretrained(REPO, revision=u))
+
+
+def test_what_is_pushed_again_unchanged_is_the_same_commit(server, recommender, pushed):
+    assert recommender.push_to_hub(REPO) == pushed
+    assert not server.asked("PUT")
+
+
+# --- nothing but our files ---
+
+
+def test_other_files_of_the_repository_are_never_asked_for(server, recommender, tmp_path, histories):
+    ours = content_of(recommender, tmp_path / "saved")
+    others = {"pytorch_model.bin": b"\x80\x04.", "modeling.py": b"raise SystemExit", "huge.safetensors": b"0" * 10**6}
+    server.add(REPO, ours | others)
+    loaded = Recommender.from_pretrained(REPO)
+    assert loaded.recommend(histories).item_ids.shape == (8, 10)
+    assert {path.rpartition("/")[2] for path in server.asked("HEAD")} == FILES
+    cached = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")}
+    assert cached == FILES
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.json", "/x.json", "llm/../../x.json", "llm//x.json", "..\\x.json", "*.json", "~/x.json", ".git/x.json", "",
+     "x.bin", "llm/x.py", "x.pkl", "x"],
+)  # fmt: skip
+def test_a_listed_name_that_leads_elsewhere_or_is_code_is_refused(server, recommender, tmp_path, name):
+    ours = content_of(recommender, tmp_path / "saved")
+    config = json.loads(ours["config.json"])
+    config["sha256"][name] = hashlib.sha256(b"{}").hexdigest()
+    (tmp_path / "x.json").write_text("{}")
+    server.add(REPO, {**ours, name: b"{}", "config.json": json.dumps(config).encode()})
+    assert f"lists {name!r}" in error_of(lambda: Recommender.from_pretrained(REPO))
+    assert server.asked("HEAD") == server.asked("HEAD", "config.json")  # nothing else was touched
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    assert f"lists {name!r}" in error_of(lambda: Recommender.from_pretrained(tmp_path / "saved"))
+
+
+def test_what_could_not_be_read_back_is_not_written(shop, searchable, language, tmp_path):
+    save = language.tokenizer.save_pretrained
+    language.tokenizer.save_pretrained = lambda folder: (save(folder), (folder / "tokenizer.py").write_text(""))
+    assert "tokenizer.py" in error_of(
+        lambda: Recommender(None, shop.ids, searchable, language).save_pretrained(tmp_path)
+    )
+
+
+# --- repositories that cannot be right ---
+
+
+def test_a_repository_without_our_files(server, recommender, tmp_path):
+    server.add(REPO, {"README.md": b"nothing here"})
+    assert "has no config.json: expected what Recommender.push_to_hub" in error_of(
+        lambda: Recommender.from_pretrained(REPO)
+    )
+    server.add(REPO, {"config.json": b'{"model_type": "qwen3"}'})
+    assert "has format None" in error_of(lambda: Recommender.from_pretrained(REPO))
+    ours = content_of(recommender, tmp_path / "saved")
+    for name in FILES - {"config.json"}:
+        server.requests.clear()
+        server.add(REPO, {path: content for path, content in ours.items() if path != name})
+        assert f"has no {name}" in error_of(lambda: Recommender.from_pretrained(REPO))
+        assert not server.asked("GET", "/large/" + hashlib.sha256(ours["model.safetensors"]).hexdigest())
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
+def test_another_file_than_was_saved_is_not_downloaded(server, recommender, tmp_path, name):
+    ours = content_of(recommender, tmp_path / "saved")
+    server.add(REPO, ours | {name: ours[name][:-1] + b"?"})
+    assert f"{name} of {REPO}@" in error_of(lambda: Recommender.from_pretrained(REPO))
+    assert not server.asked("HEAD", name)
+
+
+def test_a_small_file_with_another_checksum_is_not_read(server, shop, searchable, language, tmp_path):
+    ours = content_of(Recommender(None, shop.ids, searchable, language), tmp_path / "saved")
+    server.add(REPO, ours | {"llm/semantic_id_tokens.json": b"{}"})
+    assert "semantic_id_tokens.json is not the file" in error_of(lambda: Recommender.from_pretrained(REPO))
+
+
+def test_a_damaged_cache_is_noticed(pushed):
+    Recommender.from_pretrained(REPO)
+    path = hub.fetch(pushed, {"model.safetensors": None}) / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    text = error_of(lambda: Recommender.from_pretrained(REPO, revision=pushed.commit))
+    assert "model.safetensors is not the file" in text
+
+
+def test_ids_that_are_not_those_of_the_items_are_found_before_the_model_is_fetched(server, recommender, tmp_path):
+    recommender.save_pretrained(tmp_path / "saved")
+    recommender.items[:-1].to_parquet(tmp_path / "saved" / "items.parquet", index=False)
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    changed = (tmp_path / "saved" / "items.parquet").read_bytes()
+    config["sha256"]["items.parquet"] = hashlib.sha256(changed).hexdigest()
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    server.add(REPO, files)
+    text = error_of(lambda: Recommender.from_pretrained(REPO))
+    assert "39 items, 40 semantic IDs do not belong together" in text and REPO in text
+    assert not server.asked("HEAD", "model.safetensors")
+
+
+@pytest.mark.parametrize("where", ["shop", "a/b/c", "../shop", "ann/..", "/tmp/nowhere", "ann/", "ann/sh op", "-a/b"])
+def test_a_name_that_is_neither_a_folder_nor_a_repository(server, recommender, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    assert "neither a folder nor" in error_of(lambda: Recommender.from_pretrained(where))
+    assert "neither a folder nor" in error_of(lambda: recommender.push_to_hub(where))
+    assert server.requests == []
+
+
+def test_a_folder_wins_and_has_no_revision(server, recommender, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recommender.save_pretrained("ann/shop")
+    assert Recommender.from_pretrained("ann/shop").source is None and server.requests == []
+    assert "has no revision 'main'" in error_of(lambda: Recommender.from_pretrained("ann/shop", revision="main"))
+
+
+# --- who may ---
+
+
+def test_without_a_token(server, recommender, pushed, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    text = error_of(lambda: Recommender.from_pretrained(REPO))
+    assert REPO in text and "without a token" in text and "HF_TOKEN" in text
+    server.requests.clear()
+    assert "no token to push" in error_of(lambda: recommender.push_to_hub(REPO)) and server.requests == []
+    server.repositories[REPO].private = False
+    assert Recommender.from_pretrained(REPO).source == pushed
+
+
+def test_a_wrong_token(server, recommender, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "sesame_wrong")
+    for call in (lambda: Recommender.from_pretrained(REPO), lambda: recommender.push_to_hub(REPO)):
+        assert "does not know the token" in error_of(call)
+    assert list(server.repositories[REPO].commits)[1:] == [pushed.commit]
+
+
+@pytest.mark.parametrize("token", ["sesame_ann\nX-Evil: 1", "sesame_änn", "sesame_ann\x7f"])
+def test_a_token_that_is_none_is_not_repeated(recommender, server, monkeypatch, token):
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)  # as from a file; the environment strips some
+    for call in (lambda: Recommender.from_pretrained(REPO), lambda: recommender.push_to_hub(REPO)):
+        assert "more than printable ASCII" in error_of(call)
+    assert server.requests == []
+
+
+def test_a_token_that_may_only_read(server, recommender, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "sesame_reader")
+    assert Recommender.from_pretrained(REPO).source == pushed
+    recommender.items["title"] = "changed"
+    for repo in (REPO, "ann/new", "bob/new"):
+        assert f"no right to do this in {repo}" in error_of(lambda repo=repo: recommender.push_to_hub(repo))
+    assert list(server.repositories) == [REPO] and server.repositories[REPO].refs["main"] == pushed.commit
+
+
+def test_what_another_keeps_private_is_not_there(server, recommender, pushed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "sesame_bob")
+    assert "no repository on the Hub of this token's" in error_of(lambda: Recommender.from_pretrained(REPO))
+    assert "ann/other is no folder here" in error_of(lambda: Recommender.from_pretrained("ann/other"))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_push_never_changes_who_may_see(server, recommender, private):
+    recommender.push_to_hub(REPO, private=not private)
+    server.requests.clear()
+    text = error_of(lambda: recommender.push_to_hub(REPO, private=private))
+    assert ("is public, and a private one" if private else "is private, and a public one") in text
+    assert not server.asked("POST") and len(server.repositories[REPO].commits) == 2
+
+
+# --- a network that fails ---
+
+
+def test_a_pinned_commit_in_the_cache_needs_no_network(server, pushed, histories, monkeypatch):
+    loaded = Recommender.from_pretrained(REPO)
+    server.requests.clear()
+    again = Recommender.from_pretrained(REPO, revision=pushed.commit)
+    assert server.requests == [] and again.source == pushed
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = Recommender.from_pretrained(REPO, revision=pushed.commit)
+    np.testing.assert_array_equal(offline.recommend(histories).item_ids, loaded.recommend(histories).item_ids)
+    assert Recommender.from_pretrained(REPO).source == pushed  # main, as it was last seen
+    text = error_of(lambda: Recommender.from_pretrained(REPO, revision="v1"), ConnectionError)
+    assert text == f"{REPO}: HF_HUB_OFFLINE is set, and v1 is not wholly on this machine"
+    text = error_of(lambda: Recommender.from_pretrained(REPO, revision="0" * 40), ConnectionError)
+    assert "HF_HUB_OFFLINE is set" in text
+
+
+def test_without_a_network(recommender, server, monkeypatch):
+    server.__exit__()  # nobody listens there now
+    for call in (lambda: Recommender.from_pretrained(REPO), lambda: recommender.push_to_hub(REPO)):
+        assert f"{REPO}: the Hub cannot be reached" in error_of(call, ConnectionError)
+    server.__init__()
+    server.__enter__()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, ConnectionError), (429, ConnectionError), (418, ValueError)])
+def test_a_hub_that_does_not_work(server, recommender, status, kind):
+    server.fail["api/"] = status
+    for call in (lambda: Recommender.from_pretrained(REPO), lambda: recommender.push_to_hub(REPO)):
+        assert str(status) in error_of(call, kind)
+
+
+def weights_of(server) -> str:
+    """The SHA-256 of the pushed weights."""
+    return hashlib.sha256(server.repositories[REPO].files["model.safetensors"]).hexdigest()
+
+
+def test_a_download_that_breaks_off_goes_on_inside_the_file(server, pushed, recommender, histories, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)  # of 10 MB
+    weights = weights_of(server)
+    server.cut, server.cut_once = {f"GET {weights}": 1200}, True
+    loaded = Recommender.from_pretrained(REPO)
+    assert [span for _, path, span in server.requests if weights in path and "large" in path] == [None, "bytes=1000-"]
+    np.testing.assert_array_equal(loaded.recommend(histories).item_ids, recommender.recommend(histories).item_ids)
+
+
+def test_half_a_snapshot_is_never_loaded_and_the_rest_is_fetched_later(server, pushed, tmp_path, monkeypatch):
+    weights = weights_of(server)
+    server.cut = {f"GET {weights}": 0}
+    text = error_of(lambda: Recommender.from_pretrained(REPO), ConnectionError)
+    assert "not wholly on this machine" in text
+    snapshot = tmp_path / "cache" / "models--ann--shop" / "snapshots" / pushed.commit
+    assert {path.name for path in snapshot.iterdir()} == FILES - {"model.safetensors"}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision in (pushed.commit, None):
+        error_of(lambda revision=revision: Recommender.from_pretrained(REPO, revision=revision), ConnectionError)
+    error_of(lambda: Recommender.from_pretrained(snapshot))  # nor as a folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server.cut = {}
+    server.requests.clear()
+    assert Recommender.from_pretrained(REPO).source == pushed
+    assert [path.rpartition("/")[2] for path in server.asked("GET", "/large/")] == [weights]
+    assert {path.rpartition("/")[2] for path in server.asked("HEAD")} == {"model.safetensors"}
+
+
+def test_a_push_that_breaks_off_changes_nothing_and_goes_on(server, recommender, pushed, shop, new_timeline, tmp_path):
+    other = Recommender(new_timeline(seed=1), shop.ids, shop.items.assign(title="changed"))
+    ours = content_of(other, tmp_path / "saved")
+    items, weights = (hashlib.sha256(ours[name]).hexdigest() for name in ("items.parquet", "model.safetensors"))
+    server.cut = {f"PUT {weights}": 1000}
+    text = error_of(lambda: other.push_to_hub(REPO), ConnectionError)
+    assert "broke off" in text
+    repository = server.repositories[REPO]
+    assert repository.refs["main"] == pushed.commit and len(repository.commits) == 2
+    assert items in server.store  # what had arrived
+    server.cut = {}
+    server.fail["commit"] = 500  # and now at the very last step
+    error_of(lambda: other.push_to_hub(REPO), ConnectionError)
+    assert repository.refs["main"] == pushed.commit and weights in server.store
+    server.fail = {}
+    server.requests.clear()
+    source = other.push_to_hub(REPO)
+    assert not server.asked("PUT") and list(repository.commits)[2:] == [source.commit]
+    assert {name: repository.files[name] for name in ours} == ours
+
+
+def test_a_new_repository_whose_push_failed_holds_nothing(server, recommender):
+    server.fail["upload"] = 403
+    assert "no right" in error_of(lambda: recommender.push_to_hub(REPO))
+    assert server.repositories[REPO].private and server.repositories[REPO].files.keys() == {".gitattributes"}
+
+
+# --- the commands ---
+
+
+def test_the_batch_command_reads_a_repository(server, pushed, histories, recommender, tmp_path):
+    """In a process of its own, where the client's settings come from the environment."""
+    lines = [" ".join(map(str, (user, *history))) for user, history in enumerate(histories)]
+    (tmp_path / "histories.txt").write_text("\n".join(lines) + "\n")
+    settings = {
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": "sesame_ann",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    paths = ["--input-path", str(tmp_path / "histories.txt"), "--output-path", str(tmp_path / "out.jsonl")]
+    command = [sys.executable, "-m", "semid_lib.serving.predict", "--model", REPO, "--revision", pushed.commit, *paths]
+    environment = os.environ | settings | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    answers = pd.read_json(tmp_path / "out.jsonl", lines=True)
+    assert answers["item_ids"].tolist() == recommender.recommend(histories).item_ids.tolist()
+
+
+def test_the_batch_command_says_what_is_wrong(server, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("ann\n")
+    paths = ["--input-path", str(tmp_path / "in.txt"), "--output-path", str(tmp_path / "out.csv")]
+    assert predict.main(["--model", "ann/nothing", *paths]) == 1
+    assert "ann/nothing is no folder here" in capsys.readouterr().err
+
+
+def test_the_service_says_where_its_model_came_from(server, pushed, monkeypatch, caplog, capsys):
+    served = []
+    monkeypatch.setattr(web.uvicorn, "run", lambda app, **_: served.append(app))
+    monkeypatch.setattr(web.logging, "basicConfig", lambda **_: None)
+    with caplog.at_level("INFO"):
+        assert web.main(["--model", REPO, "--revision", "main"]) == 0
+    assert served[0].state.service.facts()["source"] == str(pushed)
+    [loaded] = [record for record in caplog.records if record.getMessage() == "loaded"]
+    assert loaded.facts["source"] == str(pushed)
+    assert not [record for record in caplog.records if record.name.startswith("httpx")]  # addresses may be signed
+    assert web.main(["--model", REPO, "--revision", "v9"]) == 1
+    assert f"cannot serve {REPO}: {REPO} has no revision 'v9'" in capsys.readouterr().err

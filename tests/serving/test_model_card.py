@@ -1,0 +1,122 @@
+"""The card: metadata that the Hub reads, what the folder holds, numbers from rows alone, and code that runs."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.serving.model_card import model_card
+from semid_lib.serving.recommender import Recommender
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTHING = "Nothing was measured"
+
+
+@pytest.fixture
+def recommender(shop, new_timeline) -> Recommender:
+    return Recommender(new_timeline(), shop.ids, shop.items)
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    """Published rows of a run: metrics with intervals, and much else."""
+    return json.loads((ROOT / "book" / "results" / "demo-laptop.json").read_text(encoding="utf-8"))
+
+
+def test_the_metadata_is_what_the_hub_reads(recommender):
+    card = ModelCard(model_card(recommender, "ann/shop", [], licence="cc-by-4.0"))
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "semid-lib"
+    assert {"recommendation", "semantic-ids", "next-item"} <= set(card.data.tags) and "search" not in card.data.tags
+    head = yaml.safe_load(model_card(recommender, "ann/shop", []).split("---")[1])
+    assert "license" not in head and "pipeline_tag" not in head  # the Hub's pipelines have none for it
+
+
+def test_it_says_what_the_folder_holds(recommender):
+    text = model_card(recommender, "ann/shop", [], data="clocks")
+    n = sum(weight.numel() for weight in recommender.model.parameters())
+    for fact in ("clocks", "| 40 (`items.parquet`: `item_id`, `title`)", "2 levels of 4 codes", "semid_lib", f"{n:,}"):
+        assert fact in text
+    assert "4 x 4 x 5, the last of them a disambiguation code of 5" in text  # 40 items share 16 pairs of codes
+    assert "not named" in model_card(recommender, "ann/shop", [])
+
+
+def test_ids_without_a_disambiguation_code_are_not_given_one(shop, new_timeline):
+    codes = np.stack([np.arange(40) // 8, np.arange(40) % 8], axis=1)
+    ids = SemanticIDs.from_codes(codes, codebook_size=8)
+    from semid_lib.next_item.timeline import Timeline, TimelineConfig
+
+    config = TimelineConfig(ids.sizes, text_dim=8, n_items=40, dim=16, n_layers=1, n_heads=2, max_length=12)
+    card = model_card(Recommender(Timeline(config, ids.unique, shop.vectors), ids, shop.items), "ann/shop", [])
+    assert "(`semantic_ids.npz`; 8 x 8)" in card
+
+
+def test_without_rows_it_says_so_and_holds_no_number_of_quality(recommender):
+    text = model_card(recommender, "ann/shop", [])
+    assert NOTHING in text and "±" not in text and "Recall" not in text
+
+
+def test_rows_become_tables_with_intervals_beside_the_baselines(recommender, rows):
+    wanted = [row for row in rows if row["key"].startswith(("next_item/", "search/"))]
+    text = model_card(recommender, "ann/shop", wanted)
+    assert NOTHING not in text and "| data | demo |" in text
+    assert "### The next item after a history" in text and "### Items for a query" in text
+    [row] = [row for row in rows if row["key"] == "next_item/demo/popularity/recall@10"]
+    shown = f"{row['value']:.4f}".removeprefix("0")
+    table = text.partition("### The next item after a history")[2].partition("###")[0].splitlines()
+    [line] = [line for line in table if line.startswith("| Recall@10 | ")]
+    assert shown in line and "| popularity |" in table[2] and row["commit"][:10] in text
+    assert text.count("95% bootstrap interval") == 2
+
+
+def test_rows_without_an_interval_stay_out(recommender, rows):
+    text = model_card(recommender, "ann/shop", [row for row in rows if row["key"].startswith(("beam/", "next_item/"))])
+    assert text.count("###") == 1
+    with pytest.raises(ValueError, match=r"none of \d+ rows has ci95"):
+        model_card(recommender, "ann/shop", [row for row in rows if row["key"].startswith("beam/")])
+
+
+def test_rows_of_two_runs_or_of_nowhere_are_refused(recommender, rows):
+    some = [row for row in rows if row["key"].startswith("next_item/")]
+    with pytest.raises(ValueError, match="come from 2 runs"):
+        model_card(recommender, "ann/shop", [*some[1:], some[0] | {"commit": "0" * 40}])
+    with pytest.raises(ValueError, match=r"next_item/demo/popularity/recall@1' has no hardware"):
+        model_card(recommender, "ann/shop", [{k: v for k, v in some[0].items() if k != "hardware"}])
+
+
+def test_it_says_what_the_recommender_was_made_from(recommender, rows, tmp_path):
+    origin = {"data": "clocks", "fingerprint": "ab" * 32, "scale": "smoke", "commit": "0f" * 20, "seed": 3}
+    recommender.save_pretrained(tmp_path / "m", origin | {"parents": ["semantic_ids"], "dirty": False})
+    text = model_card(recommender, "ann/shop", [])
+    assert "| data | clocks |" in text
+    made_from = 'fingerprint `ababababab`; scale `smoke`; commit `0f0f0f0f0f`; seed `3`; parents `["semantic_ids"]`'
+    assert f"| made from | {made_from} |" in text
+    some = [row | {"fingerprint": "ab" * 32} for row in rows if row["key"].startswith("next_item/")]
+    assert NOTHING not in model_card(recommender, "ann/shop", some)
+    with pytest.raises(ValueError, match=r"the recommender, by row .* was made from other data"):
+        model_card(recommender, "ann/shop", [*some, some[-1] | {"fingerprint": "cd" * 32}])
+
+
+def test_names_of_the_catalogue_do_not_break_the_table(shop, new_timeline):
+    items = shop.items.assign(**{"a|b`c\nd": 1})
+    text = model_card(Recommender(new_timeline(), shop.ids, items), "ann/shop", [], data="x|y")
+    assert r"`a\|b'c d`" in text and r"| data | x\|y |" in text
+
+
+@pytest.mark.parametrize("ids", ["numbers", "text"])
+def test_the_code_in_it_runs(shop, new_timeline, tmp_path, monkeypatch, ids):
+    items = shop.items if ids == "numbers" else shop.items.assign(item_id=[f"A'{row}\"" for row in range(40)])
+    recommender = Recommender(new_timeline(), shop.ids, items)
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", model_card(recommender, "ann/shop", []), re.DOTALL)
+    assert code.count("\n") == 3
+    recommender.save_pretrained("ann/shop")
+    names: dict = {}
+    exec(code.replace(', revision="main"', ""), names)
+    found = eval(code.splitlines()[-1], names)
+    first = recommender.items["item_id"].iloc[0]
+    np.testing.assert_array_equal(found, recommender.recommend([[first]], k=10).item_ids)

@@ -1,0 +1,89 @@
+"""Starts of the real service in processes of their own: what is measured, not how long it takes."""
+
+import json
+import time
+
+import pytest
+
+from semid_lib.studies import cold_start
+from semid_lib.studies.cold_start import PARTS, WAYS, Way
+
+
+@pytest.fixture
+def questions(shop):
+    ids = shop.items["item_id"].tolist()
+    return [{"item_ids": ids[:at], "k": 3} for at in range(6)]
+
+
+def test_a_fork_answers_without_any_of_the_parts_before(served_folder, questions):
+    seconds, warm_ms = cold_start.measure(served_folder, questions, Way(forked=True))
+    assert tuple(seconds) == PARTS[-1:] and len(warm_ms) == 5
+
+
+def test_a_start_has_all_parts_and_takes_no_longer_than_the_wait_for_it(served_folder, questions):
+    begun = time.monotonic()
+    seconds, warm_ms = cold_start.measure(served_folder, questions)
+    waited = time.monotonic() - begun
+    assert tuple(seconds) == tuple(part for part in PARTS if part != "text encoder")
+    assert all(value > 0 for value in seconds.values())
+    assert sum(seconds.values()) + sum(warm_ms) / 1000 < waited
+    assert sum(seconds.values()) > 0.5 * waited  # compiling what is compiled already and stopping are the rest
+
+
+def test_parts_that_are_left_out_cost_nothing(served_folder, questions):
+    seconds, _ = cold_start.measure(served_folder, questions[:1], Way(checksums=False, bytecode="not ours"))
+    assert "checksums" not in seconds
+    assert seconds["weights"] > 0
+
+
+def test_what_no_clock_was_on_is_of_the_server():
+    stamps = {"begun": 12.0, "spent": {"weights": 2.0, "app": 0.5}}
+    parts = cold_start._parts(stamps, started=11.0, answered=16.0)
+    assert list(parts.items()) == [("interpreter", 1.0), ("weights", 2.0), ("app", 0.5), (PARTS[-1], 1.5)]
+    assert cold_start._parts({}, started=11.0, answered=16.0) == {PARTS[-1]: 5.0}
+
+
+def test_a_table_by_hand(monkeypatch):
+    slow, quick = Way(), Way(forked=True)
+    asked, starts = [], {slow: [3.0, 5.0], quick: [1.0, 2.0]}
+
+    def measure(folder, questions, way):
+        asked.append(way)
+        seconds = {"torch": starts[way].pop(0), PARTS[-1]: 0.25}
+        return cold_start.Start(seconds, [] if way is quick else [float(ms) for ms in range(101)])
+
+    monkeypatch.setattr(cold_start, "measure", measure)
+    found = cold_start.table("folder", [{}], {"slow": slow, "quick": quick}, repeats=2)
+    assert asked == [slow, quick, slow, quick]  # the ways take turns
+    assert found.index.tolist() == [("slow", 0), ("slow", 1), ("quick", 0), ("quick", 1)]
+    assert found.columns.tolist() == [*PARTS, "total", "p50", "p99"]
+    assert found["torch"].tolist() == [3.0, 5.0, 1.0, 2.0]
+    assert found["weights"].tolist() == [0.0] * 4
+    assert found["total"].tolist() == [3.25, 5.25, 1.25, 2.25]
+    assert found[["p50", "p99"]].loc["slow"].to_numpy().tolist() == [[50.0, 99.0]] * 2
+    assert found[["p50", "p99"]].loc["quick"].isna().all(axis=None)
+
+
+def test_a_folder_that_cannot_be_served_says_why(served_folder, questions):
+    with open(served_folder / "model.safetensors", "ab") as weights:
+        weights.write(b"x")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file that was saved"):
+        cold_start.measure(served_folder, questions)
+
+
+def test_a_question_that_is_refused_is_an_error(served_folder):
+    with pytest.raises(ValueError, match="answered with 422"):
+        cold_start.measure(served_folder, [{"item_ids": [5]}])
+    with pytest.raises(ValueError, match="no question"):
+        cold_start.measure(served_folder, [])
+
+
+def test_imports_are_counted_by_package():
+    found = cold_start.imports("semid_lib.evaluation.metrics")
+    assert {"numpy", "semid_lib", "Python's own"} <= set(found.index)
+    assert found["seconds"].is_monotonic_decreasing and (found["modules"] >= 1).all()
+    assert found.loc["numpy", "modules"] > 10 and found.loc["semid_lib", "modules"] == 2
+
+
+def test_a_way_stays_json():
+    assert all(Way(**json.loads(json.dumps(vars(way)))) == way for way in WAYS.values())
