@@ -3,7 +3,8 @@
     python book/pages.py EXECUTED.ipynb ...    copy executed chapters into book/chapters, without paths of this machine
 
 Everything is read from the executed notebooks in `book/chapters`, `pyproject.toml` and what is installed, whenever the
-book is built; nothing is typed. Pages name the place of such a text by a comment: `<!-- runs -->`, `<!-- versions -->`.
+book is built; nothing is typed. Pages name the place of such a text by a comment: `<!-- runs -->`, `<!-- versions -->`,
+and `<!-- room: data -->` for the reference of `semid_lib/data`, from its docstrings.
 """
 
 import json
@@ -21,6 +22,7 @@ _BOOK = Path(__file__).resolve().parent
 _ORIGIN = re.compile(r"^(\S.*), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
 _TERM = re.compile(r'\[([^\]]+)\]\(\.\./book/notation\.md(?: "([^"]+)")?\)')
 _CITE = re.compile(r'\[[^\]]+\]\(\.\./book/references\.bib "([^"]+)"\)')
+_ROOM = re.compile(r"<!-- room: ([\w/]+) -->")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NOT_IN_CHAPTERS = ("all", "book", "dev")
 
@@ -136,6 +138,17 @@ def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *where])
 
 
+def reference(room: str) -> str:
+    """A section for each module of a room of the library, filled by autodoc, as Markdown.
+
+    >>> print(reference("search").splitlines()[0])
+    ## semid_lib.search.hybrid_ranker
+    """
+    folder = _BOOK.parent / "semid_lib" / room
+    names = [f"semid_lib.{room.replace('/', '.')}.{file.stem}" for file in sorted(folder.glob("[!_]*.py"))]
+    return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n" for name in names)
+
+
 def versions_table() -> str:
     """Python, this package and what its chapters depend on, at the versions installed here, as Markdown."""
     project = tomllib.loads((_BOOK.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -171,6 +184,8 @@ def _fill(app, docname: str, source: list[str]) -> None:
             line["id"] = "how-to-run"
         notebook["cells"].insert(1, line)
         source[0] = json.dumps(notebook)
+    elif folder == "api":
+        source[0] = _ROOM.sub(lambda found: reference(found[1]), source[0])
     elif "<!-- runs -->" in source[0] or "<!-- versions -->" in source[0]:
         files = sorted((_BOOK / "chapters").glob("*.ipynb"))
         notebooks = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
