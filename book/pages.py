@@ -98,6 +98,15 @@ def for_sphinx(text: str) -> str:
     return _CITE.sub(r"{cite}`\1`", text).replace("](../book/", "](../")
 
 
+def numbered(text: str, chapter: str) -> str:
+    """A chapter's first cell with its number in the title, which the sidebar and links to the chapter show.
+
+    >>> numbered("# Next-item prediction", "07_next_item")
+    '# 07 Next-item prediction'
+    """
+    return re.sub(r"\A# ", f"# {chapter[:2]} ", text)
+
+
 def without_widgets(cell: dict[str, Any]) -> dict[str, Any]:
     """A cell without the outputs that need a running kernel, such as progress bars.
 
@@ -125,9 +134,7 @@ def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
     lines = ["| chapter | data | scale | run on | commit | took |", "| --- | --- | --- | --- | --- | ---: |"]
     for chapter, run in runs.items():
         cells = [run.data, run.scale, run.day, f"`{run.commit}`", _duration(run.seconds)] if run else ["not executed"]
-        lines.append(
-            f"| {chapter[:2]} [](chapters/{chapter}) | " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |"
-        )
+        lines.append(f"| [](chapters/{chapter}) | " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |")
     executed = {chapter: run for chapter, run in runs.items() if run}
     if executed:
         lines.append(f"| all | | | | | {_duration(sum(run.seconds for run in executed.values()))} |")
@@ -179,6 +186,7 @@ def _fill(app, docname: str, source: list[str]) -> None:
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = for_sphinx("".join(cell["source"]))
+        notebook["cells"][0]["source"] = numbered(notebook["cells"][0]["source"], name)
         line = {"cell_type": "markdown", "metadata": {}, "source": how_to_run(name, run_of(notebook))}
         if "id" in notebook["cells"][0]:
             line["id"] = "how-to-run"

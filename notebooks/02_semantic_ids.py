@@ -1,5 +1,5 @@
 # %% [markdown]
-# # How does an item become a short tuple of codes?
+# # Semantic IDs: how does an item become a short tuple of codes?
 #
 # A language model writes tokens, and a catalogue has too many items for one token each to be learned. A *[semantic
 # ID](../book/notation.md)* names an item by a few [codes](../book/notation.md "code"), coarse to fine, so that similar

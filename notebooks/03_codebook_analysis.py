@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Are the codes used, and do prefixes mean anything?
+# # Codebook analysis: are the codes used, and do prefixes mean anything?
 #
 # A [semantic ID](../book/notation.md) is only as good as what its first [codes](../book/notation.md "code") say. Do the
 # IDs of chapter 02 say more than an [RQ-VAE](../book/notation.md)'s, and more than controls that should lose? And what

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # What would a shopper ask for?
+# # Synthetic queries: what would a shopper ask for?
 #
 # A model that answers queries must have seen queries, and a shop without logs has none. Can such [synthetic
 # queries](../book/notation.md "synthetic query") be written from the catalogue alone, and which of them are worth

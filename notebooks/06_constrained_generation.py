@@ -1,5 +1,5 @@
 # %% [markdown]
-# # How does a model write only items that exist?
+# # Constrained generation: how does a model generate only items that exist?
 #
 # A model that writes [codes](../book/notation.md "code") can write any tuple of them, and most tuples name nothing. A
 # [prefix trie](../book/notation.md) lets it choose only among real items. Is the answer then the same as if every item

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # What does ten times as many items cost?
+# # Scaling: what happens when the catalogue grows?
 #
 # A method that is pleasant on twelve thousand items may be hopeless on ten million, or not notice the difference. How
 # does the cost of every stage grow with the catalogue, and from what size on is a method no longer sensible?

@@ -247,9 +247,9 @@ def test_the_table_of_runs(book_pages):
         "03_c": executed("nothing"),
     }
     table = book_pages.runs_table(notebooks).replace("\u00a0", " ").splitlines()
-    assert table[2] == "| 01 [](chapters/01_a) | demo | laptop | 2026-11-22 | `0a1b2c3d` | 9 s |"
-    assert table[3] == "| 02 [](chapters/02_b) | demo | full | 2026-11-23 | `0a1b2c3d, changed` | 1 min 52 s |"
-    assert table[4] == "| 03 [](chapters/03_c) | not executed | | | | |".replace("| |", "|  |").replace("| |", "|  |")
+    assert table[2] == "| [](chapters/01_a) | demo | laptop | 2026-11-22 | `0a1b2c3d` | 9 s |"
+    assert table[3] == "| [](chapters/02_b) | demo | full | 2026-11-23 | `0a1b2c3d, changed` | 1 min 52 s |"
+    assert table[4] == "| [](chapters/03_c) | not executed | | | | |".replace("| |", "|  |").replace("| |", "|  |")
     assert table[5] == "| all | | | | | 2 min 1 s |"
     assert table[-2:] == ["- chapters 01: 2 x CPU, 24 GiB, no GPU", "- chapters 02: 8 x CPU, 128 GiB, H200"]
 
