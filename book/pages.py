@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import semid_lib
+
 _BOOK = Path(__file__).resolve().parent
 # the line that `Store.origin` prints: data, scale; commit; machine; day
 _ORIGIN = re.compile(r"^(\S.*), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
@@ -151,7 +153,7 @@ def reference(room: str) -> str:
     >>> print(reference("search").splitlines()[0])
     ## semid_lib.search.hybrid_ranker
     """
-    folder = _BOOK.parent / "semid_lib" / room
+    folder = Path(semid_lib.__file__).parent / room
     names = [f"semid_lib.{room.replace('/', '.')}.{file.stem}" for file in sorted(folder.glob("[!_]*.py"))]
     return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n" for name in names)
 
