@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from semid_lib.decoding.trie import PrefixTrie, Subset
-from semid_lib.llm.vocabulary import sid_tokens
+from semid_lib.ids.semantic_ids import sid_tokens
 
 _FORMAT = "semid tokens 1"
 

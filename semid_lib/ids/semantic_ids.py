@@ -15,7 +15,7 @@ import json
 import operator
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -362,7 +362,7 @@ def to_tokens(ids: np.ndarray) -> list[str]:
     >>> to_tokens(np.array([[3, 12]]))
     ['<|sid_0_3|><|sid_1_12|>']
     """
-    return ["".join(f"<|sid_{level}_{code}|>" for level, code in enumerate(row)) for row in ids.tolist()]
+    return ["".join(_token(level, code) for level, code in enumerate(row)) for row in ids.tolist()]
 
 
 def from_tokens(text: str) -> tuple[int, ...]:
@@ -401,6 +401,57 @@ def from_tokens(text: str) -> tuple[int, ...]:
             "side, such as <|sid_0_3|><|sid_1_12|>"
         )
     return tuple(int(token[2]) for token in tokens)
+
+
+def sid_tokens(sizes: Sequence[int]) -> list[list[str]]:
+    """Semantic-ID tokens of each level, one per code.
+
+    >>> sid_tokens((2, 1))
+    [['<|sid_0_0|>', '<|sid_0_1|>'], ['<|sid_1_0|>']]
+    """
+    return [[_token(level, code) for code in range(size)] for level, size in enumerate(sizes)]
+
+
+def _token(level: int, code: int) -> str:
+    return f"<|sid_{level}_{code}|>"
+
+
+def token_layout(tokenizer, sizes: Sequence[int]) -> tuple[np.ndarray, ...] | None:
+    """Look up the token ids of all codes: per level (size,) int64, or None if the tokenizer has no such tokens.
+
+    Parameters
+    ----------
+    tokenizer : any
+        Has `get_vocab()`, which returns {token: id}, such as a tokenizer of transformers.
+    sizes : sequence of int
+        Number of codes at each level, as `SemanticIDs.sizes`.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer holds only some of the tokens, or tokens of other sizes.
+    """
+    vocabulary = tokenizer.get_vocab()
+    expected = sid_tokens(sizes)
+    held = {token for token in vocabulary if token.startswith("<|sid_")}
+    if not held:
+        return None
+    if held != (wanted := {token for level in expected for token in level}):
+        missing, other = sorted(wanted - held), sorted(held - wanted)
+        raise ValueError(
+            f"the tokenizer holds semantic-ID tokens of another layout: {_some(missing)} missing, {_some(other)} not "
+            f"of sizes {tuple(sizes)}; start from a tokenizer without them, or with all of them and no others"
+        )
+    return tuple(np.array([vocabulary[token] for token in level], dtype=np.int64) for level in expected)
+
+
+def trained_tokens(tokens: Iterable[np.ndarray]) -> list[int]:
+    """All token ids of a layout in ascending order."""
+    return sorted(int(token) for level in tokens for token in level)
+
+
+def _some(tokens: list[str]) -> str:
+    return ", ".join(tokens[:3]) + (f" and {len(tokens) - 3} more" if len(tokens) > 3 else "") or "none"
 
 
 # --- files ---

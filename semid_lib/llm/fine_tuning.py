@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from semid_lib.ids.semantic_ids import trained_tokens
 from semid_lib.llm.base_models import MODELS, Estimate, estimate_cost, facts_of
 from semid_lib.llm.examples import ensure_chat_template, require_packages, tokenize
 from semid_lib.llm.trainer import Pools, answer_loss, answer_trainer, lengths_of, padded, progress_bar
-from semid_lib.llm.vocabulary import trained_tokens
 from semid_lib.workbench.atomic import fresh_file
 
 _MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

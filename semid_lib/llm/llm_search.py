@@ -24,11 +24,10 @@ from semid_lib.decoding.beam_search import constrained_beam_search
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids import embed as encoders
-from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.ids.semantic_ids import SemanticIDs, trained_tokens
 from semid_lib.llm.base_models import load_base
 from semid_lib.llm.examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
 from semid_lib.llm.fine_tuning import merge_adapter, save_model
-from semid_lib.llm.vocabulary import trained_tokens
 from semid_lib.next_item.baselines import Ranked
 from semid_lib.search.hybrid_ranker import Queries, QueryModel, hashed_words
 from semid_lib.search.retrieval import BM25, checked_mask, checked_queries

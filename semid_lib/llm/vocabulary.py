@@ -5,46 +5,14 @@ first steps of training noise; here each row begins as the mean of the model's o
 under the code, at the length of an ordinary row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from semid_lib.ids.semantic_ids import SemanticIDs, to_tokens
+from semid_lib.ids.semantic_ids import SemanticIDs, sid_tokens, token_layout
 
 _TEXTS_AT_ONCE = 4096
-
-
-def sid_tokens(sizes: Sequence[int]) -> list[list[str]]:
-    """The semantic-ID tokens of each level, one per code.
-
-    >>> sid_tokens((2, 1))
-    [['<|sid_0_0|>', '<|sid_0_1|>'], ['<|sid_1_0|>']]
-    """
-    longest = np.tile(np.arange(max(sizes))[:, None], (1, len(sizes)))
-    written = [row.replace("><", "> <").split() for row in to_tokens(longest)]
-    return [[row[level] for row in written[:size]] for level, size in enumerate(sizes)]
-
-
-def token_layout(tokenizer, sizes: Sequence[int]) -> tuple[np.ndarray, ...] | None:
-    """Per level the token ids of the codes, (size,) int64 each, as `CausalScorer` takes them; None if there are none.
-
-    sizes: codes of each level, as `SemanticIDs.sizes`. Raises ValueError naming tokens if the tokenizer holds only
-    some of them, or semantic-ID tokens of another layout.
-    """
-    vocabulary = tokenizer.get_vocab()
-    wanted = sid_tokens(sizes)
-    expected = {token for level in wanted for token in level}
-    held = {token for token in vocabulary if token.startswith("<|sid_")}
-    if not held:
-        return None
-    if held != expected:
-        missing, other = sorted(expected - held), sorted(held - expected)
-        raise ValueError(
-            f"the tokenizer holds semantic-ID tokens of another layout: {_some(missing)} missing, {_some(other)} not "
-            f"of sizes {tuple(sizes)}; start from a tokenizer without them, or with all of them and no others"
-        )
-    return tuple(np.array([vocabulary[token] for token in level], dtype=np.int64) for level in wanted)
 
 
 def extend_vocabulary(
@@ -132,11 +100,6 @@ def initial_rows(
     return levels
 
 
-def trained_tokens(tokens: Iterable[np.ndarray]) -> list[int]:
-    """All token ids of a layout in ascending order."""
-    return sorted(int(token) for level in tokens for token in level)
-
-
 @torch.no_grad()
 def _set_rows(model, tokenizer, tokens, codes, texts, noise, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +114,3 @@ def _set_rows(model, tokenizer, tokens, codes, texts, noise, seed) -> None:
         rows = initial_rows(weight[:old], token_ids, codes, sizes, noise, generator)
         for level, values in zip(tokens, rows, strict=True):
             weight[torch.from_numpy(level).to(weight.device)] = values.to(weight)
-
-
-def _some(tokens: list[str]) -> str:
-    return ", ".join(tokens[:3]) + (f" and {len(tokens) - 3} more" if len(tokens) > 3 else "") or "none"

@@ -13,7 +13,7 @@ import torch
 from semid_lib.decoding import adapters
 from semid_lib.decoding.adapters import TrieLogitsProcessor, check_tokens, code_tokens
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.llm.vocabulary import sid_tokens
+from semid_lib.ids.semantic_ids import sid_tokens
 
 END, START = 1, 0  # of all models here; semantic-ID tokens are scattered above them
 

@@ -16,7 +16,7 @@ from semid_lib.data.dataset import Histories
 from semid_lib.decoding.beam_search import constrained_beam_search
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids.semantic_ids import SemanticIDs, to_tokens
+from semid_lib.ids.semantic_ids import SemanticIDs, sid_tokens, to_tokens, token_layout, trained_tokens
 from semid_lib.llm.base_models import MODELS, facts_of, load_base, small_model, text_half
 from semid_lib.llm.examples import TASKS, encode_prompts, prompt_for, tokenize, training_rows
 from semid_lib.llm.fine_tuning import (
@@ -30,7 +30,7 @@ from semid_lib.llm.fine_tuning import (
     save_model,
 )
 from semid_lib.llm.trainer import Pools, answer_loss
-from semid_lib.llm.vocabulary import extend_vocabulary, sid_tokens, token_layout, trained_tokens
+from semid_lib.llm.vocabulary import extend_vocabulary
 
 N_ITEMS = 20
 WORDS = ["red", "blue", "tent", "lamp", "soap", "brush", "cream", "nail", "polish", "deluxe", "mini", "travel", "set"]
