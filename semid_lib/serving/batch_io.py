@@ -13,6 +13,7 @@ reading continues after it. Memory does not grow with the file.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -20,10 +21,13 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from semid_lib.data import dataset
 from semid_lib.data.readers import literal
@@ -32,34 +36,36 @@ from semid_lib.workbench.text import has_controls, shown
 ENDINGS = (".txt", ".tsv", ".csv", ".jsonl", ".parquet")
 LONGEST = 2**20  # bytes of one line, or of one CSV record
 _ROWS = 64  # of Parquet that are read together
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # besides white space, which a query may have
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # except white space, which a query may have
+
+Parsed = tuple[str, list[str]]  # user id or query; item ids
 
 
 class Record(NamedTuple):
     """One history or query, or the reason why it cannot be read."""
 
-    line: int  # from 1, where it begins; a CSV header counts. In Parquet: the row
-    n_bytes: int  # about: 1 for a blank line
-    text: str  # as it is in the file, without the end of the line; "" for a blank line
-    key: str  # the user id, or the query itself
+    line: int  # where it begins, from 1; a CSV header counts. In Parquet: the row
+    n_bytes: int  # approximate: 1 for a blank line
+    text: str  # as in the file, without the end of the line; "" for a blank line
+    key: str  # the user id, or the query
     item_ids: list[str]  # oldest first, integers as decimal text; empty for a query
     reason: str | None = None
 
 
 class RecordFile:
-    """The records of a file, which is opened once; a context manager, and an iterable that starts again each time.
+    """The records of a file: a context manager, and an iterable that starts again each time.
 
     Parameters
     ----------
     path : str or Path
-        The format is its ending, see the module.
+        Its ending is the format, see the module.
     queries : bool
         The file has texts instead of histories.
 
     Raises
     ------
     ValueError
-        For another ending, a file without the required columns, and gzip or Parquet that is broken.
+        For another ending, a file without the required columns, and damaged gzip or Parquet.
 
     Examples
     --------
@@ -82,22 +88,22 @@ class RecordFile:
     def __enter__(self) -> "RecordFile":
         self._stream = open(self.path, "rb")
         self._state = self._now()
-        plain = self.ending in ENDINGS and self.ending != ".parquet"
-        self.n_bytes = self._state[0] if plain else None  # what the records add up to, if known before they are read
+        is_plain = self.ending in ENDINGS and self.ending != ".parquet"
+        self.n_bytes = self._state[0] if is_plain else None  # sum over the records, if known before reading
         return self
 
     def __exit__(self, *_) -> None:
         self._stream.close()
 
     def facts(self) -> list:
-        """What identifies the content: ending and checksum."""
+        """Identify the content: ending and checksum."""
         self._stream.seek(0)
         found = [self.ending, hashlib.file_digest(self._stream, "sha256").hexdigest()]
         self.check()
         return found
 
     def check(self) -> None:
-        """Raise ValueError if the file has been written to since it was opened."""
+        """Raise ValueError if the file was written to after it was opened."""
         if self._now() != self._state:
             raise ValueError(f"{self.path} changed while it was read: run again when it is complete")
 
@@ -109,14 +115,13 @@ class RecordFile:
         self._stream.seek(0)
         if self.ending == ".parquet":
             yield from _parquet_records(self._stream, self.path, self.queries)
-        elif not self.ending.endswith(".gz"):
-            yield from _text_records(self._stream, self.ending, self.path, self.queries)
-        else:
-            try:
-                with gzip.open(self._stream) as stream:
-                    yield from _text_records(stream, self.ending.removesuffix(".gz"), self.path, self.queries)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise ValueError(f"{self.path}: truncated or corrupt gzip ({error})") from error
+            return
+        opened = gzip.open if self.ending.endswith(".gz") else contextlib.nullcontext
+        try:
+            with opened(self._stream) as stream:
+                yield from _text_records(stream, self.ending.removesuffix(".gz"), self.path, self.queries)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.path}: truncated or corrupt gzip ({error})") from error
 
 
 class DataHistories:
@@ -146,13 +151,14 @@ class DataHistories:
     def __init__(self, where: str | Path, users: Sequence[str] | None = None):
         shop = dataset.load(where, columns=())
         if shop.histories is None:
-            raise ValueError(f"{where} has no histories: add sequences.tsv, or use --input-path")
+            raise ValueError(f"{where} has no histories: add sequences.tsv, or predict from a file")
         position_of = {user: position for position, user in enumerate(shop.histories.user_ids)}
         if unknown := [user for user in users or () if user not in position_of]:
             example = shown(next(iter(position_of), None))
             raise ValueError(f"user {shown(unknown[0])} is not among the {len(position_of)} users, such as {example}")
-        self._shop, self._users = shop, None if users is None else list(dict.fromkeys(users))
-        self._positions = range(len(position_of)) if users is None else [position_of[user] for user in self._users]
+        self._shop, self._histories = shop, shop.histories
+        self._users = None if users is None else list(dict.fromkeys(users))
+        self._positions = [position_of[user] for user in (position_of if self._users is None else self._users)]
 
     def __enter__(self) -> "DataHistories":
         return self
@@ -160,16 +166,16 @@ class DataHistories:
     def __exit__(self, *_) -> None: ...
 
     def facts(self) -> list:
-        """What identifies the content."""
+        """Identify the content: fingerprint and users."""
         return [self._shop.fingerprint, self._users]
 
     def check(self) -> None:
-        """The data set is in memory, so it cannot change."""
+        """Do nothing: the data set is in memory, so it cannot change."""
 
     def __iter__(self) -> Iterator[Record]:
         for position in self._positions:
-            user = self._shop.histories.user_ids[position]
-            items = [str(item_id) for item_id in self._shop.item_ids.at(self._shop.histories[position])]
+            user = self._histories.user_ids[position]
+            items = [str(item_id) for item_id in self._shop.item_ids.at(self._histories[position])]
             text = f"{user}\t{' '.join(items)}"
             yield _record(position + 1, len(text), text, partial(_checked, user, items, False))
 
@@ -184,36 +190,21 @@ def ending(path: str | Path) -> str:
     return path.with_suffix("").suffix + ".gz" if path.suffix == ".gz" else path.suffix
 
 
-def split(text: str) -> list[str]:
-    """Item ids in one cell: separated by white space, or a JSON or Python list if it begins with a bracket.
-
-    >>> split("A-1 17"), split('["A 1", 17]'), split("['A 1', 17]"), split("")
-    (['A-1', '17'], ['A 1', '17'], ['A 1', '17'], [])
-    """
-    if not text.lstrip().startswith("["):
-        return text.split()
-    return _item_ids(literal(text))
-
-
 # --- text: lines, and CSV records that may span lines ---
 
 
 class _Raw(NamedTuple):
     line: int
     content: bytes
-    cells: list[str] | None = None  # of CSV
-    reason: str | None = None
+    cells: list[str] | None  # of CSV
+    reason: str | None
 
 
 def _text_records(stream: BinaryIO, kind: str, path: Path, queries: bool) -> Iterator[Record]:
     """Blank lines at the end of the file are no records."""
-    if kind == ".csv":
-        found = _csv_rows(stream)
-        parse = _csv_parser(path, next(found, None), queries)
-    else:
-        found = _lines(stream)
-        parse = {".txt": _parse_text, ".tsv": _parse_tsv, ".jsonl": _parse_json}[kind]
-    n_blank = 0  # they are counted, not kept: there may be any number
+    found = _raw_records(stream, kind == ".csv")
+    parse = _PARSERS[kind] if kind != ".csv" else _csv_parser(path, next(found, None), queries)
+    n_blank = 0  # counted, not kept: there may be any number
     for raw in found:
         text = raw.content.decode("utf-8", "backslashreplace").rstrip("\r\n")
         if raw.reason is None and not text.strip():
@@ -225,14 +216,14 @@ def _text_records(stream: BinaryIO, kind: str, path: Path, queries: bool) -> Ite
         yield _record(raw.line, len(raw.content), text, partial(_parsed, parse, raw, text, queries))
 
 
-def _parsed(parse: Callable, raw: _Raw, text: str, queries: bool) -> tuple[str, list[str]]:
+def _parsed(parse: Callable[[Any, bool], Parsed], raw: _Raw, text: str, queries: bool) -> Parsed:
     if raw.reason is not None:
         raise ValueError(raw.reason)
     try:
         raw.content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not UTF-8: {error.reason} at byte {error.start}") from error
-    return parse(raw.cells if raw.cells is not None else text, queries)
+    return parse(text if raw.cells is None else raw.cells, queries)
 
 
 class _TooLongError(ValueError):
@@ -240,7 +231,7 @@ class _TooLongError(ValueError):
 
 
 class _Lines:
-    """Physical lines of a stream, as text; `content` has those since `begin`, of one record."""
+    """Physical lines of a stream, as text; `content` has those of the record that `begin` began."""
 
     def __init__(self, stream: BinaryIO):
         self._stream, self.line, self.n_lines = stream, 1, 0
@@ -265,7 +256,7 @@ class _Lines:
         return raw.decode("utf-8", "surrogateescape")
 
     def skip(self, quotes: bool) -> None:
-        """Read to the end of the record and keep its beginning; with quotes, no line that ends inside them ends it."""
+        """Read to the end of the record and keep its beginning; a line end inside quotes does not end it."""
         whole, is_open = self.content.endswith(b"\n"), quotes and self.content.count(b'"') % 2
         del self.content[1000:]
         while not whole or is_open:
@@ -275,55 +266,36 @@ class _Lines:
             whole, is_open = raw.endswith(b"\n"), is_open ^ (quotes and raw.count(b'"') % 2)
 
 
-def _lines(stream: BinaryIO) -> Iterator[_Raw]:
-    lines = _Lines(stream)
-    while True:
-        lines.begin()
-        try:
-            next(lines)
-            reason = None
-        except StopIteration:
-            return
-        except _TooLongError as error:
-            lines.skip(quotes=False)
-            reason = str(error)
-        yield _Raw(lines.line, bytes(lines.content), None, reason)
-
-
-def _csv_rows(stream: BinaryIO) -> Iterator[_Raw]:
-    """CSV records; of one that is broken all lines that its quotes span are rejected together."""
+def _raw_records(stream: BinaryIO, is_csv: bool) -> Iterator[_Raw]:
+    """Lines, or CSV records; a broken CSV record is rejected with all lines that its quotes span."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
     lines = _Lines(stream)
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True) if is_csv else lines
     while True:
         lines.begin()
-        cells, reason = None, None
+        found, reason = None, None
         try:
-            cells = next(reader)
+            found = next(reader)
         except StopIteration:
             return
         except _TooLongError as error:
-            lines.skip(quotes=True)
+            lines.skip(quotes=is_csv)
             reason = f"{error}: is a quote missing?" if lines.n_lines > 1 else str(error)
         except csv.Error as error:
             reason = f"the record is not CSV: {error}"
-        yield _Raw(lines.line, bytes(lines.content), cells, reason)
+        yield _Raw(lines.line, bytes(lines.content), found if isinstance(found, list) else None, reason)
 
 
 # --- Parquet ---
 
 
 def _parquet_records(stream: BinaryIO, path: Path, queries: bool) -> Iterator[Record]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         file = pq.ParquetFile(stream)
         wanted = _columns(path, file.schema_arrow.names, queries)
         line = 0
         for batch in file.iter_batches(_ROWS, columns=wanted):
-            for row in batch.select(wanted).to_pylist():
-                line += 1
+            for line, row in enumerate(batch.select(wanted).to_pylist(), line + 1):  # noqa: B020
                 text = json.dumps(row, ensure_ascii=False, default=str)
                 yield _record(line, len(text), text, partial(_from_fields, row, queries))
     except (pa.ArrowException, OSError) as error:
@@ -333,7 +305,7 @@ def _parquet_records(stream: BinaryIO, path: Path, queries: bool) -> Iterator[Re
 # --- one record ---
 
 
-def _record(line: int, n_bytes: int, text: str, parse: Callable[[], tuple[str, list[str]]]) -> Record:
+def _record(line: int, n_bytes: int, text: str, parse: Callable[[], Parsed]) -> Record:
     try:
         key, item_ids = parse()
     except ValueError as error:
@@ -341,7 +313,7 @@ def _record(line: int, n_bytes: int, text: str, parse: Callable[[], tuple[str, l
     return Record(line, n_bytes, text, key, item_ids)
 
 
-def _checked(key: str, item_ids: list[str], queries: bool) -> tuple[str, list[str]]:
+def _checked(key: str, item_ids: list[str], queries: bool) -> Parsed:
     name = "query" if queries else "user id"
     if not key.strip():
         raise ValueError(f"the {name} is empty")
@@ -351,70 +323,67 @@ def _checked(key: str, item_ids: list[str], queries: bool) -> tuple[str, list[st
     return key, item_ids
 
 
-def _parse_text(text: str, queries: bool) -> tuple[str, list[str]]:
+def _parse_txt(text: str, queries: bool) -> Parsed:
     if queries:
         return _checked(text.strip(), [], queries)
     user_id, *items = text.split()
     return _checked(user_id, items, queries)
 
 
-def _parse_tsv(text: str, queries: bool) -> tuple[str, list[str]]:
+def _parse_tsv(text: str, queries: bool) -> Parsed:
     user_id, tab, items = text.partition("\t")
     if not tab:
         raise ValueError(f"the line is {shown(text)}, expected a user id, a tab and item ids")
     return _checked(user_id, items.split(" ") if items else [], queries)
 
 
-def _parse_json(text: str, queries: bool) -> tuple[str, list[str]]:
-    record = _json(text)
+def _parse_json(text: str, queries: bool) -> Parsed:
+    try:
+        record = json.loads(text, parse_int=str)  # integers as text: they may be ids of any length
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"the line is {type(record).__name__}, expected an object")
     return _from_fields(record, queries)
 
 
-def _json(text: str) -> Any:
-    """JSON; integers as text, since they may be ids of any length."""
-    try:
-        return json.loads(text, parse_int=str)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the line is not JSON: {error}") from error
+_PARSERS = {".txt": _parse_txt, ".tsv": _parse_tsv, ".jsonl": _parse_json}
 
 
-def _from_fields(record: dict[str, Any], queries: bool) -> tuple[str, list[str]]:
+def _from_fields(record: dict[str, Any], queries: bool) -> Parsed:
     name = "query" if queries else "user_id"
-    key = record.get(name)
+    key, items = record.get(name), [] if queries else record.get("item_ids")
     if type(key) not in (str, int):
         raise ValueError(f"{name!r} is {shown(key)}, expected text")
-    if queries:
-        return _checked(str(key).strip(), [], queries)
-    return _checked(str(key), _item_ids(record.get("item_ids")), queries)
+    if not isinstance(items, list) or not all(type(item) in (str, int) for item in items):
+        raise ValueError(f"'item_ids' is {shown(items)}, expected a list of text or integers")
+    return _checked(str(key).strip() if queries else str(key), [str(item) for item in items], queries)
 
 
-def _item_ids(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(type(item) in (str, int) for item in value):
-        raise ValueError(f"'item_ids' is {shown(value)}, expected a list of text or integers")
-    return [str(item) for item in value]
-
-
-def _columns(path: Path, names: Iterable[str], queries: bool) -> list[str]:
-    wanted, names = ["query"] if queries else ["user_id", "item_ids"], list(names)
+def _columns(path: Path, names: list[str], queries: bool) -> list[str]:
+    wanted = ["query"] if queries else ["user_id", "item_ids"]
     if missing := [name for name in wanted if names.count(name) != 1]:
         raise ValueError(f"{path} has the columns {names}, expected one {missing[0]!r}")
     return wanted
 
 
-def _csv_parser(path: Path, header: _Raw | None, queries: bool) -> Callable[[list[str], bool], tuple[str, list[str]]]:
-    try:
-        cells = _parsed(lambda cells, _: cells, header, "", queries) if header else []
-    except ValueError as error:
-        raise ValueError(f"{path}, line 1: {error}") from error
-    names = [name.strip() for name in cells]
-    columns = [names.index(name) for name in _columns(path, names, queries)]
+def _csv_parser(path: Path, header: _Raw | None, queries: bool) -> Callable[[list[str], bool], Parsed]:
+    names: list[str] = []
+    if header is not None:
+        try:
+            _parsed(lambda *_: ("", []), header, "", queries)
+        except ValueError as error:
+            raise ValueError(f"{path}, line 1: {error}") from error
+        names = [name.strip() for name in header.cells or ()]
+    wanted = _columns(path, names, queries)
 
-    def parse(cells: list[str], queries: bool) -> tuple[str, list[str]]:
+    def parse(cells: list[str], queries: bool) -> Parsed:
         if len(cells) != len(names):
             raise ValueError(f"the record has {len(cells)} cells, the header {len(names)}")
-        key, *items = (cells[column] for column in columns)
-        return _checked(key.strip() if queries else key, split(*items) if items else [], queries)
+        fields: dict[str, Any] = {name: cells[names.index(name)] for name in wanted}
+        if not queries:  # separated by white space, or a JSON or Python list
+            text = fields["item_ids"]
+            fields["item_ids"] = literal(text) if text.lstrip().startswith("[") else text.split()
+        return _from_fields(fields, queries)
 
     return parse

@@ -1,29 +1,15 @@
-"""Recommendations for a file of histories or queries, or for the customers of a data set:
+"""Answer a file of histories or queries, or the histories of a data set.
 
-python -m semid_lib.serving.predict --model FOLDER --input-path histories.txt --output-path preds.csv --topk 10
-python -m semid_lib.serving.predict --model FOLDER --data shop --user ann --user bob
-
-FOLDER is one that `Recommender.save_pretrained` wrote, or a repository on the Hugging Face Hub, "org/name", of which
-`--revision` is a branch, tag or commit. Folders and files may be addresses such as "s3://bucket/folder" (`places`);
-work is then kept next to the local copy of the output.
-
-Input: a file (`records` lists the formats), or with `--data` the histories of a data set, of all customers or of each
-`--user`. Output: CSV, JSONL or Parquet by its ending, one record per record that was answered, in the order of the
-input: `user_id` (or `query`), `item_ids` and `scores`, best first. Without `--output-path` the answers are printed as
-JSON lines, with the titles of the items.
+`batch_io` lists the formats of the input. The output is CSV, JSONL or Parquet by its ending. It has one record per
+answered record, in the order of the input: `user_id` (or `query`), `item_ids` and `scores`, best first. Paths may be
+addresses such as "s3://bucket/folder" (`remote`); work is then kept next to the local copy of the output.
 
 Item ids are the shop's own, text or integers. In JSONL all are text if one is an integer beyond 2^53. In CSV they are
 separated by spaces, or a JSON list if an id of the catalogue has spaces.
 
-Answers are saved after every block, so a run that was killed resumes where it stopped; the result is the same to the
-last byte. The output appears atomically. Records that cannot be answered are in `<output>.rejected` with line and
-reason.
-
-`--workers N` shares the blocks among N processes of one core each on this machine, `--ray-address HOST:PORT` among
-those of a Ray cluster that this machine has joined; the defaults are SEMID_WORKERS and SEMID_RAY_ADDRESS. The result is
-the same (see `distributed`).
-
-Exit codes: 0 every record was answered, 2 some were rejected, 1 the run failed.
+Each answered block is saved in the folder `<output>.parts`, so a run that was killed resumes there; the result is the
+same to the last byte. The output appears atomically. Records that cannot be answered are in `<output>.rejected` with
+line and reason.
 """
 
 import argparse
@@ -31,14 +17,14 @@ import contextlib
 import csv
 import itertools
 import json
-import os
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,16 +35,18 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from semid_lib.data.item_ids import ItemIds
-from semid_lib.serving import batch_io as records
+from semid_lib.serving import batch_io
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench import remote, workers
 from semid_lib.workbench.arguments import count
+from semid_lib.workbench.atomic import fresh_file
 from semid_lib.workbench.store import sha256
 from semid_lib.workbench.text import shown
 
-ENDINGS = (".csv", ".jsonl", ".parquet")
 BLOCK = 4096  # records that are answered, and saved, together
 _BLOCK_BYTES = 2**21  # or fewer that have so many bytes: their item ids take up to 100 MiB while they are read
+
+Source = batch_io.RecordFile | batch_io.DataHistories
 
 
 class Outcome(NamedTuple):
@@ -66,18 +54,6 @@ class Outcome(NamedTuple):
 
     answered: int
     rejected: int
-
-
-class _Done(NamedTuple):
-    """Progress of the files next to the output."""
-
-    records: int = 0
-    output_bytes: int = 0
-    rejected_bytes: int = 0
-    rejected: int = 0
-
-
-Source = records.RecordFile | records.DataHistories
 
 
 def predict(
@@ -96,16 +72,16 @@ def predict(
     ----------
     recommender : Recommender
     model_facts : str
-        Identifies the model, such as its commit or the checksum of its `config.json`. The work of an interrupted run is
-        resumed if model, input, settings and version are the same, and discarded otherwise.
-    input_path : str, Path or records.DataHistories
+        Identifies the model, such as its commit or the checksum of its `config.json`. An interrupted run is resumed if
+        model, input, settings and version are the same, and starts again otherwise.
+    input_path : str, Path or batch_io.DataHistories
     output_path : str or Path
         Ends in one of `ENDINGS`.
     k : int
         Items per record, fewer where the catalogue has fewer.
     queries : bool
         The input has texts instead of histories.
-    run : distributed.Run
+    run : workers.Run
         Where to do the work.
 
     Returns
@@ -115,41 +91,31 @@ def predict(
     Raises
     ------
     ValueError
-        For another ending, an input that `records.RecordFile` refuses as a whole or that changes while it is read,
+        For another ending, an input that `batch_io.RecordFile` refuses as a whole or that changes while it is read,
         k < 1, or a model that cannot answer this.
     OSError
         If a file cannot be read or written, as on a full disk; the output is then unchanged.
     BlockingIOError
         If another run is writing the same output.
-
-    Examples
-    --------
-    In `tests/test_predict.py`; a trained model is required.
     """
     place, output_path = output_path, remote.local(output_path)
     if remote.is_remote(place):
         output_path.parent.mkdir(parents=True, exist_ok=True)
+    load = _loader(recommender, k, queries)
     with _opened(input_path, output_path, k, queries) as source:
-        facts = {
-            "version": metadata.version("semid-lib"),
-            "model": model_facts,
-            "input": source.facts(),
-            "settings": [output_path.suffix, int(k), queries, BLOCK, _BLOCK_BYTES],
-        }
-        form = _FORMATS[output_path.suffix]("query" if queries else "user_id", recommender.item_ids)
-        load = _loader(recommender, k, queries)
-        with _Work(output_path, facts, form) as work:
-            if not work.complete:
-                _answer(source, load, run, work, progress)
-            work.publish()
+        settings = [output_path.suffix, int(k), queries, BLOCK, _BLOCK_BYTES]
+        facts = {"model": model_facts, "input": source.facts(), "settings": settings}
+        with _Work(output_path, {"version": metadata.version("semid-lib"), **facts}) as work:
+            _answer(source, load, run, work, progress)
+            outcome = work.publish("query" if queries else "user_id", recommender.item_ids)
             _send(place, output_path)
-            work.forget()
-    return Outcome(work.done.records - work.done.rejected, work.done.rejected)
+            shutil.rmtree(work.folder)
+    return outcome
 
 
 def answers(
     recommender: Recommender, source: str | Path | Source, k: int = 10, queries: bool = False
-) -> Iterator[dict | records.Record]:
+) -> Iterator[dict | batch_io.Record]:
     """Answer records one by one, with titles and without an output file.
 
     Parameters
@@ -159,7 +125,7 @@ def answers(
 
     Yields
     ------
-    dict or records.Record
+    dict or batch_io.Record
         `user_id` (or `query`), `item_ids`, `scores` and `titles`, or a record that cannot be answered, with its reason.
 
     Raises
@@ -169,12 +135,13 @@ def answers(
     """
     load = _loader(recommender, k, queries)
     titles = recommender.items.get("title", pd.Series([None] * len(recommender.items))).tolist()
-    form = _Jsonl("query" if queries else "user_id", recommender.item_ids)
+    ids, name = recommender.item_ids.for_json, "query" if queries else "user_id"
     with _opened(source, None, k, queries) as found:
         for block in workers.here(load, _blocks(found)):
-            answered, rejected = _from_table(block)
-            yield from rejected
-            yield from (form.fields(one) | {"titles": [titles[row] for row in one.rows]} for one in answered)
+            rejected = block.filter(pc.is_valid(block["reason"])).drop_columns(["rows", "scores"])
+            yield from (batch_io.Record(**row, item_ids=[]) for row in rejected.to_pylist())
+            for one in _answered(block):
+                yield _fields(name, ids, one) | {"titles": [titles[row] for row in one.rows]}
         found.check()
 
 
@@ -190,8 +157,7 @@ def _opened(where: str | Path | Source, output_path: Path | None, k: int, querie
     if output_path is not None:
         _check_output(output_path)
     count("topk", k)
-    is_path = isinstance(where, str | Path)
-    with records.RecordFile(remote.fetch(where), queries) if is_path else where as source:
+    with batch_io.RecordFile(remote.fetch(where), queries) if isinstance(where, str | Path) else where as source:
         if output_path is not None and source.path is not None and source.path.resolve() == output_path.resolve():
             raise ValueError(f"{output_path} is the input as well: choose another output")
         next(iter(source), None)
@@ -216,11 +182,11 @@ def _loader(recommender: Recommender, k: int, queries: bool) -> workers.Load:
 
 def _answer(source: Source, load: workers.Load, run: workers.Run, work: "_Work", progress: bool) -> None:
     with tqdm(total=source.n_bytes, desc="answering", unit="B", unit_scale=True, disable=not progress) as bar:
-        everything = iter(source)
-        bar.update(sum(record.n_bytes for record in itertools.islice(everything, work.done.records)))
-        for block in run(load, _blocks(everything)):
+        records = iter(source)
+        bar.update(sum(record.n_bytes for record in itertools.islice(records, work.n_records)))
+        for block in run(load, _blocks(records)):
             source.check()
-            work.save(len(block), *_from_table(block))
+            work.save(block)
             bar.update(pc.sum(block["n_bytes"]).as_py())
         source.check()
 
@@ -235,44 +201,42 @@ def _send(place: str | Path, output_path: Path) -> None:
             raise ConnectionError(f"{error}; the finished output is {output_path}") from error
 
 
-def _blocks(everything: Iterable[records.Record]) -> Iterator[pa.Table]:
-    block, n_bytes = [], 0
-    for record in everything:
-        block.append(record)
-        n_bytes += record.n_bytes
-        if len(block) == BLOCK or n_bytes >= _BLOCK_BYTES:
-            table, block, n_bytes = _as_table(block), [], 0  # Python's objects take 20 times as much as Arrow's
-            yield table
-    if block:
-        yield _as_table(block)
-
-
-class Answered(NamedTuple):
-    """One record of the output."""
-
-    key: str
-    rows: list[int]  # of the item table, best first
-    scores: list[float]
-
+# --- blocks of records, as Arrow tables: Python's objects take 20 times as much memory ---
 
 _RECORDS = pa.schema(
     {"line": pa.int64(), "n_bytes": pa.int64(), "text": pa.string(), "key": pa.string()}
     | {"item_ids": pa.list_(pa.string()), "reason": pa.string()}
 )
-_ANSWERS = [pa.field("rows", pa.list_(pa.int64())), pa.field("scores", pa.list_(pa.float32()))]
+_ANSWERS = {"rows": pa.list_(pa.int64()), "scores": pa.list_(pa.float32())}
 
 
-def _as_table(block: list[records.Record]) -> pa.Table:
+class _Answered(NamedTuple):
+    key: str
+    rows: list[int]  # of the item table, best first
+    scores: list[float]
+
+
+def _blocks(records: Iterable[batch_io.Record]) -> Iterator[pa.Table]:
+    block: list[batch_io.Record] = []
+    n_bytes = 0
+    for record in records:
+        block.append(record)
+        n_bytes += record.n_bytes
+        if len(block) == BLOCK or n_bytes >= _BLOCK_BYTES:
+            table, block, n_bytes = _as_table(block), [], 0
+            yield table
+    if block:
+        yield _as_table(block)
+
+
+def _as_table(block: list[batch_io.Record]) -> pa.Table:
     return pa.table([list(column) for column in zip(*block, strict=True)], schema=_RECORDS)
 
 
-def _from_table(block: pa.Table) -> tuple[list[Answered], list[records.Record]]:
-    """Answered and rejected records of a block from `_Answerer`."""
-    refused = [reason is not None for reason in block["reason"].to_pylist()]
-    answered = block.filter(pc.invert(pa.array(refused))).select(list(Answered._fields))
-    rejected = block.filter(pa.array(refused)).drop_columns(["rows", "scores"]).to_pylist()
-    columns = zip(*(column.to_pylist() for column in answered.columns), strict=True)
-    return [Answered(*row) for row in columns], [records.Record(**row, item_ids=[]) for row in rejected]
+def _answered(block: pa.Table) -> Iterator[_Answered]:
+    """The answered records of a block from `_Answerer`."""
+    found = block.filter(pc.is_null(block["reason"])).select(list(_Answered._fields))
+    return itertools.starmap(_Answered, zip(*(column.to_pylist() for column in found.columns), strict=True))
 
 
 class _Answerer:
@@ -284,26 +248,27 @@ class _Answerer:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         reasons, histories = block["reason"].to_pylist(), []
-        for at, value in enumerate(block["item_ids"]):  # one by one, see `_blocks`
+        for at, value in enumerate(block["item_ids"]):  # one by one: see _BLOCK_BYTES
             item_ids = value.as_py()
             histories.append(np.array([self.row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64))
             if reasons[at] is None and (histories[at] < 0).any():
                 unknown = item_ids[int((histories[at] < 0).argmax())]
                 reasons[at] = f"item id {shown(unknown)} is not in the catalogue"
         readable = [at for at, reason in enumerate(reasons) if reason is None]
-        rows, scores = [[] for _ in histories], [[] for _ in histories]
+        rows: list[list[int]] = [[] for _ in histories]
+        scores: list[list[float]] = [[] for _ in histories]
         if readable:
-            found = self._answers([histories[at] for at in readable], block["key"].take(readable).to_pylist())
+            found = self._rank([histories[at] for at in readable], block["key"].take(readable).to_pylist())
             for at, row, score in zip(readable, *found, strict=True):
                 n = int((row >= 0).sum())  # empty places are at the end
                 rows[at], scores[at] = row[:n].tolist(), score[:n].tolist()
         block = block.set_column(block.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
         block = block.drop_columns(["item_ids"])
-        for field, values in zip(_ANSWERS, (rows, scores), strict=True):
-            block = block.append_column(field, pa.array(values, field.type))
+        for name, values in zip(_ANSWERS, (rows, scores), strict=True):
+            block = block.append_column(name, pa.array(values, _ANSWERS[name]))
         return block
 
-    def _answers(self, histories: list[np.ndarray], keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _rank(self, histories: list[np.ndarray], keys: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Item rows and scores, each (n, k), with -1 and -inf where there are fewer than k."""
         if self.queries:
             return self.recommender.searcher.search(keys, self.k)
@@ -311,107 +276,63 @@ class _Answerer:
 
 
 class _Work:
-    """The files next to an unfinished output; a context manager that locks the output against other runs.
+    """Answered blocks in the folder `<output>.parts`; a context manager that locks the output against other runs.
 
-    `.partial` and `.rejected.partial` only grow, and `.progress` has how many of their bytes count: the rest belongs to
-    a block that was not finished, and is cut off. When all records are answered, `.progress` identifies the complete
-    file, and is deleted last, so that a run killed while it publishes resumes there.
+    Each block is a file that is written atomically, so a run that was killed resumes after the last one. The output is
+    written from all blocks; the folder is deleted last, so a run that was killed before answers nothing again.
     """
 
-    def __init__(self, output_path: Path, facts: dict, form: "_Csv | _Jsonl | _Parquet"):
-        self.output, self.facts, self.form = output_path, facts, form
-        self.rejected, self._progress = _beside(output_path, ".rejected"), _beside(output_path, ".progress")
-        self._paths = [_beside(output_path, ".partial"), _beside(output_path, ".rejected.partial")]
-        self._finished = _beside(self._paths[0], form.ending)
+    def __init__(self, output: Path, facts: dict):
+        self.output, self.folder, self._facts = output, _beside(output, ".parts"), json.dumps(facts)
 
     def __enter__(self) -> "_Work":
         with contextlib.ExitStack() as opened:
             opened.enter_context(_locked(self.output))
-            self.done, self.complete = self._resumed()
-            self._files = []
-            if not self.complete:
-                self._files = [opened.enter_context(open(path, "ab")) for path in self._paths]
-                for file, size in zip(self._files, (self.done.output_bytes, self.done.rejected_bytes), strict=True):
-                    file.truncate(size)
-                if not self.done.output_bytes:
-                    self._append(self.form.head, b"", 0, 0)
+            facts = self.folder / "facts.json"
+            if not facts.is_file() or facts.read_text(encoding="utf-8") != self._facts:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                with fresh_file(facts) as path:
+                    path.write_text(self._facts, encoding="utf-8")
+            n_blocks = next(at for at in itertools.count() if not self._block(at).is_file())
+            self._paths = [self._block(at) for at in range(n_blocks)]
+            self.n_records = sum(pq.read_metadata(path).num_rows for path in self._paths)
             self._close = opened.pop_all().close
         return self
 
     def __exit__(self, *_) -> None:
         self._close()
 
-    def _resumed(self) -> tuple[_Done, list[int] | None]:
-        """Progress of an earlier run with the same facts, if its files are as it left them."""
-        try:
-            saved = json.loads(self._progress.read_text(encoding="utf-8"))
-            done, complete = _Done(*saved["done"]), saved["complete"]
-            if saved["facts"] == self.facts:
-                if complete and complete in (_state(self.output), _state(self._finished)):
-                    return done, complete
-                sizes = [path.stat().st_size for path in self._paths]
-                if sizes[0] >= done.output_bytes and sizes[1] >= done.rejected_bytes:
-                    return done, None
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return _Done(), None
+    def _block(self, at: int) -> Path:
+        return self.folder / f"{at:06}.parquet"
 
-    def save(self, n_records: int, answered: list[Answered], rejected: list[records.Record]) -> None:
-        """Write the results of a block, so that it is not answered again."""
-        refused = [{"line": one.line, "reason": one.reason, "text": one.text} for one in rejected]
-        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in refused)
-        body = self.form.encode(answered) if answered else b""
-        self._append(body, text.encode("utf-8"), n_records, len(rejected))
+    def save(self, block: pa.Table) -> None:
+        """Keep an answered block, so that it is not answered again."""
+        path = self._block(len(self._paths))
+        with fresh_file(path) as partial:
+            pq.write_table(block, partial)
+        self._paths.append(path)
 
-    def _append(self, output: bytes, rejected: bytes, n_records: int, n_rejected: int) -> None:
-        for file, content in zip(self._files, (output, rejected), strict=True):
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        more = (n_records, len(output), len(rejected), n_rejected)
-        self.done = _Done(*(old + new for old, new in zip(self.done, more, strict=True)))
-        self._note()
-
-    def _note(self) -> None:
-        facts = {"facts": self.facts, "done": self.done, "complete": self.complete}
-        written = _beside(self._progress, ".new")
-        written.write_text(json.dumps(facts), encoding="utf-8")
-        written.replace(self._progress)
-
-    def publish(self) -> None:
-        """Move the finished files to their places, the output last. Each step can be repeated."""
-        for file in self._files:
-            file.close()
-        if not self.complete:
-            self.form.finish(self._paths[0], self._finished)
-            self.complete = _state(self._finished)
-            self._note()
-        if _state(self.output) == self.complete:
-            return
-        if not self.done.rejected:
-            self._paths[1].unlink(missing_ok=True)
-            self.rejected.unlink(missing_ok=True)
-        elif self._paths[1].exists():
-            self._paths[1].replace(self.rejected)
-        self._finished.replace(self.output)
-
-    def forget(self) -> None:
-        """Delete what a published output does not need."""
-        self._paths[0].unlink(missing_ok=True)
-        self._progress.unlink()
+    def publish(self, name: str, item_ids: ItemIds) -> Outcome:
+        """Write the output and the rejected records, and move them to their places, the output last."""
+        rejected, output = self.folder / "rejected", self.folder / "output"
+        n_rejected = n_records = 0
+        with fresh_file(rejected) as path, open(path, "w", encoding="utf-8") as stream:
+            for block in map(pq.read_table, self._paths):
+                refused = block.filter(pc.is_valid(block["reason"])).select(["line", "reason", "text"])
+                stream.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in refused.to_pylist())
+                n_records, n_rejected = n_records + len(block), n_rejected + len(refused)
+        with fresh_file(output) as path:
+            _WRITERS[self.output.suffix](path, name, item_ids, map(_answered, map(pq.read_table, self._paths)))
+        if n_rejected:
+            rejected.replace(_beside(self.output, ".rejected"))
+        else:
+            _beside(self.output, ".rejected").unlink(missing_ok=True)
+        output.replace(self.output)
+        return Outcome(n_records - n_rejected, n_rejected)
 
 
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
-
-
-def _state(path: Path) -> list[int] | None:
-    """What stays the same when a file is moved, and differs from any other file's; None if it is missing."""
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        return None
-    return [state.st_size, state.st_mtime_ns]
 
 
 @contextlib.contextmanager
@@ -430,79 +351,52 @@ def _locked(output: Path) -> Iterator[None]:
         lock.release()
 
 
-# --- formats: a head, blocks that are appended as bytes, and what completes the file ---
+# --- formats of the output ---
+
+_Blocks = Iterable[Iterable[_Answered]]
 
 
-class _Csv:
-    ending = ""
-
-    def __init__(self, key: str, item_ids: ItemIds):
-        self.head = f"{key},item_ids,scores\n".encode()
-        self._ids = list(map(str, item_ids.values))
-        self._plain = all(not text.startswith("[") and text.split() == [text] for text in self._ids)
-
-    def encode(self, answered: list[Answered]) -> bytes:
-        lines: list[str] = []
+def _write_csv(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> None:
+    ids = list(map(str, item_ids.values))
+    plain = all(not text.startswith("[") and text.split() == [text] for text in ids)
+    with open(path, "w", encoding="utf-8", newline="") as stream:
         # with its own line ends, csv quotes all others, also a lone \r
-        csv.writer(SimpleNamespace(write=lines.append)).writerows(
-            (one.key, self._cell([self._ids[row] for row in one.rows]), " ".join(map(_short, one.scores)))
-            for one in answered
-        )
-        return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode("utf-8")
-
-    def _cell(self, ids: list[str]) -> str:
-        return " ".join(ids) if self._plain else json.dumps(ids, ensure_ascii=False)
-
-    def finish(self, partial: Path, finished: Path) -> None: ...
+        write = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(write)
+        writer.writerow([name, "item_ids", "scores"])
+        for one in itertools.chain.from_iterable(blocks):
+            found = [ids[row] for row in one.rows]
+            cell = " ".join(found) if plain else json.dumps(found, ensure_ascii=False)
+            writer.writerow([one.key, cell, " ".join(map(_short, one.scores))])
 
 
-class _Jsonl:
-    ending, head = "", b""
-
-    def __init__(self, key: str, item_ids: ItemIds):
-        self._key, self._ids = key, item_ids.for_json
-
-    def fields(self, one: Answered) -> dict:
-        scores = [float(_short(score)) for score in one.scores]
-        return {self._key: one.key, "item_ids": [self._ids[row] for row in one.rows], "scores": scores}
-
-    def encode(self, answered: list[Answered]) -> bytes:
-        return "".join(json.dumps(self.fields(one), ensure_ascii=False) + "\n" for one in answered).encode("utf-8")
-
-    def finish(self, partial: Path, finished: Path) -> None: ...
+def _write_jsonl(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> None:
+    ids = item_ids.for_json
+    with open(path, "w", encoding="utf-8") as stream:
+        for one in itertools.chain.from_iterable(blocks):
+            stream.write(json.dumps(_fields(name, ids, one), ensure_ascii=False) + "\n")
 
 
-class _Parquet:
-    """Blocks are kept in Arrow's stream format, which can be appended to; Parquet cannot."""
-
-    ending = ".parquet"
-
-    def __init__(self, key: str, item_ids: ItemIds):
-        self._ids = item_ids.values.tolist()
-        integers = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in self._ids)
-        kind = pa.int64() if integers else pa.string()
-        self._ids = self._ids if integers else list(map(str, self._ids))
-        self.schema = pa.schema({key: pa.string(), "item_ids": pa.list_(kind), "scores": pa.list_(pa.float32())})
-        self.head = self.schema.serialize().to_pybytes()
-
-    def encode(self, answered: list[Answered]) -> bytes:
-        keys, rows, scores = zip(*answered, strict=True)
-        columns = [list(keys), [[self._ids[row] for row in one] for one in rows], list(scores)]
-        return pa.record_batch(columns, schema=self.schema).serialize().to_pybytes()
-
-    def finish(self, partial: Path, finished: Path) -> None:
-        with (
-            open(partial, "rb") as stream,
-            pa.ipc.open_stream(stream) as reader,
-            pq.ParquetWriter(finished, self.schema) as writer,
-        ):
-            for batch in reader:
-                writer.write_batch(batch)
-        with open(finished, "rb+") as written:
-            os.fsync(written.fileno())
+def _fields(name: str, ids: list[int | str], one: _Answered) -> dict[str, Any]:
+    scores = [float(_short(score)) for score in one.scores]
+    return {name: one.key, "item_ids": [ids[row] for row in one.rows], "scores": scores}
 
 
-_FORMATS = {".csv": _Csv, ".jsonl": _Jsonl, ".parquet": _Parquet}
+def _write_parquet(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> None:
+    ids = item_ids.values.tolist()
+    kind = pa.int64() if all(type(one) is int and -(2**63) <= one < 2**63 for one in ids) else pa.string()
+    ids = ids if kind == pa.int64() else list(map(str, ids))
+    schema = pa.schema({name: pa.string(), "item_ids": pa.list_(kind), "scores": pa.list_(pa.float32())})
+    with pq.ParquetWriter(path, schema) as writer:
+        for block in blocks:
+            lines = [(one.key, [ids[row] for row in one.rows], one.scores) for one in block]
+            if lines:
+                writer.write_table(pa.table([list(column) for column in zip(*lines, strict=True)], schema=schema))
+
+
+_Writer = Callable[[Path, str, ItemIds, _Blocks], None]
+_WRITERS: dict[str, _Writer] = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+ENDINGS = tuple(_WRITERS)
 
 
 def _short(score: float) -> str:
@@ -526,7 +420,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
     add("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
-    add("--input-path", metavar="FILE", help=f"{', '.join(records.ENDINGS)}; text also with .gz")
+    add("--input-path", metavar="FILE", help=f"{', '.join(batch_io.ENDINGS)}; text also with .gz")
     add("--data", metavar="FOLDER", help='a data set whose histories are the input, or "demo"')
     add("--user", action="append", metavar="ID", help="with --data: this customer; may be repeated; all by default")
     add("--output-path", metavar="FILE", help=f"{', '.join(ENDINGS)}; by default answers are printed")
@@ -550,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = options.input_path
         if options.data is not None:
-            source = records.DataHistories(options.data, options.user)
+            source = batch_io.DataHistories(options.data, options.user)
         recommender = Recommender.from_pretrained(options.model, revision=options.revision)
         if options.output_path is None:
             return _print(answers(recommender, source, options.topk, options.queries))
@@ -567,11 +461,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if outcome.rejected else 0
 
 
-def _print(found: Iterable[dict | records.Record]) -> int:
+def _print(found: Iterable[dict | batch_io.Record]) -> int:
     """Answers to stdout, rejected records to stderr; returns the exit code."""
     n_rejected = 0
     for one in found:
-        if isinstance(one, records.Record):
+        if isinstance(one, batch_io.Record):
             n_rejected += 1
             print(f"line {one.line}: {one.reason}", file=sys.stderr)
         else:
@@ -583,7 +477,7 @@ def _print(found: Iterable[dict | records.Record]) -> int:
 def _reason(error: BaseException, output_path: str | None) -> str:
     text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
     resumable = not isinstance(error, ValueError | ImportError | BlockingIOError) and output_path is not None
-    if resumable and _beside(remote.local(output_path), ".progress").exists():
+    if resumable and _beside(remote.local(output_path), ".parts").exists():
         return f"{text}. Finished blocks are kept: fix the cause and run the same command to resume"
     return text
 
