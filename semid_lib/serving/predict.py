@@ -113,6 +113,27 @@ def predict(
     return outcome
 
 
+def predict_folder(
+    model: str | Path,
+    source: str | Path | Source,
+    output_path: str | Path,
+    k: int = 10,
+    queries: bool = False,
+    revision: str | None = None,
+    progress: bool = False,
+    run: workers.Run = workers.here,
+) -> Outcome:
+    """Load a recommender by `from_pretrained` and `predict`: its commit or checksum identifies the work to resume."""
+    recommender = Recommender.from_pretrained(model, revision=revision)
+    facts = str(recommender.source or sha256(remote.local(model) / "config.json"))
+    return predict(recommender, facts, source, output_path, k, queries, progress, run)
+
+
+def can_resume(output_path: str | Path) -> bool:
+    """Whether an interrupted run left finished blocks next to an output."""
+    return _beside(remote.local(output_path), ".parts").exists()
+
+
 def answers(
     recommender: Recommender, source: str | Path | Source, k: int = 10, queries: bool = False
 ) -> Iterator[dict | batch_io.Record]:
