@@ -112,8 +112,8 @@ def new_timeline(shop):
 @pytest.fixture
 def recommender_to_serve(shop, new_timeline):
     """A recommender of the shop with brands and categories, which finds items by the words of their titles too."""
+    from semid_lib.decoding.ranking import Ranked, top_k
     from semid_lib.decoding.trie import PrefixTrie
-    from semid_lib.next_item.baselines import Ranked, top_k
     from semid_lib.search.retrieval import checked_queries
     from semid_lib.serving.recommender import Recommender
 

@@ -8,7 +8,7 @@ instead of masking a vocabulary, and beams that lead nowhere are dropped.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -435,22 +435,3 @@ def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) ->
             f"diversity must be (at least 1, a prefix length from 1 to {n_levels}), got {shown(diversity)}"
         ) from None
     return Diversity(n_items, prefix_length)
-
-
-def in_parts(order: np.ndarray, lists: Sequence[Sequence], size: int, room: int) -> Iterator[np.ndarray]:
-    """Consecutive parts of an order over lists: at most `size` lists that, padded to the longest, fit in `room` places.
-
-    A part has at least one list, however long.
-
-    Examples
-    --------
-    >>> [part.tolist() for part in in_parts(np.array([2, 0, 1]), ["a", "long text", "b"], size=2, room=10)]
-    [[2, 0], [1]]
-    """
-    lengths, start = np.array([len(each) for each in lists], dtype=np.int64), 0
-    while start < len(order):
-        part = order[start : start + size]
-        padded = np.maximum.accumulate(lengths[part]) * np.arange(1, len(part) + 1)
-        part = part[: max(1, np.searchsorted(padded, room, side="right"))]
-        yield part
-        start += len(part)

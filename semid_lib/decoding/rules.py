@@ -18,7 +18,7 @@ import pandas as pd
 
 from semid_lib.data.item_ids import ItemIds
 from semid_lib.data.table import category_column
-from semid_lib.next_item.baselines import checked_rows
+from semid_lib.decoding.ranking import checked_rows
 from semid_lib.workbench.text import folded, shown
 
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from semid_lib.decoding.adapters import check_tokens, load_tokens, save_tokens
 from semid_lib.decoding.beam_search import constrained_beam_search
+from semid_lib.decoding.ranking import Ranked, checked_mask
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids import embed as encoders
@@ -28,9 +29,8 @@ from semid_lib.ids.semantic_ids import SemanticIDs, trained_tokens
 from semid_lib.llm.base_models import load_base
 from semid_lib.llm.examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
 from semid_lib.llm.fine_tuning import merge_adapter, save_model
-from semid_lib.next_item.baselines import Ranked
 from semid_lib.search.hybrid_ranker import Queries, QueryModel, hashed_words
-from semid_lib.search.retrieval import BM25, checked_mask, checked_queries
+from semid_lib.search.retrieval import BM25, checked_queries
 from semid_lib.workbench.text import one_line, shown
 from semid_lib.workbench.weights import load_weights, save_weights, shapes_of
 

@@ -4,23 +4,11 @@ Both answer `rank(histories, k, exclude_seen)` like the models, in item rows, an
 costs nothing: the item-kNN knows the order of the history.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from semid_lib.workbench import arguments
-from semid_lib.workbench.text import shown
-
-_BLOCK = 1024  # users scored at once: block x n_items float32 in memory
-
-
-class Ranked(NamedTuple):
-    """The best items for each user, best first; -1 and -inf where fewer than k are left."""
-
-    items: np.ndarray  # (n, k) int64 item rows
-    scores: np.ndarray  # (n, k) float32
+from semid_lib.decoding.ranking import Ranked, rank_by_scores
 
 
 class Popularity:
@@ -130,83 +118,6 @@ class ItemKNN:
         )
         total = (votes @ self.similarity).toarray()
         return np.where(total > 0, total, self.without_votes)
-
-
-def rank_by_scores(
-    histories: Sequence[np.ndarray],
-    n_items: int,
-    k: int,
-    exclude_seen: bool,
-    progress: bool,
-    score: Callable[[Sequence[np.ndarray]], np.ndarray],
-) -> Ranked:
-    """The k best items after each history by the scores of all items, block by block.
-
-    score: some histories -> (n, n_items) float32, which may be written to. Raises ValueError for k below 1 and for what
-    `checked_rows` refuses.
-
-    >>> rank_by_scores([[1], [0]], 3, 2, True, False, lambda block: np.tile([0.2, 0.5, 0.1], (len(block), 1))).items
-    array([[0, 2],
-           [1, 2]])
-    """
-    k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
-    histories = checked_rows(histories, n_items)
-    if not histories:
-        return Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
-    parts = []
-    for start in tqdm(range(0, len(histories), _BLOCK), desc="ranking", unit="block", disable=not progress):
-        block = histories[start : start + _BLOCK]
-        scores = score(block)
-        if exclude_seen:
-            for row, history in zip(scores, block, strict=True):
-                row[history] = -np.inf
-        parts.append(top_k(scores, k))
-    return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def checked_rows(histories: Sequence[Sequence[int]], n_items: int) -> list[np.ndarray]:
-    """Histories as arrays of item rows, each (length,) int64.
-
-    Raises ValueError naming the first history that holds something else than rows of a catalogue of so many items.
-
-    >>> checked_rows([[2, 0], []], n_items=3)
-    [array([2, 0]), array([], dtype=int64)]
-    """
-    checked = []
-    for at, history in enumerate(arguments.histories(histories)):
-        values = history if hasattr(history, "__len__") else list(history)
-        try:
-            rows = np.asarray(values)
-        except ValueError:  # it holds lists of different lengths
-            rows = np.empty((1, 1), dtype=object)
-        rows = rows if rows.size else np.empty(0, dtype=np.int64)
-        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
-            raise ValueError(f"history {at} is {shown(values)}, expected integer item rows from 0 to {n_items - 1}")
-        if len(rows) and not 0 <= rows.min() <= rows.max() < n_items:
-            wrong = rows[(rows < 0) | (rows >= n_items)][0]
-            raise ValueError(f"history {at} holds item row {wrong}, expected 0 to {n_items - 1}")
-        checked.append(rows.astype(np.int64, copy=False))
-    return checked
-
-
-def top_k(scores: np.ndarray, k: int) -> Ranked:
-    """The k best columns of each row of (n, n_items) float32 scores, ties to the lower column; -inf never comes out.
-
-    >>> top_k(np.array([[0.1, 0.5, 0.5, -np.inf]], dtype=np.float32), k=4).items
-    array([[ 1,  2,  0, -1]])
-    """
-    n, n_items = scores.shape
-    items = np.full((n, k), -1, dtype=np.int64)
-    best = np.full((n, k), -np.inf, dtype=np.float32)
-    kept = min(k, n_items)
-    for row in range(n):  # row by row: only the few candidates at or above the k-th score are sorted
-        line = scores[row]
-        edge = np.partition(line, n_items - kept)[n_items - kept]
-        candidates = np.flatnonzero(line >= edge)
-        order = candidates[np.argsort(-line[candidates], kind="stable")][:kept]
-        real = order[line[order] > -np.inf]
-        items[row, : len(real)], best[row, : len(real)] = real, line[real]
-    return Ranked(items, best)
 
 
 def _flat(histories: Sequence[np.ndarray]) -> np.ndarray:

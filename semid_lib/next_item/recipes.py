@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import PartialState
 
 from semid_lib.data import dataset
-from semid_lib.decoding import beam_search
+from semid_lib.decoding import beam_search, ranking
 from semid_lib.evaluation import metrics
 from semid_lib.evaluation.metrics import ranks, recall_at_k
 from semid_lib.ids.embed import normalize
@@ -38,7 +37,6 @@ from semid_lib.next_item import timeline as timeline_module
 from semid_lib.next_item.sasrec import SASRec, SASRecConfig
 from semid_lib.next_item.tiger import Tiger, TigerConfig
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
-from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench import scale, store, training
 from semid_lib.workbench.store import Store
 from semid_lib.workbench.training import Epoch, TrainingConfig
@@ -104,8 +102,7 @@ def train_timeline(
     loader = timeline_module.training_batches(task.train, config.max_length, sizes.batch_size, seed)
     recipe = {"learning_rate": 1e-3 if sizes.name == "full" else 3e-3, "seed": seed}
     settings = TrainingConfig.sized(sizes.n_epochs, sizes.min_steps, len(loader), n_looks=7, **recipe)
-    who = Recommender(model, ids, pd.DataFrame({"item_id": np.arange(len(ids))}))
-    return _trained(model, loader, _with(settings, n_epochs), task, _narrow(who.rank), (ids, vectors), progress)
+    return _trained(model, loader, _with(settings, n_epochs), task, _narrow(model.rank), (ids, vectors), progress)
 
 
 def train_tiger(
@@ -188,7 +185,7 @@ def _digest(kind: type, asked: tuple) -> str:
     versions of packages are not covered: delete the runs after a change there that matters.
     """
     found = hashlib.sha256()
-    modules = [sys.modules[kind.__module__], training, beam_search, metrics]
+    modules = [sys.modules[kind.__module__], training, beam_search, ranking, metrics]
     if kind is SASRec:
         modules.append(timeline_module)  # its batches are made there
     for module in modules:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from semid_lib.next_item.baselines import Ranked, rank_by_scores
+from semid_lib.decoding.ranking import Ranked, rank_by_scores
 from semid_lib.next_item.timeline import pad
 
 

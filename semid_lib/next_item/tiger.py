@@ -18,15 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking, in_parts
+from semid_lib.decoding import ranking
+from semid_lib.decoding.ranking import Ranked
 from semid_lib.decoding.scorers import EncoderDecoderScorer
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.next_item.baselines import Ranked, checked_rows
 from semid_lib.next_item.timeline import pad
-from semid_lib.workbench import arguments
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
 from semid_lib.workbench.store import check_files, sha256
 from semid_lib.workbench.training import LengthBuckets
@@ -35,7 +33,7 @@ _FORMAT = 1
 _FILES = ("model.safetensors", "semantic_ids.npz")
 _PAD, _START, _FIRST = 0, 1, 2  # T5 begins an ID with the padding token; _START stands before a history
 _BEAMS_AT_ONCE = 2**11
-_SEEN_AT_ONCE = 2**20  # users x items to exclude, padded to the longest
+_EXACT_AT_ONCE = 8  # histories in an exact ranking
 
 
 @dataclass(frozen=True)
@@ -141,35 +139,27 @@ class Tiger(nn.Module):
         Raises ValueError for a row that is not in the catalogue (naming the history), k < 1, users that are missing or
         not asked for, and a model in training mode.
         """
-        k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
-        beam_width = max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
-        rows = checked_rows(histories, len(self.ids))
-        numbers = torch.from_numpy(hashed_users(users, len(rows), self.config.n_user_tokens))
-        items = np.full((len(rows), k), -1, dtype=np.int64)
-        scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
-        trie, device = self.trie, self.t5.device
-        masks = None if allowed is None else np.atleast_2d(allowed)
-        if masks is not None and len(masks) not in (1, len(rows)):
-            raise ValueError(f"allowed is for {len(masks)} histories, there are {len(rows)}")
-        shared = trie.subset(masks[0]) if masks is not None and len(masks) == 1 else None
-        size = 8 if exact else max(1, _BEAMS_AT_ONCE // beam_width)
-        excluded = [np.unique(row) if exclude_seen else row[:0] for row in rows]
-        by_length = np.argsort([min(len(row), self.config.max_length) for row in rows], kind="stable")
-        with tqdm(total=len(rows), desc="recommending", unit="user", disable=not progress) as bar:
-            for some in in_parts(by_length, excluded, size, _SEEN_AT_ONCE):
-                seen = [rows[user] for user in some]
-                contexts = self._contexts(pad(seen, self.config.max_length).to(device), numbers[some].to(device))
-                subset = shared if shared is not None or masks is None else trie.subset(masks[some])
-                if exclude_seen:
-                    unseen = trie.subset(excluded=pad([excluded[user] for user in some]).to(device))
-                    subset = unseen if subset is None else subset & unseen
-                if exact:
-                    found = exact_ranking(self._scorer, contexts, trie, k, subset)
-                else:
-                    found = constrained_beam_search(self._scorer, contexts, trie, beam_width, k, subset)
-                items[some], scores[some] = found.items.cpu().numpy(), found.scores.cpu().numpy()
-                bar.update(len(some))
-        return Ranked(items, scores)
+        k, beam_width = ranking.widths(k, beam_width)
+        histories = ranking.checked_rows(histories, len(self.ids))
+        numbers = torch.from_numpy(hashed_users(users, len(histories), self.config.n_user_tokens))
+
+        def contexts(batch: list[np.ndarray], at: np.ndarray) -> dict[str, torch.Tensor]:
+            recent = pad(batch, self.config.max_length)
+            return self._contexts(recent.to(self.t5.device), numbers[at].to(self.t5.device))
+
+        return ranking.rank(
+            self._scorer,
+            self.trie,
+            histories,
+            k,
+            contexts,
+            beam_width=beam_width,
+            n_at_once=_EXACT_AT_ONCE if exact else _BEAMS_AT_ONCE // beam_width,
+            exclude_seen=exclude_seen,
+            allowed=allowed,
+            exact=exact,
+            progress=progress,
+        )
 
     @property
     def trie(self) -> PrefixTrie:

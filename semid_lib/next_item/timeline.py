@@ -13,7 +13,7 @@ item head after it has heard another method, such as item-kNN; then the mean is 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,12 +23,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from semid_lib.decoding import ranking
+from semid_lib.decoding.beam_search import Diversity
+from semid_lib.decoding.ranking import Ranked, padded
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.workbench.weights import check_config
 
 # Adam moves all weights at one pace, but an item occurs rarely: its own embedding moves so many times further a step
 _PACE = 8
-_ITEMS_AT_ONCE = 2**16  # of which all texts are in memory at once: 96 MiB of float32 at 384 dimensions
+_TEXTS_AT_ONCE = 2**16  # items whose text embeddings are in memory together: 96 MiB of float32 at 384 dimensions
+_HISTORIES_AT_ONCE = 50  # in an exact ranking
+_ITEMS_AT_ONCE = 2**24  # histories x items that the item head scores in one step: 64 MiB of float32
+_SCORES_AT_ONCE = 2**21  # beams x codes x histories in one step: 8 MiB of float32, which stays near the cache
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Timeline(nn.Module):
         if not isinstance(vectors, torch.Tensor):
             vectors = torch.tensor(vectors, dtype=torch.float32)
         self.register_buffer("vectors", vectors.float())
-        self.trie = PrefixTrie.build(ids)
+        self._trie = PrefixTrie.build(ids)
         self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes)
         # embeddings come at any scale; without bringing them to one, training took twice as many epochs (see the log)
         self.text = nn.Sequential(
@@ -183,7 +189,59 @@ class Timeline(nn.Module):
     def _query(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.query(hidden), dim=-1) * torch.exp(-self.log_temperature)
 
-    # what `decode.constrained_beam_search` asks of a model
+    def rank(
+        self,
+        histories: Sequence[Sequence[int]],
+        k: int,
+        exclude_seen: bool = True,
+        beam_width: int | None = None,
+        progress: bool = False,
+        allowed: np.ndarray | None = None,
+        diversity: Diversity | tuple[int, int] | None = None,
+        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
+        exact: bool = False,
+    ) -> Ranked:
+        """Find the k most probable next items after each history; see `ranking.rank`.
+
+        Parameters
+        ----------
+        histories, k, exclude_seen, progress, allowed, diversity, exact
+            As for `ranking.rank`. The model reads the last `config.max_length` items of a longer history.
+        beam_width : int, optional
+            Prefixes kept per level, at least k; by default max(50, k).
+        prior : callable, optional
+            histories -> (n, n_items) float32 log-scale scores, such as `ItemKNN.prior`: see `begin`.
+
+        Raises
+        ------
+        ValueError
+            As `ranking.rank` does, and for a model in training mode.
+        """
+        if self.training:
+            raise ValueError("the model is in training mode, with dropout on: call its eval() first")
+        k, beam_width = ranking.widths(k, beam_width)
+        n_at_once = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.config.sizes))
+
+        def contexts(batch: list[np.ndarray], _: np.ndarray):
+            recent = pad(batch, self.config.max_length).to(self.start.device)
+            return recent if prior is None else (recent, torch.from_numpy(prior(batch)).to(self.start.device))
+
+        return ranking.rank(
+            self if prior is None else WithPrior(self),
+            self.trie,
+            histories,
+            k,
+            contexts,
+            beam_width=beam_width,
+            n_at_once=min(n_at_once, _ITEMS_AT_ONCE // len(self.ids)),
+            exclude_seen=exclude_seen,
+            allowed=allowed,
+            diversity=diversity,
+            exact=exact,
+            progress=progress,
+        )
+
+    # what `constrained_beam_search` needs of a model
 
     @property
     def n_levels(self) -> int:
@@ -230,10 +288,10 @@ class Timeline(nn.Module):
         if prior is not None:
             if prior.shape != scores.shape:
                 raise ValueError(f"the prior is {tuple(prior.shape)}, expected {tuple(scores.shape)}: histories, items")
-            advised = (scores + prior[:, self._trie().item.long()]).log_softmax(dim=-1)
+            advised = (scores + prior[:, self.trie.item.long()]).log_softmax(dim=-1)
             # without the item head's own word, items that the other method does not know would be lost in the tail
             listed, code_share = torch.logaddexp(listed, advised) - math.log(2), 1 / 3
-        masses = log_masses(self._trie(), listed)
+        masses = log_masses(self.trie, listed)
         root = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
         nothing = hidden.new_zeros(root.shape)
         return self._score(0, hidden[:, None], root, nothing, nothing, code_share, masses)
@@ -246,7 +304,7 @@ class Timeline(nn.Module):
         Returns the new state and log-probabilities (B, W, sizes[level + 1]).
         """
         hidden = state.hidden.gather(1, parents[..., None].expand(-1, -1, state.hidden.shape[-1]))
-        node = self._trie().step(level, state.node.gather(1, parents), codes)
+        node = self.trie.step(level, state.node.gather(1, parents), codes)
         at = parents * self.config.sizes[level] + codes
         written, total = (scores.flatten(1).gather(1, at) for scores in (state.written, state.total))
         hidden = hidden + self.code[level](codes)
@@ -261,7 +319,7 @@ class Timeline(nn.Module):
 
     def _listed(self, level: int, node: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
         """What the voices that know items give to the children of nodes (B, W): (B, W, sizes[level]), -inf for none."""
-        trie, known = self._trie(), node.clamp(min=0)
+        trie, known = self.trie, node.clamp(min=0)
         first = trie.child_start[level][known].long()
         column = torch.arange(trie.branching[level], device=node.device)
         child = (first[..., None] + column).clamp(max=trie.n_nodes(level + 1) - 1)
@@ -276,7 +334,7 @@ class Timeline(nn.Module):
 
         Kept while no gradient is asked for and no weight changes, since for one user they cost more than all the rest.
         """
-        leaves = self._trie().item.long()
+        leaves = self.trie.item.long()
         weights = [self.item.weight, *self.text.parameters(), *(table.weight for table in self.code)]
         if torch.is_grad_enabled():
             return F.normalize(self.item_vectors(leaves), dim=-1)
@@ -284,28 +342,30 @@ class Timeline(nn.Module):
         kept = self._kept
         if kept is None or kept[0] != version:
             vectors = torch.empty(len(leaves), self.config.dim, device=leaves.device)
-            for part, some in zip(vectors.split(_ITEMS_AT_ONCE), leaves.split(_ITEMS_AT_ONCE), strict=True):
+            for part, some in zip(vectors.split(_TEXTS_AT_ONCE), leaves.split(_TEXTS_AT_ONCE), strict=True):
                 part.copy_(F.normalize(self.item_vectors(some), dim=-1))
             kept = self._kept = version, vectors
         return kept[1]
 
-    def _trie(self) -> PrefixTrie:
-        self.trie = self.trie.to(self.start.device)
-        return self.trie
+    @property
+    def trie(self) -> PrefixTrie:
+        """The prefix trie of all items, on the device of the model."""
+        self._trie = self._trie.to(self.start.device)
+        return self._trie
 
 
 class WithPrior(NamedTuple):
-    """A timeline model that hears, for one batch of histories, what another method says; a `decode.Scorer`."""
+    """A timeline model as a `Scorer` whose contexts are pairs of histories and prior, see `Timeline.begin`."""
 
     model: Timeline
-    prior: torch.Tensor  # (B, n_items) float32, see `Timeline.begin`
 
     @property
     def n_levels(self) -> int:
         return self.model.n_levels
 
-    def begin(self, histories: torch.Tensor, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
-        return self.model.begin(histories, normalization, self.prior)
+    def begin(self, contexts: tuple[torch.Tensor, torch.Tensor], normalization: str = "vocabulary"):
+        histories, prior = contexts
+        return self.model.begin(histories, normalization, prior)
 
     def advance(self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor):
         return self.model.advance(state, level, parents, codes)
@@ -368,17 +428,8 @@ class HeadLevel(nn.Module):
 
 
 def pad(histories: Sequence[np.ndarray], max_length: int | None = None) -> torch.Tensor:
-    """The last `max_length` item rows of each history, by default all, -1 after the end: -> (n, longest) int64.
-
-    >>> pad([np.array([4, 5, 6]), np.array([7])], max_length=2)
-    tensor([[ 5,  6],
-            [ 7, -1]])
-    """
-    recent = [np.asarray(history, dtype=np.int64)[-max_length if max_length else None :] for history in histories]
-    padded = np.full((len(recent), max(map(len, recent), default=0)), -1, dtype=np.int64)
-    for row, history in zip(padded, recent, strict=True):
-        row[: len(history)] = history
-    return torch.from_numpy(padded)
+    """`ranking.padded` as a tensor."""
+    return torch.from_numpy(padded(histories, max_length))
 
 
 def training_batches(histories: Sequence[np.ndarray], max_length: int, batch_size: int, seed: int = 0) -> DataLoader:

@@ -16,8 +16,8 @@ import numpy as np
 import regex
 from tqdm.auto import tqdm
 
+from semid_lib.decoding.ranking import Ranked, checked_mask, top_k
 from semid_lib.ids import embed as encoders
-from semid_lib.next_item.baselines import Ranked, top_k
 from semid_lib.workbench import arguments
 from semid_lib.workbench.text import UNSPACED, folded, normal, shown
 
@@ -317,19 +317,6 @@ def checked_queries(queries: Sequence[str], k: int) -> list[str]:
         if regex.search(r"\p{Cs}", query):
             raise ValueError(f"query {position} is {shown(query)}, which holds half of a surrogate pair: remove it")
     return list(map(normal, queries))
-
-
-def checked_mask(allowed: np.ndarray | None, n_queries: int, n_items: int) -> np.ndarray | None:
-    """The mask as (1, n_items) or (n_queries, n_items); ValueError for another shape or type."""
-    if allowed is None:
-        return None
-    mask = np.asarray(allowed)
-    if mask.dtype != bool or mask.shape not in ((n_items,), (1, n_items), (n_queries, n_items)):
-        raise ValueError(
-            f"allowed is {mask.dtype} {mask.shape}, expected bool ({n_items},) or ({n_queries}, {n_items}): "
-            "rules.items_with_ids makes such a mask of item ids"
-        )
-    return np.atleast_2d(mask)
 
 
 def _checked_vectors(vectors: np.ndarray | None, n_queries: int) -> np.ndarray | None:

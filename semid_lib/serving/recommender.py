@@ -12,17 +12,16 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
 from semid_lib.data.item_ids import ItemIds
-from semid_lib.decoding.beam_search import Diversity, constrained_beam_search, exact_ranking, in_parts
-from semid_lib.decoding.trie import PrefixTrie, Subset
+from semid_lib.decoding.beam_search import Diversity
+from semid_lib.decoding.ranking import Ranked, checked_mask
+from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.llm_search import LanguageModelSearch, LightSearch
 from semid_lib.llm.vllm_search import VLLMSearch, load_searcher
-from semid_lib.next_item.baselines import Ranked, checked_rows
-from semid_lib.next_item.timeline import Timeline, WithPrior, pad
-from semid_lib.search.retrieval import checked_mask, checked_queries
+from semid_lib.next_item.timeline import Timeline
+from semid_lib.search.retrieval import checked_queries
 from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card
 from semid_lib.workbench import arguments, remote
@@ -32,11 +31,6 @@ from semid_lib.workbench.text import one_line, shown
 from semid_lib.workbench.weights import save_weights
 
 _SHOWN = 30  # rows of an answer in a notebook
-_HISTORIES_AT_ONCE = 50  # in an exact ranking
-_MASKS_AT_ONCE = 2**27  # users x items of rules that differ by user, which take five bytes each
-_ITEMS_AT_ONCE = 2**24  # users x items that the item head scores in one step: 64 MiB of float32
-_SEEN_AT_ONCE = 2**20  # users x items to exclude, padded to the longest: 8 MiB, and some copies of them
-_SCORES_AT_ONCE = 2**21  # beams x codes x users in one step: 8 MiB of float32, which stays near the cache
 
 
 class _Lists(NamedTuple):
@@ -135,7 +129,7 @@ class Recommender:
         self.exclude_seen = arguments.flag("exclude_seen", exclude_seen)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
-        self._trie = PrefixTrie.build(ids.unique) if model is None else model.trie
+        self._trie = PrefixTrie.build(ids.unique) if model is None else None
         self.item_ids = ItemIds(self.items)
 
     def search(
@@ -253,46 +247,13 @@ class Recommender:
         """
         if self.model is None:
             raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
-        k = arguments.count("k", k)
-        exclude_seen = self.exclude_seen if exclude_seen is None else arguments.flag("exclude_seen", exclude_seen)
-        histories = checked_rows(histories, len(self.ids))
-        beam_width = max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
-        items = np.full((len(histories), k), -1, dtype=np.int64)
-        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
-        seen = [np.unique(history) if exclude_seen else history[:0] for history in histories]
-        by_length = np.argsort([len(history) for history in histories], kind="stable")
-        size = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.ids.sizes))
-        size = max(1, min(size, _ITEMS_AT_ONCE // len(self.ids)))
-        trie = self.trie  # one for the whole call: another thread may move it meanwhile
-        rules = self._rules(allowed, len(histories), trie)
-        if exact and diversity is not None:
-            raise ValueError("exact and diversity are both given: expected one of them. An exact ranking has no beam")
-        if isinstance(rules, np.ndarray):  # a row of bytes per user
-            size = max(1, min(size, _MASKS_AT_ONCE // rules.shape[1]))
-        with tqdm(total=len(histories), desc="recommending", unit="user", disable=not progress) as bar:
-            for users in in_parts(by_length, seen, size, _SEEN_AT_ONCE):
-                batch = [histories[user] for user in users]
-                contexts = pad(batch, self.model.config.max_length).to(self.model.start.device)
-                subset = rules if isinstance(rules, Subset) or rules is None else trie.subset(rules[users])
-                if exclude_seen:
-                    unseen = trie.subset(excluded=pad([seen[user] for user in users]).to(contexts.device))
-                    subset = unseen if subset is None else subset & unseen
-                said = None if prior is None else torch.from_numpy(prior(batch)).to(contexts.device)
-                scorer = self.model if said is None else WithPrior(self.model, said)
-                if exact:
-                    beams = exact_ranking(scorer, contexts, trie, k, subset)
-                else:
-                    beams = constrained_beam_search(scorer, contexts, trie, beam_width, k, subset, diversity=diversity)
-                items[users], scores[users] = beams.items.cpu().numpy(), beams.scores.cpu().numpy()
-                bar.update(len(users))
-        return Ranked(items, scores)
+        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
+        return self.model.rank(histories, k, exclude_seen, beam_width, progress, allowed, diversity, prior, exact)
 
     @property
     def trie(self) -> PrefixTrie:
-        """The prefix trie, where the model is: training may have moved it."""
-        if self.model is not None:
-            self._trie = self._trie.to(self.model.start.device)
-        return self._trie
+        """The prefix trie, on the device of the next-item model."""
+        return self._trie if self.model is None else self.model.trie
 
     def _with_item_ids(self, ranked: Ranked) -> Recommendations:
         found = Recommendations(self.item_ids.at(ranked.items), ranked.scores)
@@ -313,13 +274,6 @@ class Recommender:
 
     def _repr_html_(self) -> str:
         return _html(pd.Series(self._facts(), name="Recommender").to_frame())
-
-    def _rules(self, allowed: np.ndarray | None, n_users: int, trie: PrefixTrie) -> Subset | np.ndarray | None:
-        """What is allowed, checked: a subset if it is the same for all users, else one row per user."""
-        if allowed is None:
-            return None
-        mask = checked_mask(allowed, n_users, trie.n_rows)
-        return mask if len(mask) > 1 else trie.subset(mask)
 
     # to and from a folder
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.decoding import beam_search
+from semid_lib.decoding import beam_search, ranking
 from semid_lib.decoding.beam_search import Beams, constrained_beam_search, exact_ranking
 from semid_lib.decoding.trie import PrefixTrie
 
@@ -275,8 +275,7 @@ def test_parts_of_an_order_fit_in_their_room(lengths, size, room, random):
     order = list(range(len(lengths)))
     random.shuffle(order)
     parts = [
-        part.tolist()
-        for part in beam_search.in_parts(np.array(order, dtype=int), [[0] * n for n in lengths], size, room)
+        part.tolist() for part in ranking.in_parts(np.array(order, dtype=int), [[0] * n for n in lengths], size, room)
     ]
     assert list(chain(*parts)) == order
     for part, after in zip_longest(parts, parts[1:], fillvalue=[]):

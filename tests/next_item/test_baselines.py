@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.next_item.baselines import ItemKNN, Popularity, top_k
+from semid_lib.decoding.ranking import top_k
+from semid_lib.next_item.baselines import ItemKNN, Popularity
 
 # counts: item 0 twice, 1 three times, 2 twice, 3 once
 HISTORIES = [np.array([0, 1, 2]), np.array([0, 1]), np.array([3, 2, 1])]

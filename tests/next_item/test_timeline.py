@@ -56,9 +56,10 @@ def test_the_loss_is_that_of_both_heads(shop, new_timeline):
 def test_decoding_gives_every_item_the_mean_of_all_voices(shop, new_timeline, with_prior):
     model, histories = new_timeline(), [*shop.histories[:3], np.array([], dtype=np.int64)]
     prior = torch.randn((4, 40), generator=torch.manual_seed(1))
-    scorer = WithPrior(model, prior) if with_prior else model
+    padded = pad(histories, 12)
+    scorer, contexts = (WithPrior(model), (padded, prior)) if with_prior else (model, padded)
     with torch.inference_mode():
-        found = exact_ranking(scorer, pad(histories, 12), PrefixTrie.build(shop.ids.unique), 40)
+        found = exact_ranking(scorer, contexts, PrefixTrie.build(shop.ids.unique), 40)
     for user, history in enumerate(histories):
         written, chosen = both_heads(model, history)
         voices = [written, chosen]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib.next_item.baselines import Ranked
+from semid_lib.decoding.ranking import Ranked
 from semid_lib.search import retrieval
 from semid_lib.search.retrieval import BM25, Dense, FusedRanks, FusedScores, terms
 

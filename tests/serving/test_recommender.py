@@ -65,7 +65,7 @@ def test_each_history_gets_its_own_answer_in_its_own_place(recommender, historie
     alone = [recommender.recommend([history], k=5) for history in histories]
     np.testing.assert_array_equal(together.item_ids, np.vstack([answer.item_ids for answer in alone]))
     np.testing.assert_allclose(together.scores, np.vstack([answer.scores for answer in alone]), atol=1e-5)
-    monkeypatch.setattr("semid_lib.serving.recommender._SCORES_AT_ONCE", 1)  # one user at a time
+    monkeypatch.setattr("semid_lib.next_item.timeline._SCORES_AT_ONCE", 1)  # one user at a time
     np.testing.assert_array_equal(recommender.recommend(histories, k=5).item_ids, together.item_ids)
 
 
@@ -87,9 +87,7 @@ def test_an_item_bought_twice_takes_no_neighbour_with_it(shop, recommender):
 
 @pytest.mark.parametrize("at_once", [2**24, 1])
 def test_a_prior_of_its_own_goes_with_each_history(shop, recommender, monkeypatch, at_once):
-    monkeypatch.setattr(
-        "semid_lib.serving.recommender._ITEMS_AT_ONCE", at_once
-    )  # 1: users one by one, in another order
+    monkeypatch.setattr("semid_lib.next_item.timeline._ITEMS_AT_ONCE", at_once)  # 1: users one by one, in another order
     wanted = [7, 3, 30, 12]
     histories = [np.arange(length) + 20 for length in (5, 1, 9, 3)]
 
@@ -180,7 +178,7 @@ def test_who_bought_everything_gets_nothing(shop, recommender):
 def test_long_histories_change_no_answer_of_others(recommender, shop, monkeypatch, at_once):
     histories = [np.tile(np.arange(30), 5), *shop.histories[:6], np.arange(39)]
     expected = [recommender.rank([history], k=40).items[0].tolist() for history in histories]
-    monkeypatch.setattr("semid_lib.serving.recommender._SEEN_AT_ONCE", at_once)
+    monkeypatch.setattr("semid_lib.decoding.ranking._SEEN_AT_ONCE", at_once)
     assert recommender.rank(histories, k=40).items.tolist() == expected
 
 
@@ -189,11 +187,11 @@ def test_a_long_history_among_short_ones_takes_no_memory_for_them(recommender, s
     usual = PrefixTrie.subset
 
     def subset(self, allowed=None, excluded=None):
-        places.append(excluded.numel())
+        places.append(excluded.size)
         return usual(self, allowed, excluded)
 
     monkeypatch.setattr(PrefixTrie, "subset", subset)
-    monkeypatch.setattr("semid_lib.serving.recommender._SEEN_AT_ONCE", 100)
+    monkeypatch.setattr("semid_lib.decoding.ranking._SEEN_AT_ONCE", 100)
     short, long = [np.array([5])] * 300, np.tile(np.arange(40), 25_000)
     items = recommender.rank([*short, long], k=3).items
     assert max(places) <= 100 and sum(places) <= 300 + 40
@@ -207,7 +205,7 @@ def test_a_long_history_among_short_ones_takes_no_memory_for_them(recommender, s
 @pytest.mark.parametrize("at_once", [2**21, 1])
 def test_rules_hold_and_lists_are_as_full_as_they_can_be(shop, recommender, histories, monkeypatch, per_user, at_once):
     monkeypatch.setattr(
-        "semid_lib.serving.recommender._SCORES_AT_ONCE", at_once
+        "semid_lib.next_item.timeline._SCORES_AT_ONCE", at_once
     )  # 1: users one by one, in another order
     n_items = len(shop.items)
     rng = np.random.default_rng(0)
@@ -590,7 +588,7 @@ def test_a_loaded_model_is_mapped_and_reads_a_large_catalogue_some_at_a_time(
     monkeypatch.setattr(
         Timeline, "item_vectors", lambda self, rows, own=None: read.append(rows) or of_all(self, rows, own)
     )
-    monkeypatch.setattr("semid_lib.next_item.timeline._ITEMS_AT_ONCE", 7)
+    monkeypatch.setattr("semid_lib.next_item.timeline._TEXTS_AT_ONCE", 7)
     whole, parts = recommender.recommend(histories), loaded.recommend(histories)
     assert 7 in map(len, read)
     np.testing.assert_array_equal(parts.item_ids, whole.item_ids)
