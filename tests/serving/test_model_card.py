@@ -14,7 +14,7 @@ from semid_lib.serving.model_card import model_card
 from semid_lib.serving.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTHING = "Nothing was measured"
+NOTHING = "No results were given"
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def test_rows_become_tables_with_intervals_beside_the_baselines(recommender, row
     wanted = [row for row in rows if row["key"].startswith(("next_item/", "search/"))]
     text = model_card(recommender, "ann/shop", wanted)
     assert NOTHING not in text and "| data | demo |" in text
-    assert "### The next item after a history" in text and "### Items for a query" in text
+    assert "### Next item after a history" in text and "### Items for a query" in text
     [row] = [row for row in rows if row["key"] == "next_item/demo/popularity/recall@10"]
     shown = f"{row['value']:.4f}".removeprefix("0")
-    table = text.partition("### The next item after a history")[2].partition("###")[0].splitlines()
+    table = text.partition("### Next item after a history")[2].partition("###")[0].splitlines()
     [line] = [line for line in table if line.startswith("| Recall@10 | ")]
     assert shown in line and "| popularity |" in table[2] and row["commit"][:10] in text
     assert text.count("95% bootstrap interval") == 2
