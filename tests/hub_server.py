@@ -7,7 +7,6 @@ commit whose large files never arrived. `cut` breaks transfers off; `requests` s
 import base64
 import hashlib
 import json
-import tempfile
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,16 +55,6 @@ class Repository:
         return {path: file.content for path, file in self.commits[self.refs["main"]].items()}
 
 
-def xet_hash(content: bytes) -> str:
-    """The name of a file's content among the chunks."""
-    import hf_xet
-
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(content)
-        file.flush()
-        return hf_xet.hash_files([file.name])[0].hash
-
-
 class Hub:
     """The state of the Hub, and its server; use as a context manager."""
 
@@ -77,8 +66,6 @@ class Hub:
         self.cut: dict[str, int] = {}  # "GET" or "PUT", and a SHA-256 or a file: bytes after which it breaks off
         self.cut_once = False
         self.fail: dict[str, int] = {}  # a word in the path: the status to answer
-        self.chunks = None  # a folder to which the client brings large files by the Xet protocol instead
-        self.sent_by_xet: dict[str, bytes] = {}  # what it will bring, by SHA-256: chunks are not read here
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -259,10 +246,9 @@ class _Handler(BaseHTTPRequestHandler):
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "lfsFile":
-                arrived = self.hub.sent_by_xet if self.hub.chunks else self.hub.store
-                if value["oid"] not in arrived:
+                if value["oid"] not in self.hub.store:
                     raise RefusedError(400, "", f"{value['path']} was never uploaded")
-                tree[value["path"]] = File(arrived[value["oid"]], True)
+                tree[value["path"]] = File(self.hub.store[value["oid"]], True)
             elif line["key"] == "deletedFile":
                 del tree[value["path"]]
             else:
@@ -286,12 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(found)
 
     def _describe(self, name: str, what: str = "revision", revision: str = "main", *folder: str):
-        repository = self._repository(name, write=what == "xet-write-token")
-        if what.startswith("xet-"):
-            place = {"casUrl": f"local://{self.hub.chunks}", "accessToken": "for a while", "exp": 2**40}
-            names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
-            self._json(place, dict(zip(names, map(str, place.values()), strict=True)))
-            return
+        repository = self._repository(name)
         oid, tree = self._revision(repository, revision)
         files = [path for path in tree if path.startswith("/".join(folder))]
         if not files:
@@ -310,9 +291,6 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": oid}
         if file.large:
             large = {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.content))}
-            if self.hub.chunks:
-                large["X-Xet-Hash"] = xet_hash(file.content)
-                large["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/models/{name}/xet-read-token/{oid}"
             self._send(302, b"", {**headers, **large, "Location": f"{self.hub.large_url}/large/{file.sha256}"})
         else:
             self._send_file(file.content, path, {**headers, "ETag": f'"{file.etag}"'})

@@ -1,9 +1,9 @@
-"""Recommenders on the Hugging Face Hub: a revision as a commit, the files of it that are asked for, a folder pushed.
+"""Recommenders on the Hugging Face Hub: resolve a revision, fetch the listed files of a commit, push a folder.
 
-All traffic is the `huggingface_hub` client's: its cache, its endpoint, and its login, which is HF_TOKEN or what
-`hf auth login` left; no token is an argument here, and none stands in an error or a log. A commit whose files all lie
-in the cache is read without a request. What goes wrong is one sentence: a ValueError for what has to be changed first,
-a ConnectionError for what may pass when it is tried again.
+All requests are made by `huggingface_hub`: its cache, its endpoint and its login, which is HF_TOKEN or that of
+`hf auth login`. A token is never an argument, and never part of an error or a log. A commit whose files are all cached
+is read without a request. Errors are one sentence: ValueError for what the user has to change, ConnectionError for what
+may work when tried again.
 """
 
 import contextlib
@@ -12,13 +12,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # imported where it is used: many recommenders never meet the Hub
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
 _LOGIN = "set HF_TOKEN, or run `hf auth login`"
 
 
 class Source(NamedTuple):
-    """Where on the Hub a recommender lies."""
+    """The commit that a recommender was loaded from."""
 
     repo: str  # org/name
     commit: str  # 40 hexadecimal digits
@@ -28,14 +32,22 @@ class Source(NamedTuple):
 
 
 def resolve(where: str | Path, revision: str | None = None) -> Source | None:
-    """The commit that a revision of a repository stands for now; None for a folder.
+    """Find the commit that a revision of a repository names now; None for a folder.
 
-    where: a folder, or "org/name" where there is none. revision: a branch, a tag or a commit, by default the branch
-    main. A commit is taken as it is, without a request; without a network, a branch or tag is what it was when it was
-    last seen from here.
+    Parameters
+    ----------
+    where : str or Path
+        A folder, or "org/name" where no such folder exists.
+    revision : str, optional
+        A branch, tag or commit; by default the branch main. A commit needs no request. Without a network, a branch or
+        tag is what it was when it was last seen from here.
 
-    Raises ValueError for a name that is neither, a revision of a folder, and a repository or revision that does not
-    exist or may not be seen; ConnectionError if the Hub cannot be asked.
+    Raises
+    ------
+    ValueError
+        For a name that is neither, a revision of a folder, and a repository or revision that is missing or hidden.
+    ConnectionError
+        If the Hub does not answer.
     """
     if Path(where).is_dir():
         if revision is not None:
@@ -47,13 +59,21 @@ def resolve(where: str | Path, revision: str | None = None) -> Source | None:
 
 
 def fetch(source: Source, sums: Mapping[str, str | None]) -> Path:
-    """Bring files of a commit into the cache, and return the folder of its snapshot; whole files or none.
+    """Bring files of a commit into the cache, each whole, and return the folder of its snapshot.
 
-    sums: the files, by their paths in the repository, with their SHA-256 or None. Those already in the cache are not
-    asked for. Of the others the Hub is asked first whether it has them all, and which checksums it knows: nothing is
-    downloaded of a repository that cannot be right. (The checksum of what arrives is for the caller to compute.)
+    Cached files are not requested. For the others, `check` runs first, so nothing is downloaded from a repository that
+    cannot be right. The caller computes the checksums of the downloaded files.
 
-    Raises ValueError naming a file that is missing there or has another checksum, and as `resolve` does.
+    Parameters
+    ----------
+    source : Source
+    sums : mapping
+        The files, by their paths in the repository, with their SHA-256 or None.
+
+    Raises
+    ------
+    ValueError, ConnectionError
+        As `check` and `resolve` do.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -66,40 +86,49 @@ def fetch(source: Source, sums: Mapping[str, str | None]) -> Path:
         for name in missing:
             client.hf_hub_download(repo, name, revision=commit)
     first = next(iter(sums))
-    path = Path(try_to_load_from_cache(repo, first, revision=commit))
+    path = Path(str(try_to_load_from_cache(repo, first, revision=commit)))
     return path.parents[first.count("/")]
 
 
 def check(source: Source, sums: Mapping[str, str | None]) -> None:
-    """Whether the Hub has files of a commit, and knows the checksums that are given; nothing is downloaded.
+    """Check that a commit has these files with these checksums, as far as the Hub knows; nothing is downloaded.
 
-    Raises as `fetch` does.
+    Raises
+    ------
+    ValueError
+        Naming a file that is missing or has another checksum.
+    ConnectionError
+        If the Hub does not answer.
     """
     from huggingface_hub import RepoFile
 
     with _plain_errors(*source):
         found = _client().get_paths_info(source.repo, list(sums), revision=source.commit)
     held = {file.path: file for file in found if isinstance(file, RepoFile)}
-    for name in sums:
+    for name, wanted in sums.items():
         if name not in held:
             raise ValueError(f"{source} has no {name}: expected what Recommender.push_to_hub wrote")
         large = held[name].lfs
-        if large is not None and sums[name] not in (None, large.sha256):
+        if large is not None and wanted not in (None, large.sha256):
             raise ValueError(f"{name} of {source} is not the file that was saved with it: its checksum differs")
 
 
 def check_push(repo: str, private: bool) -> bool:
-    """Whether there is such a repository, after everything that could stop a push before it begins.
+    """Check all that could stop a push before it begins, and return whether the repository exists.
 
-    Raises ValueError for a name that is none, no token or a wrong one, and a repository that exists but is public
-    where a private one is asked for, or the other way round; ConnectionError if the Hub cannot be asked.
+    Raises
+    ------
+    ValueError
+        For a name that is none, a missing or wrong token, and a repository that exists with another visibility.
+    ConnectionError
+        If the Hub does not answer.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
     repo, client = _checked_name(repo), _client()
     if get_token() is None:
-        raise ValueError(f"there is no token to push to {repo} with: {_LOGIN}")
+        raise ValueError(f"there is no token to push to {repo}: {_LOGIN}")
     with _plain_errors(repo):
         client.whoami()
         try:
@@ -109,36 +138,44 @@ def check_push(repo: str, private: bool) -> bool:
     if is_private != private:
         found, wanted = ("private", "public") if is_private else ("public", "private")
         raise ValueError(
-            f"{repo} exists and is {found}, and a {wanted} one is asked for: give private={is_private}, or change it "
-            "in its settings on the Hub"
+            f"{repo} is {found}, expected a {wanted} one: give private={is_private}, or change it on the Hub"
         )
     return True
 
 
 def push(folder: str | Path, repo: str, private: bool = True, replaced: Sequence[str] = ()) -> Source:
-    """Put the files of a folder into a repository as one commit, and return that; the repository is made if need be.
+    """Upload the files of a folder as one commit, and return it; a missing repository is created.
 
-    Large files go first, beside the repository, and the commit last: whatever breaks off before leaves the repository
-    as it was, and the next push does not send again what had arrived. If all are there already, there is no new commit.
-    Files that the folder does not have stay, except those that match one of the patterns `replaced`, such as "llm/*".
-    Raises as `check_push` does, and ValueError for a token that may not write there.
+    Large files are sent first and the commit last. So an interrupted push leaves the repository as it was, and the next
+    one does not send again what arrived. If nothing has changed, there is no new commit.
+
+    Parameters
+    ----------
+    folder : str or Path
+    repo : str
+    private : bool
+    replaced : sequence of str
+        Patterns such as "llm/*": files in the repository that match, and that the folder does not have, are deleted.
+
+    Raises
+    ------
+    ValueError, ConnectionError
+        As `check_push` does, and for a token that may not write there.
     """
     exists, client = check_push(repo, private), _client()
     with _plain_errors(repo), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # the item table
         if not exists:
             client.create_repo(repo, private=private)
+        message = "A recommender, by semid_lib"
         written = client.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            commit_message="A recommender, by semid_lib",
-            delete_patterns=list(replaced) or None,
+            repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=list(replaced) or None
         )
         return Source(repo, written.oid)
 
 
-def _client():
-    """The Hub's client. Raises ValueError for a token that would not fit into a header, and would stand in an error."""
+def _client() -> "HfApi":
+    """The Hub's client. Raises ValueError for a token that does not fit into a header and would be part of an error."""
     from huggingface_hub import HfApi, get_token
 
     if not re.fullmatch(r"[!-~]*", get_token() or ""):
@@ -159,40 +196,36 @@ def _checked_name(where: str | Path) -> str:
 
 @contextlib.contextmanager
 def _plain_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """What the client raises, as one sentence about the repository; revision: what is looked for in it."""
+    """Turn errors of the client into one sentence about the repository, and the revision if one is read."""
     from huggingface_hub import errors, get_token
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.utils import httpx
 
+    broken = (httpx.RequestError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
     try:
         yield
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo} has no revision {revision!r}: expected a branch, a tag or a commit") from error
     except errors.RepositoryNotFoundError as error:
-        who = f"that is seen without a token: for a private one {_LOGIN}" if get_token() is None else "of this token's"
-        raise ValueError(f"{repo} is no folder here, and no repository on the Hub {who}") from error
+        who = f"without a token: for a private one {_LOGIN}" if get_token() is None else "with this token"
+        raise ValueError(f"{repo} is no folder here, and no repository that the Hub shows {who}") from error
     except errors.HfHubHTTPError as error:
         raise _refusal(repo, error) from error
-    except (
-        httpx.RequestError,
-        errors.OfflineModeIsEnabled,
-        errors.LocalEntryNotFoundError,
-        errors.RevisionResolutionError,
-        RuntimeError,  # by which the client says that an upload broke off
-    ) as error:
+    except (*broken, errors.RevisionResolutionError, RuntimeError) as error:  # RuntimeError: an upload broke off
         if isinstance(error.__cause__, errors.HfHubHTTPError):
             raise _refusal(repo, error.__cause__) from error
-        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached, or broke off"
-        here = "" if revision is None else f", and {revision} is not wholly on this machine"
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub does not answer, or the connection broke off"
+        here = "" if revision is None else f", and the cache does not have all files of {revision}"
         raise ConnectionError(f"{repo}: {why}{here}") from error
 
 
-def _refusal(repo: str, error) -> ValueError | ConnectionError:
+def _refusal(repo: str, error: "HfHubHTTPError") -> ValueError | ConnectionError:
     status = error.response.status_code
-    if status == 401:
-        return ValueError(f"the Hub does not know the token that asks for {repo}: {_LOGIN} again")
-    if status == 403:
-        return ValueError(f"the token has no right to do this in {repo}: expected one that may write there")
     if status in (408, 429) or status >= 500:
         return ConnectionError(f"the Hub answers {status} for {repo}: try again later")
-    return ValueError(f"the Hub refuses this for {repo}: {status}, {error.server_message or 'without a reason'}")
+    known = {
+        401: f"the Hub does not know the token that asks for {repo}: {_LOGIN} again",
+        403: f"the token has no right to do this in {repo}: expected one that may write there",
+    }
+    reason = error.server_message or "without a reason"
+    return ValueError(known.get(status, f"the Hub refuses this for {repo}: {status}, {reason}"))
