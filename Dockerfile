@@ -2,9 +2,9 @@
 #
 #   docker build --tag semid .
 #   docker run --rm --init --network none -v "$PWD/recommender:/model:ro" -v "$PWD:/data" --user "$(id -u)" semid \
-#       --model /model --input-path histories.txt --output-path preds.csv --topk 10
+#       --model /model --input histories.txt --output preds.csv --topk 10
 #   docker run --rm --init --stop-timeout 30 -p 127.0.0.1:8080:8080 -e SEMID_TOKEN \
-#       -v "$PWD/recommender:/model:ro" --entrypoint python semid -m semid_lib.serving.http.web --model /model --host 0.0.0.0
+#       -v "$PWD/recommender:/model:ro" --entrypoint semid semid serve --model /model --host 0.0.0.0
 #
 # As it stands pip takes the torch that brings CUDA, several GB which a CPU never uses. For the small CPU build name an
 # index that has it: docker build --build-arg PIP_EXTRA_INDEX_URL=...
@@ -23,10 +23,10 @@ RUN /opt/semid/bin/pip install --no-cache-dir --no-deps --target /opt/code .
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /opt/semid /opt/semid
 COPY --from=build /opt/code /opt/code
-ENV PATH=/opt/semid/bin:$PATH PYTHONPATH=/opt/code HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/code/bin:/opt/semid/bin:$PATH PYTHONPATH=/opt/code HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /data
 VOLUME /model
 EXPOSE 8080
-ENTRYPOINT ["python", "-m", "semid_lib.serving.predict"]
+ENTRYPOINT ["semid", "predict"]
 CMD ["--help"]

@@ -68,12 +68,12 @@ endif
 
 # A chapter is a target without a file: `semid_lib.workbench.chapters` knows from digests whether it is up to date, and where its
 # artefacts are. FORCED chapters run in any case.
-CHAPTER := $(BIN)/python -m semid_lib.workbench.chapters
+SEMID := $(BIN)/semid
 needs = $(shell sed -n 's/^$(1)://p' notebooks/needs.txt)
 $(foreach chapter,$(CHAPTERS),$(eval $(chapter): $(call needs,$(chapter))))
 .PHONY: $(CHAPTERS)
 $(CHAPTERS): | $(INSTALLED)
-	@$(CHAPTER) run $@ $(ON) $(if $(filter $@,$(FORCED)),,--if-stale) $(if $(filter 1,$(JOBS)),--progress)
+	@$(SEMID) run $@ $(ON) $(if $(filter $@,$(FORCED)),,--if-stale) $(if $(filter 1,$(JOBS)),--progress)
 
 # the models of chapter 07 are trained side by side, and beside other chapters; it finds them (semid_lib/next_item/recipes.py)
 ifneq ($(JOBS),1)
@@ -81,7 +81,7 @@ TRAINED := $(foreach model,timeline tiger sasrec,train-$(model))
 .PHONY: $(TRAINED)
 07_next_item: $(TRAINED)
 $(TRAINED): train-%: $(call needs,07_next_item) | $(INSTALLED)
-	@$(CHAPTER) train 07_next_item $* $(ON)
+	@$(SEMID) train $* $(ON) --before 07_next_item
 # where that chapter is wanted, those that nothing waits for do not take its turn
 ifneq ($(filter 07_next_item,$(WANTED)),)
 $(filter-out $(LONGEST) $(foreach chapter,$(CHAPTERS),$(call needs,$(chapter))),$(CHAPTERS)): | $(TRAINED)
@@ -89,10 +89,10 @@ endif
 endif
 
 # makes what is out of date of $(1), goes on with what does not need a chapter that failed, and prints a table of all
-chapters = wanted="$(FORCED) $$($(CHAPTER) stale $(1) $(ON))" || exit 1; made=0; \
+chapters = wanted="$(FORCED) $$($(SEMID) stale $(1) $(ON))" || exit 1; made=0; \
 	test "$$wanted" = " " || $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going JOBS=$(JOBS) ALONE=$(ALONE) \
 		WANTED="$$wanted" FORCED="$(FORCED)" wanted || made=$$?; \
-	$(CHAPTER) summary $(ON); exit $$made
+	$(SEMID) summary $(ON); exit $$made
 
 .PHONY: wanted
 wanted: $(WANTED)
@@ -134,12 +134,12 @@ run: FORCED := $(NOTEBOOK)
 run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs, or whatever is out of date
 	@test -z "$(NOTEBOOK)" || test -f notebooks/$(NOTEBOOK).py || { echo "no chapter $(NOTEBOOK); there are: $(CHAPTERS)" >&2; exit 1; }
 	@$(call chapters,$(or $(NOTEBOOK),$(IN_TURN)))
-	@echo "executed chapters, and a log of each, are in $$($(CHAPTER) folder $(ON))/executed"
+	@echo "executed chapters, and a log of each, are in $$($(SEMID) folder $(ON))/executed"
 
 sweep: | $(INSTALLED) ## run a chapter at each point of a grid: NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'
 	@test -n "$(NOTEBOOK)" && test -n "$(SWEEP)" || { echo "name NOTEBOOK=... and SWEEP='KEY=VALUE,VALUE ...'" >&2; exit 1; }
 	@$(MAKE) --no-print-directory --jobs $(JOBS) WANTED="$(call needs,$(NOTEBOOK))" wanted
-	@$(BIN)/python -m semid_lib.workbench.sweep $(NOTEBOOK) $(SWEEP) $(ON) --jobs $(JOBS)
+	@$(SEMID) sweep $(NOTEBOOK) $(SWEEP) $(ON) --jobs $(JOBS)
 
 pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); then .venv/dvc/bin/dvc metrics show, push, pull
 	$(VENV)/dvc/bin/dvc repro
@@ -151,7 +151,7 @@ ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (POR
 
 book: | $(INSTALLED) ## run what is out of date and build the book
 	@$(call chapters,$(IN_TURN))
-	folder="$$($(CHAPTER) folder $(ON))" && $(BIN)/python book/pages.py $(CHAPTERS:%="$$folder"/executed/%.ipynb)
+	folder="$$($(SEMID) folder $(ON))" && $(BIN)/python book/pages.py $(CHAPTERS:%="$$folder"/executed/%.ipynb)
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"
 
@@ -170,7 +170,7 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
-	$(BIN)/python -m semid_lib.evaluation.report publish "$$DATA" "$$SCALE"
+	$(SEMID) results publish $(ON)
 
 bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving, random requests
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data="$$DATA"
@@ -178,8 +178,8 @@ bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decodi
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py $(ON)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model "$$($(CHAPTER) folder $(ON))/recommender" --data="$$DATA"
-	$(BIN)/python tests/bench/serving.py --model "$$($(CHAPTER) folder $(ON))/service" --data="$$DATA"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/distributed.py --model "$$($(SEMID) folder $(ON))/recommender" --data="$$DATA"
+	$(BIN)/python tests/bench/serving.py --model "$$($(SEMID) folder $(ON))/service" --data="$$DATA"
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/fuzz.py
 
 # the tag is read by the shell alone: a name that somebody chose must not be expanded by make

@@ -17,7 +17,7 @@
 #
 # | | |
 # | --- | --- |
-# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `python -m semid_lib.serving.modal_app measure`, if there are any |
+# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `semid deploy measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, where there are models for both; result rows |
 # | runs in | a minute or two at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
 
@@ -444,7 +444,7 @@ print("to deploy:", whole.name if whole else "nothing yet")
 # logs in:
 #
 # ```text
-# python -m semid_lib.serving.modal_app upload --folder artefacts/demo/laptop/service
+# semid deploy upload --folder artefacts/demo/laptop/service
 # SEMID_TOKEN=... modal deploy -m semid_lib.serving.modal_app
 # ```
 #
@@ -455,7 +455,7 @@ print("to deploy:", whole.name if whole else "nothing yet")
 # measured by
 #
 # ```text
-# python -m semid_lib.serving.modal_app measure --url https://... --cold 3 --warm 100
+# semid deploy measure --url https://... --cold 3 --warm 100
 # ```
 #
 # which waits until the endpoint sleeps, wakes it, and keeps the times as rows beside this chapter's. Found here:
@@ -479,9 +479,9 @@ for name, pair in (("small model on CPUs", on_cpu), ("language model on a GPU", 
 # unless the cell above says so. With an account it is
 #
 # ```text
-# python -m semid_lib.serving.modal_app upload --folder artefacts/demo/laptop/recommender_llm --name llm
+# semid deploy upload --folder artefacts/demo/laptop/recommender_llm --name llm
 # SEMID_GPU=L4 SEMID_MODEL=llm SEMID_TOKEN=... modal deploy -m semid_lib.serving.modal_app
-# SEMID_GPU=L4 SEMID_TOKEN=... python -m semid_lib.serving.modal_app measure --url https://... --cold 3 --warm 100
+# SEMID_GPU=L4 SEMID_TOKEN=... semid deploy measure --url https://... --cold 3 --warm 100
 # ```
 
 # %%

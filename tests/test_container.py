@@ -115,13 +115,20 @@ def answered(python: Path | str, folder: Path, item_id: int, variables: dict[str
     data.mkdir()
     (data / "histories.txt").write_text(f"ann {item_id}\n")
     entry = json.loads(only("ENTRYPOINT"))
-    assert entry[0] == "python"
+    assert entry[0] == "semid"
 
     def run(*words):
-        return subprocess.run([python, *words], cwd=data, env=variables, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [python, "-m", "semid_lib.cli", *words],
+            cwd=data,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
-    assert "--input-path" in run(*entry[1:], *json.loads(only("CMD"))).stdout
-    options = ["--model", str(folder / "model"), "--input-path", "histories.txt", "--output-path", "preds.csv"]
+    assert "--input" in run(*entry[1:], *json.loads(only("CMD"))).stdout
+    options = ["--model", str(folder / "model"), "--input", "histories.txt", "--output", "preds.csv"]
     batch = run(*entry[1:], *options)
     assert batch.returncode == 0, batch.stderr
     assert (data / "preds.csv").read_text().startswith("user_id,item_ids,scores\nann,")
@@ -129,7 +136,7 @@ def answered(python: Path | str, folder: Path, item_id: int, variables: dict[str
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = ["-m", "semid_lib.serving.http.web", "--model", str(folder / "model"), "--port", str(port)]
+    serve = ["-m", "semid_lib.cli", "serve", "--model", str(folder / "model"), "--port", str(port)]
     service = subprocess.Popen([python, *serve], cwd=data, env=variables, stderr=subprocess.DEVNULL)
     try:
         while service.poll() is None:

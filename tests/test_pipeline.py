@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from semid_lib.cli import main
 from semid_lib.data import demo_shop
 from semid_lib.data.folder import write_folder
 from semid_lib.workbench import chapters, store, sweep
@@ -31,7 +32,7 @@ def test_each_chapter_is_a_stage_that_runs_it_as_make_does():
     assert list(STAGES) == chapters.names()
     for name, stage in STAGES.items():
         [command, *_] = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
-        assert command == f".venv/bin/python -m semid_lib.workbench.chapters run {name} --params params.yaml"
+        assert command == f".venv/bin/semid run {name} --params params.yaml"
         assert {f"notebooks/{name}.py", "semid_lib", "${files}"} <= set(stage["deps"])
         folder = "artefacts/${name}/${scale}/"
         assert {f"executed/{name}.ipynb", f"rows/{name}.json"} <= set(sweep.outputs(ROOT / "dvc.yaml")[name])
@@ -79,7 +80,10 @@ class Clone:
         self.run = f"artefacts/{name}/smoke"
         parameters = {"data": "data/tiny", "name": name, "files": "data/tiny", "scale": "smoke"}
         (folder / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
-        (folder / ".venv").symlink_to(sys.prefix)
+        command = folder / ".venv" / "bin" / "semid"  # as in an installation, but of the clone's own code
+        command.parent.mkdir(parents=True)
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m semid_lib.cli "$@"\n', encoding="utf-8")
+        command.chmod(0o755)
         own = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "AWS_"))}
         own.pop("SEMID_ARTEFACTS")
         path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
@@ -172,5 +176,5 @@ def test_a_name_that_is_not_that_of_the_artefacts_is_refused(tmp_path, monkeypat
     write_folder(tmp_path / "my shop", [{"item_id": 1, "title": "Pen"}])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"data": "my shop", "name": "my shop", "scale": "smoke"}))
-    assert chapters.main(["run", "01_catalogue_and_embeddings", "--params", "params.yaml"]) == 1
+    assert main(["run", "01_catalogue_and_embeddings", "--params", "params.yaml"]) == 1
     assert re.search(r"has the name 'my shop', expected 'my_shop-[0-9a-f]{8}'", capsys.readouterr().err)

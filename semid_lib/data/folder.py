@@ -175,7 +175,7 @@ def _refuse_look_alikes(folder: Path, read: set[str]) -> None:
                 wanted = read_as.get(kind, f"{kind}.tsv" if kind == "timestamps" else "queries.jsonl")
                 raise ValueError(
                     f"{path} is not read, but looks like {kind}, expected {wanted}: import it "
-                    "(python -m semid_lib.data.importers table --help), or move it out of the folder"
+                    "(semid import table --help), or move it out of the folder"
                 )
 
 

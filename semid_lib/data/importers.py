@@ -1,22 +1,16 @@
 """Write a data set folder, which `semid_lib.data.dataset.load` reads, from other people's files.
 
 `import_table` takes a catalogue and interactions as CSV, JSON lines, Parquet or Arrow with columns of any name,
-`import_amazon` the raw Amazon dumps of 2014, 2018 and 2023. What is left out is counted in the report. On the command
-line, where the options are those of the two functions:
-
-    python -m semid_lib.data.importers table --items shop.csv --output DIR [--interactions orders.csv ...]
-    python -m semid_lib.data.importers amazon --metadata meta.json.gz --reviews reviews.json.gz --output DIR
+`import_amazon` the raw Amazon dumps of 2014, 2018 and 2023. What is left out is counted in the report. The commands
+are `semid import table` and `semid import amazon`.
 """
 
-import argparse
 import ast
 import datetime
 import decimal as decimals
 import html
-import inspect
 import json
 import re
-import sys
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -603,51 +597,3 @@ def _record(path: Path, number: int, line: bytes) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"{path}, line {number}: {text[:60]!r}, expected a JSON object or a Python dict")
     return record
-
-
-# --- command line ---
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 after one line on stderr."""
-    options = vars(_parser().parse_args(arguments))
-    run = options.pop("run")
-    try:
-        report = run(**options)
-    except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(report)
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    """A command for each function; its options are the parameters, and its description the docstring."""
-    parser = argparse.ArgumentParser("python -m semid_lib.data.importers", description=__doc__.split("\n\n")[0])
-    commands = parser.add_subparsers(required=True)
-    for name, run in (("table", import_table), ("amazon", import_amazon)):
-        about = inspect.getdoc(run).split("\n\n>>>")[0]
-        style = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=about.split("\n")[0], description=about, formatter_class=style)
-        command.set_defaults(run=run)
-        for parameter in inspect.signature(run).parameters.values():
-            _add_option(command, parameter)
-    command.set_defaults(progress=True)
-    return parser
-
-
-def _add_option(command: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
-    option, default = "--" + parameter.name.replace("_", "-"), parameter.default
-    if default is parameter.empty:
-        command.add_argument(option, required=True)
-    elif isinstance(default, bool):
-        command.add_argument(option, default=default, action=argparse.BooleanOptionalAction)
-    else:
-        kind = str if default is None else type(default)
-        command.add_argument(
-            option, default=default, type=kind, help=None if default is None else "default: %(default)s"
-        )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,13 +11,11 @@ A figure in a sentence stands between `<!-- row: training/beauty/laptop/tiger/se
 `<!-- end row -->`: topic, data, scale and the rest of the row's key; without "as ..." four decimals where the row has
 an interval and else three digits that count. A mark begins no line, since Markdown would take the line for HTML.
 
-    python -m semid_lib.evaluation.report publish data/beauty laptop    copy a run's rows to book/results
-    python -m semid_lib.evaluation.report check     fail if a table or a figure differs from its rows
+`semid results publish` copies the rows of a run to `book/results`; `semid results check` fails if a page differs.
 """
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -297,26 +295,3 @@ def stale_pages() -> list[str]:
     """Pages with a table or a figure that differs from the published rows; none if all is well."""
     texts = {page: page.read_text(encoding="utf-8") for page in _PAGES}
     return [page.name for page, text in texts.items() if render(text, published_rows) != text]
-
-
-def main(arguments: list[str]) -> int:
-    match arguments:
-        case ["publish", data, scale]:
-            try:
-                publish(data, scale)
-            except ValueError as error:
-                print(f"not published: {error}", file=sys.stderr)
-                return 1
-        case ["check"]:
-            stale = stale_pages()
-            if stale:
-                print(f"tables or figures differ from book/results: {', '.join(stale)}", file=sys.stderr)
-                return 1
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

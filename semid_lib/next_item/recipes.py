@@ -1,7 +1,7 @@
 """The models of chapter 07 with their recipes, and their runs, which are kept and found again.
 
-    python -m semid_lib.next_item.recipes timeline --data ../shared/data/beauty --scale laptop
-    torchrun --nproc_per_node 8 -m semid_lib.next_item.recipes tiger --data ../shared/data/beauty --scale full
+    semid train timeline --data ../shared/data/beauty --scale laptop
+    torchrun --nproc_per_node 8 --no-python semid train tiger --data ../shared/data/beauty --scale full
 
 A run belongs to its data, semantic IDs, settings, seed and code: trained once, it is read from
 `artefacts/<data>/<scale>/runs` by whoever asks for the same again, so that a chapter can be run anew in minutes, and
@@ -11,7 +11,6 @@ drawn at random differs, such as the items that each process of a timeline compa
 `torchrun` where there are GPUs; on CPUs it starts one process only. A second command for a run under way is refused.
 """
 
-import argparse
 import ast
 import hashlib
 import inspect
@@ -212,31 +211,37 @@ def _add(found, part: Any) -> None:
             found.update(repr(part).encode())
 
 
-# --- from the command line ---
+# --- the command ---
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m semid_lib.next_item.recipes", description=__doc__.split("\n\n")[0])
-    parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--data", default="demo", help="a folder of data, or demo; default: %(default)s")
-    parser.add_argument("--scale", default="laptop", choices=scale.NAMES, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help="default: one run for each seed that chapter 07 asks for")
-    parser.add_argument("--split", default="leave_one_out", choices=("leave_one_out", "time"))
-    return parser
+def train(
+    model: str, data: str = "demo", scale_name: str = "laptop", seed: int | None = None, split: str = "leave_one_out"
+) -> None:
+    """Train a model of `MODELS` and print its Recall@10; `semid train`.
 
+    Parameters
+    ----------
+    data : str
+        A folder of data, or "demo".
+    seed : int, optional
+        By default one run for each seed that chapter 07 uses.
+    split : {"leave_one_out", "time"}
 
-def main(arguments: list[str] | None = None) -> int:
-    asked = _parser().parse_args(arguments)
-    try:
-        task, train = _asked(asked)
-        seeds = range(_n_seeds(asked.model, task.sizes)) if asked.seed is None else [asked.seed]
-        for seed in seeds:
-            _tell(asked.model, seed, train(seed), task.runs)
-    except (ValueError, OSError, ImportError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    Raises
+    ------
+    ValueError
+        For an unknown model or split, and for data without histories.
+    FileNotFoundError
+        If a chapter before was not run.
+    """
+    for name, value, known in (("model", model, MODELS), ("split", split, ("leave_one_out", "time"))):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    task, train_one = task_of(model, data, scale_name, split)
+    seeds = range(_n_seeds(model, task.sizes)) if seed is None else [seed]
+    for each in seeds:
+        _tell(model, each, train_one(each), task.runs)
     PartialState().destroy_process_group()
-    return 0
 
 
 def _n_seeds(model: str, sizes: scale.Scale) -> int:
@@ -250,15 +255,17 @@ def _tell(model: str, seed: int, trained: Trained, runs: Path) -> None:
         print(f"{trained.seconds:.0f} s of training; chapter 07 finds it in {runs}", flush=True)
 
 
-def _asked(asked: argparse.Namespace) -> tuple[Task, Callable[[int], Trained]]:
-    """What is trained on, and what trains it, given a seed."""
-    shop, sizes = dataset.load(asked.data), scale.get(asked.scale)
+def task_of(
+    model: str, data: str, scale_name: str, split_name: str = "leave_one_out"
+) -> tuple[Task, Callable[[int], Trained]]:
+    """The task of a model on a data set, and the function that trains it with a seed."""
+    shop, sizes = dataset.load(data), scale.get(scale_name)
     if shop.histories is None:
         raise ValueError(f"{shop.name} has no histories: there is nothing to train on")
     shelf = Store(shop.name, sizes.name, shop.fingerprint)
-    split = dataset.time_split(shop.histories) if asked.split == "time" else dataset.leave_one_out(shop.histories)
+    split = dataset.time_split(shop.histories) if split_name == "time" else dataset.leave_one_out(shop.histories)
     task = Task(split.train, sample(split.validation, sizes.validation_users), sizes, shelf.path("runs"))
-    match asked.model:
+    match model:
         case "timeline":
             ids, vectors = load_ids(shelf), normalize(shelf.load("embeddings")["vectors"])
             return task, lambda seed: train_timeline(task, ids, vectors, seed, progress=True)
@@ -279,7 +286,3 @@ def load_ids(shelf: Store, rqvae: bool = False) -> SemanticIDs:
     if missing := [name for name in names if name not in saved.arrays]:
         raise ValueError(f"semantic_ids holds no {missing[0]!r}: it is of an older version, run chapter 02 again")
     return SemanticIDs(*(saved[name] for name in names), saved.facts["codebook_size"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The recommender on Modal: an endpoint that sleeps while nobody asks, batch prediction, and chapters on a GPU.
 
-    python -m semid_lib.serving.modal_app upload --folder artefacts/demo/laptop/recommender
+    semid deploy upload --folder artefacts/demo/laptop/recommender
     modal deploy -m semid_lib.serving.modal_app
 
 are all it takes with an account. What is deployed, and what it may cost, stands in environment variables: see
@@ -11,7 +11,6 @@ before it calls anything.
 The endpoint is `web.create_app` and nothing else. This is the only file that imports modal.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -49,7 +48,7 @@ def _settings() -> Settings:
     try:
         return Settings.from_environment()
     except ValueError as error:
-        if __name__ == "__main__" or _command():
+        if _command():
             sys.exit(f"refused: {error}")
         raise
 
@@ -91,8 +90,8 @@ def _in_volume(settings: Settings) -> tuple[bytes, Callable[[dict[str, str]], No
     except (FileNotFoundError, modal.exception.NotFoundError):
         raise ValueError(
             f"there is no model {settings.model!r} in the Volume: send one with "
-            f"`python -m semid_lib.serving.modal_app upload "
-            "--folder FOLDER`, or name a repository on the Hub and its commit (SEMID_MODEL, SEMID_REVISION)"
+            "`semid deploy upload --folder FOLDER`, or name a repository on the Hub and its commit "
+            "(SEMID_MODEL, SEMID_REVISION)"
         ) from None
 
     there = {str(PurePosixPath(path).relative_to(settings.model)) for path in _files(settings.model)}
@@ -378,20 +377,25 @@ def run_chapters(notebooks: Path, names: Sequence[str], data: str, scale: str, d
 # --- the commands: what they can refuse, they refuse before the first request ---
 
 
-def upload(folder: Path, name: str) -> None:
-    """Check a folder of `save_pretrained` by loading it, and send its files to the Volume as one change."""
+def upload(folder: Path, name: str | None = None) -> str:
+    """Check a folder of `save_pretrained` by loading it, and send its files to the Volume as one change.
+
+    name: in the Volume, by default that of the settings. Returns it.
+    """
     from semid_lib.serving.recommender import Recommender
 
+    name = name or SETTINGS.model
     Settings(model=name)
     Recommender.from_pretrained(folder)
     names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sha256"]
     with VOLUME.batch_upload(force=True) as sending:
         for file in ["config.json", *names]:
             sending.put_file(folder / file, f"/{name}/{file}")
+    return name
 
 
 def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) -> tuple[int, int]:
-    """`python -m semid_lib.serving.predict` with the work done on Modal: how many lines were answered and rejected.
+    """`semid predict` with the work done on Modal: how many lines were answered and rejected.
 
     The same command goes on where a run that was broken off stopped.
     """
@@ -438,7 +442,7 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
     with modal.enable_output(), training.run(detach=detach):
         asked = train.spawn(name, scale, chapters, commit["commit"] + "+" * commit["dirty"])
         if detach:
-            print(f"it goes on without this terminal; then: python -m semid_lib.serving.modal_app fetch --data {data}")
+            print(f"it goes on without this terminal; then: semid deploy fetch --data {data}")
             return
         print(f"ran {asked.get() or 'nothing: all were up to date'}")
     fetch(data, scale)
@@ -470,13 +474,14 @@ def _download(remote: str, local: Path) -> None:
     coming.replace(local)
 
 
-def measure_endpoint(url: str, data: str, scale: str, cold: int, warm: int, wait: float) -> Path | None:
+def measure_endpoint(url: str, data: str, scale: str, cold: int, warm: int, wait: float | None) -> Path | None:
     """Print how fast an endpoint answers, and keep it as rows of `data` and `scale` for chapter 08."""
     from semid_lib.data import dataset as datasets
     from semid_lib.workbench import store
 
     shop = datasets.load(data)
     shelf = store.Store(shop.name, scale, shop.fingerprint)
+    wait = SETTINGS.scaledown + 60 if wait is None else wait
     found = measure(url, os.environ.get(TOKEN), cold, warm, wait)
     rows = answer_rows(found, SETTINGS)
     for row in rows:
@@ -484,88 +489,3 @@ def measure_endpoint(url: str, data: str, scale: str, cold: int, warm: int, wait
     if found.missed:
         print(f"{found.missed} of {cold} were not cold: a container was awake after {wait:g} seconds; --wait longer")
     return shelf.record("08_endpoint", rows) if rows else None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The commands; returns 0, 1 for a failure, and 2 where `predict` rejected lines."""
-    options = _parser().parse_args(arguments)
-    try:
-        return options.run(options) or 0
-    except _REFUSALS as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m semid_lib.serving.modal_app",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable, summary: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=summary, description=summary)
-        one.set_defaults(run=run)
-        return one
-
-    one = command("upload", _run_upload, "check a recommender's folder and send it to the Volume")
-    one.add_argument("--folder", type=Path, required=True, help="what Recommender.save_pretrained wrote")
-    one.add_argument("--name", default=SETTINGS.model, help="in the Volume: SEMID_MODEL, by default %(default)s")
-
-    one = command(
-        "predict", _run_predict, "answer a file of histories or queries on Modal, as semid_lib.serving.predict does"
-    )
-    one.add_argument("--input-path", type=Path, required=True, metavar="FILE")
-    one.add_argument("--output-path", type=Path, required=True, metavar="FILE")
-    one.add_argument("--topk", type=int, default=10)
-    one.add_argument("--queries", action="store_true", help="the input holds texts, not histories")
-
-    one = command("train", _run_train, "run chapters on Modal, on the GPU that SEMID_GPU names")
-    one.add_argument("--data", default="demo", help="a folder, or demo")
-    one.add_argument("--scale", default="full")
-    one.add_argument("--chapters", default="01,02,07", help="by number, %(default)s by default")
-    one.add_argument("--detach", action="store_true", help="do not wait; fetch later")
-
-    one = command("fetch", _run_fetch, "bring executed chapters and result rows back from the Volume")
-    one.add_argument("--data", default="demo", help="a folder, or demo")
-    one.add_argument("--scale", default="full")
-    one.add_argument("--everything", action="store_true", help="models, vectors and checkpoints too")
-
-    one = command("measure", _run_measure, "measure cold and warm answers of an endpoint")
-    one.add_argument("--url", required=True, help="as `modal deploy` printed it")
-    one.add_argument("--data", default="demo", help="a folder, or demo: for which data the rows are kept")
-    one.add_argument("--scale", default="laptop")
-    one.add_argument("--cold", type=int, default=1, help="cold answers to wait for, %(default)s by default")
-    one.add_argument("--warm", type=int, default=20, help="warm answers, %(default)s by default")
-    one.add_argument("--wait", type=float, default=SETTINGS.scaledown + 60, help="idle seconds before a cold one")
-    return parser
-
-
-def _run_upload(options: argparse.Namespace) -> None:
-    upload(options.folder, options.name)
-    print(f"{options.folder} is {options.name!r} in the Volume now; next: modal deploy -m semid_lib.serving.modal_app")
-
-
-def _run_predict(options: argparse.Namespace) -> int:
-    answered, rejected = predict_file(options.input_path, options.output_path, options.topk, options.queries)
-    print(f"{answered} lines answered, {rejected} rejected: {options.output_path}", file=sys.stderr)
-    return 2 if rejected else 0
-
-
-def _run_train(options: argparse.Namespace) -> None:
-    run_training(options.data, options.scale, options.chapters, options.detach)
-
-
-def _run_fetch(options: argparse.Namespace) -> None:
-    print(*fetch(options.data, options.scale, options.everything), sep="\n")
-
-
-def _run_measure(options: argparse.Namespace) -> int:
-    path = measure_endpoint(options.url, options.data, options.scale, options.cold, options.warm, options.wait)
-    print(f"rows: {path}" if path else "nothing was measured")
-    return 0 if path else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

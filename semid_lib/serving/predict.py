@@ -12,14 +12,12 @@ same to the last byte. The output appears atomically. Records that cannot be ans
 line and reason.
 """
 
-import argparse
 import contextlib
 import csv
 import itertools
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -423,85 +421,3 @@ ENDINGS = tuple(_WRITERS)
 def _short(score: float) -> str:
     """The shortest text that gives the same float32."""
     return str(np.float32(score))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """A wrong command is a failure: 2 is the code for rejected records."""
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n")
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m semid_lib.serving.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
-    add("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
-    add("--input-path", metavar="FILE", help=f"{', '.join(batch_io.ENDINGS)}; text also with .gz")
-    add("--data", metavar="FOLDER", help='a data set whose histories are the input, or "demo"')
-    add("--user", action="append", metavar="ID", help="with --data: this customer; may be repeated; all by default")
-    add("--output-path", metavar="FILE", help=f"{', '.join(ENDINGS)}; by default answers are printed")
-    add("--topk", type=int, default=10, help="items per record, 10 by default")
-    add("--queries", action="store_true", help="the input has texts instead of histories")
-    add("--workers", type=int, metavar="N", help="processes that share the work; by default this one")
-    add("--ray-address", metavar="HOST:PORT", help="of a Ray cluster, or auto; by default all its cores")
-    options = parser.parse_args(arguments)
-    if (options.input_path is None) == (options.data is None):
-        parser.error("expected one of --input-path and --data")
-    if options.data is None and options.user:
-        parser.error("--user selects customers of a data set: expected --data as well")
-    if options.data is not None and options.queries:
-        parser.error("--data gives histories: expected --input-path with --queries")
-    return options
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    options = _options(arguments)
-    try:
-        source = options.input_path
-        if options.data is not None:
-            source = batch_io.DataHistories(options.data, options.user)
-        recommender = Recommender.from_pretrained(options.model, revision=options.revision)
-        if options.output_path is None:
-            return _print(answers(recommender, source, options.topk, options.queries))
-        facts = str(recommender.source or sha256(remote.local(options.model) / "config.json"))
-        outcome = predict(
-            *(recommender, facts, source, options.output_path, options.topk, options.queries),
-            progress=True,
-            run=workers.chosen(options.workers, options.ray_address),
-        )
-    except (ValueError, ImportError, OSError, workers.BatchError, KeyboardInterrupt) as error:
-        print(f"failed: {_reason(error, options.output_path)}", file=sys.stderr)
-        return 1
-    print(f"{outcome.answered} records answered, {outcome.rejected} rejected: {options.output_path}", file=sys.stderr)
-    return 2 if outcome.rejected else 0
-
-
-def _print(found: Iterable[dict | batch_io.Record]) -> int:
-    """Answers to stdout, rejected records to stderr; returns the exit code."""
-    n_rejected = 0
-    for one in found:
-        if isinstance(one, batch_io.Record):
-            n_rejected += 1
-            print(f"line {one.line}: {one.reason}", file=sys.stderr)
-        else:
-            sys.stdout.buffer.write(json.dumps(one, ensure_ascii=False).encode("utf-8") + b"\n")
-            sys.stdout.buffer.flush()
-    return 2 if n_rejected else 0
-
-
-def _reason(error: BaseException, output_path: str | None) -> str:
-    text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip(".")
-    resumable = not isinstance(error, ValueError | ImportError | BlockingIOError) and output_path is not None
-    if resumable and _beside(remote.local(output_path), ".parts").exists():
-        return f"{text}. Finished blocks are kept: fix the cause and run the same command to resume"
-    return text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

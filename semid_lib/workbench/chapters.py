@@ -1,8 +1,4 @@
-"""One way to run a chapter: from its source to an executed notebook, a log and a line in a table.
-
-    python -m semid_lib.workbench.chapters run 07_next_item --data demo --scale laptop -p SEED 1
-    python -m semid_lib.workbench.chapters summary --data demo --scale laptop
-    python -m semid_lib.workbench.chapters folder --data path/to/shop     where its artefacts go
+"""One way to run a chapter (`semid run`): from its source to an executed notebook, a log and a line in a table.
 
 `artefacts/<data>/<scale>/executed/` holds for each chapter `<chapter>.ipynb`, only if all of it ran; else
 `<chapter>.failed.ipynb`, as far as it came; `<chapter>.log`, everything that its cells printed and, at the end, the
@@ -15,7 +11,6 @@ library, the data, its parameters and the chapters that it needs. Times of files
 same data and scale runs once at a time; a second run is refused.
 """
 
-import argparse
 import ast
 import contextlib
 import hashlib
@@ -24,11 +19,10 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -342,28 +336,19 @@ def stale(data: str, scale: str, wanted: Sequence[str] = (), notebooks: Path = N
     return [name for name in wanted or names(notebooks) if state(name, shelf, notebooks) != "executed"]
 
 
-def train(source: Path, model: str, data: str = "demo", scale: str = "laptop") -> int:
-    """Train a model of a chapter beforehand, beside other chapters; the exit code of `semid_lib.next_item.recipes`.
+def train_before(source: Path, model: str, data: str, scale: str, train: Callable[[], None]) -> None:
+    """Train a model of a chapter beforehand, beside other chapters, and keep its time for the summary.
 
-    Nothing is done if the chapter is up to date, or the data have no histories. What training prints on stderr is in
-    `executed/<chapter>.<model>.log`, and its time in the summary.
+    Nothing is done if the chapter is up to date. train: raises ValueError if the data have no histories, see
+    `recipes.train`.
     """
-    from semid_lib.data import folder
-
     shelf = store.open_store(data, scale)
-    has_histories = data == "demo" or folder.has_histories(remote.fetch(data))
-    if not has_histories or is_up_to_date(source, shelf):
-        return 0
-    clock, log = store.Clock(), shelf.path("executed") / f"{source.stem}.{model}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "semid_lib.next_item.recipes", model, f"--data={data}", f"--scale={scale}"]
-    with open(log, "w", encoding="utf-8") as stream:
-        status = subprocess.run(words, stderr=stream, check=False).returncode
-    if status:
-        print(log.read_text(encoding="utf-8"), file=sys.stderr)
+    if is_up_to_date(source, shelf):
+        return
+    clock = store.Clock()
+    train()
     facts = {"seconds": round(clock.seconds, 1), "made_from": made_from(source, shelf)}
-    store.write_json(log.with_suffix(".json"), facts)
-    return status
+    store.write_json(shelf.path("executed") / f"{source.stem}.{model}.json", facts)
 
 
 def _trainings(name: str, folder: Path) -> dict[str, float]:
@@ -472,88 +457,48 @@ def value(text: str) -> Any:
         return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m semid_lib.workbench.chapters",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, metavar="FOLDER", help="of the chapters")
-    commands = parser.add_subparsers(dest="command", required=True)
-    runner = commands.add_parser("run", help="run one chapter")
-    runner.add_argument("name", metavar="NAME", help="such as 07_next_item")
-    trainer = commands.add_parser("train", help="train a model of a chapter that is out of date")
-    trainer.add_argument("name", metavar="NAME")
-    trainer.add_argument("model", metavar="MODEL", help="timeline, tiger or sasrec")
-    asker = commands.add_parser("stale", help="list the chapters that are not up to date")
-    asker.add_argument("wanted", nargs="*", metavar="NAME", help="of these, in this order; default: of all")
-    others = [commands.add_parser(name, help=text) for name, text in _OTHERS.items()]
-    for command in (runner, trainer, asker, *others):
-        command.add_argument("--data", default="demo", metavar="FOLDER", help="demo, or the folder of a data set")
-        command.add_argument("--scale", default="laptop", help=", ".join(scales.NAMES))
-    runner.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
-    runner.add_argument("--if-stale", action="store_true", help="only if it is not up to date")
-    runner.add_argument("--params", type=Path, metavar="FILE", help="of DVC, with data, name and scale")
-    runner.add_argument("--artefacts", metavar="FOLDER", help="where the artefacts of this run go")
-    runner.add_argument("--group", default="", help="a name for runs that belong together, a tag in MLflow")
-    runner.add_argument("--progress", action="store_true", help="a bar over the cells, on a terminal")
-    return parser
+def parameters_from(texts: Sequence[str]) -> dict[str, Any]:
+    """Parameters from KEY=VALUE. Raises ValueError for anything else or a key twice.
+
+    >>> parameters_from(["SEED=1", "BASE_MODEL=models/small"])
+    {'SEED': 1, 'BASE_MODEL': 'models/small'}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, rest = text.partition("=")
+        if not key.isidentifier() or not equals or key in found:
+            raise ValueError(f"{text!r} is no parameter, expected KEY=VALUE with each key once")
+        found[key] = value(rest)
+    return found
 
 
-_OTHERS = {"summary": "how all chapters are", "folder": "where the artefacts go"}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    options = _parser().parse_args(arguments)
-    notebooks, what = options.notebooks.resolve(), (options.data, options.scale)
-    try:
-        match options.command:
-            case "run":
-                return _run_command(options, notebooks)
-            case "train":
-                return train(notebooks / f"{options.name}.py", options.model, *what)
-            case "stale":
-                print(*stale(*what, options.wanted, notebooks))
-            case "summary":
-                print(summary(*what, notebooks=notebooks))
-            case "folder":
-                print(folder_of(*what).parent)
-    except (ValueError, OSError) as error:
-        print(f"{getattr(options, 'name', options.command)}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _run_command(options: argparse.Namespace, notebooks: Path) -> int:
+def run_and_report(
+    source: Path, data: str, scale: str, parameters: Mapping[str, Any], root: str | None = None, group: str = "",
+    if_stale: bool = False, progress: bool = False,
+) -> int:  # fmt: skip
+    """Run a chapter and print how it went; returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the kernel is ended, too
-    source = notebooks / f"{options.name}.py"
-    data, scale = _of_dvc(options.params) if options.params else (options.data, options.scale)
-    parameters = {key: value(text) for key, text in options.parameter}
-    if options.if_stale and is_up_to_date(source, store.open_store(data, scale, options.artefacts), parameters):
+    name = source.stem
+    check(source, data, scale, parameters)
+    if if_stale and is_up_to_date(source, store.open_store(data, scale, root), parameters):
         return 0
-    print(f"{options.name}: started on {store.data_name(data)}, {scale}", flush=True)
+    print(f"{name}: started on {store.data_name(data)}, {scale}", flush=True)
     try:
-        facts = run(
-            source, data, scale, parameters, options.artefacts, options.group,
-            progress=options.progress and sys.stderr.isatty(),
-        )  # fmt: skip
+        facts = run(source, data, scale, parameters, root, group, progress)
     except KeyboardInterrupt:
-        print(f"{options.name}: stopped", file=sys.stderr)
+        print(f"{name}: stopped", file=sys.stderr)
         return 130
+    minutes = f"{facts['seconds'] / 60:.1f} minutes"
     if facts["state"] == "executed":
-        print(f"{options.name}: ran in {facts['seconds'] / 60:.1f} minutes", flush=True)
+        print(f"{name}: ran in {minutes}", flush=True)
         return 0
-    log = folder_of(data, scale, options.artefacts) / f"{options.name}.log"
+    log = folder_of(data, scale, root) / f"{name}.log"
     where = f"{facts['cell']}: {facts['error']}"
-    print(
-        f"{options.name}: failed after {facts['seconds'] / 60:.1f} minutes in {where}; it leaves no rows; log: {log}",
-        file=sys.stderr,
-    )
+    print(f"{name}: failed after {minutes} in {where}; it leaves no rows; log: {log}", file=sys.stderr)
     return 1
 
 
-def _of_dvc(params: Path) -> tuple[str, str]:
+def of_dvc(params: Path) -> tuple[str, str]:
     """Data and scale of DVC's params.yaml. Raises ValueError if its name is not that of the data's artefacts."""
     import yaml
 
@@ -562,7 +507,3 @@ def _of_dvc(params: Path) -> tuple[str, str]:
     if asked["name"] != name:
         raise ValueError(f"{params} has the name {asked['name']!r}, expected {name!r} for these data: change it there")
     return asked["data"], asked["scale"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

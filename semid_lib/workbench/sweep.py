@@ -1,6 +1,4 @@
-"""A grid over the parameters of one chapter, with all rows in one table:
-
-    python -m semid_lib.workbench.sweep 07_next_item --data demo --scale laptop SEED=0,1,2
+"""A grid over the parameters of one chapter, with all rows in one table (`semid sweep`).
 
 Every point of the grid has artefacts of its own in `artefacts/sweeps/<data>/<scale>/<chapter>/<point>/`; what the
 chapters before it wrote is linked there, never copied or changed. Points that have run are not run again, so a sweep
@@ -8,7 +6,6 @@ that was stopped goes on, and a larger grid adds to a smaller one. Next to the p
 `table.csv` (a line a row and point, with the parameters as columns) and `table.md` (mean and spread over seeds).
 """
 
-import argparse
 import itertools
 import os
 import re
@@ -116,16 +113,8 @@ def run(
 
     def one(task: tuple[Path, Mapping[str, Any]]) -> None:
         place, point = task
-        words = [word for key, value in point.items() for word in ("-p", key, repr(value))]
-        command = [
-            sys.executable,
-            "-m",
-            "semid_lib.workbench.chapters",
-            "--notebooks",
-            str(source.parent),
-            "run",
-            source.stem,
-        ]
+        words = [f"-p={key}={value!r}" for key, value in point.items()]
+        command = [sys.executable, "-m", "semid_lib.cli", "run", source.stem, f"--notebooks={source.parent}"]
         command += [f"--data={data}", f"--scale={scale}", f"--artefacts={place}", f"--group={group}", *words]
         subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
 
@@ -187,29 +176,12 @@ def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> str:
     return markdown
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 if all points have run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m semid_lib.workbench.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", metavar="NAME", help="the chapter, such as 07_next_item")
-    parser.add_argument("axes", nargs="+", metavar="KEY=VALUE,VALUE", help="parameters of the chapter and their values")
-    parser.add_argument("--data", default="demo", metavar="FOLDER", help="demo, or the folder of a data set")
-    parser.add_argument("--scale", default="laptop", help="smoke, laptop, full")
-    parser.add_argument("--jobs", type=int, default=1, help="points that run at once")
-    parser.add_argument("--notebooks", type=Path, default=chapters.NOTEBOOKS, metavar="FOLDER", help="of the chapters")
-    options = parser.parse_args(arguments)
-    source = options.notebooks.resolve() / f"{options.name}.py"
-    try:
-        points = grid(options.axes)
-        places = run(source, points, options.data, options.scale, jobs=options.jobs)
-    except ValueError as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        return 1
-    home = folder(source.stem, options.data, options.scale)
-    rows = table(places, source.stem, options.data, options.scale)
+def run_and_report(source: Path, axes: Sequence[str], data: str, scale: str, jobs: int = 1) -> int:
+    """Run a sweep, print its table, and return the exit code: 0 if all points have run."""
+    points = grid(axes)
+    places = run(source, points, data, scale, jobs=jobs)
+    home = folder(source.stem, data, scale)
+    rows = table(places, source.stem, data, scale)
     if len(rows):
         lines = write(rows, list(points[0]), home).splitlines()
         print(*lines[: _SHOWN + 2], sep="\n")
@@ -217,7 +189,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"... and {len(lines) - _SHOWN - 2} more lines in {home / 'table.md'}")
     print(f"{len(places)} of {len(points)} points have run; tables: {home}/table.parquet, .csv, .md")
     return 0 if len(places) == len(points) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -64,7 +64,7 @@ class Server:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "semid_lib.serving.http.web", "--model", str(folder), "--port", str(port)],
+            [sys.executable, "-m", "semid_lib.cli", "serve", "--model", str(folder), "--port", str(port)],
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
@@ -195,7 +195,7 @@ def batch(folder: Path, histories: list[list[int]], n_users: int) -> dict[str, f
                 lines.write(f"{user} {' '.join(map(str, choose.choice(histories)))}\n")
         paths = ["--model", folder, "--input-path", source, "--output-path", target, "--topk", "10"]
         started = time.perf_counter()
-        command = [sys.executable, "-m", "semid_lib.serving.predict", *map(str, paths)]
+        command = [sys.executable, "-m", "semid_lib.cli", "predict", *map(str, paths)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         seconds = time.perf_counter() - started
         with open(target, "rb") as answers:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kills import killed
 
+from semid_lib.cli import main
 from semid_lib.data import dataset as data
-from semid_lib.data.importers import import_amazon, import_table, k_core_positions, main, number
+from semid_lib.data.importers import import_amazon, import_table, k_core_positions, number
 
 
 def jsonl(*records: dict) -> str:
@@ -603,6 +604,7 @@ def test_import_amazon_refuses_bad_input(dump, tmp_path):
 
 def test_command_line(shop, capsys):
     arguments = [
+        "import",
         "table",
         "--items",
         str(shop / "shop.csv"),
@@ -614,7 +616,7 @@ def test_command_line(shop, capsys):
     assert main([*arguments, "--title", "name"]) == 0
     printed = "item_id is read from sku\ntitle is read from name\nbrand is read from brand\nprice is read from price\n"
     assert capsys.readouterr().out == f"{printed}items    3\nn items  3\n"
-    assert main([*arguments, "--title", "name"]) == 2
+    assert main([*arguments, "--title", "name"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -629,7 +631,8 @@ def test_command_line_amazon(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "semid_lib.data.importers",
+        "semid_lib.cli",
+        "import",
         "amazon",
         "--metadata",
         str(tmp_path / "meta.json"),
@@ -641,7 +644,7 @@ def test_command_line_amazon(tmp_path):
     failed = subprocess.run(
         [*command, "5", "--overwrite", "--no-progress"], capture_output=True, text=True, check=False
     )
-    assert failed.returncode == 2
+    assert failed.returncode == 1
     assert failed.stderr.startswith(f"error: {tmp_path}/reviews.json: no interaction is left")
     assert failed.stderr.count("\n") == 1
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from semid_lib.cli import main
 from semid_lib.data.folder import write_folder
 from semid_lib.evaluation import report
 from semid_lib.workbench import store
@@ -217,27 +218,22 @@ def test_publish_then_check(shop_folder, tmp_path, monkeypatch, capsys):
     failed = shelf.path("executed") / "08_other.failed.ipynb"
     failed.parent.mkdir()
     failed.touch()
-    assert report.main(["publish", shop_folder, "smoke"]) == 1
+    assert main(["results", "publish", "--data", shop_folder, "--scale", "smoke"]) == 1
     assert "08_other.failed.ipynb is of a run that did not succeed" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
     failed.unlink()
-    assert report.main(["publish", shop_folder, "smoke"]) == 0
+    assert main(["results", "publish", "--data", shop_folder, "--scale", "smoke"]) == 0
     assert "| MRR | .5000 ± .1000 |" in page.read_text(encoding="utf-8").replace("\xa0", " ")
     assert "-->.5000<!-- end row -->." in page.read_text(encoding="utf-8")
     assert report.stale_pages() == []
-    assert report.main(["check"]) == 0
+    assert main(["results", "check"]) == 0
 
     published = tmp_path / "results" / "shop-smoke.json"
     rows = json.loads(published.read_text(encoding="utf-8"))
     published.write_text(json.dumps([{**rows[0], "value": 0.6}]), encoding="utf-8")
     assert report.stale_pages() == ["README.md"]
-    assert report.main(["check"]) == 1
+    assert main(["results", "check"]) == 1
     assert "README.md" in capsys.readouterr().err
-
-
-def test_anything_else_on_the_command_line_prints_the_manual(capsys):
-    assert report.main(["publish"]) == 2
-    assert "semid_lib.evaluation.report publish" in capsys.readouterr().err
 
 
 def test_no_published_table_differs_from_its_rows():

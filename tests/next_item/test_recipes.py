@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from semid_lib.cli import main
 from semid_lib.data import dataset, demo_shop, folder
 from semid_lib.decoding import beam_search
 from semid_lib.evaluation import metrics
@@ -22,7 +23,7 @@ from semid_lib.workbench.store import Store, hardware
 # what two processes run: no dropout, and the first attempt is stopped at the last of the three steps of an epoch
 PROGRAM = """
 import sys
-from semid_lib.next_item import recipes as next_item
+from semid_lib.cli import main
 from semid_lib.next_item import tiger
 from semid_lib.workbench import training
 usual, left = tiger.Tiger.forward, [9]
@@ -35,11 +36,9 @@ def forward(model, batch):
     return usual(model, batch)
 
 tiger.Tiger.forward = forward
-try:
-    next_item.main(sys.argv[1:])
-except KeyboardInterrupt:
+if main(sys.argv[1:]) == 130:
     print("stopped")
-sys.exit(next_item.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -83,7 +82,7 @@ def by_heart(monkeypatch):
 
 
 def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_path, capsys, monkeypatch):
-    asked = ["tiger", "--data", str(shop_folder), "--scale", "smoke"]
+    asked = ["train", "tiger", "--data", str(shop_folder), "--scale", "smoke"]
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {
@@ -98,7 +97,7 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
     assert done.stdout.count("stopped") == 2
     assert done.stdout.count("Recall@10") == 1  # only the first process prints
 
-    assert recipes.main(asked) == 0
+    assert main(asked) == 0
     printed = capsys.readouterr().out
     assert printed.split("Recall@10")[1].split()[0] == done.stdout.split("Recall@10")[1].split()[0]
     models, names = [], set()
@@ -108,7 +107,7 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
         names.add(run.name)
         with monkeypatch.context() as patch:
             by_heart(patch)
-            models.append(recipes._asked(recipes._parser().parse_args(asked))[1](0).model)
+            models.append(recipes.task_of("tiger", str(shop_folder), "smoke")[1](0).model)
     assert len(names) == 1  # the number of processes is not part of it
     one, two = models
     for name, weight in one.state_dict().items():
@@ -118,15 +117,15 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
 @pytest.mark.parametrize("model", recipes.MODELS)
 @pytest.mark.parametrize("split", ["leave_one_out", "time"])
 def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypatch):
-    asked = [model, "--data", str(shop_folder), "--scale", "smoke", "--seed", "3", "--split", split]
-    assert recipes.main(asked) == 0
+    asked = ["train", model, "--data", str(shop_folder), "--scale", "smoke", "--seed", "3", "--split", split]
+    assert main(asked) == 0
     first = capsys.readouterr().out
     assert "Recall@10" in first
     by_heart(monkeypatch)
-    assert recipes.main(asked) == 0
+    assert main(asked) == 0
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="not found"):
-        recipes.main([*asked, "--seed", "4"])
+        main([*asked, "--seed", "4"])
 
 
 @pytest.mark.parametrize(
@@ -144,8 +143,8 @@ def test_data_that_cannot_be_tested_are_refused_before_training(tmp_path, monkey
     times = [(f"user{at}", seconds) for at, seconds in enumerate(times)]
     folder.write_folder(tmp_path / "shop", items, histories, times)
     by_heart(monkeypatch)  # a training would fail
-    asked = ["sasrec", "--data", str(tmp_path / "shop"), "--scale", "smoke", "--split", split]
-    assert recipes.main(asked) == 2
+    asked = ["train", "sasrec", "--data", str(tmp_path / "shop"), "--scale", "smoke", "--split", split]
+    assert main(asked) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
@@ -163,7 +162,7 @@ def test_first_weights_are_drawn_without_reseeding_anything(task):
 
 
 def test_a_chapter_finds_what_the_command_trained(shop_folder, task, monkeypatch):
-    assert recipes.main(["timeline", "--data", str(shop_folder), "--scale", "smoke"]) == 0
+    assert main(["train", "timeline", "--data", str(shop_folder), "--scale", "smoke"]) == 0
     shelf, asked = task
     assert len(list(asked.runs.glob("[!.]*"))) == asked.sizes.n_seeds  # one for each that chapter 07 asks for
     vectors = recipes.normalize(shelf.load("embeddings")["vectors"])
@@ -212,15 +211,15 @@ def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_as
 
 
 def test_what_is_missing_is_said_in_a_line(shop_folder, capsys):
-    assert recipes.main(["tiger", "--data", str(shop_folder), "--scale", "laptop"]) == 2
+    assert main(["train", "tiger", "--data", str(shop_folder), "--scale", "laptop"]) == 1
     assert "run the chapter that writes 'semantic_ids'" in capsys.readouterr().err
     shelf = Store("small", "smoke", dataset.load(shop_folder).fingerprint)
     saved = shelf.load("semantic_ids")
     old = {name: saved[name] for name in ("codes", "disambiguation_code")}
     shelf.save("semantic_ids", old, codebook_size=8)
-    assert recipes.main(["tiger", "--data", str(shop_folder), "--scale", "smoke"]) == 2
+    assert main(["train", "tiger", "--data", str(shop_folder), "--scale", "smoke"]) == 1
     assert "of an older version, run chapter 02 again" in capsys.readouterr().err
     (shop_folder / "sequences.tsv.gz").unlink()
     (shop_folder / "timestamps.tsv.gz").unlink()
-    assert recipes.main(["sasrec", "--data", str(shop_folder), "--scale", "smoke"]) == 2
+    assert main(["train", "sasrec", "--data", str(shop_folder), "--scale", "smoke"]) == 1
     assert capsys.readouterr().err == "error: small has no histories: there is nothing to train on\n"

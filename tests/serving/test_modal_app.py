@@ -24,6 +24,7 @@ from modal_proto import api_pb2
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from semid_lib.cli import main
 from semid_lib.data.folder import write_folder
 from semid_lib.decoding import beam_search
 from semid_lib.serving import modal_app, predict
@@ -438,29 +439,29 @@ def test_what_is_sent_is_enough_to_answer(cloud, served_folder, shop, tmp_path):
 
 def test_a_folder_is_sent_whole_and_nothing_else(cloud, served_folder):
     (served_folder / "notes.txt").write_text("not of the model")
-    assert modal_app.main(["upload", "--folder", str(served_folder)]) == 0
+    assert main(["deploy", "upload", "--folder", str(served_folder)]) == 0
     sent = cloud.files["semid"]
     assert sent == {
         f"recommender/{path.name}": path.read_bytes() for path in served_folder.iterdir() if path.name != "notes.txt"
     }
     assert len(cloud.asked("VolumePutFiles")) == 1
     modal_app.check_deployment(Settings(), "t")
-    assert modal_app.main(["upload", "--folder", str(served_folder), "--name", "shops/beauty"]) == 0
+    assert main(["deploy", "upload", "--folder", str(served_folder), "--name", "shops/beauty"]) == 0
     modal_app.check_deployment(Settings(model="shops/beauty"), "t")
 
 
 @pytest.mark.parametrize("broken", ["items.parquet", "model.safetensors", "config.json"])
 def test_a_broken_folder_never_meets_the_network(cloud, served_folder, capsys, broken):
     (served_folder / broken).write_bytes(b"{}")
-    assert modal_app.main(["upload", "--folder", str(served_folder)]) == 1
-    assert capsys.readouterr().err.startswith("failed: ") and cloud.calls == []
+    assert main(["deploy", "upload", "--folder", str(served_folder)]) == 1
+    assert capsys.readouterr().err.startswith("error: ") and cloud.calls == []
     (served_folder / broken).unlink()
-    assert modal_app.main(["upload", "--folder", str(served_folder)]) == 1
+    assert main(["deploy", "upload", "--folder", str(served_folder)]) == 1
     assert broken in capsys.readouterr().err and cloud.calls == []
 
 
 def test_an_upload_refuses_a_name_that_leads_elsewhere(cloud, served_folder, capsys):
-    assert modal_app.main(["upload", "--folder", str(served_folder), "--name", "../x"]) == 1
+    assert main(["deploy", "upload", "--folder", str(served_folder), "--name", "../x"]) == 1
     assert "SEMID_MODEL is ../x" in capsys.readouterr().err and cloud.calls == []
 
 
@@ -489,8 +490,8 @@ def test_batch_on_modal_gives_the_file_of_the_command(cloud, in_room, room, hist
     cloud.run["answer"] = in_a_container
     there, here = tmp_path / f"there{ending}", tmp_path / f"here{ending}"
     words = ["--input-path", str(histories), "--topk", "4"]
-    assert modal_app.main(["predict", *words, "--output-path", str(there)]) == 2  # a line was rejected
-    assert predict.main([*words, "--model", str(in_room), "--output-path", str(here)]) == 2
+    assert main(["deploy", "predict", *words, "--output-path", str(there)]) == 3  # a line was rejected
+    assert main(["predict", *words, "--model", str(in_room), "--output-path", str(here)]) == 3
     assert there.read_bytes() == here.read_bytes()
     assert Path(f"{there}.rejected").read_bytes() == Path(f"{here}.rejected").read_bytes()
     assert not [path for path in cloud.files["semid"] if path.startswith("batch/")]
@@ -503,8 +504,8 @@ def test_a_batch_that_cannot_run_never_meets_the_network(cloud, histories, tmp_p
         ["--input-path", str(histories), "--output-path", "out.csv", "--topk", "0"],
         ["--input-path", str(tmp_path / "none.txt"), "--output-path", "out.csv"],
     ):
-        assert modal_app.main(["predict", *words]) == 1
-        assert capsys.readouterr().err.startswith("failed: ")
+        assert main(["deploy", "predict", *words]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
     assert cloud.calls == []
 
 
@@ -584,8 +585,8 @@ def test_training_sends_data_and_brings_rows_back(cloud, shop_folder, tmp_path, 
         return "01_a"
 
     cloud.run["train"] = in_a_container
-    words = ["train", "--data", str(shop_folder), "--scale", "smoke", "--chapters", "01"]
-    assert modal_app.main(words) == 0
+    words = ["deploy", "train", "--data", str(shop_folder), "--scale", "smoke", "--chapters", "01"]
+    assert main(words) == 0
     [(data, scale, chapters, commit)] = asked
     assert (data, scale, chapters) == (f"{name}/tiny", "smoke", "01") and re.fullmatch(r"[0-9a-f]{40}\+?|\+", commit)
     sent = [path for path in cloud.files["semid"] if path.startswith("data/")]
@@ -594,15 +595,15 @@ def test_training_sends_data_and_brings_rows_back(cloud, shop_folder, tmp_path, 
     missing = imports(sorted((ROOT / "notebooks").glob("[0-9]*.py"))) - provided(re.search(r"\[([\w,]+)\]", line)[1])
     assert not missing - {"ray", "unsloth", "vllm"}, f"the image of the chapters lacks {sorted(missing)}"
     assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == {"executed/01_a.ipynb", "rows/01_a.json"}
-    assert modal_app.main(["fetch", "--data", str(shop_folder), "--scale", "smoke", "--everything"]) == 0
+    assert main(["deploy", "fetch", "--data", str(shop_folder), "--scale", "smoke", "--everything"]) == 0
     assert (here / "recommender" / "config.json").read_bytes() == b"recommender/config.json"
-    assert modal_app.main(["fetch", "--scale", "smoke"]) == 1  # the demo shop
+    assert main(["deploy", "fetch", "--scale", "smoke"]) == 1  # the demo shop
 
 
 def test_training_that_cannot_run_never_meets_the_network(cloud, tmp_path, capsys):
     for words in (["--data", str(tmp_path / "none")], ["--scale", "huge"], ["--chapters", "42"]):
-        assert modal_app.main(["train", *words]) == 1
-        assert capsys.readouterr().err.startswith("failed: ")
+        assert main(["deploy", "train", *words]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
     assert cloud.calls == []
 
 
@@ -614,13 +615,13 @@ def test_what_is_measured_stands_where_chapter_08_reads(serve, in_room, shop_fol
     monkeypatch.delenv("SEMID_TOKEN", raising=False)
     url = serve(web.load_app(in_room))
     words = ["--url", url, "--data", str(shop_folder), "--scale", "smoke", "--warm", "5", "--cold", "1", "--wait", "0"]
-    assert modal_app.main(["measure", *words]) == 0
+    assert main(["deploy", "measure", *words]) == 0
     printed = capsys.readouterr().out
     assert "deployment/endpoint_warm/p50_ms" in printed and "1 of 1 were not cold" in printed
     run = store.open_store(str(shop_folder), "smoke").folder
     rows = json.loads((run / "rows" / "08_endpoint.json").read_text())
     assert [row["key"] for row in rows] == [f"deployment/tiny/endpoint_warm/{name}" for name in ("p50_ms", "p95_ms")]
-    assert modal_app.main(["measure", *words, "--warm", "0"]) == 1  # nothing to keep
+    assert main(["deploy", "measure", *words, "--warm", "0"]) == 1  # nothing to keep
 
 
 def test_modal_reads_the_file_without_an_account():
@@ -628,10 +629,10 @@ def test_modal_reads_the_file_without_an_account():
     assert run.returncode == 0 and "--chapters" in run.stdout
     run = command(*MODAL, "run", "-m", "semid_lib.serving.modal_app::train")
     assert run.returncode != 0 and "Token missing" in run.stderr
-    run = command(sys.executable, "-m", "semid_lib.serving.modal_app", "--help")
+    run = command(sys.executable, "-m", "semid_lib.cli", "deploy", "--help")
     assert run.returncode == 0 and "modal deploy -m semid_lib.serving.modal_app" in run.stdout
-    run = command(sys.executable, "-m", "semid_lib.serving.modal_app", "upload", "--folder", "none", SEMID_CPU="x")
-    assert run.returncode == 1 and run.stderr == "refused: SEMID_CPU is x, expected a number\n"
+    run = command(sys.executable, "-m", "semid_lib.cli", "deploy", "upload", "--folder", "none", SEMID_CPU="x")
+    assert run.returncode == 1 and run.stderr == "error: SEMID_CPU is x, expected a number\n"
 
 
 def test_no_other_module_imports_modal():

@@ -17,12 +17,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kills import killed
 
+from semid_lib.cli import main
 from semid_lib.data import folder
 from semid_lib.data.item_ids import ItemIds
 from semid_lib.serving import batch_io
 from semid_lib.serving import predict as batch
 from semid_lib.serving.batch_io import DataHistories, Record
-from semid_lib.serving.predict import Outcome, answers, main, predict
+from semid_lib.serving.predict import Outcome, answers, predict
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench.text import has_controls
 
@@ -146,8 +147,8 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
 
 def test_exit_codes(served_folder, input_path, tmp_path, capsys):
     def run(*more, output="out.csv", model=served_folder):
-        paths = ["--model", str(model), "--input-path", str(input_path), "--output-path", str(tmp_path / output)]
-        return main([*paths, *more])
+        paths = ["--model", str(model), "--input", str(input_path), "--output", str(tmp_path / output)]
+        return main(["predict", *paths, *more])
 
     assert run("--topk", "3") == 0
     assert "60 records answered, 0 rejected" in capsys.readouterr().err
@@ -156,7 +157,12 @@ def test_exit_codes(served_folder, input_path, tmp_path, capsys):
     assert run(model=tmp_path) == 1
     assert "config.json is missing" in capsys.readouterr().err
     input_path.write_text("ann x\n")
-    assert run() == 2
+    assert run() == 3
+    words = ["predict", "--model", str(served_folder)]
+    assert main([*words, "--input", str(input_path)]) == 3
+    assert capsys.readouterr().err.endswith("line 1: item id 'x' is not in the catalogue\n")
+    for wrong in ([], ["--data", "demo", "--queries"], ["--input", "x.txt", "--data", "demo"], ["--user", "ann"]):
+        assert main([*words, *wrong]) == 2
 
 
 # --- interruptions ---

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from semid_lib.cli import main
 from semid_lib.data.folder import write_folder
 from semid_lib.workbench import chapters, store
 
@@ -63,8 +64,8 @@ def elsewhere(monkeypatch, tmp_path):
 
 
 def command(notebooks):
-    words = "run", "01_toy", "--scale", "smoke"
-    return [sys.executable, "-m", "semid_lib.workbench.chapters", "--notebooks", notebooks, *words]
+    words = "01_toy", "--scale", "smoke"
+    return [sys.executable, "-m", "semid_lib.cli", "run", "--notebooks", notebooks, *words]
 
 
 def left_in(folder):
@@ -161,8 +162,8 @@ def test_rows_of_an_earlier_run_do_not_stay_when_a_run_records_none(notebooks):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["-p", "SEDE", "1"], "no parameter 'SEDE' here, expected one of SEED, WIDTH"),
-        (["-p", "SCALE", "full"], "no parameter 'SCALE'"),
+        (["-p", "SEDE=1"], "no parameter 'SEDE' here, expected one of SEED, WIDTH"),
+        (["-p", "SCALE=full"], "no parameter 'SCALE'"),
         (["--scale", "huge"], "SCALE is 'huge', expected one of smoke"),
         (["--data", "nowhere"], "DATA is 'nowhere', expected demo or a folder"),
         (["--notebooks", "."], "no chapter '01_toy'"),
@@ -170,8 +171,8 @@ def test_rows_of_an_earlier_run_do_not_stay_when_a_run_records_none(notebooks):
 )
 def test_what_cannot_be_run_is_said_before_anything_runs(notebooks, words, problem, capsys):
     folder = words.pop() if words[0] == "--notebooks" else str(notebooks)
-    command = ["--notebooks", folder, "run", "01_toy", "--scale", "smoke", *words[words[0] == "--notebooks" :]]
-    assert chapters.main(command) == 1
+    command = ["run", "--notebooks", folder, "01_toy", "--scale", "smoke", *words[words[0] == "--notebooks" :]]
+    assert main(command) == 1
     assert problem in capsys.readouterr().err
     assert not (Path(os.environ["SEMID_ARTEFACTS"]) / "demo").exists()
 
@@ -182,7 +183,7 @@ def test_damaged_facts_of_a_run_are_named(notebooks, text, capsys):
     folder.mkdir(parents=True)
     (folder / "01_toy.json").write_text(text)
     for words in (["stale"], ["summary"], ["run", "01_toy", "--if-stale"]):
-        assert chapters.main(["--notebooks", str(notebooks), *words, "--scale", "smoke"]) == 1
+        assert main([*words, "--notebooks", str(notebooks), "--scale", "smoke"]) == 1
         assert f"{folder / '01_toy.json'} is damaged" in capsys.readouterr().err
 
 
@@ -365,12 +366,12 @@ def repository(notebooks):
 
 def make(repository, *words, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "OMP_"))}
-    chapter = f"{sys.executable} -m semid_lib.workbench.chapters"
     # nothing is installed: the interpreter of the tests takes the place of the project's environment
     command = ["make", "INSTALLED=pyproject.toml", f"BIN={Path(sys.executable).parent}", "SCALE=smoke", "CORES=4"]
-    runner = f"CHAPTER={chapter} --notebooks {repository / 'notebooks'}"
+    runner = f"SEMID={sys.executable} -m semid_lib.cli"
+    clean |= {"SEMID_NOTEBOOKS": str(repository / "notebooks")} | environment
     return subprocess.run(
-        [*command, runner, *words], capture_output=True, text=True, check=False, cwd=repository, env=clean | environment
+        [*command, runner, *words], capture_output=True, text=True, check=False, cwd=repository, env=clean
     )
 
 
@@ -443,7 +444,7 @@ def test_make_hands_data_to_commands_as_they_are(repository, name, how):
 
 ASKING = """
 asking:
-\t@$(CHAPTER) folder $(ON)
+\t@$(SEMID) folder $(ON)
 """
 
 

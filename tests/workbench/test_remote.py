@@ -13,9 +13,9 @@ import pyarrow.fs
 import pytest
 from conftest import free_port
 
+from semid_lib.cli import main
 from semid_lib.data import dataset, folder
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
-from semid_lib.serving import predict
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench import chapters, remote, store
 
@@ -184,21 +184,18 @@ def test_a_recommender_and_its_answers_lie_in_a_store(place, recommender, monkey
     np.testing.assert_array_equal(loaded.recommend([ids[:3]]).item_ids, recommender.recommend([ids[:3]]).item_ids)
     lines = f"ann {ids[0]} {ids[1]}\nbob {ids[2]}\ncem nonsense\n"
     stored(place, histories__txt=lines.encode())
-    words = ["--model", f"{place}/model", "--input-path", f"{place}/histories.txt", "--topk", "3"]
-    assert predict.main([*words, "--output-path", f"{place}/answers/preds.csv"]) == 2
+    words = ["predict", "--model", f"{place}/model", "--input-path", f"{place}/histories.txt", "--topk", "3"]
+    assert main([*words, "--output-path", f"{place}/answers/preds.csv"]) == 3
     (tmp_path / "histories.txt").write_text(lines)
     assert (
-        predict.main(
-            [*words[:3], str(tmp_path / "histories.txt"), *words[4:], "--output-path", str(tmp_path / "p.csv")]
-        )
-        == 2
+        main([*words[:4], str(tmp_path / "histories.txt"), *words[5:], "--output-path", str(tmp_path / "p.csv")]) == 3
     )
     elsewhere(monkeypatch, tmp_path / "third")
     answers = contents(remote.fetch(f"{place}/answers"))
     assert answers["preds.csv"] == (tmp_path / "p.csv").read_bytes()
     assert answers["preds.csv.rejected"] == (tmp_path / "p.csv.rejected").read_bytes()
     stored(place, histories__txt=lines.replace("nonsense", "").encode())
-    assert predict.main([*words, "--output-path", f"{place}/answers/preds.csv"]) == 0
+    assert main([*words, "--output-path", f"{place}/answers/preds.csv"]) == 0
     assert not remote.exists(f"{place}/answers/preds.csv.rejected")
 
 
@@ -246,8 +243,8 @@ def test_what_is_not_there_is_named(place, capsys):
         store.Store("shop", "smoke", "f", root="s3://no-such-bucket").save("a", {"a": np.zeros(1)})
     with pytest.raises(ValueError, match="foo://x/y: pyarrow knows no such kind of place"):
         dataset.load("foo://x/y")
-    assert predict.main(["--model", place, "--input-path", "x.txt", "--output-path", "y.csv"]) == 1
-    assert f"failed: {place} is not there" in capsys.readouterr().err
+    assert main(["predict", "--model", place, "--input-path", "x.txt", "--output-path", "y.csv"]) == 1
+    assert f"error: {place} is not there" in capsys.readouterr().err
 
 
 def test_what_this_machine_cannot_do_is_not_blamed_on_the_store(place):

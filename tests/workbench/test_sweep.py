@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from semid_lib.cli import main
 from semid_lib.workbench import chapters, store, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def source(tmp_path, monkeypatch):
 
 
 def command(source, *axes):
-    return sweep.main(["--notebooks", str(source.parent), "02_toy", *axes, "--scale", "smoke"])
+    return main(["sweep", "--notebooks", str(source.parent), "02_toy", *axes, "--scale", "smoke"])
 
 
 def test_a_sweep_by_hand(source, capfd):

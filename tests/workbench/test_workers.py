@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from semid_lib.cli import main
 from semid_lib.data import demo_shop
 from semid_lib.ids import embed, quantize, semantic_ids
 from semid_lib.queries import llm_queries, synthesis
@@ -353,6 +354,6 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 )
 def test_the_command_shares_the_work_out(asked, served_folder, shop, tmp_path, arguments, expected):
     (tmp_path / "in.txt").write_text(f"ann {shop.items['item_id'][0]}\n")
-    command = ["--model", str(served_folder), "--input-path", str(tmp_path / "in.txt")]
-    assert predict.main([*command, "--output-path", str(tmp_path / "out.csv"), *arguments]) == 0
+    command = ["predict", "--model", str(served_folder), "--input-path", str(tmp_path / "in.txt")]
+    assert main([*command, "--output-path", str(tmp_path / "out.csv"), *arguments]) == 0
     assert asked == ([expected, "left"] if expected else [])

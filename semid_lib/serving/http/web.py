@@ -1,27 +1,20 @@
-"""The recommender as an HTTP service, with a page to try it.
+"""The recommender as an HTTP service, with a page to try it (`semid serve`).
 
-FOLDER may be a repository on the Hugging Face Hub, "org/name"; `--revision` is a branch, tag or commit of it.
-
-The service listens on loopback, unless `--host` is another address. If the environment variable SEMID_TOKEN is set, all
+The service listens on loopback, unless told otherwise. If the environment variable SEMID_TOKEN is set, all
 requests about items need it as a bearer token. After SIGTERM the service answers what it has accepted, and ends.
 """
 
-import argparse
 import contextlib
 import ctypes
 import gc
 import ipaddress
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, unquote
-
-if __name__ == "__main__":
-    gc.disable()  # imports leave almost no garbage, and looking for it takes a tenth of a cold start
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
@@ -295,47 +288,41 @@ def load_app(
     return app
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Load a recommender and serve it until SIGTERM or Ctrl-C; returns 1 if it cannot be loaded."""
-    parser = argparse.ArgumentParser(
-        prog="python -m semid_lib.serving.http.web",
-        description=__doc__.partition("\n")[0],
-        epilog=f"If the environment variable {TOKEN} is set, requests about items need it as a bearer token.",
-    )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="of Recommender.save_pretrained, or org/name")
-    parser.add_argument("--revision", help="of org/name: a branch, a tag or, better, a commit; main by default")
-    parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--host", default="127.0.0.1", help="loopback by default; 0.0.0.0 for every network")
-    options = parser.parse_args(arguments)
-    if not 0 <= options.port < 2**16:
-        parser.error(f"--port is {options.port}, expected 0 to 65535")
+def serve(model: str | Path, host: str = "127.0.0.1", port: int = 8080, revision: str | None = None) -> None:
+    """Load a recommender and serve it until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    model, revision
+        Arguments of `Recommender.from_pretrained`.
+    host : str
+        Any address but loopback lets others connect; without a token, a warning is logged.
+    port : int
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        If the model cannot be loaded, or the token is unusable.
+    """
     log_as_json()
-    token, loopback = os.environ.get(TOKEN), _is_loopback(options.host)
+    token, loopback = os.environ.get(TOKEN), _is_loopback(host)
     if token is None and not loopback:
-        log.warning(
-            f"no authentication: anyone who reaches {options.host}:{options.port} can send requests. "
-            f"Set {TOKEN} and restart"
-        )
+        log.warning(f"no authentication: anyone who reaches {host}:{port} can send requests. Set {TOKEN} and restart")
     limits = Limits()
-    try:
-        app = load_app(options.model, limits, token, token is None and loopback, revision=options.revision)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"cannot serve {options.model}: {error}", file=sys.stderr)
-        return 1
+    app = load_app(model, limits, token, token is None and loopback, revision=revision)
     gc.freeze()  # models stay: the collector need not look through them
     gc.enable()
     app.state.service.warm_up_beside()
     uvicorn.run(
         app,
-        host=options.host,
-        port=options.port,
+        host=host,
+        port=port,
         log_config=None,
         access_log=False,  # it would write down what people look for
         server_header=False,
         limit_concurrency=2 * limits.max_queue,
         timeout_graceful_shutdown=int(2 * limits.seconds) + 5,
     )
-    return 0
 
 
 def log_as_json() -> None:
@@ -357,7 +344,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
