@@ -1,15 +1,13 @@
-"""The trained whole: models, semantic IDs and item table in one folder; item ids in and out, or text in."""
+"""A trained recommender: models, semantic IDs and item table in one folder; histories or queries in, item ids out."""
 
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 
@@ -19,16 +17,14 @@ from semid_lib.decoding.ranking import Ranked, checked_mask
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.llm_search import LanguageModelSearch, LightSearch
-from semid_lib.llm.vllm_search import VLLMSearch, load_searcher
+from semid_lib.llm.vllm_search import VLLMSearch
 from semid_lib.next_item.timeline import Timeline
 from semid_lib.search.retrieval import checked_queries
 from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card
 from semid_lib.workbench import arguments, remote
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
-from semid_lib.workbench.store import sha256
 from semid_lib.workbench.text import one_line, shown
-from semid_lib.workbench.weights import save_weights
 
 _SHOWN = 30  # rows of an answer in a notebook
 
@@ -118,10 +114,11 @@ class Recommender:
     def _join(self, model, ids: SemanticIDs, items: pd.DataFrame, searcher, exclude_seen: bool) -> None:
         """Put the parts together; the item table has been checked."""
         if model is None and searcher is None:
-            raise ValueError("there is neither a model of the next item nor one of search, expected one at least")
+            raise ValueError("there is neither a next-item model nor a search model: expected at least one")
         if len(items) != len(ids) or (model is not None and not np.array_equal(model.ids.cpu().numpy(), ids.unique)):
-            known = "no model of the next item" if model is None else f"a model with {len(model.ids)}"
-            raise ValueError(f"{len(items)} items, {len(ids)} semantic IDs and {known} do not belong together")
+            in_model = "" if model is None else f", {len(model.ids)} in the model"
+            found = f"{len(items)} items, {len(ids)} semantic IDs{in_model}"
+            raise ValueError(f"{found}: expected the same items. Load all from one folder")
         if searcher is not None and not _same_items(searcher.trie, ids.unique):
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
@@ -163,7 +160,7 @@ class Recommender:
             Without a searcher, for a query that is blank or no text, a k below 1 or a mask that does not fit.
         """
         if self.searcher is None:
-            raise ValueError("this recommender has no model of search: fine-tune one (chapter 05)")
+            raise ValueError("this recommender has no search model: train one (chapter 05)")
         queries = checked_queries(queries, k)
         checked_mask(allowed, len(queries), len(self.ids))
         if not queries:
@@ -246,7 +243,7 @@ class Recommender:
             As for `recommend`, and for a row that is not in the catalogue (the message names the history).
         """
         if self.model is None:
-            raise ValueError("this recommender has no model of the next item: train one on histories (chapter 07)")
+            raise ValueError("this recommender has no next-item model: train one on histories (chapter 07)")
         exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
         return self.model.rank(histories, k, exclude_seen, beam_width, progress, allowed, diversity, prior, exact)
 
@@ -275,8 +272,6 @@ class Recommender:
     def _repr_html_(self) -> str:
         return _html(pd.Series(self._facts(), name="Recommender").to_frame())
 
-    # to and from a folder
-
     def save_pretrained(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
 
@@ -286,7 +281,7 @@ class Recommender:
         Parameters
         ----------
         folder : str or Path
-            Also an address such as "s3://bucket/folder" (`places`).
+            Also an address such as "s3://bucket/folder" (`remote`).
         provenance : mapping, optional
             JSON about data and run, as `store.Store.provenance` gives it; by default what was loaded.
 
@@ -307,29 +302,12 @@ class Recommender:
             raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
         try:
             with fresh_folder(folder) as fresh:
-                self._write(fresh, items, provenance)
+                parts = (self.model, self.ids, self.items, self.searcher, self.exclude_seen, provenance)
+                saved.write(fresh, saved.Parts(*parts), items)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} could not be written and is as it was: {one_line(str(error), 300)}") from error
         self.provenance = provenance
         remote.send(where, whole=True)
-
-    def _write(self, folder: Path, items: pa.Table, provenance: dict[str, Any]) -> None:
-        self.ids.save(folder / "semantic_ids.npz")
-        saved.write_items(items, folder / "items.parquet")
-        files, config = list(saved.ALWAYS), {"format": saved.FORMAT, "exclude_seen": self.exclude_seen}
-        if self.model is not None:
-            weights = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-            save_weights(folder / "model.safetensors", weights)
-            config["model"] = {"type": "timeline", **asdict(self.model.config)}
-            files.append("model.safetensors")
-        if self.searcher is not None:
-            config["searcher"], written = self.searcher.save(folder)
-            files += written
-        if provenance:
-            config["provenance"] = provenance
-        saved.check_endings(files, folder)
-        config["sha256"] = {name: sha256(folder / name) for name in files}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -347,7 +325,7 @@ class Recommender:
         Parameters
         ----------
         where : str or Path
-            Also an address such as "s3://bucket/folder" (`places`), of which files that have changed are brought.
+            Also an address such as "s3://bucket/folder" (`remote`), of which files that have changed are brought.
         device : str or torch.device
         revision : str, optional
             Of the repository, a branch, tag or commit, by default main; `source` is the commit.
@@ -360,7 +338,7 @@ class Recommender:
         ------
         ValueError
             Naming the file if one is missing, has another checksum than `config.json` says, is of another format, or
-            does not fit the others; and as `hub.resolve`, `hub.fetch` and `places.fetch` do.
+            does not fit the others; and as `hub.resolve`, `hub.fetch` and `remote.fetch` do.
         """
         if remote.is_remote(where):
             remote.fetch(where)
@@ -368,38 +346,13 @@ class Recommender:
         source = hub.resolve(folder if remote.is_remote(where) else where, revision)
         if source is not None:
             folder = hub.fetch(source, {"config.json": None})
-        return saved.steady(folder, lambda: cls._read(folder, source, device, engine, fingerprint))
-
-    @classmethod
-    def _read(
-        cls,
-        folder: Path,
-        source: hub.Source | None,
-        device: str | torch.device,
-        engine: str,
-        fingerprint: str | None,
-    ) -> "Recommender":
-        config = saved.read_config(folder)
-        if fingerprint is not None:
-            saved.check_provenance(config.get("provenance", {}), fingerprint, source or folder)
-        sums = config["sha256"]
-        saved.bring(folder, source, sums, saved.ALWAYS)
-        ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), saved.read_items(folder / "items.parquet")
-        if len(items) != len(ids):  # known before the models are fetched
-            raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs do not belong together")
-        others = [name for name in sums if name not in saved.ALWAYS]
-        saved.bring(folder, source, sums, (*others, *["model.safetensors"] * ("model" in config)))
-        model = searcher = None
-        if "model" in config:
-            model = saved.read_timeline(folder / "model.safetensors", config["model"], ids, device)
-        if "searcher" in config:
-            searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
+        parts = saved.steady(folder, lambda: saved.read(folder, source, device, engine, fingerprint))
+        loaded = cls.__new__(cls)
         try:
-            loaded = cls.__new__(cls)
-            loaded._join(model, ids, items, searcher, config.get("exclude_seen", True))
+            loaded._join(*parts[:-1])
         except ValueError as error:
             raise ValueError(f"{source or folder}: {error}") from error
-        loaded.source, loaded.provenance = source, config.get("provenance", {})
+        loaded.source, loaded.provenance = source, parts.provenance
         return loaded
 
     def push_to_hub(

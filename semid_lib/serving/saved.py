@@ -1,13 +1,14 @@
-"""The folder of a recommender: what is in it, and its files checked one by one before they are used.
+"""The folder of a recommender: what is in it, and how each file is checked before it is used.
 
-Checksums find what is damaged; these checks find what was made wrong: types, ranges and shapes, and all of them before
-memory is spent on a model.
+Checksums find damaged files. The checks here find files that were made wrong: types, ranges and shapes, before memory
+is spent on a model.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -17,11 +18,12 @@ import torch
 from semid_lib.data.table import arrow_table
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.examples import TASKS
+from semid_lib.llm.vllm_search import load_searcher
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.serving import hub
-from semid_lib.workbench.store import check_files, check_names
-from semid_lib.workbench.text import one_line
-from semid_lib.workbench.weights import check_shapes, load_weights, shapes_of
+from semid_lib.workbench.store import check_files, check_names, sha256
+from semid_lib.workbench.text import one_line, shown
+from semid_lib.workbench.weights import check_shapes, load_weights, save_weights, shapes_of
 
 FORMAT = 2
 ALWAYS = ("semantic_ids.npz", "items.parquet")
@@ -31,8 +33,64 @@ _TRIES = 100
 Read = TypeVar("Read")
 
 
+class Parts(NamedTuple):
+    """What a folder holds."""
+
+    model: Timeline | None
+    ids: SemanticIDs
+    items: pd.DataFrame
+    searcher: Any
+    exclude_seen: bool
+    provenance: dict[str, Any]
+
+
+def write(folder: Path, parts: Parts, items: pa.Table) -> None:
+    """Write the files of a recommender into an empty folder; `items` is what `checked_table` returned."""
+    parts.ids.save(folder / "semantic_ids.npz")
+    pq.write_table(items, folder / "items.parquet")
+    files, config = list(ALWAYS), {"format": FORMAT, "exclude_seen": parts.exclude_seen}
+    if parts.model is not None:
+        weights = {name: tensor.contiguous().cpu() for name, tensor in parts.model.state_dict().items()}
+        save_weights(folder / "model.safetensors", weights)
+        config["model"] = {"type": "timeline", **asdict(parts.model.config)}
+        files.append("model.safetensors")
+    if parts.searcher is not None:
+        config["searcher"], written = parts.searcher.save(folder)
+        files += written
+    if parts.provenance:
+        config["provenance"] = parts.provenance
+    _check_endings(files, folder)
+    config["sha256"] = {name: sha256(folder / name) for name in files}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read(
+    folder: Path, source: hub.Source | None, device: str | torch.device, engine: str, fingerprint: str | None
+) -> Parts:
+    """Read what `write` wrote; the arguments are those of `Recommender.from_pretrained`.
+
+    If the folder is the cache of a repository (`source`), missing files are fetched, models last.
+    """
+    config = read_config(folder)
+    provenance, sums = config.get("provenance", {}), config["sha256"]
+    if fingerprint is not None:
+        check_provenance(provenance, fingerprint, source or folder)
+    _bring(folder, source, sums, ALWAYS)
+    ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), read_items(folder / "items.parquet")
+    if len(items) != len(ids):  # known before the models are fetched
+        raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs: expected the same items")
+    others = [name for name in sums if name not in ALWAYS]
+    _bring(folder, source, sums, (*others, *["model.safetensors"] * ("model" in config)))
+    model = searcher = None
+    if "model" in config:
+        model = read_timeline(folder / "model.safetensors", config["model"], ids, device)
+    if "searcher" in config:
+        searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
+    return Parts(model, ids, items, searcher, config.get("exclude_seen", True), provenance)
+
+
 def steady(folder: Path, read: Callable[[], Read]) -> Read:
-    """What `read` returns; it is called again if the folder is replaced meanwhile.
+    """Return what `read` returns; call it again if the folder is replaced meanwhile.
 
     Raises
     ------
@@ -60,26 +118,19 @@ def _state(folder: Path) -> tuple[int, int] | None:
     return facts.st_ino, facts.st_mtime_ns
 
 
-def bring(folder: Path, source: hub.Source | None, sums: Mapping[str, str], names: Iterable[str]) -> None:
-    """Make sure of files of the folder; where it is the cache of a repository, what is not there yet is fetched."""
+def _bring(folder: Path, source: hub.Source | None, sums: Mapping[str, str], names: Iterable[str]) -> None:
+    """Check files of the folder; of a repository, fetch those that are missing first."""
     listed = {name: sums[name] for name in names if name in sums}
     if source is not None and listed:
         hub.fetch(source, listed)
     check_files(folder, listed, names)
 
 
-def check_endings(names: Iterable[str], where: Path) -> None:
-    """Raise ValueError for a file that could be a program."""
-    for name in names:
-        if Path(name).suffix not in _ENDINGS:
-            raise ValueError(f"{where} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
-
-
 # --- config.json ---
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` says, checked.
+    """Read `config.json` and check it.
 
     Raises
     ------
@@ -98,37 +149,45 @@ def read_config(folder: Path) -> dict[str, Any]:
     tables = [*parts, found.get("sha256"), found.get("provenance", {})]
     if found.get("format") != FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {FORMAT}")
-    for name, known in {"model": ("timeline",), "searcher": ("light", "language model")}.items():
-        if name in found and found[name].get("type") not in known:
-            kind = found[name].get("type")
-            raise ValueError(f"{path} describes a {name} of type {kind!r}, expected {' or '.join(map(repr, known))}")
-    if "searcher" in found:
-        _check_searcher(found["searcher"], path)
-    if not isinstance(found.get("exclude_seen", True), bool):
-        raise ValueError(f"{path} has exclude_seen {found['exclude_seen']!r}, expected true or false")
+    for name, value, fits, expected in _values(found):
+        if not fits:
+            raise ValueError(f"{path}: {name} is {shown(value)}, expected {expected}")
     check_names(found["sha256"], path)
-    check_endings(found["sha256"], path)
+    _check_endings(found["sha256"], path)
     _check_only_listed(folder, found["sha256"])
     return found
 
 
-def _check_searcher(facts: dict, path: Path) -> None:
-    base = facts.get("base", {"name": "", "revision": ""})
-    right = {
-        "beam_width": type(facts.get("beam_width")) is int and facts["beam_width"] > 0,
-        "encoder": facts["type"] != "light" or isinstance(facts.get("encoder"), str),
-        "task": facts["type"] == "light" or facts.get("task") in TASKS,
-        "base": isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("name", "revision")),
-    }
-    for name in (name for name in right if not right[name]):
-        raise ValueError(
-            f"{path} does not describe the model of search: {name} is {facts.get(name)!r}. Take a folder that "
-            "save_pretrained wrote"
-        )
+def _values(config: dict[str, Any]) -> Iterator[tuple[str, Any, bool, str]]:
+    """Name, value, whether it fits, and what is expected."""
+    exclude_seen = config.get("exclude_seen", True)
+    yield "exclude_seen", exclude_seen, isinstance(exclude_seen, bool), "true or false"
+    if "model" in config:
+        kind = config["model"].get("type")
+        yield "type of model", kind, kind == "timeline", "'timeline'"
+    if "searcher" in config:
+        facts = config["searcher"]
+        kind, width, encoder, task = (facts.get(name) for name in ("type", "beam_width", "encoder", "task"))
+        yield "type of searcher", kind, kind in ("light", "language model"), "'light' or 'language model'"
+        yield "beam_width of searcher", width, type(width) is int and width > 0, "an integer of at least 1"
+        base = facts.get("base", {"name": "", "revision": ""})
+        named = isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("name", "revision"))
+        yield "base of searcher", base, named, "name and revision of a model"
+        if kind == "light":
+            yield "encoder of searcher", encoder, isinstance(encoder, str), "the name of an encoder"
+        else:
+            yield "task of searcher", task, isinstance(task, str) and task in TASKS, f"one of {', '.join(TASKS)}"
+
+
+def _check_endings(names: Iterable[str], where: Path) -> None:
+    """Raise ValueError for a file that could be a program."""
+    for name in names:
+        if Path(name).suffix not in _ENDINGS:
+            raise ValueError(f"{where} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
 
 
 def _check_only_listed(folder: Path, sums: Mapping[str, str]) -> None:
-    """Refuse other files beside a language model, which transformers would read, too."""
+    """Refuse other files next to a language model: transformers would read them, too."""
     for path in sorted((folder / "llm").rglob("*")):
         name = path.relative_to(folder).as_posix()
         if name not in sums and not path.is_dir() and not path.name.startswith("."):  # .DS_Store and the like
@@ -171,7 +230,7 @@ def check_provenance(provenance: Mapping[str, Any], fingerprint: str, where: obj
 
 
 def checked_table(items: pd.DataFrame) -> pa.Table:
-    """The item table as it will be written, with columns of the types that a recommender reads.
+    """Convert the item table to what will be written, with columns of the types that a recommender reads.
 
     Raises
     ------
@@ -183,13 +242,8 @@ def checked_table(items: pd.DataFrame) -> pa.Table:
     return found
 
 
-def write_items(items: pa.Table, path: Path) -> None:
-    """Write what `checked_table` returned."""
-    pq.write_table(items, path)
-
-
 def read_items(path: Path) -> pd.DataFrame:
-    """The item table as it was saved; lists are lists, and missing values None (NaN among decimal numbers).
+    """Read the item table as it was saved; lists are lists, and missing values None (NaN among decimal numbers).
 
     Raises
     ------
@@ -223,29 +277,27 @@ def _check_types(items: pa.Table) -> None:
 
 
 def _are_paths(column: pa.ChunkedArray) -> bool:
-    """Whether a column holds lists of lists of text; an item without categories may have null, a list may not."""
-    inner = column.combine_chunks()
+    """Whether a column has lists of lists of text; null is allowed for a whole item, and for all of them."""
+    inner, depth = column.combine_chunks(), 0
     if inner.null_count == len(inner):
         return True
-    for level in range(2):
-        if pa.types.is_null(inner.type):
-            return not inner.null_count
-        if not (pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type)) or (level and inner.null_count):
+    while pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type):
+        inner, depth = inner.flatten(), depth + 1
+        if inner.null_count:
             return False
-        inner = inner.flatten()
-    return _is_text(inner.type, or_null=True) and not inner.null_count
+    return (depth == 2 and _is_text(inner.type)) or (depth in (1, 2) and pa.types.is_null(inner.type))
 
 
-def _is_text(kind: pa.DataType, or_null: bool = False) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or (or_null and pa.types.is_null(kind))
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 # --- model.safetensors ---
 
 
 def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device: str | torch.device) -> Timeline:
-    """The model of the next item, its weights mapped from the file.
+    """Read the next-item model, with weights that are mapped from the file.
 
     Raises
     ------
@@ -260,7 +312,7 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         if len(layers) != config.n_layers:
             raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
         weights = load_weights(path, device)
-        # the file's own tensors, which are mapped, take the places of those that the model is made with
+        # the file's mapped tensors replace those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()
         for name, tensor in weights.items():

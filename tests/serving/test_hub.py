@@ -17,10 +17,10 @@ from huggingface_hub.utils import _http
 
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.embed import item_texts
-from semid_lib.llm.llm_search import Adapter, LanguageModelSearch, LightSearch
+from semid_lib.llm import fine_tuning
+from semid_lib.llm.base_models import small_model
+from semid_lib.llm.llm_search import Adapter, LanguageModelSearch
 from semid_lib.llm.vocabulary import extend_vocabulary
-from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
-from semid_lib.search.retrieval import BM25
 from semid_lib.serving import hub
 from semid_lib.serving.http import web
 from semid_lib.serving.recommender import Recommender
@@ -49,17 +49,6 @@ def server(tmp_path, monkeypatch):
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         monkeypatch.setenv("HF_TOKEN", "sesame_ann")
         yield running
-
-
-@pytest.fixture
-def recommender(shop, new_timeline) -> Recommender:
-    return Recommender(new_timeline(), shop.ids, shop.items)
-
-
-@pytest.fixture
-def histories(shop):
-    item_id = shop.items["item_id"].to_numpy()
-    return [item_id[history].tolist() for history in shop.histories[:8]]
 
 
 @pytest.fixture
@@ -121,39 +110,9 @@ def test_the_card_is_pushed_too_and_its_rows_are_checked_first(server, recommend
 
 
 @pytest.fixture
-def searchable(shop):
-    things = [f"{colour} {thing}" for colour in ("red", "blue") for thing in ("tent", "lamp", "soap", "pen", "cup")]
-    return shop.items.assign(title=things * 4)
-
-
-@pytest.fixture
-def light(shop, searchable):
-    torch.manual_seed(0)
-    config = QueryModelConfig(shop.ids.sizes, shop.vectors.shape[1], dim=16, n_buckets=64, word_weight=0.2)
-    return LightSearch(QueryModel(config, shop.ids.unique, shop.vectors), BM25(item_texts(searchable)))
-
-
-@pytest.fixture
-def base(searchable):
-    """A language model that has never heard of semantic IDs, and its tokenizer."""
-    from semid_lib.llm.base_models import small_model
-
-    return small_model(item_texts(searchable), 300, hidden_size=16, n_layers=1, n_heads=2)
-
-
-@pytest.fixture
-def language(shop, searchable, base):
-    model, tokenizer = base
-    tokens = extend_vocabulary(model, tokenizer, shop.ids, item_texts(searchable))
-    return LanguageModelSearch(model.eval(), tokenizer, tokens, PrefixTrie.build(shop.ids.unique), beam_width=20)
-
-
-@pytest.fixture
-def adapted(server, shop, searchable, base, tmp_path):
+def adapted(server, shop, searchable, tmp_path):
     """A searcher whose model is a public one at a commit with an adapter merged into it, made as `sft` makes one."""
-    from semid_lib.llm import fine_tuning
-
-    model, tokenizer = base
+    model, tokenizer = small_model(item_texts(searchable), 300, hidden_size=16, n_layers=1, n_heads=2)
     fine_tuning.save_model(model, tokenizer, tmp_path / "base")
     files = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     commit = server.add("bob/base", files)
@@ -176,8 +135,8 @@ def found_by(recommender, shop):
 
 
 @pytest.mark.parametrize("kind", ["light", "language"])
-def test_models_of_search_come_back_too(request, server, shop, searchable, kind):
-    recommender = Recommender(None, shop.ids, searchable, request.getfixturevalue(kind))
+def test_models_of_search_come_back_too(server, shop, searchable, searchers, kind):
+    recommender = Recommender(None, shop.ids, searchable, searchers[kind])
     recommender.push_to_hub(REPO)
     found, wanted = found_by(Recommender.from_pretrained(REPO), shop), found_by(recommender, shop)
     np.testing.assert_array_equal(found.item_ids, wanted.item_ids)

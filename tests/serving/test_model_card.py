@@ -18,11 +18,6 @@ NOTHING = "No results were given"
 
 
 @pytest.fixture
-def recommender(shop, new_timeline) -> Recommender:
-    return Recommender(new_timeline(), shop.ids, shop.items)
-
-
-@pytest.fixture
 def rows() -> list[dict]:
     """Published rows of a run: metrics with intervals, and much else."""
     return json.loads((ROOT / "book" / "results" / "demo-laptop.json").read_text(encoding="utf-8"))
