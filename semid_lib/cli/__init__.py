@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 for success, 1 for an error that the user can mend (one sentence on stderr), 2 for wrong usage,
-        3 if `predict` rejected some records, 130 for Ctrl-C. Any other error is a bug and is raised.
+        The exit code: 0 for success, 1 for an error that the user can mend (one sentence on stderr), 2 for wrong usage
+        or if `predict` rejected some records, 130 for Ctrl-C. Any other error is a bug and is raised.
 
     Examples
     --------

@@ -38,7 +38,7 @@ def predict(
 
     answered, rejected = modal_app.predict_file(input_path, output_path, topk, queries)
     print(f"{answered} records answered, {rejected} rejected: {output_path}", file=sys.stderr)
-    raise typer.Exit(3 if rejected else 0)
+    raise typer.Exit(2 if rejected else 0)
 
 
 @app.command(epilog="Example: SEMID_GPU=L40S semid deploy train --data shop --scale full --chapters 01,02,07")

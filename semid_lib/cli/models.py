@@ -38,7 +38,7 @@ def predict(
     """Answer a file of histories or queries, or the customers of a data set.
 
     The answers are saved block by block, and the same command resumes an interrupted run. Records that cannot be
-    answered are in OUTPUT.rejected with line and reason. Exit codes: 0 all were answered, 3 some were rejected, 1 the
+    answered are in OUTPUT.rejected with line and reason. Exit codes: 0 all were answered, 2 some were rejected, 1 the
     run failed.
     """
     if (input_path is None) == (data is None):
@@ -63,7 +63,7 @@ def predict(
             print("Finished blocks are kept: fix the cause and run the same command to resume.", file=sys.stderr)
         raise
     print(f"{outcome.answered} records answered, {outcome.rejected} rejected: {output_path}", file=sys.stderr)
-    raise typer.Exit(3 if outcome.rejected else 0)
+    raise typer.Exit(2 if outcome.rejected else 0)
 
 
 def _print(found: Iterable) -> int:
@@ -76,7 +76,7 @@ def _print(found: Iterable) -> int:
         else:
             n_rejected += 1
             print(f"line {one.line}: {one.reason}", file=sys.stderr)
-    return 3 if n_rejected else 0
+    return 2 if n_rejected else 0
 
 
 def serve(

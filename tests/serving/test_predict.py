@@ -157,9 +157,9 @@ def test_exit_codes(served_folder, input_path, tmp_path, capsys):
     assert run(model=tmp_path) == 1
     assert "config.json is missing" in capsys.readouterr().err
     input_path.write_text("ann x\n")
-    assert run() == 3
+    assert run() == 2
     words = ["predict", "--model", str(served_folder)]
-    assert main([*words, "--input", str(input_path)]) == 3
+    assert main([*words, "--input", str(input_path)]) == 2
     assert capsys.readouterr().err.endswith("line 1: item id 'x' is not in the catalogue\n")
     for wrong in ([], ["--data", "demo", "--queries"], ["--input", "x.txt", "--data", "demo"], ["--user", "ann"]):
         assert main([*words, *wrong]) == 2
