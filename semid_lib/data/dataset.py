@@ -16,6 +16,7 @@ import pandas as pd
 
 from semid_lib.data import folder
 from semid_lib.data.item_ids import ItemIds
+from semid_lib.data.sequences import first_fall
 from semid_lib.workbench import remote, store
 from semid_lib.workbench.text import shown
 
@@ -52,7 +53,7 @@ class Histories:
             return
         if len(self.times) != n_items:
             raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one an interaction")
-        if (user := folder.first_fall(self.times, offsets)) >= 0:
+        if (user := first_fall(self.times, offsets)) >= 0:
             raise ValueError(f"times of user {self.user_ids[user]!r} go backwards, expected time order")
 
     @classmethod

@@ -2,7 +2,7 @@
 
 One data set is one folder: `items` as `.jsonl`, `.csv`, `.parquet` or `.arrow` (exactly one), and optionally histories
 (`sequences.tsv` and `timestamps.tsv`, or `sequences.jsonl`, which holds both) and `queries*.jsonl`; text may be
-gzipped (`.gz`). Text is UTF-8, one record a line; empty lines are an error except at the end of a file.
+gzipped (`.gz`). Text is UTF-8, one record per line; a blank line is an error except at the end of a file.
 Nothing is dropped silently: bad input is a ValueError that names file, line, value and what was expected.
 """
 
@@ -11,41 +11,42 @@ import hashlib
 import json
 import re
 import shutil
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from semid_lib.data import readers, table, times
-from semid_lib.data.item_ids import ItemIds, read_ids
+from semid_lib.data import readers, table
+from semid_lib.data.item_ids import ItemIds
+from semid_lib.data.sequences import read_histories, read_queries
+from semid_lib.data.text_files import opened
 from semid_lib.workbench.atomic import check_replaceable, fresh_folder
-from semid_lib.workbench.text import normal, shown
+from semid_lib.workbench.text import shown
 
 ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet, items.arrow"
 DATA_FILE = re.compile(
     r"items\.(parquet|arrow)|(items\.(csv|jsonl)|queries.*\.jsonl|sequences\.(tsv|jsonl)|timestamps\.tsv)(\.gz)?"
 )
-# names that people give to such files; one that we do not read would be missed without a word
+# the file that is read, and patterns of names that look like it: such a file would be missed silently
 _LOOKS_LIKE = {
-    "items": "item items product products catalogue catalog",
-    "sequences": "sequence sequences history histories interaction interactions rating ratings review reviews order "
-    "orders event events purchase purchases transaction transactions basket baskets click clicks view views session "
-    "sessions",
-    "timestamps": "timestamp timestamps time times",
-    "queries": "query queries search searches",
+    "items": (ITEM_FILES, "(item|product|catalog|catalogue)s?"),
+    "sequences": (
+        "sequences.tsv or sequences.jsonl",
+        "history|histories|(sequence|interaction|rating|review|order|event|purchase|transaction|basket|click|view"
+        "|session)s?",
+    ),
+    "timestamps": ("timestamps.tsv", "(timestamp|time)s?"),
+    "queries": ("queries.jsonl", "query|queries|search|searches"),
 }
-_PLAIN = re.compile(r"[^\s\x00-\x1f\x7f\ufeff]+")  # what a line of tab-separated text keeps as it is
 _DATA_ENDINGS = re.compile(
     r"(csv|tsv|txt|dat|data|json|jsonl|ndjson|parquet|arrow|feather|xlsx?|inter)(\.(gz|bz2|xz|zst|zip))?"
 )
+_PLAIN = re.compile(r"[^\s\x00-\x1f\x7f\ufeff]+")  # text that a line of tab-separated values keeps as it is
 
 
 class Contents(NamedTuple):
-    """What the files of one data set hold, checked; the columns are described in `data.Dataset`."""
+    """The files of one data set, read and checked; the columns are described in `data.Dataset`."""
 
     items: pd.DataFrame
     histories: tuple | None  # user_ids, items, offsets, times: the fields of `data.Histories`
@@ -54,10 +55,21 @@ class Contents(NamedTuple):
 
 
 def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Contents:
-    """Read and check the files of one data set; `data.load` says what they may hold and what is refused.
+    """Read and check the files of one data set.
 
-    columns: of the items, besides `item_id` and `title`; None for all.
+    Parameters
+    ----------
+    folder : path
+    columns : sequence of str, optional
+        Of the items, besides `item_id` and `title`; by default all.
 
+    Raises
+    ------
+    ValueError
+        See `data.load`.
+
+    Examples
+    --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
@@ -66,10 +78,10 @@ def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Con
     (['Soap'], ['ann'], [0, 0], [0, 2], None, None)
     """
     files = _data_files(Path(folder))
-    items = _items(files["items"], columns)
+    items = table.read(files["items"], columns)
     ids = ItemIds(items[["item_id"]])
-    histories = _histories(files, ids) if _has_histories(files) else None
-    queries = _queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
+    histories = read_histories(files, ids) if _has_histories(files) else None
+    queries = read_queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
     return Contents(items, histories, queries, _fingerprint(files))
 
 
@@ -77,67 +89,35 @@ def fingerprint(folder: str | Path) -> str:
     """The fingerprint of a data set, as `read_folder` returns it, without reading records.
 
     Raises ValueError if the folder holds no data set.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}])
-    ...     fingerprint(folder) == read_folder(folder).fingerprint
-    True
     """
     return _fingerprint(_data_files(Path(folder)))
 
 
 def has_histories(folder: str | Path) -> bool:
-    """Whether a data set has histories, without reading them. Raises ValueError if the folder holds no data set.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}])
-    ...     has_histories(folder)
-    False
-    """
+    """Whether a data set has histories, without reading them. Raises ValueError if the folder holds no data set."""
     return _has_histories(_data_files(Path(folder)))
 
 
-def _has_histories(files: dict[str, Path]) -> bool:
-    return any(kind.startswith("sequences") for kind in files)
+def files_of(folder: str | Path) -> list[Path]:
+    """The files of a data set, one by one where the item table is a folder of them; no other files.
 
+    Raises ValueError as `readers.files` does.
 
-def _fingerprint(files: dict[str, Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files.values():
-        _add_to(digest, file)
-    return digest.hexdigest()
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
+    ...     Path(folder, "notes.txt").touch()
+    ...     [file.name for file in files_of(folder)]
+    ['items.jsonl.gz', 'sequences.tsv.gz']
+    """
+    return [file for path in _existing_files(Path(folder)) for file in readers.files(path)]
 
 
 # --- files ---
 
 
-def _name(path: Path) -> str:
-    return path.name.removesuffix(".gz")
-
-
-def _add_to(digest, path: Path) -> None:
-    """Name, length and bytes, uncompressed; of a folder those of each of its files."""
-    if path.suffix in table.SUFFIXES:
-        parts = [(str(file.relative_to(path.parent)), file) for file in readers.files(path)]
-    else:
-        parts = [(_name(path), path)]
-    for name, file in parts:
-        size = sum(map(len, _blocks(file)))
-        digest.update(f"{name}\0{size}\0".encode())
-        for block in _blocks(file):
-            digest.update(block)
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with readers.opened(path) as file:
-        while block := file.read(2**20):
-            yield block
-
-
-def _fail(path: Path, number: int, problem: str) -> NoReturn:
-    raise ValueError(f"{path}, line {number}: {problem}")
+def _existing_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name))
 
 
 def _data_files(folder: Path) -> dict[str, Path]:
@@ -163,229 +143,44 @@ def _data_files(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_look_alikes(folder: Path, read: set[str]) -> None:
-    """A file that seems meant, but is not read, is an error: `sequences.csv`, or `orders.csv` without histories."""
+    """Refuse a file that looks like data but is not read: `sequences.csv`, or `orders.csv` without histories."""
     for path in sorted(folder.iterdir()):
         stem, _, ending = path.name.lower().partition(".")
         stem = re.sub(r"[\s_(-]*[0-9][0-9\s_)-]*$", "", stem)  # "orders_2024", "sequences (1)"
         if DATA_FILE.fullmatch(path.name) or not _DATA_ENDINGS.fullmatch(ending):
             continue
-        for kind, names in _LOOKS_LIKE.items():
-            if stem == kind or (stem in names.split() and kind not in read):
-                read_as = {"items": ITEM_FILES, "sequences": "sequences.tsv or sequences.jsonl"}
-                wanted = read_as.get(kind, f"{kind}.tsv" if kind == "timestamps" else "queries.jsonl")
+        for kind, (expected, names) in _LOOKS_LIKE.items():
+            if stem == kind or (re.fullmatch(names, stem) and kind not in read):
                 raise ValueError(
-                    f"{path} is not read, but looks like {kind}, expected {wanted}: import it "
+                    f"{path} is not read, but looks like {kind}, expected {expected}: import it "
                     "(semid import table --help), or move it out of the folder"
                 )
 
 
-def _existing_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name))
+def _has_histories(files: dict[str, Path]) -> bool:
+    return any(kind.startswith("sequences") for kind in files)
 
 
-def files_of(folder: str | Path) -> list[Path]:
-    """The files of a data set, one by one where the item table is a folder of them; nothing else that lies there.
-
-    Raises ValueError as `readers.files` does.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
-    ...     Path(folder, "notes.txt").touch()
-    ...     [file.name for file in files_of(folder)]
-    ['items.jsonl.gz', 'sequences.tsv.gz']
-    """
-    return [file for path in _existing_files(Path(folder)) for file in readers.files(path)]
+def _name(path: Path) -> str:
+    return path.name.removesuffix(".gz")
 
 
-# --- items and queries ---
+def _fingerprint(files: dict[str, Path]) -> str:
+    """SHA-256 of name, length and uncompressed bytes of each file, also of those in folders."""
+    digest = hashlib.sha256()
+    for path in files.values():
+        for file in readers.files(path):
+            name = str(file.relative_to(path.parent)) if path.suffix in table.SUFFIXES else _name(file)
+            digest.update(f"{name}\0{sum(map(len, _blocks(file)))}\0".encode())
+            for block in _blocks(file):
+                digest.update(block)
+    return digest.hexdigest()
 
 
-def _items(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    if path.suffix in table.SUFFIXES:
-        return table.read(path, columns)
-    typed = not _name(path).endswith(".csv")
-    found = readers.read(path, table.REQUIRED, each=table.REQUIRED)
-    names = dict.fromkeys(["item_id", *found.frame])
-    values = {name: found.frame[name].tolist() for name in names}
-    if not typed:
-        values["item_id"] = read_ids(found.frame["item_id"], found.fail, typed)
-    items = pd.DataFrame({name: table.column(name, values[name], found.fail) for name in names})
-    lines = f"{found.unit} {{}}".format
-
-    def place(at: int) -> str:
-        return f"{path}, {lines(found.lines[at])}"
-
-    table.check_ids(items["item_id"], place)
-    if columns is not None:
-        if lacking := [name for name in columns if name not in items]:
-            raise ValueError(f"{path} has fields {shown(list(items))}, expected also {lacking[0]!r}")
-        items = items[[name for name in items if name in {*table.REQUIRED, *columns}]]
-    try:
-        table.arrow_table(items, lambda row: lines(found.lines[row - 1]))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return items
-
-
-def _queries(files: list[Path], ids: ItemIds) -> pd.DataFrame | None:
-    found = []
-    for path in files:
-        for number, record in readers.json_records(path):
-            if lacking := [name for name in ("query", "item_ids") if name not in record]:
-                _fail(path, number, f"the fields are {shown(list(record))}, expected also {lacking[0]!r}")
-            if taken := record.keys() & {"item_rows", "source"}:
-                raise ValueError(f"{path} has a field {min(taken)!r}, expected another name (we add it)")
-            rows = _relevant_rows(path, number, record, ids)
-            ours = {"query": normal(record["query"]), "item_rows": rows, "source": _name(path).removesuffix(".jsonl")}
-            found.append(record | ours)
-    if not found:
-        if files:
-            raise ValueError(f"{files[0]} is empty, expected at least one record")
-        return None
-    names = dict.fromkeys([*ours, *chain.from_iterable(found)])
-    return pd.DataFrame({name: table.typed([record.get(name) for record in found]) for name in names})
-
-
-def _relevant_rows(path: Path, number: int, record: dict, ids: ItemIds) -> np.ndarray:
-    query, wanted = record["query"], record["item_ids"]
-    if not isinstance(query, str) or not query.strip():
-        _fail(path, number, f"query is {shown(query)}, expected some text")
-    plain = isinstance(wanted, list) and all(type(item_id) in (int, str) for item_id in wanted)
-    rows = _rows(path, number, wanted, ids) if plain else ()
-    if not 0 < len(rows) == len(set(rows)):
-        _fail(path, number, f"item_ids is {shown(wanted)}, expected a list of at least one item id, each once")
-    return rows
-
-
-def _rows(path: Path, number: int, item_ids: Sequence[int | str], ids: ItemIds) -> np.ndarray:
-    rows = [ids.row_of.get(str(item_id), -1) for item_id in item_ids]
-    if -1 in rows:
-        unknown = shown(item_ids[rows.index(-1)])
-        _fail(path, number, f"item {unknown} is unknown, expected an item_id of the items file")
-    return np.array(rows, dtype=np.int64)
-
-
-# --- histories ---
-
-
-class _User(NamedTuple):
-    """One line of histories."""
-
-    line: int
-    rows: np.ndarray  # (length,) int64 item rows
-    seconds: array | None  # as many times
-
-
-def _histories(files: dict[str, Path], ids: ItemIds) -> tuple:
-    """User ids, item rows, offsets, and times or None."""
-    if "sequences.jsonl" in files:
-        path = timed = files["sequences.jsonl"]
-        users = _json_users(path, ids)
-    else:
-        path, timed = files["sequences.tsv"], files.get("timestamps.tsv", files["sequences.tsv"])
-        users = _tsv_users(path, files.get("timestamps.tsv"), ids)
-    if not users:
-        raise ValueError(f"{path} is empty, expected at least one record")
-    offsets = np.cumsum([0, *(len(user.rows) for user in users.values())], dtype=np.int64)
-    rows = np.concatenate([user.rows for user in users.values()])
-    seconds = _end_to_end(timed, users, offsets)
-    return np.array(list(users), dtype=object), rows, offsets, seconds
-
-
-def _end_to_end(path: Path, users: dict[str, _User], offsets: np.ndarray) -> np.ndarray | None:
-    """All times, checked: (n_interactions,) int64."""
-    if all(user.seconds is None for user in users.values()):
-        return None
-    found = np.fromiter(chain.from_iterable(user.seconds for user in users.values()), dtype=np.int64)
-    lines = [user.line for user in users.values()]
-
-    def fail(at: int, problem: str) -> NoReturn:
-        _fail(path, lines[int(np.searchsorted(offsets, at, side="right")) - 1], problem)
-
-    times.check_seconds(found, fail)
-    if (user := first_fall(found, offsets)) >= 0:
-        seconds = found[offsets[user] : offsets[user + 1]].tolist()
-        _fail(path, lines[user], f"times {shown(seconds)} go backwards, expected time order")
-    return found
-
-
-def _tsv_users(path: Path, timestamps: Path | None, ids: ItemIds) -> dict[str, _User]:
-    lines_of_times = None if timestamps is None else _tsv_lines(timestamps)
-    users: dict[str, _User] = {}
-    for number, user_id, tokens in _tsv_lines(path):
-        _check_user(path, number, user_id, users)
-        rows, seconds = _rows(path, number, tokens, ids), None
-        if lines_of_times is not None:
-            seconds = _seconds_beside(timestamps, next(lines_of_times, None), user_id, len(rows))
-        users[user_id] = _User(number, rows, seconds)
-    if lines_of_times is not None and (extra := next(lines_of_times, None)):
-        _fail(timestamps, extra[0], f"user {shown(extra[1])}, expected the {len(users)} users of the sequences")
-    return users
-
-
-def _tsv_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Line, user and values separated by single spaces."""
-    for number, line in readers.filled(readers.decoded(path, "utf-8"), path):
-        user_id, tab, rest = line.partition("\t")
-        if not tab or not user_id:
-            _fail(path, number, f"the line is {shown(line)}, expected a user id, a tab and item ids")
-        yield number, user_id, rest.split(" ") if rest else []
-
-
-def _seconds_beside(path: Path, found: tuple | None, user_id: str, length: int) -> array:
-    """The times of one user, who must be the one of the sequences, and as many as there are items."""
-    if found is None:
-        raise ValueError(f"{path} has no times of user {shown(user_id)}, expected the users of the sequences")
-    number, other, tokens = found
-    if other != user_id:
-        _fail(path, number, f"user {shown(other)}, expected {shown(user_id)} as in the sequences")
-    if len(tokens) != length:
-        _fail(path, number, f"{len(tokens)} times, expected {length} as in the sequences")
-    if wrong := next((token for token in tokens if not _is_int64(token)), None):
-        _fail(path, number, f"{shown(wrong)} is not an integer in int64, expected integers and single spaces")
-    return array("q", map(int, tokens))
-
-
-def _is_int64(token: str) -> bool:
-    return bool(re.fullmatch("-?[0-9]{1,30}", token)) and -(2**63) <= int(token) < 2**63
-
-
-def _check_user(path: Path, number: int, user_id: str, users: dict[str, _User]) -> None:
-    if readers.is_nothing(user_id):
-        _fail(path, number, f"user {shown(user_id)} is a word for a missing value: name the user or remove the line")
-    if user_id in users:
-        _fail(path, number, f"user {shown(user_id)} occurs before, in line {users[user_id].line}")
-
-
-def _json_users(path: Path, ids: ItemIds) -> dict[str, _User]:
-    users: dict[str, _User] = {}
-    timed = None
-    for number, record in readers.json_records(path):
-        user_id, item_ids, seconds = (record.get(name) for name in ("user_id", "item_ids", "timestamps"))
-        if type(user_id) not in (str, int):
-            _fail(path, number, f"user_id is {shown(user_id)}, expected text")
-        _check_user(path, number, str(user_id), users)
-        if not isinstance(item_ids, list) or not all(type(one) in (int, str) for one in item_ids):
-            _fail(path, number, f"item_ids is {shown(item_ids)}, expected a list of item ids")
-        timed = seconds is not None if timed is None else timed
-        integers = isinstance(seconds, list) and all(type(one) is int and _is_int64(str(one)) for one in seconds)
-        if (seconds is not None) != timed or (timed and (not integers or len(seconds) != len(item_ids))):
-            expected = f"{len(item_ids)} integers, as many as item_ids" if timed else "none, as in line 1"
-            _fail(path, number, f"timestamps is {shown(seconds)}, expected {expected}")
-        rows = _rows(path, number, item_ids, ids)
-        users[str(user_id)] = _User(number, rows, array("q", seconds) if timed else None)
-    return users
-
-
-def first_fall(times: np.ndarray, offsets: np.ndarray) -> int:
-    """Position of the first user whose times fall, or -1; from one user to the next, time may go back.
-
-    >>> first_fall(np.array([5, 9, 1, 7, 6]), np.array([0, 2, 5]))
-    1
-    """
-    falls = np.setdiff1d(np.flatnonzero(np.diff(times) < 0) + 1, offsets)
-    return int(np.searchsorted(offsets, falls[0], side="right")) - 1 if len(falls) else -1
+def _blocks(path: Path) -> Iterator[bytes]:
+    with opened(path) as file:
+        while block := file.read(2**20):
+            yield block
 
 
 # --- write ---

@@ -1,18 +1,21 @@
-"""The item table: the same checks for a few items or for a million, which Parquet and Arrow files give batch by batch.
+"""The item table: reading and checking it, a few items or a million, and whether it can be saved.
 
-`items.parquet` and `items.arrow` are one file, or a folder of such files that are read in the order of their names.
-Of a batch the values are Python objects while they are checked; of a whole table they never are at once.
+`items.parquet` and `items.arrow` are one file, or a folder of such files in the order of their names. They are read in
+batches, so that only the values of one batch are Python objects at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import pandas as pd
 
-from semid_lib.data.item_ids import plain_id
-from semid_lib.data.readers import arrow_batches, files, is_nothing, literal, names_of
+from semid_lib.data import readers
+from semid_lib.data.item_ids import plain_id, read_ids
+from semid_lib.data.readers import Table, is_nothing, literal
+from semid_lib.data.text_files import check_columns, empty_file
 from semid_lib.workbench.text import has_controls, normal, shown
 
 if TYPE_CHECKING:
@@ -20,103 +23,106 @@ if TYPE_CHECKING:
 
 REQUIRED = ("item_id", "title")
 SUFFIXES = (".parquet", ".arrow")
-_BATCH = 16_384  # rows
 
 
 def batches(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-    """The items of a Parquet or Arrow file, or of a folder of such files, some thousand rows at a time.
+    """Read the items of a Parquet or Arrow file, or of a folder of such files, some thousand rows at a time.
 
-    columns: which to read and check, besides `item_id` and `title`; None for all. The frames are what `read` puts
-    together, which alone sees whether an id occurs twice. Raises ValueError naming file, row, value and what was
-    expected, for a file that cannot be read, and for files that have not the columns of the first.
+    Parameters
+    ----------
+    path : path
+    columns : sequence of str, optional
+        Which to read and check, besides `item_id` and `title`; by default all.
 
+    Yields
+    ------
+    pandas.DataFrame
+        The next rows of what `read` returns. Only `read` sees whether an id occurs twice.
+
+    Raises
+    ------
+    ValueError
+        Naming file, row, value and what was expected; also if the files of a folder have different columns.
+
+    Examples
+    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     pd.DataFrame({"item_id": [7, 9], "title": ["Pen", None]}).to_parquet(f"{folder}/items.parquet")
     ...     [batch["title"].tolist() for batch in batches(f"{folder}/items.parquet")]
     [['Pen', '']]
     """
-    first = None
-    for file in files(path):
-        for names, row, batch in _arrow_batches(file, columns):
-            first = first or (file, set(names))
-            if set(names) != first[1]:
-                raise ValueError(f"{file} has columns {shown(names)}, expected those of {first[0].name}")
-
-            def fail(at: int, problem: str, file=file, row=row) -> NoReturn:
-                raise ValueError(f"{file}, row {row + at}: {problem}")
-
-            yield pd.DataFrame({name: column(name, batch[name].to_pylist(), fail) for name in names})
+    for piece in _arrow_pieces(Path(path), columns):
+        yield _checked(piece)
 
 
 def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """All `batches` as one table, in which every item id occurs once. Raises ValueError as `batches` does."""
-    parts = list(batches(path, columns))
-    if not parts:
-        raise ValueError(f"{path} is empty, expected at least one record")
-    items = pd.concat(parts, ignore_index=True)
+    """Read an item table of any format, in which every item id occurs once. Parameters and errors as of `batches`."""
+    path = Path(path)
+    is_text = path.suffix not in SUFFIXES
+    unchecked = iter([_text_piece(path, columns)]) if is_text else _arrow_pieces(path, columns)
+    pieces = [piece._replace(frame=_checked(piece)) for piece in unchecked]
+    if not pieces:
+        raise empty_file(path)
+    starts = [0, *accumulate(len(piece.lines) for piece in pieces)]
 
     def place(at: int) -> str:
-        file, row = _place(path, at)
-        return f"{file}, row {row}"
+        which = int(np.searchsorted(starts, at, side="right")) - 1
+        return pieces[which].place(at - starts[which])
 
+    items = pd.concat([piece.frame for piece in pieces], ignore_index=True)
     check_ids(items["item_id"], place)
+    if is_text:  # Parquet and Arrow hold one type a column
+        try:
+            arrow_table(items, lambda row: place(row - 1).rpartition(", ")[2])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return items
 
 
-def _arrow_batches(file: Path, columns: Sequence[str] | None) -> Iterator[tuple]:
-    """Names of the columns, number of the first row, and a record batch."""
-    import pyarrow as pa
-
-    try:
-        names = names_of(file)
-        wanted = list(dict.fromkeys(["item_id", *names]))
-        if columns is not None:
-            wanted = [name for name in wanted if name in {*REQUIRED, *columns}]
-        if lacking := [name for name in (*REQUIRED, *(columns or [])) if name not in names]:
-            raise ValueError(f"{file} has columns {shown(names)}, expected also {lacking[0]!r}")
-        row = 1
-        for batch in _batches_of(file, wanted):
-            for at in range(0, batch.num_rows, _BATCH):
-                yield wanted, row + at, batch.slice(at, _BATCH)
-            row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+def _text_piece(path: Path, columns: Sequence[str] | None) -> Table:
+    table = readers.read(path, REQUIRED, each=REQUIRED)
+    names = _chosen(path, list(table.frame), columns)
+    frame = table.frame[names]
+    if not table.typed:
+        ids = pd.Series(read_ids(frame["item_id"], table.fail, table.typed), dtype=object)
+        frame = frame.assign(item_id=ids)
+    return table._replace(frame=frame)
 
 
-def _batches_of(file: Path, columns: list[str]) -> Iterator["pa.RecordBatch"]:
-    from pyarrow import dataset
+def _arrow_pieces(path: Path, columns: Sequence[str] | None) -> Iterator[Table]:
+    first: tuple[Path, set[str]] | None = None
+    for file in readers.files(path):
+        names, row = _chosen(file, readers.names_of(file), columns), 1
+        first = first or (file, set(names))
+        if set(names) != first[1]:
+            raise ValueError(f"{file} has columns {shown(names)}, expected those of {first[0].name}")
+        for batch in readers.arrow_batches(file, names):
+            frame = pd.DataFrame({name: pd.Series(batch[name].to_pylist(), dtype=object) for name in names})
+            yield Table(file, frame, range(row, row + len(frame)), "row")
+            row += len(frame)
 
-    if file.suffix == ".arrow":
-        return arrow_batches(file, columns)
-    # ahead of what is worked on, one batch is read and no other file
-    return dataset.dataset(file.absolute(), format="parquet").to_batches(
-        columns=columns, batch_size=_BATCH, batch_readahead=1, fragment_readahead=1
-    )
+
+def _chosen(path: Path, names: list[str], columns: Sequence[str] | None) -> list[str]:
+    """The names of the columns to read, `item_id` first."""
+    check_columns(path, names, [*REQUIRED, *(columns or [])])
+    wanted = names if columns is None else {*REQUIRED, *columns}
+    return list(dict.fromkeys(["item_id", *(name for name in names if name in wanted)]))
 
 
-def _place(path: str | Path, at: int) -> tuple[Path, int]:
-    """File and row, from 1, of a row of the whole table."""
-    for file in files(path):
-        n_rows = sum(batch.num_rows for *_, batch in _arrow_batches(file, []))
-        if at < n_rows:
-            return file, at + 1
-        at -= n_rows
-    raise AssertionError("the row is none of the table")
+def _checked(piece: Table) -> pd.DataFrame:
+    """The columns of some records, checked; the first bad value raises."""
+    columns = {name: piece.frame[name].tolist() for name in piece.frame}
+    for name in _CHECKS.keys() & columns.keys():
+        for at, value in enumerate(columns[name]):
+            try:
+                columns[name][at] = _CHECKS[name](value)
+            except ValueError as error:
+                piece.fail(at, f"{name} is {shown(value)}, {error}")
+    return pd.DataFrame({name: typed(values) for name, values in columns.items()})
 
 
 # --- values ---
-
-
-def column(name: str, values: list, fail: Callable[[int, str], NoReturn]) -> pd.Series:
-    """One column of items, checked; `fail(at, problem)` raises for the first value that is refused."""
-    found = []
-    for at, value in enumerate(values):
-        try:
-            found.append(_checked(name, value))
-        except ValueError as error:
-            fail(at, str(error))
-    return typed(found)
 
 
 def typed(values: list) -> pd.Series:
@@ -126,25 +132,20 @@ def typed(values: list) -> pd.Series:
     return pd.Series(values, dtype=None if plain else object)
 
 
-def _checked(name: str, value):
-    """The value of one field of an item as the table holds it."""
-    if name == "item_id":
-        return _checked_id(value)
-    if name in ("title", "brand", "description"):
-        if is_nothing(value):
-            return ""
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {shown(value)}, expected a string or null")
-        return normal(value)
-    return category_paths(value) if name == "categories" else value
-
-
 def _checked_id(value) -> int | str:
     value = plain_id(value)
     is_text = isinstance(value, str) and not is_nothing(value) and not has_controls(value)
     if not is_text and (type(value) is not int or not -(2**63) <= value < 2**63):
-        raise ValueError(f"item_id is {shown(value)}, expected an integer in int64 or text")
+        raise ValueError("expected an integer in int64 or text")
     return value
+
+
+def _checked_text(value) -> str:
+    if is_nothing(value):
+        return ""
+    if not isinstance(value, str):
+        raise ValueError("expected a string or null")
+    return normal(value)
 
 
 def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
@@ -163,11 +164,8 @@ def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
     if not (again := ids.duplicated()).any():
         return
     item_id = ids[again].iloc[0]
-    first, second = np.flatnonzero(ids == item_id)[:2].tolist()
-    earlier, later = place(first), place(second)
-    file, _, line = earlier.rpartition(", ")
-    where = line if later.startswith(f"{file}, ") else f"{Path(file).name}, {line}"
-    raise ValueError(f"{later}: item_id {item_id} occurs before, in {where}")
+    earlier, later = (place(int(at)) for at in np.flatnonzero(ids == item_id)[:2])
+    raise ValueError(f"{later}: item_id {item_id} occurs before, in {Path(earlier).name}")
 
 
 def category_paths(value, separator: str = ">") -> list[list[str]]:
@@ -194,7 +192,7 @@ def category_paths(value, separator: str = ">") -> list[list[str]]:
         paths = [paths] if all(isinstance(name, str) for name in paths) else paths
         if all(isinstance(p, list) and p and all(isinstance(name, str) for name in p) for p in paths):
             return [[normal(name) for name in path] for path in paths]
-    raise ValueError(f"categories is {shown(value)}, expected a list of paths, each a list of strings, or one as text")
+    raise ValueError("expected a list of paths, each a list of strings, or one path as text")
 
 
 def _lists(value):
@@ -203,73 +201,54 @@ def _lists(value):
     return [_lists(part) for part in value if part is not None]
 
 
+_CHECKS: dict[str, Callable] = {"item_id": _checked_id, "categories": category_paths}
+_CHECKS |= dict.fromkeys(("title", "brand", "description"), _checked_text)
+
+
 def text_column(items: pd.DataFrame, name: str) -> list[str]:
-    """A text field of each item.
+    """A text field of each item: "" where the value or the column is missing; parts of a list become lines.
 
-    Parameters
-    ----------
-    items : pandas.DataFrame
-    name : str
-        A column, which need not exist.
-
-    Returns
-    -------
-    list of str
-        "" where a value is missing; the parts of a list as lines.
-
-    Raises
-    ------
-    ValueError
-        For a value that is no text, such as bytes or a number, with its row.
+    Raises ValueError for a value that is not text, such as bytes or a number, with its row.
 
     Examples
     --------
     >>> text_column(pd.DataFrame({"description": ["Blue.", None, ["Two parts", "in a list"]]}), "description")
     ['Blue.', '', 'Two parts\\nin a list']
     """
-    return [_text(value, name, row) for row, value in enumerate(items.get(name, [None] * len(items)))]
+    return _each(items, name, _text)
 
 
 def category_column(items: pd.DataFrame) -> list[list[list[str]]]:
-    """The category paths of each item.
+    """The category paths of each item, none where the value or the column is missing.
 
-    Parameters
-    ----------
-    items : pandas.DataFrame
-        With or without a column `categories`.
-
-    Returns
-    -------
-    list of list of list of str
-        No path where a value is missing.
-
-    Raises
-    ------
-    ValueError
-        For a value that `category_paths` refuses, with its row.
+    Raises ValueError for a value that `category_paths` refuses, with its row.
 
     Examples
     --------
     >>> category_column(pd.DataFrame({"categories": [["Shop", "Camping"], None]}))
     [[['Shop', 'Camping']], []]
     """
+    return _each(items, "categories", category_paths)
+
+
+def _each(items: pd.DataFrame, name: str, read: Callable) -> list:
     found = []
-    for row, value in enumerate(items.get("categories", [None] * len(items))):
+    for row, value in enumerate(items.get(name, [None] * len(items))):
         try:
-            found.append(category_paths(value))
+            found.append(read(value))
         except ValueError as error:
-            raise ValueError(f"item row {row}: {error}") from error
+            raise ValueError(f"item row {row}: {name} is {shown(value)}, {error}") from error
     return found
 
 
-def _text(value, name: str, row: int) -> str:
+def _text(value) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple | np.ndarray):
-        return "\n".join(text for text in (_text(part, name, row) for part in value) if text)
+        return "\n".join(filter(None, map(_text, value)))
     if pd.isna(value) is True:
         return ""
-    raise ValueError(f"item row {row}: {name} is {shown(value)}, expected text")
+    raise ValueError("expected text")
 
 
 # --- writing ---
@@ -290,8 +269,8 @@ def arrow_table(items: pd.DataFrame, place: Callable[[int], str] = "row {}".form
     Raises
     ------
     ValueError
-        If a column name is not text or occurs twice, values of a column differ in type, or a value does not fit
-        (an integer beyond 64 bits, a record without names). The message has the column, the rows and the values.
+        With column, rows and values: if a name is not text or occurs twice, values of a column differ in type, or a
+        value does not fit (an integer beyond 64 bits, a record without names).
 
     Examples
     --------
