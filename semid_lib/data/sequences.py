@@ -11,7 +11,7 @@ import pandas as pd
 
 from semid_lib.data import readers, table, times
 from semid_lib.data.item_ids import ItemIds
-from semid_lib.data.text_files import decoded, empty_file, filled, json_records
+from semid_lib.data.text_files import empty_file, json_records, text_lines
 from semid_lib.workbench.text import normal, shown
 
 _INTEGER = re.compile("-?[0-9]{1,30}")
@@ -109,9 +109,11 @@ def _tsv_users(path: Path, timed: Path) -> Iterator[tuple]:
         if times_of is None:
             yield number, user_id, item_ids, None
             continue
-        _, other, seconds = next(times_of, (number, None, []))
+        if (found := next(times_of, None)) is None:
+            raise ValueError(f"{timed} has no times of user {shown(user_id)}, expected the users of the sequences")
+        number_of_times, other, seconds = found
         if other != user_id:
-            _fail(timed, number, f"user {shown(other)}, expected {shown(user_id)} as in the sequences")
+            _fail(timed, number_of_times, f"user {shown(other)}, expected {shown(user_id)} as in the sequences")
         yield number, user_id, item_ids, seconds
     if times_of is not None and (extra := next(times_of, None)):
         _fail(timed, extra[0], f"user {shown(extra[1])}, expected no more users than in the sequences")
@@ -119,8 +121,8 @@ def _tsv_users(path: Path, timed: Path) -> Iterator[tuple]:
 
 def _tsv_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
     """Line, user id and values separated by single spaces."""
-    for number, line in filled(path, decoded(path, "utf-8")):
-        user_id, tab, rest = line.rstrip("\r\n").partition("\t")
+    for number, line in text_lines(path, "utf-8"):
+        user_id, tab, rest = line.partition("\t")
         if not tab or not user_id:
             _fail(path, number, f"the line is {shown(line)}, expected a user id, a tab and item ids")
         yield number, user_id, rest.split(" ") if rest else []

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -116,7 +116,13 @@ def _wide_encoding(start: bytes) -> str | None:
     return {(0, 1, 0, 1): "utf-16-le", (1, 0, 1, 0): "utf-16-be"}.get(tuple(zeros))
 
 
-def filled(path: Path, found: Iterable[tuple], is_blank=lambda line: not line.strip()) -> Iterator[tuple]:
+def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, without its end; a blank line is refused, except at the end of the file."""
+    found = ((number, line.rstrip("\r\n")) for number, line in decoded(path, encoding))
+    return _filled(path, found, lambda line: not line.strip())
+
+
+def _filled(path: Path, found: Iterable[tuple], is_blank: Callable) -> Iterator[tuple]:
     """Records with their numbers; blank ones are left out at the end of a file, and refused before it."""
     blank = 0
     for number, record in found:
@@ -140,8 +146,8 @@ def json_records(path: Path) -> Iterator[tuple[int, dict]]:
             text = "".join(line for _, line in decoded(path))
             yield from ((at, _object(path, at, one)) for at, one in enumerate(json_value(path, 1, text), 1))
             return
-    for number, line in filled(path, decoded(path)):
-        yield number, _object(path, number, json_value(path, number, line.rstrip("\r\n")))
+    for number, line in text_lines(path):
+        yield number, _object(path, number, json_value(path, number, line))
 
 
 def _object(path: Path, number: int, value) -> dict:
@@ -205,7 +211,7 @@ def delimited(path: Path, wanted: Sequence[str], layout: Layout) -> Iterator[tup
         separator, found = _separator(first[1], (), layout), chain([first], found)
     width = len(header)
     rows = _rows(path, found, separator, layout, last)
-    for number, row in filled(path, rows, lambda row: row in ([], [""])):
+    for number, row in _filled(path, rows, lambda row: row in ([], [""])):
         if len(row) < width or any(row[width:]):
             raise ValueError(f"{path}, line {number}: {len(row)} fields, expected {width} as in the header")
         yield number, row[:width]

@@ -169,7 +169,10 @@ BAD_JSON_HISTORIES = [
     ({"user_id": "bob", "item_ids": "1"}, "line 2: item_ids is '1', expected a list of item ids"),
     ({"user_id": "bob", "item_ids": [1.0]}, r"line 2: item_ids is \[1\.0\], expected a list of item ids"),
     ({"user_id": "bob", "item_ids": [2]}, "line 2: item 2 is unknown"),
-    ({"user_id": "bob", "item_ids": [1], "timestamps": [1]}, r"line 2: timestamps is \[1\], expected none, as in line"),
+    (
+        {"user_id": "bob", "item_ids": [1], "timestamps": [1]},
+        r"line 2: timestamps in some lines only, expected them in all",
+    ),
 ]
 
 
@@ -181,11 +184,13 @@ def test_bad_histories_as_json_lines(tmp_path, record, message):
 
 
 def test_times_among_json_histories_are_for_all_and_as_many_as_items(tmp_path):
-    for seconds in (None, [1, 2], [1.5], ["1"], [True]):
+    for seconds in (None, [1, 2], [1.5], ["x"], [True]):
         lines = jsonl(
             *({"user_id": user, "item_ids": [1], "timestamps": t} for user, t in (("a", [1]), ("b", seconds)))
         )
-        with pytest.raises(ValueError, match=r"sequences\.jsonl, line 2: timestamps is .*, expected 1 integers"):
+        with pytest.raises(
+            ValueError, match=r"sequences\.jsonl, line 2: time.*, expected (them in all|1 integers|Unix seconds)"
+        ):
             dataset.load(write(tmp_path, items__jsonl=GOOD, sequences__jsonl=lines))
 
 
@@ -256,10 +261,13 @@ BAD_ITEMS = [
         GOOD + '{"item_id": 9223372036854775808, "title": ""}',
         "line 2: item_id is 9223372036854775808, .* int64",
     ),
-    (GOOD + '{"item_id": 2, "title": ""}\n' + GOOD, "line 3: item_id 1 occurs before, in line 1"),
+    (GOOD + '{"item_id": 2, "title": ""}\n' + GOOD, "line 3: item_id 1 occurs before, in items.jsonl, line 1"),
     (GOOD + '{"item_id": 2, "title": 5}', "line 2: title is 5, expected a string"),
     (GOOD + '{"item_id": 2, "title": "", "brand": ["a"]}', r"line 2: brand is \['a'\], expected a string"),
-    (GOOD + '{"item_id": 2, "title": "", "categories": "[a"}', "line 2: '\\[a' is neither JSON nor a Python literal"),
+    (
+        GOOD + '{"item_id": 2, "title": "", "categories": "[a"}',
+        "line 2: categories is '\\[a', '\\[a' is neither JSON nor a Python literal",
+    ),
     (GOOD + '{"item_id": 2, "item_id": 3, "title": ""}', "line 2: JSON that cannot be read .*'item_id' occurs twice"),
     (GOOD + '{"item_id": 2, "title": "", "price": Infinity}', "line 2: JSON that cannot be read .*Infinity"),
     (
@@ -289,8 +297,8 @@ BAD_CSV = [
     ("id,title\n1,Soap\n", r"items.csv has no column 'item_id', expected one of \['id', 'title'\]"),
     ("item_id,name\n1,Soap\n", "has no column 'title'"),
     ("item_id,title\n", "items.csv is empty"),
-    ('item_id,title\n1,"So\nap"\n1.0,Soap\n', r"items.csv, line 4: item_id 1 occurs before, in line 2"),
-    ("item_id,title\n01,a\n01,b\n", "line 3: item_id 01 occurs before, in line 2"),
+    ('item_id,title\n1,"So\nap"\n1.0,Soap\n', r"items.csv, line 4: item_id 1 occurs before, in items.csv, line 2"),
+    ("item_id,title\n01,a\n01,b\n", "line 3: item_id 01 occurs before, in items.csv, line 2"),
     ("item_id,title\n1,a\n2\n", "line 3: 1 fields, expected 2"),
     ("item_id,title\n1,a\n\n2,b\n", "line 3: blank line"),
     ('item_id,title\n1,"a\n', "line 2: broken CSV"),
@@ -333,7 +341,7 @@ def test_bad_folders(tmp_path):
 @pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b[:15] + b"\xff\xff" + b[17:]])
 def test_corrupt_gzip(tmp_path, damage):
     content = damage(gzip.compress(jsonl(*ITEMS).encode()))
-    with pytest.raises(ValueError, match=r"items\.jsonl\.gz, after line \d+: truncated or corrupt gzip"):
+    with pytest.raises(ValueError, match=r"items\.jsonl\.gz: truncated or corrupt gzip"):
         dataset.load(write(tmp_path, items__jsonl__gz=content))
 
 
@@ -363,15 +371,15 @@ def test_bad_sequences(tmp_path, content, message):
 
 BAD_TIMES = [
     ("ann\t5 6\n", "timestamps.tsv has no times of user 'bob', expected the users of the sequences"),
-    ("ann\t5 6\nbob\t7\ncem\t8\n", "timestamps.tsv, line 3: user 'cem', expected the 2 users of the sequences"),
+    ("ann\t5 6\nbob\t7\ncem\t8\n", "timestamps.tsv, line 3: user 'cem', expected no more users than in the sequences"),
     ("ann\t1400000000000 1400000000001\nbob\t1400000000000\n", "line 1: .* Unix milliseconds, expected Unix seconds"),
     ("ann\t1400000000 1400000001\nbob\t1400000000000\n", "line 2: .* Unix milliseconds, expected Unix seconds"),
     ("ann\t20140513 20140514\nbob\t20140513\n", "line 1: .* dates as YYYYMMDD, expected Unix seconds"),
     ("ann\t-9223372036854775808 1\nbob\t1\n", "line 1: time -9223372036854775808 is not between"),
     ("ann\t5 6\ncem\t7\n", "timestamps.tsv, line 2: user 'cem', expected 'bob'"),
-    ("ann\t5 6\nbob\t7 8\n", "line 2: 2 times, expected 1"),
+    ("ann\t5 6\nbob\t7 8\n", "line 2: times are \['7', '8'\], expected 1 integers, as many as items"),
     ("ann\t6 5\nbob\t7\n", r"line 1: times \[6, 5\] go backwards"),
-    ("ann\t5 6.5\nbob\t7\n", r"line 1: '6\.5' is not an integer"),
+    ("ann\t5 6.5\nbob\t7\n", r"line 1: time '6\.5' is not an integer in int64, expected Unix seconds"),
 ]
 
 
@@ -388,7 +396,7 @@ BAD_QUERIES = [
     ({"query": 5, "item_ids": [1]}, "line 2: query is 5"),
     ({"query": "a"}, "line 2: .*expected also 'item_ids'"),
     ({"query": "a", "item_ids": 1}, "line 2: item_ids is 1, expected a list"),
-    ({"query": "a", "item_ids": []}, r"line 2: item_ids is \[\], expected a list of at least one"),
+    ({"query": "a", "item_ids": []}, r"line 2: item_ids is \[\], expected at least one item id, each once"),
     ({"query": "a", "item_ids": [1.0]}, r"line 2: item_ids is \[1\.0\]"),
     ({"query": "a", "item_ids": [1, 1]}, r"line 2: item_ids is \[1, 1\], .*each once"),
     ({"query": "a", "item_ids": [1, "1"]}, r"line 2: item_ids is \[1, '1'\], .*each once"),

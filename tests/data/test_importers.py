@@ -15,7 +15,9 @@ from kills import killed
 
 from semid_lib.cli import main
 from semid_lib.data import dataset as data
-from semid_lib.data.importers import import_amazon, import_table, k_core_positions, number
+from semid_lib.data.importers import import_amazon, import_table
+from semid_lib.data.importers.values import number
+from semid_lib.data.importers.writing import k_core_positions
 
 
 def jsonl(*records: dict) -> str:
@@ -199,11 +201,11 @@ def test_import_table_refuses_bad_input(shop):
         run(items="code,name\n1,2\n", item_id=None)
     with pytest.raises(ValueError, match=r"o\.csv has no column 'sku', expected one of \['user_id', 'item'\]"):
         run(orders="user_id,item\n1,2\n")
-    with pytest.raises(ValueError, match=r"i\.csv, line 4: sku 'A' occurs before, in line 2"):
+    with pytest.raises(ValueError, match=r"i\.csv, line 4: item_id A occurs before, in i\.csv, line 2"):
         run(items="sku,name\nA,a\nB,b\nA,c\n")
     with pytest.raises(ValueError, match=r"i\.csv, line 3: no 'sku', expected an item id"):
         run(items="sku,name\nA,a\n,b\n")
-    with pytest.raises(ValueError, match=r"i\.csv, line 2: column 'kind': categories is \[1\], expected a list"):
+    with pytest.raises(ValueError, match=r"i\.csv, line 2: column 'kind': '\[1\]', expected a list"):
         run(items="sku,name,kind\nA,a,[1]\n", categories="kind")
     with pytest.raises(ValueError, match=r"i\.csv, line 2: 3 fields, expected 2 as in the header"):
         run(items="sku,name\nA,a,b\nB,b,c\n")
@@ -592,7 +594,7 @@ def test_import_amazon_refuses_bad_input(dump, tmp_path):
     with pytest.raises(ValueError, match="no interaction is left"):
         dump(META_2014, REVIEWS_2014, k_core=5)
     (tmp_path / "cut.gz").write_bytes(gzip.compress(REVIEWS_2014.encode())[:-9])
-    with pytest.raises(ValueError, match=r"cut\.gz, after line \d+: truncated or corrupt gzip"):
+    with pytest.raises(ValueError, match=r"cut\.gz: truncated or corrupt gzip"):
         import_amazon(tmp_path / "meta.json.gz", tmp_path / "cut.gz", tmp_path / "new")
     with pytest.raises(ValueError, match=r"nowhere is not a file"):
         import_amazon(tmp_path / "meta.json.gz", tmp_path / "nowhere", tmp_path / "new")

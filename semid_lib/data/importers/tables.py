@@ -1,0 +1,266 @@
+"""Import a catalogue and interactions from tables with columns of any name."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from semid_lib.data import folder, readers, times
+from semid_lib.data.importers import writing
+from semid_lib.data.importers.values import decimal_sign, line_of, number, plain, text_of
+from semid_lib.data.importers.writing import ImportReport
+from semid_lib.data.item_ids import read_ids
+from semid_lib.data.readers import Table, is_nothing
+from semid_lib.data.table import arrow_table, category_paths, check_ids, typed
+from semid_lib.data.text_files import Layout
+from semid_lib.workbench.text import shown
+
+# usual names of columns, which need no option
+OBVIOUS = {
+    "item_id": "item_id itemid sku asin parent_asin product_id productid article_id product id",
+    "title": "title name product_name product_title item_name",
+    "brand": "brand brand_name manufacturer vendor",
+    "description": "description product_description",
+    "categories": "categories category category_path product_type",
+    "price": "price",
+    "user_id": "user_id userid customer_id customerid customer user reviewer_id reviewerid",
+    "timestamp": "timestamp time datetime date created_at ordered_at order_date event_time unix_time unixreviewtime",
+}
+_OUR_FIELDS = ("item_id", "title", "brand", "description", "categories", "price")
+
+
+def import_table(
+    items: str | Path,
+    output: str | Path,
+    *,
+    item_id: str | None = None,
+    title: str | None = None,
+    brand: str | None = None,
+    description: str | None = None,
+    categories: str | None = None,
+    price: str | None = None,
+    category_separator: str = ">",
+    interactions: str | Path | None = None,
+    user_id: str | None = None,
+    interaction_item_id: str | None = None,
+    timestamp: str | None = None,
+    time_unit: str = "auto",
+    separator: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
+    escape: str | None = None,
+    item_columns: str | None = None,
+    interaction_columns: str | None = None,
+    unknown_items: str = "error",
+    k_core: int = 0,
+    overwrite: bool = False,
+) -> ImportReport:
+    """Import a catalogue, and optionally interactions, from CSV, JSON lines, Parquet or Arrow.
+
+    A column that is not named is found if it has a usual name (`OBVIOUS`); the report says which were taken. Lists of
+    texts are joined, HTML entities decoded; a price becomes a number, without its currency. All other columns are kept
+    as extra fields (text from CSV), under `source_<name>` if they are called like a field of ours; a column whose
+    values differ in type is left out and reported. Words for a missing value, such as NULL and nan, are missing values.
+    Interactions are put in time order, ties in file order; a repeated purchase is kept.
+
+    Parameters
+    ----------
+    items, interactions : path
+    output : path
+        The data folder to write.
+    item_id, title, brand, description, categories, price : str, optional
+        Columns of the items; "" leaves a field out. Item ids are integers if all are, else text.
+    category_separator : str
+        Between the names of a path, where categories are neither lists nor JSON or Python lists.
+    user_id, interaction_item_id, timestamp : str, optional
+        Columns of the interactions. Without `timestamp`, file order is time order.
+    time_unit : str
+        One of `times.UNITS`. "auto" reads ISO dates (UTC where they name no zone), compact dates, and Unix seconds to
+        nanoseconds between 1990 and 2100.
+    separator, encoding, escape : str, optional
+        Of text files, see `Layout`.
+    decimal : str, optional
+        The sign in prices, "." or ","; found out by default.
+    item_columns, interaction_columns : str, optional
+        Names of the columns, with commas between them, of files without a header.
+    unknown_items : str
+        "error", or "drop" to leave out interactions with items that are not in the catalogue, and count them.
+    k_core : int
+        Above 0, keep the k-core of the interactions and only its items.
+    overwrite : bool
+        Replace the data set of a folder that is not empty.
+
+    Raises
+    ------
+    ValueError
+        Naming file, line and value: a missing column, a repeated item id, a time that cannot be read, an unknown item;
+        and if no interaction is left.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from semid_lib.data import dataset as data
+    >>> with tempfile.TemporaryDirectory() as here:
+    ...     shop, output = Path(here, "shop.csv"), Path(here, "shop")
+    ...     _ = shop.write_text("sku;name;category;price\\nA-1;Red lipstick;Make-up > Lips;3,50\\n")
+    ...     report = import_table(shop, output)
+    ...     data.load(output).items.loc[0].to_dict()
+    {'item_id': 'A-1', 'title': 'Red lipstick', 'categories': [['Make-up', 'Lips']], 'price': 3.5}
+    >>> dict(report.columns)
+    {'item_id': 'sku', 'title': 'name', 'categories': 'category', 'price': 'price'}
+    """
+    for name, value, allowed in (
+        ("unknown_items", unknown_items, ("error", "drop")),
+        ("decimal", decimal, (None, ".", ",")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}, expected one of {allowed}")
+    if k_core < 0 or (k_core and interactions is None):
+        raise ValueError(f"k_core is {k_core}, expected 0 without interactions, else 0 or more")
+    folder.check_output(output, overwrite)
+    layout = Layout(separator, encoding, escape)
+    asked = dict(zip(_OUR_FIELDS, (item_id, title, brand, description, categories, price), strict=True))
+    columns, table = _read(items, asked, layout, item_columns, needed=("item_id", "title"))
+    ids = _item_ids(table, columns["item_id"])
+    counts = {"items": len(ids)}
+    fields, left_out = _fields(table, ids, columns, category_separator, decimal, counts)
+    records = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
+    if interactions is None:
+        folder.write_folder(output, records, overwrite=overwrite)
+        return ImportReport(Path(output), counts | {"n_items": len(records)}, columns, left_out)
+    asked = {"user_id": user_id, "item_id": interaction_item_id or columns["item_id"], "timestamp": timestamp}
+    theirs, log = _read(interactions, asked, layout, interaction_columns, needed=("user_id", "item_id"), only=True)
+    columns |= {f"interaction_{ours}" if ours == "item_id" else ours: name for ours, name in theirs.items()}
+    found = _interactions(log, theirs, ids, unknown_items, time_unit, counts)
+    kept = writing.k_core(found, k_core, "interactions", counts)
+    if k_core:
+        counts["items_outside_k_core"] = len(records) - kept["item"].nunique()
+        records = [records[row] for row in np.unique(kept["item"])]
+    kept = kept.assign(user=kept["user_id"], item=np.array(ids, dtype=object)[kept["item"]])
+    written = writing.write(output, records, kept, counts, interactions, overwrite)
+    return written._replace(columns=columns, left_out=left_out)
+
+
+def _read(
+    path: str | Path,
+    asked: Mapping[str, str | None],
+    layout: Layout,
+    names: str | None,
+    needed: Sequence[str],
+    only: bool = False,
+) -> tuple[dict[str, str], Table]:
+    """Which column each field comes from, and the table. asked: our name -> theirs, "" for none, None to find it."""
+    given = [name for name in asked.values() if name]
+    layout = Layout(layout.separator, layout.encoding, layout.escape, names.split(",") if names else None)
+    there = readers.names_of(path, given, layout)
+    alike = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(there)}
+    columns = {}
+    for ours, theirs in asked.items():
+        obvious = [alike[name] for name in OBVIOUS[ours].split() if name in alike]
+        if theirs or (theirs is None and obvious):
+            columns[ours] = theirs or obvious[0]
+        elif ours in needed:
+            option = f"--{ours.replace('_', '-')}"
+            raise ValueError(f"{path} has columns {shown(there, 300)}, none for {ours}: name it ({option})")
+    return columns, readers.read(path, list(columns.values()), layout, only)
+
+
+def _item_ids(table: Table, column: str) -> list:
+    """The item ids of a table, each once."""
+    ids = read_ids(table.frame[column], table.fail, table.typed)
+    if None in ids:
+        table.fail(ids.index(None), f"no {column!r}, expected an item id")
+    check_ids(pd.Series(ids), table.place)
+    return ids
+
+
+def _fields(
+    table: Table, ids: list, columns: Mapping[str, str], separator: str, sign: str | None, counts: dict[str, int]
+) -> tuple[dict[str, Sequence], list[str]]:
+    """Our fields of all items by name, and which columns were left out, and why."""
+    values = {name: table.frame[name].tolist() for name in table.frame}
+    read = {"title": line_of, "brand": line_of, "description": text_of}
+    read["categories"] = partial(category_paths, separator=separator)
+    fields = {"item_id": ids}
+    fields |= {ours: _each(table, columns[ours], read[ours]) for ours in read if ours in columns}
+    if "price" in columns:
+        texts = values[columns["price"]]
+        sign = sign or decimal_sign(texts)
+        fields["price"] = [None if is_nothing(one) else number(one, sign) for one in texts]
+        lost = sum(found is None and not is_nothing(one) for found, one in zip(fields["price"], texts, strict=True))
+        counts |= {"prices_without_a_number": lost} if lost else {}
+    left_out = []
+    for name in [name for name in values if name not in columns.values()]:
+        field = f"source_{name}" if name in _OUR_FIELDS else name
+        if field in fields or (field != name and field in values):
+            problem = f"column {name!r} would be kept as {field!r}"
+            raise ValueError(f"{table.path}: {problem}, expected that name to be free")
+        try:
+            fields[field] = _of_one_type(field, list(map(plain, values[name])))
+        except ValueError as error:
+            left_out.append(f"column {name!r}: {error}")
+    return fields, left_out
+
+
+def _each(table: Table, column: str, read: Callable) -> list:
+    values = table.frame[column].tolist()
+    for at, value in enumerate(values):
+        try:
+            values[at] = read(value)
+        except ValueError as error:
+            table.fail(at, f"{shown(value)}, {error}", column)
+    return values
+
+
+def _of_one_type(name: str, values: list) -> list:
+    """The values of a column that Parquet can hold, if necessary with null for words such as "None"."""
+    try:
+        arrow_table(pd.DataFrame({name: typed(values)}))
+    except ValueError:
+        values = [None if is_nothing(value) else value for value in values]
+        arrow_table(pd.DataFrame({name: typed(values)}))
+    return values
+
+
+def _interactions(
+    table: Table, columns: Mapping[str, str], ids: list, unknown_items: str, unit: str, counts: dict[str, int]
+) -> pd.DataFrame:
+    """Complete interactions with known items in time order: user_id, user (its code), item (row), perhaps time."""
+    found = pd.DataFrame(index=range(len(table.frame)))
+    missing = {}
+    for name in ("user_id", "item_id"):
+        read = read_ids(table.frame[columns[name]], partial(table.fail, column=columns[name]), table.typed)
+        found[name] = pd.Series([value if value is None else str(value) for value in read], dtype="str")
+        missing[columns[name]] = found[name].isna().to_numpy()
+    if "timestamp" in columns:
+        missing[columns["timestamp"]] = _missing(table.frame[columns["timestamp"]])
+    counts["interactions"] = len(found)
+    counts |= {f"interactions_without_{name}": int(absent.sum()) for name, absent in missing.items()}
+    complete = ~np.any(list(missing.values()), axis=0)
+    row_of = {str(item_id): row for row, item_id in enumerate(ids)}
+    found["item"] = found["item_id"].map(row_of).fillna(-1).astype(np.int64)
+    unknown = complete & (found["item"] < 0).to_numpy()
+    if unknown.any() and unknown_items == "error":
+        at = int(unknown.argmax())
+        expected = "expected one of the items file, or unknown_items='drop'"
+        table.fail(at, f"item {found['item_id'][at]!r} is unknown, {expected}")
+    counts["interactions_with_unknown_item"] = int(unknown.sum())
+    kept = np.flatnonzero(complete & ~unknown)
+    found = found.iloc[kept]
+    found = found.assign(user=pd.factorize(found["user_id"])[0])
+    if "timestamp" in columns:
+        column = columns["timestamp"]
+        values = table.frame[column].iloc[kept]
+        found["time"] = times.nanoseconds(values, lambda at, problem: table.fail(kept[at], problem, column), unit)
+    return writing.in_time_order(found)
+
+
+def _missing(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_numeric_dtype(column):  # in Arrow's columns NaN is not null
+        return np.isnan(column.to_numpy(np.float64, na_value=np.nan))
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return column.isna().to_numpy()
+    return np.array([is_nothing(value) for value in column.tolist()], dtype=bool)

@@ -1,0 +1,95 @@
+"""Interactions in order, their k-core, and the report of an import."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from semid_lib.data import folder
+
+
+class ImportReport(NamedTuple):
+    """Records read, left out and written by an import.
+
+    >>> print(ImportReport(Path("shop"), {"reviews": 1200, "n_items": 7}, {"title": "name"}))
+    title is read from name
+    reviews  1,200
+    n items      7
+    """
+
+    output: Path
+    counts: dict[str, int]
+    columns: Mapping[str, str] = {}  # our names -> those of the files
+    left_out: Sequence[str] = ()  # columns, with the reason
+
+    def __str__(self) -> str:
+        lines = [f"{ours} is read from {theirs}" for ours, theirs in self.columns.items()]
+        lines += [f"left out: {reason}" for reason in self.left_out]
+        width = max(map(len, self.counts))
+        last = max(len(f"{count:,}") for count in self.counts.values())
+        counts = (f"{name.replace('_', ' '):{width}}  {count:{last},}" for name, count in self.counts.items())
+        return "\n".join([*lines, *counts])
+
+
+def k_core_positions(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k-core: the largest set of interactions in which each user and each item has at least k.
+
+    Removing a user may leave an item with too few and vice versa, so it repeats until all have k.
+
+    Parameters
+    ----------
+    users, items : (n,) int64 arrays
+        From 0.
+    k : int
+        0 keeps everything.
+
+    Examples
+    --------
+    Item 2 has one interaction; without it, user 1 has one; without that user, item 1 still has two:
+
+    >>> k_core_positions(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 2, 0, 1]), k=2)
+    array([0, 1, 4, 5])
+    """
+    kept = np.arange(len(users))
+    while True:
+        user, item = users[kept], items[kept]
+        enough = (np.bincount(user)[user] >= k) & (np.bincount(item)[item] >= k)
+        if enough.all():
+            return kept
+        kept = kept[enough]
+
+
+def k_core(found: pd.DataFrame, k: int, name: str, counts: dict[str, int]) -> pd.DataFrame:
+    """The k-core of interactions with columns `user` and `item`; counts the others as `name`."""
+    kept = found.iloc[k_core_positions(found["user"].to_numpy(), found["item"].to_numpy(), k)]
+    counts[f"{name}_outside_k_core"] = len(found) - len(kept)
+    return kept
+
+
+def in_time_order(found: pd.DataFrame) -> pd.DataFrame:
+    """Interactions user by user, in time order; both sorts are stable, so ties stay in file order."""
+    if "time" in found:
+        found = found.sort_values("time", kind="stable")
+    return found.sort_values("user", kind="stable")
+
+
+def write(
+    output: str | Path,
+    records: Iterable[dict],
+    kept: pd.DataFrame,
+    counts: dict[str, int],
+    source: str | Path,
+    overwrite: bool,
+) -> ImportReport:
+    """Write a data folder; kept: user and item ids in time order and, perhaps, Unix nanoseconds as `time`."""
+    if kept.empty:
+        raise ValueError(f"{source}: no interaction is left, expected at least one; counts: {counts}")
+    records, users = list(records), kept.groupby("user", sort=False)
+    seconds = None
+    if "time" in kept:
+        seconds = (kept["time"] // 10**9).groupby(kept["user"], sort=False).agg(list).items()
+    folder.write_folder(output, records, users["item"].agg(list).items(), seconds, overwrite=overwrite)
+    sizes = {"n_items": len(records), "n_users": len(users), "n_interactions": len(kept)}
+    return ImportReport(Path(output), counts | sizes)
