@@ -630,7 +630,7 @@ def test_modal_reads_the_file_without_an_account():
     run = command(*MODAL, "run", "-m", "semid_lib.serving.modal_app::train")
     assert run.returncode != 0 and "Token missing" in run.stderr
     run = command(sys.executable, "-m", "semid_lib.cli", "deploy", "--help")
-    assert run.returncode == 0 and "modal deploy -m semid_lib.serving.modal_app" in run.stdout
+    assert run.returncode == 0 and "modal deploy -m semid_lib.serving.modal_app" in " ".join(run.stdout.split())
     run = command(sys.executable, "-m", "semid_lib.cli", "deploy", "upload", "--folder", "none", SEMID_CPU="x")
     assert run.returncode == 1 and run.stderr == "error: SEMID_CPU is x, expected a number\n"
 
