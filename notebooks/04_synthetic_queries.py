@@ -43,7 +43,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.evaluation import metrics, plotting
 from semid_lib.ids import embed
-from semid_lib.queries import llm_queries, synthesis, templates
+from semid_lib.queries import filters, item_facts, llm_queries, synthesis, templates
 from semid_lib.queries.endpoint import Endpoint, EndpointError
 from semid_lib.workbench import scale, store, workers
 from semid_lib.workbench.text import one_line
@@ -88,7 +88,7 @@ for name, text in fields.items():
     print(textwrap.fill(shown, 80))
 
 # %%
-title_words = templates.words(fields["title"])
+title_words = item_facts.words(fields["title"])
 thing = leaf.lower() or " ".join(title_words[-2:])
 by_hand = {
     "three neighbouring words": " ".join(title_words[-3:]),
@@ -166,12 +166,12 @@ pd.DataFrame(
 # 2022)](../book/references.bib "reddy2022").
 
 # %%
-title_sets = [set(templates.words(title)) for title in titles]
+title_sets = [set(item_facts.words(title)) for title in titles]
 
 
 def looks(pairs):
     """Number of words of each query, and the share of them that the title has."""
-    split = [templates.words(query) for query in pairs["query"]]
+    split = [item_facts.words(query) for query in pairs["query"]]
     shared = [
         np.mean([word in title_sets[row] for word in words]) if words else 0.0
         for words, row in zip(split, pairs["item"], strict=True)
@@ -306,7 +306,7 @@ else:
 # {eq}`eq-bayes` has a right answer for it, which is all of them.
 
 # %%
-kept, report = synthesis.filter_queries(asked, titles)
+kept, report = filters.filter_queries(asked, titles)
 report.set_index("filter")
 
 # %% [markdown]
@@ -321,7 +321,7 @@ report.set_index("filter")
 
 # %%
 plane = np.array([[1.0, 0.0], [0.0, 1.0], [0.2, 1.0]])
-synthesis.round_trip_ranks([0, 2], np.array([[0.15, 1.0], [0.15, 1.0]]), plane)
+filters.round_trip_ranks([0, 2], np.array([[0.15, 1.0], [0.15, 1.0]]), plane)
 
 # %%
 texts = [*kept["query"], *(real["query"] if real is not None else [])]
@@ -334,10 +334,10 @@ vectors = embed.embed(
 )
 query_vectors, real_vectors = vectors[: len(kept)], vectors[len(kept) :]
 kept = kept.assign(
-    rank=synthesis.round_trip_ranks(kept["item"], query_vectors, item_vectors)
+    rank=filters.round_trip_ranks(kept["item"], query_vectors, item_vectors)
 )
 if real is not None:
-    real["rank"] = synthesis.round_trip_ranks(real["item"], real_vectors, item_vectors)
+    real["rank"] = filters.round_trip_ranks(real["item"], real_vectors, item_vectors)
 # what a language model wrote is one family, named after it
 family = kept["kind"].where(kept["source"] == "templates", kept["source"])
 
@@ -421,7 +421,7 @@ some_lost[["query", "kind", "rank"]].assign(
 # has:
 
 # %%
-as_words = kept["query"].map(templates.words)
+as_words = kept["query"].map(item_facts.words)
 pairs = as_words.map(lambda w: [" ".join(two) for two in pairwise(w)]).explode().dropna()
 kind_of_pair = kept["kind"][pairs.index]
 only_here = kind_of_pair.groupby(pairs.to_numpy()).transform("nunique") == 1
@@ -442,9 +442,9 @@ HELD_OUT = ("question", "brand_words")
 held_out = [kind for kind in HELD_OUT if (kept["kind"] == kind).any()]
 if kept["kind"].isin(held_out).mean() > 0.5:  # so few queries that none might be left
     held_out = []
-split = synthesis.split_queries(kept, seed=SEED, held_out_kinds=held_out)
-own_keys = set(real["query"].map(synthesis.query_key)) if real is not None else set()
-by_chance = split.train["query"].map(synthesis.query_key).isin(own_keys)
+split = filters.split_queries(kept, seed=SEED, held_out_kinds=held_out)
+own_keys = set(real["query"].map(filters.query_key)) if real is not None else set()
+by_chance = split.train["query"].map(filters.query_key).isin(own_keys)
 train = split.train[~by_chance & (split.train["rank"] <= K)]
 still_known = split.test["item"].isin(train["item"])
 test = split.test[still_known | split.test["cell"].str.startswith("unseen item")]
@@ -458,7 +458,7 @@ print(f"{by_chance.sum()} left the training because the data set asks the same")
 # what does dense retrieval find, with and without the lost queries?
 
 # %%
-train_words = train["query"].map(templates.words)
+train_words = train["query"].map(item_facts.words)
 used_for = train_words.groupby(train["item"]).agg(lambda parts: set().union(*parts))
 used_at_all = set().union(*train_words)
 
@@ -468,7 +468,7 @@ def share_new(words, used):
     return np.mean([word not in used for word in words]) if used else np.nan
 
 
-test_words = test["query"].map(templates.words)
+test_words = test["query"].map(item_facts.words)
 sets = [used_for.get(row) for row in test["item"]]
 test = test.assign(
     new_for_item=list(map(share_new, test_words, sets)),

@@ -50,7 +50,7 @@ from semid_lib.evaluation import evaluate, metrics, plotting
 from semid_lib.ids import codebooks, embed, semantic_ids
 from semid_lib.llm import base_models, examples, fine_tuning, vocabulary
 from semid_lib.llm import llm_search as generative
-from semid_lib.queries import synthesis
+from semid_lib.queries import filters, synthesis
 from semid_lib.search import hybrid_ranker, retrieval
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench import scale, store
@@ -589,7 +589,7 @@ print(f"{embedding_ms:.1f} ms to embed a query")
 
 # %%
 by_cell = evaluate.group_table(synthetic, sample["cell"])
-by_cell.loc[[cell for cell in synthesis.CELLS if cell in by_cell.index]].round(3)
+by_cell.loc[[cell for cell in filters.CELLS if cell in by_cell.index]].round(3)
 
 # %% [markdown]
 # **New items.** Recall@10 on items without training queries, divided by that on the others (*new / old*): 1 would mean

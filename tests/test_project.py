@@ -277,7 +277,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.next_item.tiger", "sklearn transformers"),
         ("semid_lib.decoding.adapters", "pandas sklearn transformers vllm"),
         ("semid_lib.search.retrieval", "torch sklearn bm25s sentence_transformers"),
-        ("semid_lib.queries.synthesis", "torch sklearn transformers httpx outlines"),
+        ("semid_lib.queries.synthesis", "torch sklearn transformers openai outlines"),
         ("semid_lib.llm.fine_tuning", "sklearn transformers datasets peft trl"),
         ("semid_lib.workbench.chapters", "torch pandas mlflow papermill"),
         ("semid_lib.serving.predict", "sklearn transformers sentence_transformers fastapi numba"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids import codebooks, control_codes, embed, new_items, quantize, rqvae, semantic_ids
-from semid_lib.queries import synthesis
+from semid_lib.queries import filters, synthesis
 from semid_lib.search import retrieval
 
 TEXTS = ("Red gel pen", "Blue tent for camping", "Green wool socks", "Large copper kettle", "Brass lamp with shade")
@@ -135,12 +135,12 @@ def test_queries(catalogue):
     items = pd.DataFrame({"item_id": [f"SKU-{row}" for row in range(len(titles))], "title": titles})
     written = synthesis.synthesize(items, 4)
     assert set(written["item"]) == set(range(len(items)))
-    kept, _ = synthesis.filter_queries(written, titles)
+    kept, _ = filters.filter_queries(written, titles)
     of_items = vectors[kept["item"].to_numpy()]
-    assert (synthesis.round_trip_ranks(kept["item"], of_items, vectors)[of_items.any(axis=1)] == 1).all()
+    assert (filters.round_trip_ranks(kept["item"], of_items, vectors)[of_items.any(axis=1)] == 1).all()
     try:
-        split = synthesis.split_queries(kept)
+        split = filters.split_queries(kept)
     except ValueError as error:
-        assert "write more for each item, or add items" in str(error)
+        assert "write more per item, or add items" in str(error)
     else:
         assert len(split.train) + len(split.test) + split.n_dropped == len(kept)

@@ -1,51 +1,49 @@
-"""Many chats with a language model behind an OpenAI-compatible endpoint: plain HTTP, bounded, patient, no secret told.
+"""Many chats with a language model behind an OpenAI-compatible endpoint, by the client of the package openai.
 
-What goes wrong with one chat is told apart from what would go wrong with all of them: the first is tried again or
-recorded, the second ends the run at once with what the server said.
+The client retries lost connections and busy servers. Here an error of one chat is separated from an error of all
+chats: the first is recorded, the second (a wrong key, an unknown model) ends the run with the server's message.
 """
 
-import email.utils
 import json
 import os
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
-_LONGEST_WAIT = 600.0  # seconds; an endpoint that asks for more has run out of something
-_GIVE_UP_AFTER = 10  # chats in a row that got no answer at all
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_GIVE_UP_AFTER = 10  # chats in a row without any answer
+_RETRIED = {408, 409, 429}  # and from 500 up, as the client does
+_FILTERED = {"content_filter", "content_policy_violation"}
 _REFUSAL = re.compile(r"\s*((i['’]?m |i am )?sorry|i can(['’]?t|not)|i['’]?m unable|as an ai)\b", re.IGNORECASE)
 
 
 class EndpointError(RuntimeError):
-    """The endpoint does not answer any request, and asking again would not help; answers so far are kept."""
+    """The endpoint answers no request, and a retry would not help. Answers so far are kept."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model behind an OpenAI-compatible server, such as vLLM at `http://127.0.0.1:8000/v1`.
+    """A model behind an OpenAI-compatible server, such as vLLM or `transformers serve` at `http://127.0.0.1:8000/v1`.
 
-    Raises ValueError for a URL that is not http(s) or carries a password, for an unknown `structured`, and for
-    numbers that are not positive.
+    Raises
+    ------
+    ValueError
+        For a URL that is not http(s) or has a password, an unknown `structured`, or numbers that are not positive.
     """
 
     base_url: str  # up to and including /v1
     model: str
-    api_key_variable: str | None = "OPENAI_API_KEY"  # environment variable of the key; None: no key is sent
-    structured: str = "json_schema"  # or "json_object" or "none", for servers that know no schema
+    api_key_variable: str | None = "OPENAI_API_KEY"  # environment variable with the key; None sends no key
+    structured: str = "json_schema"  # or "json_object" or "none", for servers without JSON schemas
     temperature: float | None = 0.8  # None: not sent
-    max_tokens: int | None = 1024  # of one answer; None: not sent
-    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the request, such as "seed"
-    concurrency: int = 8  # requests under way at once
+    max_tokens: int | None = 1024  # per answer; None: not sent
+    extra: Mapping[str, Any] = field(default_factory=dict)  # more fields of the request, such as "seed"
+    concurrency: int = 8  # requests at the same time
     timeout: float = 60.0  # seconds without a byte
-    max_attempts: int = 5  # of one chat
-    backoff: float = 1.0  # seconds before the second attempt, then doubled, with as much jitter
-    max_backoff: float = 60.0  # seconds; a Retry-After of the server may be longer
+    max_attempts: int = 5  # per chat
 
     def __post_init__(self):
         if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", self.base_url):
@@ -58,25 +56,13 @@ class Endpoint:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What an answer depends on, beside model and prompt; not where the server stands."""
+        """Settings that an answer depends on, besides model and prompt."""
         names = ("structured", "temperature", "max_tokens")
         return {**{name: getattr(self, name) for name in names}, "extra": dict(self.extra)}
 
 
-class _NoAnswerError(Exception):
-    """No answer this time."""
-
-    def __init__(self, reason: str, retry_after: float = 0.0):
-        super().__init__(reason)
-        self.retry_after = retry_after
-
-
-class _BrokenAnswerError(Exception):
-    """An answer without usable JSON."""
-
-
 class _RefusedError(Exception):
-    """The model, or a filter before it, does not want to."""
+    """The model, or a content filter, refuses."""
 
 
 def complete(
@@ -86,18 +72,31 @@ def complete(
     parse: Callable[[str], Any],
     store: Callable[[str, dict], Any],
 ) -> None:
-    """Send all chats, at most `source.concurrency` at once, and hand each result to `store` as it comes.
+    """Send all chats, at most `source.concurrency` at a time, and pass each result to `store`.
 
-    chats: by key, each a list of messages. schema: of the answer, sent with the request. parse: makes something of
-    the text of an answer, or raises ValueError, and then the chat is sent again. store(key, record) is called from
-    several threads; a record has `answer`, or `reason`, `final` and `refused`, and always `spent` (requests, tokens).
-    `final` says that the model answered, and that another run had better not ask again.
+    After an error or Ctrl-C, no new requests are sent; running ones finish and are stored.
 
-    Raises EndpointError if no chat can be answered, ValueError if there is no API key. After these, and after Ctrl-C,
-    nothing new is sent, and what is under way is waited for and stored.
+    Parameters
+    ----------
+    chats : mapping
+        Key to list of messages.
+    schema : dict
+        JSON schema of an answer.
+    parse : callable
+        Text of an answer to a value. If it raises ValueError, the chat is sent again.
+    store : callable
+        `store(key, record)`, called from several threads. A record has `answer`, or `reason`, `final` and `refused`,
+        and always `spent` (requests, tokens). If it is `final`, the model has answered: do not ask again.
+
+    Raises
+    ------
+    EndpointError
+        If no chat can be answered.
+    ValueError
+        If there is no API key.
     """
     client = _Client(source, schema, parse, store)
-    # threads, since in a notebook an event loop is running already
+    # threads, because in a notebook an event loop is already running
     pool = ThreadPoolExecutor(source.concurrency, thread_name_prefix="chat")
     try:
         for future in as_completed([pool.submit(client.send, key, chat) for key, chat in chats.items()]):
@@ -105,116 +104,119 @@ def complete(
     finally:
         client.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        client.http.close()
+        client.api.close()
 
 
 class _Client:
     def __init__(self, source: Endpoint, schema: dict, parse: Callable, store: Callable):
         try:
-            import httpx
-            import tenacity
+            import openai
         except ImportError as error:
             raise ImportError("an endpoint needs the extra 'queries': pip install 'semid-lib[queries]'") from error
         self.source, self.schema, self.parse, self.store = source, schema, parse, store
         self.key = _api_key(source.api_key_variable)
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        limits = httpx.Limits(max_connections=source.concurrency)
-        self.http = httpx.Client(headers=headers, timeout=source.timeout, limits=limits)
-        self.no_answer: type[Exception] = httpx.TransportError
+        self.errors = openai
+        self.api = openai.OpenAI(
+            api_key=self.key or "none",
+            base_url=source.base_url,
+            timeout=source.timeout,
+            max_retries=source.max_attempts - 1,
+        )
+        headers = {} if self.key else {"Authorization": openai.Omit()}
+        self.always = {"model": source.model, "extra_body": dict(source.extra), "extra_headers": headers}
         self.stop = threading.Event()
         self.in_a_row, self.lock = 0, threading.Lock()
-        growing = tenacity.wait_exponential(source.backoff, source.max_backoff) + tenacity.wait_random(
-            0, source.backoff
-        )
-        self.retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((_NoAnswerError, _BrokenAnswerError)),
-            stop=tenacity.stop_after_attempt(source.max_attempts) | tenacity.stop_when_event_set(self.stop),
-            wait=lambda state: max(growing(state), getattr(state.outcome.exception(), "retry_after", 0.0)),
-            sleep=tenacity.sleep_using_event(self.stop),
-            reraise=True,
-        )
 
     def send(self, key: str, chat: list[dict[str, str]]) -> None:
-        """Send one chat until there is something to store; raises EndpointError where the whole run should end."""
+        """Send one chat and store the result; raises EndpointError to end the run."""
         spent: Counter = Counter()
         try:
-            record = {"answer": self.retrying.copy()(self.once, chat, spent)}
-        except (_NoAnswerError, _BrokenAnswerError, _RefusedError) as error:
-            if self.stop.is_set() and not isinstance(error, _RefusedError):
-                return  # not given all its attempts
-            final = not isinstance(error, _NoAnswerError)
-            record = {"reason": self.clean(str(error)), "final": final, "refused": isinstance(error, _RefusedError)}
+            record = self.answer(chat, spent)
         except EndpointError:
             self.stop.set()
             raise
+        if record is None:
+            return
         self.store(key, {**record, "spent": dict(spent)})
         with self.lock:
             self.in_a_row = 0 if record.get("final", True) else self.in_a_row + 1
-            given_up = self.in_a_row >= _GIVE_UP_AFTER
-        if given_up:
+            give_up = self.in_a_row >= _GIVE_UP_AFTER
+        if give_up:
             self.stop.set()
             raise EndpointError(f"{_GIVE_UP_AFTER} chats in a row got no answer, the last one: {record['reason']}")
 
-    def once(self, chat: list[dict[str, str]], spent: Counter) -> Any:
-        """One request. Raises one of the four errors."""
-        if self.stop.is_set():
-            raise _NoAnswerError("the run ended")
-        spent["requests"] += 1
-        url = f"{self.source.base_url.rstrip('/')}/chat/completions"
+    def answer(self, chat: list[dict[str, str]], spent: Counter) -> dict[str, Any] | None:
+        """The record of one chat; None if the run ended before its last attempt."""
+        reason = ""
+        for _ in range(self.source.max_attempts):
+            if self.stop.is_set():
+                return None
+            try:
+                response = self.api.chat.completions.with_raw_response.create(**self.body(chat))
+                spent["requests"] += 1 + response.retries_taken
+                return {"answer": self.read(response.text, spent)}
+            except _RefusedError as error:
+                return self.failure(str(error), final=True, refused=True)
+            except self.errors.APIError as error:
+                spent["requests"] += 1 + int(error.request.headers.get("x-stainless-retry-count", 0))
+                return self.no_answer(error)
+            except ValueError as error:
+                reason = str(error)
+        return self.failure(reason, final=True)
+
+    def body(self, chat: list[dict[str, str]]) -> dict[str, Any]:
+        schema = {"name": "answer", "strict": True, "schema": self.schema}
+        form = {
+            "json_schema": {"type": "json_schema", "json_schema": schema},
+            "json_object": {"type": "json_object"},
+            "none": None,
+        }[self.source.structured]
+        limits = {"temperature": self.source.temperature, "max_tokens": self.source.max_tokens, "response_format": form}
+        sent = {name: value for name, value in limits.items() if value is not None}
+        return {"messages": chat, **self.always, **sent}
+
+    def read(self, text: str, spent: Counter) -> Any:
+        """Parse a response; servers differ, so nothing about its shape is taken for granted."""
         try:
-            response = self.http.post(url, json=self.body(chat))
-        except self.no_answer as error:
-            # from None: the chain would carry the request, and with it the key
-            raise _NoAnswerError(f"{type(error).__name__}: {error}") from None
-        if response.status_code != 200:
-            self.refuse(response)
-        try:
-            body = response.json()
+            body = json.loads(text)
             usage, choice = body.get("usage") or {}, body["choices"][0]
             message, ended = choice["message"], choice.get("finish_reason")
             for name in ("prompt_tokens", "completion_tokens"):
                 spent[name] += usage[name] if isinstance(usage.get(name), int) else 0
-            text, refusal = message.get("content"), message.get("refusal")
+            content, refusal = message.get("content"), message.get("refusal")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _BrokenAnswerError(f"the response is no chat completion: {response.text[:200]!r}") from None
+            raise ValueError(f"the response is no chat completion: {text[:200]!r}") from None
         if refusal or ended == "content_filter":
-            raise _RefusedError(str(refusal or "stopped by the content filter")[:300])
+            raise _RefusedError(str(refusal or "stopped by the content filter"))
+        content = content if isinstance(content, str) else ""
         try:
-            return self.parse(text if isinstance(text, str) else "")
+            return self.parse(content)
         except ValueError as error:
-            if isinstance(text, str) and _REFUSAL.match(text):
-                raise _RefusedError(text[:300]) from None
+            if _REFUSAL.match(content):
+                raise _RefusedError(content) from None
             cut = f", cut off at max_tokens {self.source.max_tokens}" if ended == "length" else ""
-            raise _BrokenAnswerError(f"{error}{cut}") from None
+            raise ValueError(f"{error}{cut}") from None
 
-    def body(self, chat: list[dict[str, str]]) -> dict[str, Any]:
-        schema = {"name": "answer", "strict": True, "schema": self.schema}
-        body = {
-            "model": self.source.model,
-            "messages": chat,
-            "temperature": self.source.temperature,
-            "max_tokens": self.source.max_tokens,
-            "response_format": {
-                "json_schema": {"type": "json_schema", "json_schema": schema},
-                "json_object": {"type": "json_object"},
-                "none": None,
-            }[self.source.structured],
-            **self.source.extra,
-        }
-        return {name: value for name, value in body.items() if value is not None}
+    def no_answer(self, error: Any) -> dict[str, Any]:
+        """The record of a request that failed after its retries; raises EndpointError if all others would fail, too."""
+        if not isinstance(error, self.errors.APIStatusError):
+            return self.failure(f"{type(error).__name__}: {error}")
+        body = error.body
+        if isinstance(body, dict):
+            body = body.get("message") or body.get("detail") or json.dumps(body)
+        text = " ".join(str(body or "(no message)").split())[:500]
+        message = f"{error.status_code} from {self.source.base_url}: {text}"
+        codes = {error.code, error.type}
+        if codes & _FILTERED:
+            return self.failure(message, final=True, refused=True)
+        retried = error.status_code in _RETRIED or error.status_code >= 500
+        if not retried or "insufficient_quota" in codes:
+            # from None: the chain would hold the request, and with it the key
+            raise EndpointError(self.clean(message)) from None
+        return self.failure(message)
 
-    def refuse(self, response) -> None:
-        """Sort a response that is not 200: raises _NoAnswerError, _RefusedError or EndpointError."""
-        status, (message, codes) = response.status_code, _error_of(response)
-        message = self.clean(f"{status} from {self.source.base_url}: {message}")
-        if "content_filter" in codes or "content_policy_violation" in codes:
-            raise _RefusedError(message)
-        if status not in _RETRIED or "insufficient_quota" in codes:
-            raise EndpointError(message)
-        wait = _seconds(response.headers.get("retry-after"))
-        if wait > _LONGEST_WAIT:
-            raise EndpointError(f"{message} (asks to wait for {wait:.0f} s)")
-        raise _NoAnswerError(message, wait)
+    def failure(self, reason: str, final: bool = False, refused: bool = False) -> dict[str, Any]:
+        return {"reason": self.clean(reason)[:500], "final": final, "refused": refused}
 
     def clean(self, text: str) -> str:
         return text.replace(self.key, "[API key]") if self.key else text
@@ -226,35 +228,6 @@ def _api_key(variable: str | None) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ValueError(f"the environment variable {variable} is not set (api_key_variable=None sends no key)")
-    if not re.fullmatch("[!-~]+", key):  # an HTTP client would show it in its complaint
-        raise ValueError(f"the environment variable {variable} holds characters that no API key has")
+    if not re.fullmatch("[!-~]+", key):  # an HTTP client would quote it in its error
+        raise ValueError(f"the environment variable {variable} has characters that no API key has")
     return key
-
-
-def _error_of(response) -> tuple[str, set[str]]:
-    """What a server says about an error, and its codes, in the shapes that OpenAI, vLLM and FastAPI use."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return " ".join(str(error or response.text).split())[:300] or "(no message)", set()
-    message = next((str(error[name]) for name in ("message", "detail") if error.get(name)), json.dumps(error))
-    return message[:500], {str(error.get(name)) for name in ("code", "type")}
-
-
-def _seconds(retry_after: str | None) -> float:
-    """A Retry-After header in seconds from now; 0 where there is none or it makes no sense.
-
-    >>> _seconds("7"), _seconds("Thu, 01 Jan 1970 00:00:10 GMT"), _seconds("soon"), _seconds(None)
-    (7.0, 0.0, 0.0, 0.0)
-    """
-    if not retry_after:
-        return 0.0
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after.strip()):
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return 0.0

@@ -1,0 +1,191 @@
+"""Filters of queries, and the promises of a split."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semid_lib.data import dataset
+from semid_lib.queries import filters
+from semid_lib.queries.filters import CELLS, filter_queries, query_key, round_trip_ranks, split_queries
+from semid_lib.queries.synthesis import synthesize
+from semid_lib.queries.templates import KINDS
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return synthesize(dataset.load("demo").items.head(300), 9)
+
+
+def table(*rows):
+    return pd.DataFrame(rows, columns=["item", "query"])
+
+
+@given(st.lists(st.sampled_from(["red", "Gel,", "dry-hair", "PEN", "l'oreal"]), min_size=1, max_size=5), st.randoms())
+def test_a_key_ignores_case_order_and_punctuation(parts, random):
+    shuffled = list(parts)
+    random.shuffle(shuffled)
+    assert query_key(" ".join(parts)) == query_key("  ".join(part.upper() for part in shuffled) + "!")
+    assert query_key(" ".join(parts)) != query_key(" ".join([*parts, "pens"]))
+
+
+def test_title_leaks_by_hand():
+    titles = ["OPI Red Shatter Crackle Nail Polish", "Tent", "", "Gel pen"]
+    asked = table(
+        (0, "opi red shatter crackle nail polish"),  # the title
+        (0, "nail polish, red shatter crackle"),  # five of its six words
+        (0, "where can i buy red shatter crackle nail polish"),  # with other words around it
+        (0, "red nail polish"),
+        (0, "opi red nail polish"),  # four of six
+        (1, "tent"),
+        (1, "tent for two"),
+        (2, "anything at all"),
+        (3, "pen gel"),
+        (3, "red gel pen"),
+    )
+    leaks = filters.leaks_title(asked, titles)
+    assert leaks.tolist() == [True, True, True, False, False, True, False, False, True, False]
+
+
+def test_round_trip_ranks_are_those_of_a_full_sort(monkeypatch):
+    monkeypatch.setattr(filters, "_BLOCK", 7)
+    rng = np.random.default_rng(0)
+    item_vectors = rng.normal(size=(50, 5)).astype(np.float32)
+    query_vectors = rng.normal(size=(30, 5)).astype(np.float32) * 3
+    rows = rng.integers(50, size=30)
+    unit = item_vectors / np.linalg.norm(item_vectors, axis=1, keepdims=True)
+    order = np.argsort(-(query_vectors @ unit.T), axis=1)
+    expected = 1 + np.argmax(order == rows[:, None], axis=1)
+    np.testing.assert_array_equal(round_trip_ranks(rows, query_vectors, item_vectors), expected)
+    equal = np.tile(np.float32([0.3, 0.7, 0.1]), (40, 1))
+    assert (round_trip_ranks(np.arange(40), equal, equal) == 1).all()
+    assert round_trip_ranks([0], np.zeros((1, 2)), np.eye(2)).tolist() == [1]  # no division by zero
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "message"),
+    [
+        ([0, 1], np.eye(3)[:1], r"expected \(2, dim\)"),
+        ([0], np.eye(2)[:1], "expected"),
+        ([3], np.eye(3)[:1], "expected 0 to 2"),
+        ([-1], np.eye(3)[:1], "expected 0 to 2"),
+        ([0], np.array([[np.nan, 0, 0]]), "not finite"),
+    ],
+)
+def test_round_trip_refuses(rows, asked, message):
+    with pytest.raises(ValueError, match=message):
+        round_trip_ranks(rows, asked, np.eye(3))
+
+
+def filtered(**options):
+    asked = table(
+        (0, "pen"),  # too short
+        (0, "red pen"),
+        (0, "Pen, red"),  # repeated
+        (0, "fine red gel pen"),  # the title
+        (1, "red pen"),  # as of item 0
+        (1, "blue ink"),
+    )
+    asked.index = [10, 11, 12, 13, 14, 15]
+    return filter_queries(asked, ["Fine red gel pen", "Blue ink pen for school"], **options)
+
+
+def test_the_report_adds_up():
+    kept, report = filtered()
+    assert kept.index.tolist() == [11, 14, 15]
+    assert report.values.tolist() == [
+        ["length", 1, 1, 5, "pen"],
+        ["repeated", 1, 1, 4, "Pen, red"],
+        ["title", 1, 1, 3, "fine red gel pen"],
+        ["ambiguous", 2, 0, 3, "red pen | red pen"],
+    ]
+    kept, report = filtered(drop_ambiguous=True)
+    assert kept["query"].tolist() == ["blue ink"]
+    assert report["dropped"].tolist() == [1, 1, 1, 2]
+    assert filter_queries(table(), [""]).report["left"].tolist() == [0, 0, 0, 0]
+
+
+def test_the_round_trip_comes_last_and_keeps_vectors_with_their_queries():
+    vectors = np.eye(2)[[1, 0, 0, 0, 0, 1]]  # the first fails, and is too short anyway; the fifth finds the wrong item
+    kept, report = filtered(query_vectors=vectors, item_vectors=np.eye(2), k=1)
+    assert kept.index.tolist() == [11, 15]
+    assert report.iloc[-1].tolist() == ["round trip", 1, 1, 2, "red pen"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query_vectors": np.eye(2)}, "only one of"),
+        ({"query_vectors": np.eye(2), "item_vectors": np.eye(2)}, "2 query vectors, expected 6"),
+        ({"k": 0}, "k is 0"),
+    ],
+)
+def test_filter_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        filtered(**options)
+
+
+@pytest.mark.parametrize("drop_ambiguous", [True, False])
+def test_kept_queries_pass_again(asked, drop_ambiguous):
+    titles = dataset.load("demo").items["title"]
+    once, report = filter_queries(asked, titles, drop_ambiguous=drop_ambiguous)
+    assert 0 < report["dropped"].sum() == len(asked) - len(once)
+    twice, again = filter_queries(once, titles, drop_ambiguous=drop_ambiguous)
+    pd.testing.assert_frame_equal(once, twice)
+    assert again["dropped"].sum() == 0
+
+
+# --- split ---
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_split_keeps_its_promises(asked, seed):
+    train, test, kinds, n_dropped = split_queries(asked, 0.2, seed)
+    assert len(train) + len(test) + n_dropped == len(asked)
+    assert not set(train.index) & set(test.index)
+    assert not set(train["query"].map(query_key)) & set(test["query"].map(query_key))
+    assert len(kinds) == 2
+    assert not set(kinds) & set(train["kind"])
+    assert set(test["cell"]) == set(CELLS)
+    new_item = ~test["item"].isin(train["item"])
+    new_kind = test["kind"].isin(kinds)
+    assert (test["cell"] == [CELLS[2 * i + k] for i, k in zip(new_item, new_kind, strict=True)]).all()
+    assert abs(test[new_item]["item"].nunique() / 300 - 0.2) < 0.02
+    pd.testing.assert_frame_equal(train, asked.loc[train.index])  # only rows are removed
+    pd.testing.assert_frame_equal(test, split_queries(asked, 0.2, seed).test)
+    assert set(test.index) != set(split_queries(asked, 0.2, seed + 1).test.index)
+
+
+def test_kinds_can_be_named_or_none(asked):
+    assert split_queries(asked, held_out_kinds=["need", "typo"]).held_out_kinds == ("need", "typo")
+    assert set(split_queries(asked, held_out_kinds=[]).test["cell"]) == {CELLS[0], CELLS[2]}
+    one_kind = split_queries(asked[asked["kind"] == "need"])
+    assert one_kind.held_out_kinds == () and set(one_kind.test["cell"]) <= {CELLS[0], CELLS[2]}
+
+
+@given(st.integers(0, 10**6))
+def test_two_items_can_be_split(seed):
+    asked = pd.DataFrame({"item": [0, 1], "query": ["red pen", "blue tent"], "kind": "words"})
+    split = split_queries(asked, test_share=0.6, seed=seed, held_out_kinds=[])
+    assert (len(split.train), split.test["cell"].tolist()) == (1, ["unseen item, seen kind"])
+
+
+def test_equal_queries_cannot_be_split():
+    same = pd.DataFrame({"item": range(20), "query": "pen", "kind": "words"})
+    with pytest.raises(ValueError, match="0 for the test"):
+        split_queries(same)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_share": 0.0}, "test_share is 0.0"),
+        ({"test_share": 1.0}, "test_share is 1.0"),
+        ({"held_out_kinds": ["poem"]}, "poem"),
+        ({"held_out_kinds": list(KINDS)}, "give 0 for training"),
+    ],
+)
+def test_split_refuses(asked, options, message):
+    with pytest.raises(ValueError, match=message):
+        split_queries(asked, **options)
