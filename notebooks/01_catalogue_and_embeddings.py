@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Embeddings: what do text vectors keep of an item?
+# # Catalogue and embeddings: what does a text embedding keep of an item?
 #
 # Everything in this book starts from a catalogue and, if there are any, from the
 # [histories](../book/notation.md "history") of its users. What do they look like? And do the vectors that a small

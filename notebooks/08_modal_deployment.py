@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Deployment: what does an endpoint cost while it is idle?
+# # Deployment on Modal: what does an endpoint cost while it is idle?
 #
 # A serverless endpoint sleeps while nobody asks and costs nothing then; whoever wakes it has to wait. How long is that
 # wait, what of it is ours, and from how many requests a day on is it cheaper, or kinder, to stay awake?

@@ -91,6 +91,25 @@ def use() -> None:
     pd.set_option("display.max_colwidth", 100)
 
 
+def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """A table as a page shows it: numbers with so many digits, integers as they are, and nothing where there is none.
+
+    Examples
+    --------
+    >>> rounded(pd.DataFrame({"n": [7, 9], "recall": [0.12345, np.nan]})).to_numpy().tolist()
+    [['7', '0.123'], ['9', '']]
+    """
+
+    def cell(value) -> str:
+        if isinstance(value, str):
+            return value
+        if pd.isna(value):
+            return ""
+        return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
+
+    return table.astype(object).map(cell)
+
+
 def bars(axis, counts: pd.Series, kind: str = "label", **options) -> str:
     """Horizontal bars, one per name, the first on top; returns the note of `labels`.
 

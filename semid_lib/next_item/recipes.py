@@ -259,12 +259,14 @@ def task_of(
     model: str, data: str, scale_name: str, split_name: str = "leave_one_out"
 ) -> tuple[Task, Callable[[int], Trained]]:
     """The task of a model on a data set, and the function that trains it with a seed."""
-    shop, sizes = dataset.load(data), scale.get(scale_name)
+    shop, by_time = dataset.load(data), split_name == "time"
+    sizes = scale.get(scale_name, shop.name)
     if shop.histories is None:
         raise ValueError(f"{shop.name} has no histories: there is nothing to train on")
     shelf = Store(shop.name, sizes.name, shop.fingerprint)
-    split = dataset.time_split(shop.histories) if split_name == "time" else dataset.leave_one_out(shop.histories)
-    task = Task(split.train, sample(split.validation, sizes.validation_users), sizes, shelf.path("runs"))
+    split = dataset.time_split(shop.histories) if by_time else dataset.leave_one_out(shop.histories)
+    runs = shelf.path("runs_by_time" if by_time else "runs")  # where chapter 11 or 07 looks
+    task = Task(split.train, sample(split.validation, sizes.validation_users), sizes, runs)
     match model:
         case "timeline":
             ids, vectors = load_ids(shelf), normalize(shelf.load("embeddings")["vectors"])

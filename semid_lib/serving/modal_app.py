@@ -336,10 +336,10 @@ def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", c
 
 
 def _chapters(notebooks: Path, wanted: str) -> list[str]:
-    """The chapters that "01,02,07" names, in the order of the book."""
+    """The chapters that "01,02,07" names, each after those that it needs."""
     from semid_lib.workbench import chapters
 
-    known = chapters.names(notebooks)
+    known = chapters.in_order(notebooks)
     found = [name for name in known if {name, name[:2]} & set(wanted.split(","))]
     unknown = set(wanted.split(",")) - {name[:2] for name in known} - set(known)
     if unknown:

@@ -70,6 +70,19 @@ def before(name: str, notebooks: Path = NOTEBOOKS) -> list[str]:
     return sorted({*direct, *(each for one in direct for each in before(one, notebooks))})
 
 
+def in_order(notebooks: Path = NOTEBOOKS) -> list[str]:
+    """The chapters, each after those that it needs.
+
+    >>> in_order().index("10_hybrid_ranker") < in_order().index("08_modal_deployment")
+    True
+    """
+    found: dict[str, None] = {}
+    for name in names(notebooks):
+        waiting = [*before(name, notebooks), name]
+        found |= dict.fromkeys(sorted(waiting, key=lambda each: len(before(each, notebooks))))
+    return list(found)
+
+
 def folder_of(data: str, scale: str, root: str | Path | None = None) -> Path:
     """Where a run's executed chapters are. data: "demo" or the folder of a data set."""
     return store.open_store(data, scale, root).path("executed").resolve()

@@ -56,6 +56,16 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
     "growth_budget": (0.3, 1.0, 60.0),
 }
 
+# the demo shop is small and invented: at laptop its models train shorter and fewer times, so that a book takes minutes
+_DEMO: dict[str, Any] = {
+    "n_seeds": 2,
+    "tiger_epochs": 4,
+    "lm_rows_per_item": 6,
+    "lm_dim": 256,
+    "test_queries": 400,
+    "test_users": 1000,
+}
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -108,13 +118,32 @@ class Scale:
     growth_budget: float  # seconds that a point may take there
 
 
-def get(name: str) -> Scale:
-    """The sizes at "smoke", "laptop" or "full". Raises ValueError for any other name.
+def get(name: str, data: str = "") -> Scale:
+    """The sizes at a scale, for one data set.
 
+    Parameters
+    ----------
+    name : str
+        "smoke", "laptop" or "full".
+    data : str
+        Name of the data set. For "demo" at laptop some sizes are smaller; all others have the same.
+
+    Raises
+    ------
+    ValueError
+        For any other scale.
+
+    Examples
+    --------
     >>> get("smoke").n_layers, get("full").n_layers
     (1, 4)
+    >>> get("laptop").n_seeds, get("laptop", "demo").n_seeds
+    (3, 2)
     """
     if name not in NAMES:
         raise ValueError(f"SCALE is {name!r}, expected one of {', '.join(NAMES)}")
     at = NAMES.index(name)
-    return Scale(name, **{field: sizes[at] for field, sizes in _SIZES.items()})
+    sizes = {field: sizes[at] for field, sizes in _SIZES.items()}
+    if (name, data) == ("laptop", "demo"):
+        sizes |= _DEMO
+    return Scale(name, **sizes)

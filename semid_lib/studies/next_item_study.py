@@ -1,0 +1,175 @@
+"""Chapters 07 and 11: their shop, what one hands to the other, and their tables and result rows."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from semid_lib.data import dataset
+from semid_lib.evaluation import evaluate, metrics
+from semid_lib.evaluation.figures import LABELS
+from semid_lib.ids import embed, quantize, semantic_ids
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.next_item import recipes
+from semid_lib.workbench import store
+from semid_lib.workbench.store import Store
+
+LISTS = "next_item_lists"  # the artefact that chapter 07 writes and chapter 11 reads
+
+
+def load_shop(data: str | Path) -> tuple[dataset.Dataset, str]:
+    """A data set with histories to predict from: that of the name, or the demo shop and why it takes its place."""
+    shop, why = dataset.load(data), ""
+    if shop.histories is None:
+        why = "has no histories"
+    elif shop.histories.lengths.max(initial=0) < 3:
+        why = f"has {len(shop.histories)} histories, none of the 3 interactions needed"
+    elif len(shop.items) < 10:
+        why = f"has {len(shop.items)} items, lists of ten need 10"
+    if not why:
+        return shop, ""
+    return dataset.load("demo"), f"{shop.name} {why}: this page shows the demo shop instead."
+
+
+def load_ids(shop: dataset.Dataset, artefacts: Store, instead: str) -> tuple[SemanticIDs, SemanticIDs, np.ndarray]:
+    """Semantic IDs by residual k-means and by RQ-VAE, and text vectors of unit length, (n_items, dim).
+
+    For the demo shop in place of another (instead is not empty), without its own chapters 01 and 02, the IDs are made
+    here, and both are those by k-means.
+    """
+    if artefacts.has("semantic_ids") or not instead:
+        vectors = embed.normalize(artefacts.load("embeddings")["vectors"])
+        return recipes.load_ids(artefacts), recipes.load_ids(artefacts, rqvae=True), vectors
+    texts = embed.item_texts(shop.items)
+    vectors = embed.normalize(embed.embed(texts, cache=artefacts.cache("embeddings")))
+    kmeans = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)))
+    ids, _ = semantic_ids.resolve_collisions(kmeans.codes, vectors, kmeans)
+    return ids, ids, vectors
+
+
+def time_split(histories: dataset.Histories) -> tuple[Any, str]:
+    """The time-based split, or None and why there is none."""
+    if histories.times is None:
+        return None, "has no times"
+    try:
+        return dataset.time_split(histories), ""
+    except ValueError as error:
+        return None, f"has no time-based split: {error}"
+
+
+def run_table(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> pd.DataFrame:
+    """A line per run: its size, its best epoch, its validation score and the seconds it took."""
+    lines = {
+        f"{LABELS[name]}, seed {seed}": {
+            "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+            "epochs": len(run.epochs),
+            "best epoch": run.best.epoch,
+            "Recall@10, validation": f"{run.best.validation:.4f}",
+            "seconds": round(run.seconds),
+        }
+        for name, of_seeds in runs.items()
+        for seed, run in of_seeds.items()
+    }
+    return pd.DataFrame(lines).T
+
+
+def table(evaluations: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.DataFrame:
+    """`evaluate.table` as a page shows it: a line per method, by its name, for some or all metrics."""
+    shown = evaluate.table(dict(evaluations)).T
+    if columns := [column for column in columns if column in shown]:
+        shown = shown[columns]
+    shown = shown.rename(index=lambda name: LABELS[name.removesuffix("_seen_allowed").removesuffix("_refit")])
+    return shown.rename(columns=metric_name)
+
+
+def metric_name(metric: str) -> str:
+    """The name of a metric on a page.
+
+    >>> metric_name("recall@10"), metric_name("mrr"), metric_name("seen items")
+    ('Recall@10', 'MRR', 'seen items')
+    """
+    return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@").replace("mrr", "MRR")
+
+
+def difference_table(ahead: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """By how much the timeline model is ahead of others, with 95% intervals, for the metrics that all tables have."""
+    shown = [
+        metric
+        for metric in ("recall@10", "ndcg@10", "recall@100", "recall@1000")
+        if all(metric in each.index for each in ahead.values())
+    ]
+    names = {name: f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name] for name in ahead}
+    lines = {
+        f"{LABELS['timeline']} − {names[name]}": {
+            metric_name(metric): f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
+            for metric, line in each.loc[shown].iterrows()
+        }
+        for name, each in ahead.items()
+    }
+    return pd.DataFrame(lines).T
+
+
+def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dict[str, Any]]:
+    """Result rows on training: seconds, epochs, best epoch and its validation score, over seeds."""
+    rows = []
+    for name, of_seeds in runs.items():
+        lines = []
+        for seed, run in of_seeds.items():
+            facts = {"seconds": run.seconds, "epochs": len(run.epochs), "best epoch": run.best.epoch}
+            facts["validation recall@10"] = run.best.validation
+            made = store.table_rows("training", {name: facts})
+            lines += [row | {"seed": seed, **run.origin} for row in made]
+        rows += store.over_seeds(lines) if len(of_seeds) > 1 else lines
+    return rows
+
+
+# --- what chapter 07 hands to chapter 11 ---
+
+
+def save_lists(artefacts: Store, evaluations: Mapping[str, evaluate.Evaluation]) -> None:
+    """Keep of each method the ranks of the test targets and the first ten items of every list."""
+    arrays = {f"rank/{name}": each.rank for name, each in evaluations.items()}
+    arrays |= {f"items/{name}": each.recommended[:, :10].astype(np.int64) for name, each in evaluations.items()}
+    excluded = [name for name, each in evaluations.items() if each.exclude_seen]
+    artefacts.save(LISTS, arrays, methods=list(evaluations), excluded=excluded)
+
+
+def load_lists(artefacts: Store) -> dict[str, evaluate.Evaluation]:
+    """What `save_lists` kept, by method. Raises FileNotFoundError if chapter 07 has not been run."""
+    saved = artefacts.load(LISTS)
+    return {
+        name: evaluate.Evaluation(
+            np.array(saved[f"rank/{name}"]), np.array(saved[f"items/{name}"]), 0.0, name in saved.facts["excluded"]
+        )
+        for name in saved.facts["methods"]
+    }
+
+
+# --- beams and times ---
+
+
+def beam_rows(answers: Mapping[Any, evaluate.Evaluation], n_items: int) -> dict[Any, dict[str, float]]:
+    """Recall, validity and time of each beam width; Recall@K where lists have K items."""
+    rows = {}
+    for width, each in answers.items():
+        reached = [k for k in (10, 100, 1000) if k <= each.recommended.shape[1]]
+        rows[width] = {f"recall@{k}": metrics.recall_at_k(each.rank, k).mean() for k in reached}
+        rows[width]["validity"] = metrics.validity_rate(each.recommended, n_items)
+        rows[width]["ms a user"] = 1000 * each.seconds / len(each.rank)
+    return rows
+
+
+def waiting_times(rank, histories: dataset.Histories, n_alone: int = 100, **options) -> dict[str, float]:
+    """Milliseconds per user for ten recommendations: in one batch, and one user at a time (median and p99)."""
+    started = time.perf_counter()
+    rank(histories, 10, **options)
+    batched = 1000 * (time.perf_counter() - started) / len(histories)
+    alone = []
+    for history in histories.select(slice(n_alone)):
+        started = time.perf_counter()
+        rank([history], 10, **options)
+        alone.append(1000 * (time.perf_counter() - started))
+    return {"batched_ms": batched, "alone_p50_ms": np.median(alone), "alone_p99_ms": np.quantile(alone, 0.99)}
