@@ -290,13 +290,12 @@ greedy = generative.write_freely(*llm, prompts, seed=SEED)
 drawn = generative.write_freely(*llm, prompts, sample=True, seed=SEED)
 llm_search = generative.LanguageModelSearch(*llm)
 ten = llm_search.search(prompts, min(10, len(ids)))
-valid = search_study.validity_table(
-    {
-        "most probable token, free": greedy.items >= 0,
-        "drawn, free": drawn.items >= 0,
-        "best ten, constrained": (ten.items >= 0).mean(axis=1),
-    }
-)
+is_valid = {
+    "most probable token, free": greedy.items >= 0,
+    "drawn, free": drawn.items >= 0,
+    "best ten, constrained": (ten.items >= 0).mean(axis=1),
+}
+valid = plotting.interval_table(is_valid, "validity rate")
 print(f"{len(prompts)} queries")
 valid.round(4)
 

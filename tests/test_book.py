@@ -147,6 +147,50 @@ def test_pages_ask_no_other_host_and_complain_of_nothing(tab, book, url):
     assert tab.complaints == []
 
 
+# code, output, tables, equations and pictures that need more room than they have, hidden cells included
+TOO_WIDE = """
+(() => {
+  document.querySelectorAll('.bd-article details').forEach((one) => { one.open = true; });
+  dispatchEvent(new Event('resize'));  // equations are fitted
+  const article = document.querySelector('.bd-article').getBoundingClientRect();
+  const boxes = '.bd-article :is(pre, table, div.math, img, .cell_output .output)';
+  return [...document.querySelectorAll(boxes)].filter((one) => one.offsetParent !== null)
+    .filter((one) => one.scrollWidth > one.clientWidth + 1 || one.getBoundingClientRect().right > article.right + 1)
+    .map((one) => `${one.tagName} ${one.scrollWidth} in ${one.clientWidth}: ${one.textContent.trim().slice(0, 50)}`);
+})()
+"""
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1300, 390])
+def test_nothing_is_wider_than_its_box(tab, book, url, width):
+    found = {}
+    for name in names(book):
+        if name in ("genindex.html", "search.html", "py-modindex.html"):
+            continue
+        tab.open(f"{url}/{name}", width)
+        tab.js("window.MathJax?.startup?.promise.then(() => 0)")
+        found |= {name: wide} if (wide := tab.js(TOO_WIDE)) else {}
+        assert tab.js("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
+    assert found == {}
+
+
+# what a reader should not meet: raw keys of results, missing numbers, paths of the machine, many digits
+RAW = re.compile(
+    r"\bNaN\b|\bnan\b|PosixPath|\d[.]\d+e-?\d+|\b(?:recall|ndcg)@\d|"
+    r"\b(?:item_knn|timeline_item_knn|query_to_id|title_to_id|brand_words|attribute_type)\b"
+)
+
+
+def test_no_output_shows_raw_keys_missing_numbers_or_paths(pages):
+    raw = {
+        file.name: found
+        for file, soup in pages.items()
+        if (found := [word for one in soup.select(".cell_output") for word in RAW.findall(one.get_text(" "))])
+    }
+    assert raw == {}
+
+
 @in_a_browser
 @pytest.mark.parametrize("place", ["server", "file"])
 def test_search_finds_a_word(tab, book, url, place):

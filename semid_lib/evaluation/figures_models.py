@@ -1,6 +1,7 @@
-"""Figures of the chapters on models: 05 and 10 (search), 07 and 11 (next item). Conventions: `evaluation.figures`."""
+"""Figures of chapters 05 and 10 (search), 06 (decoding), 07 and 11 (next item). Conventions: `evaluation.figures`."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from semid_lib.evaluation import evaluate, metrics, plotting
-from semid_lib.evaluation.figures import CHANCE, EXACT, LABELS, colour
+from semid_lib.evaluation.figures import CHANCE, EXACT, LABELS, MAIN, SECOND, colour
 
 # --- search: chapters 05 and 10 ---
 
@@ -148,4 +149,48 @@ def beam_widths(table: pd.DataFrame) -> Figure:
     right.set(xscale="log", yscale="log", xlabel="beam width", ylabel="ms per user, in batches")
     for axis in (left, right):
         axis.legend(frameon=False)
+    return figure
+
+
+# --- decoding: chapter 06 ---
+
+
+def trie(tree: Any) -> Figure:
+    """A small `PrefixTrie` as a tree: codes on the edges, items at the leaves."""
+    place = [np.arange(tree.n_items, dtype=float)]
+    for depth in reversed(range(tree.n_levels)):
+        start = tree.child_start[depth].tolist()
+        place.insert(0, np.array([place[0][low:high].mean() for low, high in pairwise(start)]))
+    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    for depth in range(tree.n_levels):
+        for node in range(tree.n_nodes(depth)):
+            for code, child in tree.children(depth, node).items():
+                x, y = (place[depth][node], place[depth + 1][child]), (-depth, -depth - 1)
+                axis.plot(x, y, color="grey", linewidth=1, zorder=1)
+                axis.text(np.mean(x), np.mean(y), code, ha="center", va="center", backgroundcolor="w")
+    for depth, places in enumerate(place):
+        axis.scatter(places, [-depth] * len(places), color=MAIN, zorder=2)
+    for leaf in range(tree.n_items):
+        axis.text(leaf, -tree.n_levels - 0.35, f"item {tree.item[leaf]}", ha="center")
+    depths = np.arange(tree.n_levels + 1)
+    axis.set(ylim=(-tree.n_levels - 0.6, 0.3), ylabel="depth", xticks=[])
+    axis.set_yticks(-depths, depths)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def beams_against_exact(table: pd.DataFrame, recall: float, ms: float) -> Figure:
+    """What a beam finds and what it takes, against its width. table: as in chapter 06. recall, ms: of exact ranking."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    left.plot(table["share of the exact top 10"], color=MAIN, marker="o", label="of the exact top 10, found")
+    left.plot(table["Recall@10"], color=SECOND, marker="o", label="Recall@10 of the nearest item")
+    left.axhline(recall, color=SECOND, linestyle="--", linewidth=1, label="Recall@10, exact")
+    left.set(xscale="log", xlabel="beam width", ylabel="share", ylim=(0, 1.05))
+    right.plot(table["ms per prompt"], color=MAIN, marker="o", label="beam search")
+    right.axhline(ms, **EXACT, label="all items scored")
+    right.set(xscale="log", yscale="log", xlabel="beam width", ylabel="ms per prompt")
+    for axis in (left, right):
+        axis.legend(frameon=False)
+        axis.set_xticks(table.index, table.index)
+        axis.minorticks_off()
     return figure

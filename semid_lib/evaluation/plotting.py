@@ -4,7 +4,7 @@ A catalogue may hold any text. matplotlib reads `$` as mathematics, leaves label
 joins bars of equal names, and draws boxes for letters that its fonts lack.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 
+from semid_lib.evaluation import metrics
 from semid_lib.workbench.text import normal, one_line
 
 # fonts with many scripts, of Linux, macOS and Windows: used where they are installed
@@ -108,6 +109,16 @@ def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
 
     return table.astype(object).map(cell)
+
+
+def interval_table(values: Mapping[str, np.ndarray], name: str) -> pd.DataFrame:
+    """Means with 95% intervals: a row per entry, columns mean, low and high.
+
+    values: (n,) of each, of the same n users, queries or prompts. name: what the means are.
+    """
+    columns = np.column_stack([np.asarray(each, dtype=float) for each in values.values()])
+    intervals = metrics.bootstrap_intervals(columns)
+    return pd.DataFrame(intervals, index=pd.Index(values, name=name), columns=["mean", "low", "high"])
 
 
 def bars(axis, counts: pd.Series, kind: str = "label", **options) -> str:

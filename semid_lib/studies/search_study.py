@@ -9,7 +9,7 @@ import torch
 
 from semid_lib.data import dataset
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.evaluation import evaluate, metrics
+from semid_lib.evaluation import evaluate
 from semid_lib.ids import embed
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm import base_models, examples, llm_search
@@ -148,13 +148,6 @@ def example_counts(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def words(key: str) -> str:
     """A key as a page shows it: `query_to_id` is "query to id"."""
     return str(key).replace("_", " ")
-
-
-def validity_table(is_valid: dict[str, np.ndarray]) -> pd.DataFrame:
-    """The validity rate of each way to generate, with its 95% interval over prompts."""
-    values = np.column_stack([np.asarray(each, dtype=float) for each in is_valid.values()])
-    index = pd.Index(is_valid, name="validity rate")
-    return pd.DataFrame(metrics.bootstrap_intervals(values), index=index, columns=["mean", "low", "high"])
 
 
 def prefix_accuracy(first: dict[str, np.ndarray], truth: np.ndarray, codes: np.ndarray) -> pd.DataFrame:
