@@ -34,7 +34,14 @@ import pandas as pd
 
 from semid_lib.data import dataset
 from semid_lib.decoding import trie
-from semid_lib.ids import codebooks, embed, quantize, rqvae, semantic_ids
+from semid_lib.ids import (
+    assignment,
+    codebooks,
+    embed,
+    quantize,
+    rqvae,
+    semantic_ids,
+)
 from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
@@ -224,7 +231,7 @@ comparison.round(4)
 # 1 and not 3:
 
 # %%
-print(semantic_ids.least_cost_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]])))
+print(assignment.least_cost_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]])))
 
 # %% [markdown]
 # Three ways to resolve the collisions of this catalogue: a disambiguation code, re-assignment, and a softer matching,
@@ -233,7 +240,7 @@ print(semantic_ids.least_cost_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]])
 # %%
 print(f"collision rate {codebooks.collision_rate(kmeans.codes):.1%}")
 resolved = {
-    policy: semantic_ids.resolve_collisions(kmeans.codes, vectors, kmeans, policy)
+    policy: assignment.resolve_collisions(kmeans.codes, vectors, kmeans, policy)
     for policy in ("disambiguate", "reassign", "sinkhorn")
 }
 rows = {
@@ -331,7 +338,7 @@ facts = {
     "seed": SEED,
     "policy": "reassign",
 }
-learned_ids, _ = semantic_ids.resolve_collisions(learned.codes, vectors, learned)
+learned_ids, _ = assignment.resolve_collisions(learned.codes, vectors, learned)
 arrays = {"codes": ids.codes, "disambiguation_code": ids.disambiguation_code}
 arrays |= {
     "codebooks": kmeans.codebooks,

@@ -34,12 +34,11 @@ from semid_lib.data import dataset
 from semid_lib.decoding import trie
 from semid_lib.evaluation import plotting
 from semid_lib.ids import (
+    assignment,
     codebooks,
     control_codes,
     embed,
-    new_items,
     quantize,
-    semantic_ids,
 )
 from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
@@ -73,13 +72,12 @@ known = label != ""
 methods = {
     "residual k-means": saved["kmeans_codes"],
     "RQ-VAE": saved["rqvae_codes"],
-    "random codes": control_codes.random_codes(len(vectors), n_levels, K, SEED).codes,
+    "random codes": control_codes.random_codes(len(vectors), n_levels, K, SEED),
 }
 if known.mean() > 0.5:
-    tree = control_codes.fit_category_tree(
+    methods["category tree"] = control_codes.category_codes(
         vectors, label.tolist(), n_levels, K, seed=SEED
     )
-    methods["category tree"] = tree.codes
 COLOURS = {
     "residual k-means": "tab:blue",
     "RQ-VAE": "tab:green",
@@ -325,8 +323,8 @@ late, early = arrival[: len(arrival) // 10], arrival[len(arrival) // 10 :]
 if len(np.unique(vectors[early], axis=0)) < quantize.MIN_ITEMS:
     late, early = arrival[:0], arrival  # too few to hold one back
 frozen = quantize.fit_residual_kmeans(vectors[early], n_levels, K, iterations, SEED)
-before, _ = semantic_ids.resolve_collisions(frozen.codes, vectors[early], frozen)
-after, added = new_items.add_items(before, vectors[late], frozen)
+before, _ = assignment.resolve_collisions(frozen.codes, vectors[early], frozen)
+after, added = assignment.add_items(before, vectors[late], frozen)
 assert (after.unique[: len(before)] == before.unique).all()  # no old ID has changed
 prefix_tree = trie.PrefixTrie.build(after.unique)
 print(added)
@@ -345,7 +343,7 @@ print(f"the trie now leads to {prefix_tree.n_items:,} items, {len(late):,} of th
 training_errors = codebooks.squared_errors(vectors[early], frozen.decode(frozen.codes))
 arrived = frozen.decode(frozen.encode(vectors[late]))
 drift = {
-    "a random tenth": new_items.drift(
+    "a random tenth": codebooks.drift(
         training_errors, codebooks.squared_errors(vectors[late], arrived)
     )
 }
@@ -356,7 +354,7 @@ if 30 <= strange.sum() < len(vectors) - K:
     new_errors = codebooks.squared_errors(
         vectors[strange], old.decode(old.encode(vectors[strange]))
     )
-    drift[f"all of {one_line(largest[0], 40)}"] = new_items.drift(old_errors, new_errors)
+    drift[f"all of {one_line(largest[0], 40)}"] = codebooks.drift(old_errors, new_errors)
 for name, report in drift.items():
     print(f"{name}: {report.advice}")
 pd.DataFrame({name: report._asdict() for name, report in drift.items()}).T.drop(

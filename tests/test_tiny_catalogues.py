@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids import codebooks, control_codes, embed, new_items, quantize, rqvae, semantic_ids
+from semid_lib.ids import assignment, codebooks, control_codes, embed, quantize, rqvae
 from semid_lib.queries import filters, synthesis
 from semid_lib.search import retrieval
 
@@ -31,7 +31,7 @@ def assert_a_set_of_ids(quantizer, vectors):
     equal = (vectors[:, None] == vectors).all(axis=2)
     assert (quantizer.codes[:, None] == quantizer.codes).all(axis=2)[equal].all()
     for policy in ("disambiguate", "reassign", "sinkhorn"):
-        ids, report = semantic_ids.resolve_collisions(quantizer.codes, vectors, quantizer, policy)
+        ids, report = assignment.resolve_collisions(quantizer.codes, vectors, quantizer, policy)
         assert PrefixTrie.build(ids.unique).n_items == len(vectors)
         assert np.isfinite(report.distortion_after)
 
@@ -58,25 +58,14 @@ def test_an_rq_vae(catalogue):
     assert_a_set_of_ids(rqvae.fit_rqvae(vectors, config), vectors)
 
 
-@given(catalogues())
-@settings(max_examples=20, deadline=None)
-def test_product_quantization_tells_different_vectors_apart(catalogue):
-    vectors, _ = catalogue
-    fitted = quantize.fit_product_quantization(vectors, n_positions=2, codebook_size=8, rotate=False)
-    np.testing.assert_allclose(fitted.decode(fitted.codes), vectors, atol=1e-6)
-
-
 @given(catalogues(min_distinct=1), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_controls_and_figures(catalogue, one_category):
     vectors, titles = catalogue
     labels = np.array(["shop"] * len(titles) if one_category else titles)
     size = quantize.suggest_codebook_size(len(vectors))
-    tree = control_codes.fit_category_tree(vectors, labels, 3, size)
-    np.testing.assert_array_equal(tree.encode(vectors, labels), tree.codes)
-    np.testing.assert_allclose(tree.decode(tree.codes), vectors, atol=1e-6)
-    random = control_codes.random_codes(len(vectors), 3, size, vectors=vectors)
-    for codes in (tree.codes, random.codes):
+    tree = control_codes.category_codes(vectors, labels, 3, size)
+    for codes in (tree, control_codes.random_codes(len(vectors), 3, size)):
         used, diverse = codebooks.utilization(codes, size), codebooks.perplexity(codes, size)
         assert ((used > 0) & (used <= 1) & (diverse >= 1 - 1e-9)).all()
         assert 0 <= codebooks.collision_rate(codes) < 1
@@ -93,24 +82,20 @@ def test_controls_and_figures(catalogue, one_category):
 def test_new_items_find_a_place_under_frozen_codebooks(catalogue, n_new):
     vectors, _ = catalogue
     fitted = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)), 5)
-    before, _ = semantic_ids.resolve_collisions(fitted.codes, vectors, fitted)
+    before, _ = assignment.resolve_collisions(fitted.codes, vectors, fitted)
     arrived = np.resize(vectors, (n_new, 8))
-    after, report = new_items.add_items(before, arrived, fitted)
+    after, report = assignment.add_items(before, arrived, fitted)
     assert report.n_items == n_new
     np.testing.assert_array_equal(after.unique[: len(before), : before.unique.shape[1]], before.unique)
     assert PrefixTrie.build(after.unique).n_items == len(before) + n_new
     errors = [codebooks.squared_errors(v, fitted.decode(fitted.encode(v))) for v in (vectors, arrived)]
-    assert not new_items.drift(*errors).refit
+    assert not codebooks.drift(*errors).refit
 
 
 @pytest.mark.parametrize("vectors", [np.ones((1, 4)), np.ones((9, 4)), np.zeros((9, 4)), np.ones((0, 4))])
 def test_one_text_has_no_semantic_ids_and_says_so(vectors):
     config = rqvae.RQVAEConfig(codebook_size=4)
-    for fit in (
-        quantize.fit_residual_kmeans,
-        lambda v: quantize.fit_product_quantization(v, 2),
-        lambda v: rqvae.fit_rqvae(v, config),
-    ):
+    for fit in (quantize.fit_residual_kmeans, lambda v: rqvae.fit_rqvae(v, config)):
         with pytest.raises(ValueError, match=f"at least {quantize.MIN_ITEMS} items with different texts"):
             fit(vectors)
 

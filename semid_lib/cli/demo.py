@@ -51,7 +51,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     progress : bool
     """
     from semid_lib.data import dataset
-    from semid_lib.ids import embed, quantize, semantic_ids
+    from semid_lib.ids import assignment, embed, quantize
     from semid_lib.llm.llm_search import LightSearch
     from semid_lib.next_item import recipes
     from semid_lib.search import hybrid_ranker, retrieval
@@ -63,7 +63,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     vectors = embed.normalize(embed.embed(texts, progress=progress))
     _say("2 of 3: semantic IDs by residual k-means")
     quantizer = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)))
-    ids, _ = semantic_ids.resolve_collisions(quantizer.codes, vectors, quantizer)
+    ids, _ = assignment.resolve_collisions(quantizer.codes, vectors, quantizer)
     _say(f"3 of 3: train a timeline model on {len(shop.histories):,} histories")
     sizes = replace(scale.get("laptop"), dim=64, n_layers=1, n_epochs=n_epochs, min_steps=0)
     split = dataset.leave_one_out(shop.histories)

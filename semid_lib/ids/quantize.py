@@ -1,20 +1,11 @@
-"""Quantizers: vectors in, short tuples of codes out, by one small interface.
+"""Residual k-means: vectors to short tuples of codes, coarse to fine.
 
-| made by | codes | what it is for |
-|---|---|---|
-| `fit_residual_kmeans` | coarse to fine, shared codebooks | semantic IDs; the default |
-| `fit_product_quantization` | one per subspace, all equally coarse | models that predict all codes at once (RPG) |
+A quantizer has `codes` (n, n_levels) int64 of the fitted vectors, `sizes` (codes per level), `encode(vectors)` for
+other vectors and `decode(codes)` for their reconstruction. Equal vectors get equal codes; `assignment` separates such
+items. `rqvae` has the other quantizer.
 
-Each gives an object with `codes` (n, n_levels) int64 of the fitted vectors, `sizes` (codes per level),
-`encode(vectors)` for vectors that arrive later and `decode(codes)` for the vectors that codes stand for. Equal vectors
-get equal codes, however many there are (but for random codes, and items of two categories): to tell such items apart
-is the work of `semantic_ids`.
-
-A catalogue needs `MIN_ITEMS` items with different vectors. With fewer of them than codewords, codewords repeat: each
-vector is then exact at the first level, and `codebooks.utilization` shows how many codewords are in use.
-
-k-means runs in faiss, loaded when first needed. One seed gives one result on one machine and number of threads. On
-Linux faiss and torch each bring their own OpenMP and live together in either order of import.
+k-means runs in faiss, imported when first needed. The same seed gives the same result on one machine with the same
+number of threads. On Linux, faiss and torch each bring their own OpenMP; they work together in either import order.
 """
 
 from dataclasses import dataclass
@@ -23,16 +14,19 @@ import numpy as np
 from tqdm.auto import tqdm
 
 MIN_ITEMS = 2  # with different vectors: equal ones leave nothing to tell apart
-_BLOCK = 8192  # vectors worked on at a time
-_START_DIMENSIONS = 128  # principal components in which k-means chooses where to start
+_BLOCK = 8192  # vectors per step
+_START_DIMENSIONS = 128  # principal components in which k-means chooses its start
 _SETTLED = 3e-4  # k-means stops when an iteration lowers its objective by less than this share
 
 
 @dataclass(frozen=True, eq=False)
 class ResidualQuantizer:
-    """A codebook per level; a vector is about the sum of one codeword of each.
+    """A codebook per level; a vector is approximated by the sum of one codeword of each.
 
-    `codes` (n, n_levels) int64 in 0 .. codebook_size - 1; `codebooks` (n_levels, codebook_size, dim) float32.
+    Attributes
+    ----------
+    codes : (n, n_levels) int64 array in 0 .. codebook_size - 1
+    codebooks : (n_levels, codebook_size, dim) float32 array
     """
 
     codes: np.ndarray
@@ -44,22 +38,30 @@ class ResidualQuantizer:
         return (self.codebooks.shape[1],) * len(self.codebooks)
 
     def encode(self, vectors: np.ndarray, beam_width: int = 1) -> np.ndarray:
-        """The function `encode` with these codebooks."""
+        """`encode` with these codebooks."""
         return encode(vectors, self.codebooks, beam_width)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The function `decode` with these codebooks."""
+        """`decode` with these codebooks."""
         return decode(codes, self.codebooks)
 
     def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
-        """What each codeword of the last level would cost: (m, dim) -> (m, codebook_size) float32, >= 0.
+        """Squared distance of each vector to its prefix plus each codeword of the last level.
 
-        The squared distance from what the levels before the last leave over of a vector to each last codeword, which
-        is the distortion of the vector with that last code. codes: (m, n_levels - 1 or more), whose prefixes count;
-        by default `encode(vectors)`.
+        Parameters
+        ----------
+        vectors : (m, dim) array
+        codes : (m, n_levels - 1 or more) int array, optional
+            Their prefixes are used; by default those of `encode(vectors)`.
 
+        Returns
+        -------
+        (m, codebook_size) float32 array
+
+        Examples
+        --------
         >>> quantizer = ResidualQuantizer(np.zeros((0, 2), np.int64), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
-        >>> quantizer.last_level_costs(np.array([[9.5]]))  # -0.5 is left: .25 to -1, 2.25 to 1
+        >>> quantizer.last_level_costs(np.array([[9.5]]))  # the residual is -0.5: .25 to -1, 2.25 to 1
         array([[0.25, 2.25]], dtype=float32)
         """
         vectors = finite_vectors(vectors)
@@ -85,23 +87,46 @@ def fit_residual_kmeans(
     progress: bool = False,
     max_training_vectors: int = 200_000,
 ) -> ResidualQuantizer:
-    """Cluster the vectors, then what is left over, level by level (Juang & Gray 1982; SoundStream, Zeghidour 2021).
+    """Cluster the vectors, then their residuals, level by level.
 
-    vectors: (n, dim) float, as they come or of length 1; at least `MIN_ITEMS` distinct ones. n_iterations: at most,
-    per level. The codebooks are fitted to a random sample of max_training_vectors where there are more. Greedy: no
-    level looks ahead to the next, which keeps prefixes meaningful; `encode` with a beam looks ahead.
-    A level may have fewer distinct residuals than codewords, always so in a tiny catalogue; its last codewords then
-    repeat its first, no vector gets them, and `codebooks.utilization` shows it.
-    Raises ValueError for vectors that are not finite, not 2-D or all the same, n_levels < 1, codebook_size < 2, or
-    n_iterations < 1.
+    Each level takes the nearest codeword without looking ahead, so prefixes are plain clusters. A level with fewer
+    distinct residuals than codewords repeats codewords; no vector gets the copies.
 
+    Parameters
+    ----------
+    vectors : (n, dim) float array
+        Finite, at least `MIN_ITEMS` distinct ones.
+    n_iterations : int
+        At most, per level.
+    max_training_vectors : int
+        Of more vectors, the codebooks are fitted to a random sample of this size.
+
+    Returns
+    -------
+    ResidualQuantizer
+
+    Raises
+    ------
+    ValueError
+        If the vectors are not finite, not 2-D or all equal, or a setting is too small.
+
+    References
+    ----------
+    Juang & Gray (1982); SoundStream, Zeghidour et al. (2021).
+
+    Examples
+    --------
     >>> vectors = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> quantizer = fit_residual_kmeans(vectors, n_levels=2, codebook_size=2)
     >>> quantizer.decode(quantizer.codes).ravel()  # two centres, then their two offsets: exact
     array([ 0.,  1., 10., 11.], dtype=float32)
     """
+    check_settings(n_levels, codebook_size, n_iterations)
     rng = np.random.default_rng(seed)
-    vectors, sample = _checked(vectors, n_levels, codebook_size, n_iterations, max_training_vectors, rng)
+    vectors = sample = finite_vectors(vectors)
+    if len(vectors) > max_training_vectors:
+        sample = vectors[np.sort(rng.choice(len(vectors), max_training_vectors, replace=False))]
+    check_distinct(sample)
     left = sample.copy()
     codebooks = np.empty((n_levels, codebook_size, vectors.shape[1]), dtype=np.float32)
     for level in tqdm(range(n_levels), desc="residual k-means", unit="level", disable=not progress):
@@ -112,14 +137,21 @@ def fit_residual_kmeans(
 
 
 def encode(vectors: np.ndarray, codebooks: np.ndarray, beam_width: int = 1) -> np.ndarray:
-    """Codes of any vectors under fixed codebooks: (n, dim) -> (n, n_levels) int64.
+    """Codes of vectors under fixed codebooks: (n, dim), (n_levels, codebook_size, dim) -> (n, n_levels) int64.
 
-    codebooks: (n_levels, codebook_size, dim). beam_width 1 is greedy, level by level, and what the fitted codes are.
-    More keeps so many partial sums of codewords per vector (as faiss's additive quantizers do): at width 8 the
-    distortion on Amazon's Beauty falls by .7%, in five times the time. Codes then fit together rather than prefixes, so
-    use one width for a whole catalogue.
-    Raises ValueError if the dimensions differ, a vector is not finite, or beam_width < 1.
+    Parameters
+    ----------
+    beam_width : int
+        Partial sums kept per vector. 1 is greedy, as the fitted codes are. On Amazon Beauty, 8 lowers the distortion
+        by 0.7% in five times the time. Use one width for a whole catalogue.
 
+    Raises
+    ------
+    ValueError
+        If the dimensions differ, a vector is not finite, or beam_width < 1.
+
+    Examples
+    --------
     >>> encode(np.array([[9.0]]), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
     array([[1, 0]])
     """
@@ -167,26 +199,36 @@ def _beam_search(vectors: np.ndarray, codebooks: np.ndarray, beam_width: int) ->
 
 
 def decode(codes: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
-    """The vectors that codes stand for, the sum of their codewords: (n, m <= n_levels) -> (n, dim) float32.
+    """Sum of the codewords: (n, m <= n_levels) -> (n, dim) float32; fewer columns give the vector of a prefix.
 
-    Fewer columns than levels give the coarser vector of a prefix. Raises ValueError for codes outside the codebooks.
+    Raises
+    ------
+    ValueError
+        If a code is not in its codebook.
 
+    Examples
+    --------
     >>> decode(np.array([[1, 0]]), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
     array([[9.]], dtype=float32)
     """
-    codebooks = np.asarray(codebooks, dtype=np.float32)
-    codes = checked_codes(codes, codebooks.shape[:1] + codebooks.shape[1:2] * len(codebooks))
-    vectors = np.zeros((len(codes), codebooks.shape[2]), dtype=np.float32)
-    for level in range(codes.shape[1]):
-        vectors += codebooks[level][codes[:, level]]
+    codes, codebooks = np.asarray(codes), np.asarray(codebooks, dtype=np.float32)
+    n_levels, size, dim = codebooks.shape
+    if codes.ndim != 2 or codes.shape[1] > n_levels or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be (n, at most {n_levels}) integers, got {codes.shape} {codes.dtype}")
+    vectors = np.zeros((len(codes), dim), dtype=np.float32)
+    for level, column in enumerate(codes.T):
+        if column.size and not (column.min() >= 0 and column.max() < size):
+            raise ValueError(
+                f"codes of level {level} run from {column.min()} to {column.max()}, expected 0 to {size - 1}"
+            )
+        vectors += codebooks[level][column]
     return vectors
 
 
 def suggest_codebook_size(n_items: int) -> int:
     """The smallest power of two K with K^2 >= 2 n_items, between 4 and 1024.
 
-    The first two levels then have at least two prefixes per item: room enough for few collisions, and prefixes that
-    still hold several items at level 0. Of a tiny catalogue some codewords stay unused.
+    The first two levels then have about two prefixes per item: few collisions, and level 0 still groups items.
 
     >>> [suggest_codebook_size(n) for n in (3, 100, 2_000, 12_101, 100_000)]
     [4, 16, 64, 256, 512]
@@ -195,9 +237,7 @@ def suggest_codebook_size(n_items: int) -> int:
 
 
 def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = _BLOCK) -> np.ndarray:
-    """Index of the closest codeword by Euclidean distance, the lowest index on a tie: (n, dim) -> (n,) int64.
-
-    Works through `block` vectors at a time, so memory stays at block x codebook_size floats.
+    """Index of the closest codeword by Euclidean distance, the lowest on a tie: (n, dim) -> (n,) int64.
 
     >>> nearest(np.array([[0.4], [2.0]]), np.array([[0.0], [1.0]]))
     array([0, 1])
@@ -212,10 +252,9 @@ def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = _BLOCK) -> n
 
 
 def _round_origin(codebook: np.ndarray) -> np.ndarray:
-    """About the mean; taken off, distances do not change, and far from zero float32 keeps its digits.
+    """About the mean: subtracting it keeps the distances, and the digits that float32 loses far from zero.
 
-    Rounded to a power of two of the codebook's spread, so that the subtraction is exact where it can be and a tie in
-    round numbers remains a tie.
+    Rounded to a power of two of the codebook's spread, so that ties between round numbers remain ties.
     """
     mean = codebook.mean(axis=0)
     spread = float(np.abs(codebook - mean).max())
@@ -223,106 +262,15 @@ def _round_origin(codebook: np.ndarray) -> np.ndarray:
     return np.round(mean / step) * step if step else mean
 
 
-# --- product quantization ---
-
-
-@dataclass(frozen=True, eq=False)
-class ProductQuantizer:
-    """A codebook per slice of the (rotated) vector; no position is coarser than another.
-
-    `codes` (n, n_positions) int64; `codebooks` (n_positions, codebook_size, dim / n_positions) float32; `rotation`
-    (dim, dim) float32, orthogonal: a vector is multiplied by it before it is cut into slices; None leaves it as it is.
-    """
-
-    codes: np.ndarray
-    codebooks: np.ndarray
-    rotation: np.ndarray | None
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of codes of each position."""
-        return (self.codebooks.shape[1],) * len(self.codebooks)
-
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) -> (n, n_positions) int64. Raises ValueError if dim differs or a vector is not finite."""
-        vectors = finite_vectors(vectors)
-        n_positions, _, width = self.codebooks.shape
-        if vectors.shape[1] != n_positions * width:
-            raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the codebooks {n_positions * width}")
-        codes = np.empty((len(vectors), n_positions), dtype=np.int64)
-        for rows in _blocks(len(vectors)):
-            turned = vectors[rows] if self.rotation is None else vectors[rows] @ self.rotation
-            for position, codebook in enumerate(self.codebooks):
-                codes[rows, position] = nearest(turned[:, position * width : (position + 1) * width], codebook)
-        return codes
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """(n, n_positions) -> (n, dim) float32; all positions are needed, since a prefix is a slice, not a sketch."""
-        codes = checked_codes(codes, (len(self.codebooks), *self.sizes))
-        if codes.shape[1] != len(self.codebooks):
-            raise ValueError(f"codes have {codes.shape[1]} positions, expected {len(self.codebooks)}")
-        vectors = self.codebooks[np.arange(len(self.codebooks)), codes].reshape(len(codes), -1)
-        return vectors if self.rotation is None else vectors @ self.rotation.T
-
-
-def fit_product_quantization(
-    vectors: np.ndarray,
-    n_positions: int = 32,
-    codebook_size: int = 256,
-    rotate: bool = True,
-    n_iterations: int = 25,
-    n_rotations: int = 10,
-    seed: int = 0,
-    progress: bool = False,
-    max_training_vectors: int = 200_000,
-) -> ProductQuantizer:
-    """Cut vectors into slices and cluster each on its own (Jegou et al. 2011), as RPG does (Hou et al. 2025).
-
-    rotate: first turn the space so that the slices share the variance (OPQ, Ge et al. 2013), in n_rotations rounds of
-    faiss, which works with the largest power of two up to codebook_size and the number of vectors. A slice with fewer
-    distinct parts than codewords leaves codewords unused. For the rest see `fit_residual_kmeans`; also raises
-    ValueError if n_positions does not divide dim.
-
-    >>> vectors = np.array([[0.0, 5.0], [1.0, 5.0], [0.0, 7.0]])
-    >>> quantizer = fit_product_quantization(vectors, n_positions=2, codebook_size=2, rotate=False)
-    >>> quantizer.decode(quantizer.codes).tolist()
-    [[0.0, 5.0], [1.0, 5.0], [0.0, 7.0]]
-    """
-    rng = np.random.default_rng(seed)
-    vectors, sample = _checked(vectors, n_positions, codebook_size, n_iterations, max_training_vectors, rng)
-    if vectors.shape[1] % n_positions:
-        raise ValueError(f"n_positions must divide the {vectors.shape[1]} dimensions, got {n_positions}")
-    rotation = _rotation(sample, n_positions, codebook_size, n_rotations, rng) if rotate else None
-    sample = sample if rotation is None else sample @ rotation
-    slices = tqdm(np.split(sample, n_positions, axis=1), "product quantization", unit="slice", disable=not progress)
-    codebooks = np.stack([kmeans(np.ascontiguousarray(part), codebook_size, n_iterations, rng) for part in slices])
-    unfitted = ProductQuantizer(np.empty((0, n_positions), dtype=np.int64), codebooks, rotation)
-    return ProductQuantizer(unfitted.encode(vectors), codebooks, rotation)
-
-
-def _rotation(sample, n_positions, codebook_size, n_rotations, rng) -> np.ndarray:
-    import faiss
-
-    dim = sample.shape[1]
-    # of fewer vectors than dimensions OPQ writes past its memory (github.com/facebookresearch/faiss/issues/2637)
-    sample = np.tile(sample, (-(-dim // len(sample)), 1))
-    pq = faiss.ProductQuantizer(dim, n_positions, int(np.log2(min(codebook_size, len(sample)))))
-    pq.cp.seed, pq.cp.min_points_per_centroid = int(rng.integers(2**31)), 1
-    opq = faiss.OPQMatrix(dim, n_positions, dim)
-    opq.niter, opq.pq = n_rotations, pq
-    opq.train(np.ascontiguousarray(sample))
-    return np.ascontiguousarray(faiss.vector_to_array(opq.A).reshape(dim, dim).T)
-
-
-# --- k-means, and what they all need ---
+# --- k-means and checks ---
 
 
 def kmeans(points: np.ndarray, n_clusters: int, n_iterations: int, rng: np.random.Generator) -> np.ndarray:
-    """(n, dim) float32 -> (n_clusters, dim) float32, each centre used while there are distinct points enough.
+    """(n, dim) float32 points -> (n_clusters, dim) float32 centres; each is used if there are enough distinct points.
 
-    Starts by greedy k-means++, in few dimensions: on text embeddings that is worth 3 to 7% of distortion over random
-    points, faiss's own start, because rare clusters are found. Of no more distinct points than clusters each is a
-    centre, repeated in turn to fill up.
+    Starts with greedy k-means++ in few dimensions, which finds rare clusters: on text embeddings the distortion is 3
+    to 7% lower than from random points, as in faiss. With no more distinct points than clusters, each is a centre,
+    and they repeat in turn.
     """
     first, _, counts = _distinct(points)
     if len(first) <= n_clusters:
@@ -361,8 +309,8 @@ def _lloyd(points, weights, centres, n_iterations, rng) -> np.ndarray:
         niter=n_iterations,
         seed=int(rng.integers(2**31)),
         early_stop_threshold=_SETTLED,
-        min_points_per_centroid=1,  # few points are no reason for a warning on stderr
-        max_points_per_centroid=len(points),  # nor many for a sample: ours was taken before
+        min_points_per_centroid=1,  # no warning on stderr about few points
+        max_points_per_centroid=len(points),  # no sampling: `fit_residual_kmeans` does that
     )
     kmeans.train(np.ascontiguousarray(points), weights=weights, init_centroids=np.ascontiguousarray(centres))
     return kmeans.centroids
@@ -370,7 +318,7 @@ def _lloyd(points, weights, centres, n_iterations, rng) -> np.ndarray:
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first of each set of equal rows, in order; for each row, the first that equals it; how often each occurs."""
-    rows = np.ascontiguousarray(rows) + 0.0  # -0.0 equals 0.0, its bytes do not
+    rows = np.ascontiguousarray(rows) + 0.0  # -0.0 equals 0.0, but its bytes differ
     keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
     _, first, inverse, counts = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)
@@ -393,8 +341,7 @@ def finite_vectors(vectors: np.ndarray) -> np.ndarray:
     if vectors.ndim != 2 or not vectors.shape[1]:
         raise ValueError(f"vectors must be (n, dim >= 1), got shape {vectors.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = [np.einsum("nd,nd->n", vectors[rows], vectors[rows]) for rows in _blocks(len(vectors))]
-    bad = np.flatnonzero(~(np.concatenate([*squares, np.empty(0)]) < 1e30))  # NaN compares as false
+        bad = np.flatnonzero(~(np.einsum("nd,nd->n", vectors, vectors) < 1e30))  # NaN compares as false
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity or are longer than 1e15, "
@@ -404,19 +351,8 @@ def finite_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def check_distinct(vectors: np.ndarray) -> None:
-    """Refuse vectors that leave nothing to tell apart.
+    """Raise ValueError if fewer than `MIN_ITEMS` of the (n, dim) vectors differ.
 
-    Parameters
-    ----------
-    vectors : (n, dim) array
-
-    Raises
-    ------
-    ValueError
-        If fewer than `MIN_ITEMS` of them differ.
-
-    Examples
-    --------
     >>> check_distinct(np.ones((3, 4)))
     Traceback (most recent call last):
     ValueError: 3 vectors, but fewer than 2 different ones: semantic IDs need at least 2 items with different texts
@@ -428,32 +364,10 @@ def check_distinct(vectors: np.ndarray) -> None:
         )
 
 
-def check_settings(n_levels: int, codebook_size: int, n_iterations: int) -> None:
+def check_settings(n_levels: int, codebook_size: int, n_iterations: int = 1) -> None:
+    """Raise ValueError if a setting is too small."""
     if n_levels < 1 or codebook_size < 2 or n_iterations < 1:
         raise ValueError(
-            f"expected at least 1 level or position, codebook_size >= 2 and n_iterations >= 1, "
+            f"expected n_levels >= 1, codebook_size >= 2 and n_iterations >= 1, "
             f"got {n_levels}, {codebook_size} and {n_iterations}"
         )
-
-
-def _checked(vectors, n_levels, codebook_size, n_iterations, max_training_vectors, rng):
-    """The vectors, and the sample to fit to."""
-    check_settings(n_levels, codebook_size, n_iterations)
-    vectors = sample = finite_vectors(vectors)
-    if len(vectors) > max_training_vectors:
-        sample = vectors[np.sort(rng.choice(len(vectors), max_training_vectors, replace=False))]
-    check_distinct(sample)
-    return vectors, sample
-
-
-def checked_codes(codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """shape: the number of levels, then the codes of each."""
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[1] > shape[0] or not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f"codes must be (n, at most {shape[0]}) integers, got {codes.shape} {codes.dtype}")
-    for level, (column, size) in enumerate(zip(codes.T, shape[1:], strict=False)):
-        if column.size and not (column.min() >= 0 and column.max() < size):
-            raise ValueError(
-                f"codes of level {level} run from {column.min()} to {column.max()}, expected 0 to {size - 1}"
-            )
-    return codes

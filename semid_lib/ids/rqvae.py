@@ -1,10 +1,10 @@
-"""The RQ-VAE: residual quantization between a learned encoder and decoder, and its training.
+"""The RQ-VAE: residual quantization between a trained encoder and decoder.
 
-Vectors become latents, latents become a code per level (van den Oord et al. 2017; Zeghidour et al. 2021, Algorithm 1),
-and the decoder rebuilds the vector from the sum of the codewords, as in TIGER (Rajput et al. 2023, section 3.1).
-Both maps start as the principal axes of the vectors, and the codebooks as residual k-means of the latents: training
-sets out from about where `quantize.fit_residual_kmeans` ends. That, and re-seeding codewords that fall out of use,
-keeps the codebooks from collapsing.
+Vectors become latents, latents a code per level (van den Oord et al. 2017; Zeghidour et al. 2021, Algorithm 1), and the
+decoder reconstructs the vector from the sum of the codewords, as in TIGER (Rajput et al. 2023, section 3.1). Training
+starts near the result of `quantize.fit_residual_kmeans`: encoder and decoder from the principal axes of the vectors,
+codebooks from residual k-means of the latents. This start, and replacing codewords that fall out of use, keeps the
+codebooks from collapsing.
 """
 
 import copy
@@ -24,53 +24,48 @@ from tqdm.auto import tqdm
 
 from semid_lib.ids import quantize
 from semid_lib.workbench.training import seeded, warmup_then_cosine
-from semid_lib.workbench.weights import save_weights
+from semid_lib.workbench.weights import check_config, load_weights, save_weights
 
 _WARMUP_SHARE = 0.1  # of all steps
+_ARRAYS = ("codes", "codebooks", "mean")  # of an `RQVAE`
 
 
 @dataclass(frozen=True)
 class RQVAEConfig:
-    """The shape of an RQ-VAE and its training; the defaults are the recipe of chapter 02."""
+    """Architecture and training of an RQ-VAE; the defaults are the recipe of chapter 02."""
 
     n_levels: int = 3
     codebook_size: int = 256
-    latent_dim: int = 256  # at most the dimension of the vectors, which is used where it is smaller
+    latent_dim: int = 256  # at most; the dimension of the vectors if that is smaller
     hidden_dim: int = 1024  # of the decoder's MLP
-    n_epochs: int = 20  # more fit the fitted vectors better, and further ones no better or worse
+    n_epochs: int = 20  # at most; more improve the fitted vectors alone
     batch_size: int = 1024
-    learning_rate: float = 3e-3  # at its peak: a tenth of the steps up, then down along a cosine
+    learning_rate: float = 3e-3  # peak: linear warm-up over a tenth of the steps, then cosine decay
     commitment: float = 0.25  # weight of the squared distance from latents to codewords (van den Oord 2017, eq. 3)
-    decay: float = 0.95  # of the moving averages, per step, that the codewords are
-    dead_share: float = 0.05  # a codeword used less than this share of the mean use is re-seeded with a residual
-    n_init: int = 20_000  # vectors, drawn at random, that k-means starts the codebooks on
-    patience: int = 10  # epochs without a distortion lower by a thousandth before training stops
+    decay: float = 0.95  # per step, of the moving averages that give the codewords
+    dead_share: float = 0.05  # a codeword used less than this share of the mean use is replaced by a residual
+    n_init: int = 20_000  # random vectors for the k-means start of the codebooks
+    patience: int = 10  # training stops after so many epochs without a distortion lower by a thousandth
 
     def __post_init__(self):
-        for name in ("n_levels", "latent_dim", "hidden_dim", "n_epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.n_init < self.codebook_size:
-            raise ValueError(f"n_init must be at least codebook_size = {self.codebook_size}, got {self.n_init}")
-        if not (self.learning_rate > 0 and self.commitment >= 0 and 0 < self.decay < 1 and 0 <= self.dead_share < 1):
-            raise ValueError(f"learning_rate, commitment, decay or dead_share out of range in {self}")
+        least = {"learning_rate": 1e-15, "commitment": 0, "decay": 1e-9, "dead_share": 0}
+        check_config(self, least | {"n_init": self.codebook_size}, below={"decay": 1, "dead_share": 1})
 
 
 class RQVAEEpoch(NamedTuple):
-    """What one epoch did; epoch 0 is the start, before any step, with a loss of `nan`."""
+    """State after an epoch; epoch 0 is the start, with a loss of nan."""
 
     epoch: int
-    loss: float  # reconstruction + commitment, per vector, standardized; it may rise while the distortion falls
-    distortion: float  # of all fitted vectors in their own space, as `codebooks.distortion`
+    loss: float  # reconstruction + commitment, per standardized vector; it may rise while the distortion falls
+    distortion: float  # of all fitted vectors, as `codebooks.distortion`
     utilization: tuple[float, ...]  # share of the codes in use, per level
     seconds: float  # since the start, k-means included
 
 
 class _Network(nn.Module):
-    """Encoder and decoder between standardized vectors and latents.
+    """Linear encoder and a decoder that is linear plus an MLP, which starts at zero, of standardized vectors.
 
-    The encoder is linear: an MLP beside it changed the distortion by less than 1%. The decoder is linear plus an MLP,
-    which starts at zero.
+    An MLP in the encoder changed the distortion by less than 1%.
     """
 
     def __init__(self, dim: int, latent_dim: int, hidden_dim: int):
@@ -84,23 +79,36 @@ class _Network(nn.Module):
 
     @torch.no_grad()
     def start(self, vectors: torch.Tensor) -> None:
-        """Project onto the principal axes and back; vectors: standardized, (n, dim)."""
+        """Set the weights to project (n, dim) standardized vectors onto their principal axes and back."""
         axes = torch.linalg.eigh(vectors.T @ vectors).eigenvectors.flip(1)[:, : self.encoder.out_features]
         self.encoder.weight.copy_(axes.T)
         self.linear.weight.copy_(axes)
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
+        for parameter in self.mlp[2].parameters():
+            nn.init.zeros_(parameter)
 
 
 @dataclass(frozen=True, eq=False)
 class RQVAE:
-    """A trained RQ-VAE: codes of the fitted vectors, and what encodes and decodes further ones."""
+    """A trained RQ-VAE; a quantizer as `quantize.ResidualQuantizer`.
+
+    Attributes
+    ----------
+    config : RQVAEConfig
+    codes : (n, n_levels) int64 array
+        Of the fitted vectors.
+    codebooks : (n_levels, codebook_size, latent_dim) float32 array
+    mean : (dim,) float32 array
+    scale : float
+        A vector is standardized by (vector - mean) / scale, one number for all dimensions.
+    network : torch.nn.Module
+    history : list of RQVAEEpoch
+    """
 
     config: RQVAEConfig
-    codes: np.ndarray  # (n, n_levels) int64, of the fitted vectors
-    codebooks: np.ndarray  # (n_levels, codebook_size, latent_dim) float32
-    mean: np.ndarray  # (dim,) float32; a vector is standardized by (vector - mean) / scale
-    scale: float  # one number for all dimensions, so that distances keep their meaning
+    codes: np.ndarray
+    codebooks: np.ndarray
+    mean: np.ndarray
+    scale: float
     network: _Network
     history: list[RQVAEEpoch] = field(default_factory=list)
 
@@ -110,7 +118,7 @@ class RQVAE:
         return self._quantizer.sizes
 
     def latents(self, vectors: np.ndarray) -> np.ndarray:
-        """What the encoder makes of vectors: (m, dim) -> (m, latent_dim) float32.
+        """Encoder output: (m, dim) -> (m, latent_dim) float32.
 
         Raises ValueError if the dimensions differ or a vector is not finite.
         """
@@ -124,72 +132,64 @@ class RQVAE:
         return self._quantizer.encode(self.latents(vectors))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The vectors that codes stand for, in the space of the fitted ones: (m, k <= n_levels) -> (m, dim) float32.
+        """Reconstructed vectors: (m, k <= n_levels) -> (m, dim) float32; fewer columns give the vector of a prefix.
 
-        Fewer columns than levels give the coarser vector of a prefix.
-        Raises ValueError for more columns, and for codes outside 0 .. codebook_size - 1.
+        Raises ValueError if a code is not in its codebook.
         """
         rebuilt = _apply(self.network.decoder, self._quantizer.decode(codes))
         return rebuilt * np.float32(self.scale) + self.mean
 
     def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
-        """What each codeword of the last level would cost: (m, dim) -> (m, codebook_size) float32, >= 0.
-
-        The squared distance, among latents, from what the levels before the last leave over to each last codeword.
-        codes: (m, n_levels - 1 or more), whose prefixes count; by default `encode(vectors)`. Raises as `latents`.
-        """
+        """`ResidualQuantizer.last_level_costs` of the latents: (m, dim) -> (m, codebook_size) float32."""
         return self._quantizer.last_level_costs(self.latents(vectors), codes)
 
     @property
     def _quantizer(self) -> quantize.ResidualQuantizer:
-        """Of latents."""
+        """Quantizes latents."""
         return quantize.ResidualQuantizer(self.codes, self.codebooks)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All that `from_arrays` needs besides the config, by name: to keep with `store.Store.save`."""
-        weights = {f"network.{name}": weight.numpy() for name, weight in self.network.state_dict().items()}
-        scale = np.float64(self.scale).reshape(1)
-        return {"codes": self.codes, "codebooks": self.codebooks, "mean": self.mean, "scale": scale, **weights}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], config: RQVAEConfig, history=()) -> Self:
-        """The RQ-VAE of `arrays()`."""
-        with torch.device("meta"):  # without drawing weights that are replaced at once
-            network = _Network(len(arrays["mean"]), arrays["codebooks"].shape[2], config.hidden_dim)
-        weights = {name: torch.from_numpy(np.array(arrays[f"network.{name}"])) for name in network.state_dict()}
-        network.load_state_dict(weights, assign=True)
-        own = {name: arrays[name] for name in ("codes", "codebooks", "mean")}
-        return cls(config, **own, scale=float(arrays["scale"][0]), network=network.eval(), history=list(history))
-
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file with the config and the history in its header; no pickle."""
+        """Write one safetensors file, with config and history in its header."""
+        arrays = {f"network.{name}": weight.numpy() for name, weight in self.network.state_dict().items()}
+        arrays |= {name: getattr(self, name) for name in _ARRAYS} | {"scale": np.array([self.scale])}
         facts = {"config": json.dumps(asdict(self.config)), "history": json.dumps(self.history)}
-        save_weights(path, {name: np.array(array, order="C") for name, array in self.arrays().items()}, facts)
+        save_weights(path, {name: np.array(array, order="C") for name, array in arrays.items()}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; encoding and decoding need no training package."""
+        """Read the file of `save`; the package for training is not needed."""
+        tensors = load_weights(path)
         with safe_open(path, framework="numpy") as saved:
-            facts = saved.metadata()
-            arrays = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118  (it is no dict)
-        history = [
-            RQVAEEpoch(epoch, loss, distortion, tuple(used), seconds)
-            for epoch, loss, distortion, used, seconds in json.loads(facts["history"])
-        ]
-        return cls.from_arrays(arrays, RQVAEConfig(**json.loads(facts["config"])), history)
+            facts = {name: json.loads(text) for name, text in saved.metadata().items()}
+        config = RQVAEConfig(**facts["config"])
+        history = [RQVAEEpoch(*epoch)._replace(utilization=tuple(epoch[3])) for epoch in facts["history"]]
+        arrays = {name: tensors.pop(name).numpy() for name in (*_ARRAYS, "scale")}
+        network = _Network(len(arrays["mean"]), arrays["codebooks"].shape[2], config.hidden_dim)
+        network.load_state_dict({name.removeprefix("network."): weight for name, weight in tensors.items()})
+        return cls(config, **arrays | {"scale": float(arrays["scale"][0])}, network=network.eval(), history=history)
 
 
 def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int = 0, progress: bool = False) -> RQVAE:
-    """Train an RQ-VAE and keep the epoch with the lowest distortion, the start included.
+    """Train an RQ-VAE and keep the epoch with the lowest distortion, including the start.
 
-    vectors: (n, dim) float, finite, at least two distinct ones. The loss is the squared error of the
-    reconstruction, summed over dimensions, + commitment x the squared distance of latents to their codewords, summed
-    over dimensions and levels. The gradient passes straight through the quantizer to the encoder; the codewords are
-    moving averages of the latents that choose them. The rotation trick (Fifty et al. 2025), on by default in
-    `vector_quantize_pytorch`, made the reconstruction worse. The same seed gives the same result on one machine at
-    one thread count; the random state of torch outside is left alone.
-    Raises ValueError for vectors that are not finite, not 2-D or all the same, and when the loss stops being finite.
+    The loss is the squared error of the reconstruction, summed over dimensions, plus commitment x the squared distance
+    of latents to their codewords, summed over dimensions and levels. The gradient passes straight through the
+    quantizer to the encoder; codewords are moving averages of the latents that choose them. (The rotation trick of
+    Fifty et al. 2025 made the reconstruction worse.) The same seed gives the same result on one machine with the same
+    number of threads; torch's global random state does not change.
 
+    Parameters
+    ----------
+    vectors : (n, dim) float array
+        Finite, at least two distinct ones.
+
+    Raises
+    ------
+    ValueError
+        If the vectors are not finite, not 2-D or all equal, or the loss is no longer finite.
+
+    Examples
+    --------
     >>> vectors = np.random.default_rng(0).normal(size=(200, 6))
     >>> model = fit_rqvae(vectors, RQVAEConfig(n_levels=2, codebook_size=8, hidden_dim=16, n_epochs=2))
     >>> model.codes.shape, model.codebooks.shape, model.decode(model.codes[:, :1]).shape
@@ -208,7 +208,7 @@ def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int 
 
 
 class _Trainer:
-    """The state of one training run: network, quantizer, optimizer, and the best epoch so far."""
+    """One training run: network, quantizer and optimizer."""
 
     def __init__(self, vectors: torch.Tensor, scale: float, config: RQVAEConfig, seed: int):
         self.started = time.perf_counter()
@@ -224,7 +224,7 @@ class _Trainer:
         )
 
     def _started_quantizer(self, seed: int) -> nn.Module:
-        """The residual quantizer, its codewords at the k-means centres of the latents of a large sample."""
+        """A residual quantizer that starts from k-means of the latents of a random sample."""
         from vector_quantize_pytorch import ResidualVQ  # only training needs it
 
         config = self.config
@@ -250,12 +250,12 @@ class _Trainer:
         return quantizer
 
     def run(self, progress: bool) -> tuple[_Network, np.ndarray, list[RQVAEEpoch]]:
-        """Train until the epochs or the patience are used up; the best weights, their codebooks, and the history."""
-        history = [self._look(0, math.nan)]
+        """Train until the epochs or the patience end. Returns the best network, its codebooks, and the history."""
+        history = [self._evaluate(0, math.nan)]
         best = self._snapshot()
         with tqdm(total=self.config.n_epochs, desc="RQ-VAE", unit="epoch", disable=not progress) as bar:
             for epoch in range(1, self.config.n_epochs + 1):
-                now = self._look(epoch, self._epoch())
+                now = self._evaluate(epoch, self._epoch())
                 if now.distortion < min(past.distortion for past in history):
                     best = self._snapshot()
                 history.append(now)
@@ -268,7 +268,7 @@ class _Trainer:
         return self.network.eval(), best[1], history
 
     def _epoch(self) -> float:
-        """One pass in random order; what does not fill a batch is left out. Returns the mean loss."""
+        """Train on all full batches in random order. Returns the mean loss."""
         order = torch.randperm(len(self.vectors))[: self.n_batches * self.batch_size]
         losses = [self._step(self.vectors[rows]) for rows in order.view(self.n_batches, self.batch_size)]
         mean = float(torch.stack(losses).mean())
@@ -287,8 +287,8 @@ class _Trainer:
         self.schedule.step()
         return loss.detach()
 
-    def _look(self, epoch: int, loss: float) -> RQVAEEpoch:
-        """Distortion and utilization on all vectors, as they would be if training ended here."""
+    def _evaluate(self, epoch: int, loss: float) -> RQVAEEpoch:
+        """Distortion and utilization on all vectors with the current weights."""
         size, codebooks = self.config.codebook_size, self._codebooks()
         codes = quantize.encode(_apply(self.network.encoder, self.vectors.numpy()), codebooks)
         error = _apply(self.network.decoder, quantize.decode(codes, codebooks)) - self.vectors.numpy()

@@ -30,7 +30,7 @@ import torch
 
 from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids import embed, quantize, rqvae, semantic_ids
+from semid_lib.ids import assignment, embed, quantize, rqvae, semantic_ids
 from semid_lib.next_item import baselines
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.search import retrieval
@@ -275,7 +275,7 @@ def _rqvae(like: Sample, n: int, seed: int) -> Work:
     config = rqvae.RQVAEConfig(codebook_size=quantize.suggest_codebook_size(n), n_epochs=1)
     vectors = vectors_like(like, n, seed)
     return Work(
-        lambda: rqvae.fit_rqvae(vectors, config, seed), lambda fitted: sum(a.nbytes for a in fitted.arrays().values())
+        lambda: rqvae.fit_rqvae(vectors, config, seed), lambda fitted: fitted.codes.nbytes + fitted.codebooks.nbytes
     )
 
 
@@ -283,7 +283,7 @@ def _collisions(like: Sample, n: int, seed: int) -> Work:
     vectors, size = vectors_like(like, n, seed), quantize.suggest_codebook_size(n)
     rough = quantize.fit_residual_kmeans(vectors, 3, size, 3, seed, max_training_vectors=40_000)
     return Work(
-        lambda: semantic_ids.resolve_collisions(rough.codes, vectors, rough)[0],
+        lambda: assignment.resolve_collisions(rough.codes, vectors, rough)[0],
         lambda ids: ids.codes.nbytes + ids.disambiguation_code.nbytes,
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics
 from semid_lib.evaluation.figures import LABELS
-from semid_lib.ids import embed, quantize, semantic_ids
+from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
 from semid_lib.workbench import store
@@ -46,7 +46,7 @@ def load_ids(shop: dataset.Dataset, artefacts: Store, instead: str) -> tuple[Sem
     texts = embed.item_texts(shop.items)
     vectors = embed.normalize(embed.embed(texts, cache=artefacts.cache("embeddings")))
     kmeans = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)))
-    ids, _ = semantic_ids.resolve_collisions(kmeans.codes, vectors, kmeans)
+    ids, _ = assignment.resolve_collisions(kmeans.codes, vectors, kmeans)
     return ids, ids, vectors
 
 

