@@ -76,8 +76,12 @@ def measure(
     wait: Annotated[float | None, typer.Option(help="Idle seconds before a cold answer.")] = None,
 ) -> None:
     """Measure cold and warm answers of an endpoint, and keep them as result rows of the data and scale."""
-    from semid_lib.serving import modal_app
+    from semid_lib.serving import deployment
 
-    path = modal_app.measure_endpoint(url, data, scale, cold, warm, wait)
+    answers, rows, path = deployment.measure_endpoint(url, data, scale, cold, warm, wait)
+    for row in rows:
+        print(f"{row['key']:40}{row['value']:10}  of {row['n']}")
+    if answers.missed:
+        print(f"{answers.missed} of {cold} were not cold: a container was awake; set a longer --wait")
     print(f"rows: {path}" if path else "nothing was measured")
     raise typer.Exit(0 if path else 1)
