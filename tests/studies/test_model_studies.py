@@ -1,0 +1,190 @@
+"""What chapters 05, 06, 07, 10 and 11 compute and draw through the library."""
+
+import doctest
+from types import SimpleNamespace
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from semid_lib.data import dataset
+from semid_lib.data.folder import write_folder
+from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.evaluation import evaluate, figures, figures_models
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.studies import decoding_study, next_item_study, search_study
+from semid_lib.workbench.store import Store
+
+matplotlib.use("Agg")
+
+
+@pytest.mark.parametrize("module", [next_item_study, search_study])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def query_evaluation(recall: list[float]) -> evaluate.QueryEvaluation:
+    n = len(recall)
+    per_query = pd.DataFrame({"recall@10": recall, "mrr": recall, "validity_rate": np.ones(n)})
+    return evaluate.QueryEvaluation(per_query, np.ones(n), np.zeros((n, 10), dtype=np.int64), 0.1, np.full(3, 0.002))
+
+
+# --- search ---
+
+
+def test_new_over_old_by_hand():
+    is_new, is_hidden = np.array([False, False, True, True]), np.array([False, False, False, True])
+    tests = {"dense": query_evaluation([1, 0, 0.5, 0]), "LLM": query_evaluation([0, 0, 1, 1])}
+    table = search_study.new_over_old(tests, is_new, is_hidden)
+    assert table.loc["dense"].tolist() == [0.5, 0.5, 0.0, 0.5]
+    assert list(table) == ["old items (n = 2)", "new, title known (n = 1)", "new, hidden (n = 1)", "new / old"]
+    assert np.isnan(table.loc["LLM", "new / old"])  # nothing old was found
+    assert "new, hidden" not in " ".join(search_study.new_over_old(tests, is_new, np.zeros(4, bool)))
+
+
+def test_the_rows_of_methods_keep_their_keys():
+    rows = search_study.rows({"own": {"hybrid ranker + BM25": query_evaluation([1.0, 0.0])}})
+    assert [row["key"] for row in rows][-1] == "search/own_light_and_bm25/ms_alone" and rows[-1]["value"] == 2.0
+    assert {row["n"] for row in rows[:-1]} == {2}
+
+
+def test_prefix_accuracy_by_hand():
+    codes = np.array([[0, 0], [0, 1], [1, 0]])
+    table = search_study.prefix_accuracy({"LLM": codes[[0, 2]]}, truth=codes[[1, 2]], codes=codes)
+    assert table.loc["LLM"].tolist() == [1.0, 0.5]
+    assert table.loc["most common prefix"].round(3).tolist() == [0.667, 0.333]
+    assert list(table) == ["1 code", "2 codes"]
+
+
+def test_lists_mark_what_is_right_and_leave_out_what_is_missing():
+    titles = pd.Series(["Tent", "Lamp"])
+    table = search_study.lists_table({"dense": np.array([1, 0, -1])}, relevant=np.array([0]), titles=titles)
+    assert table["dense"].tolist() == ["Lamp", "✓ Tent", ""]
+
+
+def test_hidden_items_have_no_text_and_are_in_no_history(tmp_path):
+    items = [{"item_id": at, "title": f"item {at}", "description": "long"} for at in range(4)]
+    write_folder(tmp_path / "shop", items, [("ann", [0, 1, 2, 3, 0])])
+    shop = dataset.load(tmp_path / "shop")
+    study = SimpleNamespace(is_hidden=lambda: np.array([False, True, False, False]))
+    known, histories = search_study.known_data(shop, study)
+    assert known["title"].tolist() == ["item 0", "", "item 2", "item 3"] and known["description"][1] == ""
+    assert [history.tolist() for history in histories] == [[0, 2]]  # without the last two, which are held out
+    assert shop.items["title"][1] == "item 1" and search_study.own_queries(shop) is None
+
+
+# --- decoding ---
+
+
+def test_held_out_items_are_no_prompts_and_tokens_name_items():
+    rng = np.random.default_rng(0)
+    ids = SemanticIDs.from_codes(np.stack([np.arange(40) // 8, np.arange(40) % 8], axis=1), codebook_size=8)
+    vectors = rng.normal(size=(40, 4))
+    task = decoding_study.similar_items(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), ids, seed=0)
+    trie = PrefixTrie.build(ids.unique)
+    prompts = decoding_study.items_of(torch.cat([task.pairs[:, :2], task.pairs[:, :2]], dim=1), task, trie)
+    assert not set(prompts) & set(task.held_out) and set(prompts) | set(task.held_out) == set(range(40))
+    answers = decoding_study.items_of(task.pairs, task, trie)
+    assert (answers == task.neighbours[np.unique(prompts)].ravel()).all()
+    wrong = task.pairs[:1].clone()
+    wrong[0, 2] = task.tokens[0][-1]
+    wrong[0, 3] = task.tokens[1][-1]
+    assert decoding_study.items_of(wrong, task, trie).tolist() == ([-1] if ids.sizes[0] == 8 else [39])
+
+
+# --- next item ---
+
+
+@pytest.fixture
+def evaluations() -> dict[str, evaluate.Evaluation]:
+    """Of every method, 20 users with lists of 100, of which TIGER finds nothing."""
+    rng = np.random.default_rng(1)
+    made = {}
+    for name in figures.LABELS:
+        rank = rng.integers(1, 200, 20).astype(float)
+        rank[(rank > 100) | (name == "tiger")] = np.inf
+        made[name] = evaluate.Evaluation(rank, rng.integers(0, 30, (20, 100)), 1.0, name != "popularity")
+    return made
+
+
+def test_lists_come_back_as_they_were_kept(evaluations, tmp_path):
+    artefacts = Store("shop", "smoke", "", tmp_path)
+    next_item_study.save_lists(artefacts, evaluations)
+    loaded = next_item_study.load_lists(artefacts)
+    groups = ["a", "b"] * 10
+    for name, each in evaluations.items():
+        assert (loaded[name].recommended == each.recommended[:, :10]).all()
+        assert loaded[name].exclude_seen == each.exclude_seen
+        before, after = (evaluate.by_group(one, groups).xs("recall@10", level="metric") for one in (each, loaded[name]))
+        assert before.equals(after)
+
+
+def test_tables_show_names_and_no_keys(evaluations):
+    table = next_item_study.table({f"{name}_refit": each for name, each in evaluations.items()}, ["recall@10"])
+    assert list(table.index) == list(figures.LABELS.values()) and list(table) == ["Recall@10"]
+    ahead = {name: evaluate.differences(evaluations["timeline"], evaluations[name]) for name in ("sasrec", "tiger")}
+    table = next_item_study.difference_table(ahead)
+    assert list(table.index) == ["timeline − SASRec", "timeline − TIGER"] and "Recall@10" in table
+
+
+@pytest.mark.parametrize(
+    ("histories", "why"),
+    [(None, "has no histories"), ([("ann", [0, 1])], "has 1 histories"), ([("ann", [0, 1, 0])], "has 2 items")],
+)
+def test_a_shop_without_usable_histories_is_replaced(histories, why, tmp_path, monkeypatch):
+    write_folder(tmp_path / "cold", [{"item_id": at, "title": "x"} for at in range(2)], histories)
+    load = dataset.load  # making the demo shop takes seconds
+    monkeypatch.setattr(dataset, "load", lambda data: SimpleNamespace(name="demo") if data == "demo" else load(data))
+    shop, instead = next_item_study.load_shop(tmp_path / "cold")
+    assert shop.name == "demo" and instead.startswith(f"cold {why}")
+
+
+def test_beams_by_hand():
+    ten = evaluate.Evaluation(np.array([1.0, np.inf]), np.array([[3, 99] * 5, [4, 4] * 5]), 0.5)
+    assert next_item_study.beam_rows({10: ten}, n_items=9) == {
+        10: {"recall@10": 0.5, "validity": 0.75, "ms a user": 250.0}
+    }
+
+
+# --- figures ---
+
+
+def test_a_method_has_its_colour_in_every_figure(evaluations):
+    lines = [
+        line for line in figures_models.recall_curves(evaluations, 200).axes[0].lines if line.get_label()[0] != "_"
+    ]
+    shown = {line.get_label(): line.get_color() for line in lines}
+    assert shown.pop("by chance") == "black"
+    assert shown == {label: figures.COLOURS[label] for label in figures.LABELS.values()}
+    groups = {"length": ["a", "b"] * 10, "popularity": ["c"] * 20}
+    bars = figures_models.recall_by_group(evaluations, groups).axes[1].containers
+    found = {
+        one.get_label(): matplotlib.colors.to_hex(one[0].get_facecolor()) for one in bars if one.get_label()[0] != "_"
+    }
+    assert {label: figures.COLOURS[label] for label in figures.LABELS.values()} == found
+    tests = {"dense": query_evaluation([1, 0]), "LLM": query_evaluation([0, 1])}
+    panels = {"old": (tests, np.array([True, True])), "none": (tests, np.array([False, False]))}
+    [axis] = figures_models.recall_panels(panels).axes  # an empty panel is left out
+    assert [line.get_color() for line in axis.lines[::2]] == [figures.COLOURS["dense"], figures.COLOURS["LLM"]]
+    plt.close("all")
+
+
+def test_figures_of_training_and_beams_draw_what_they_are_given():
+    losses = pd.DataFrame({"stage": ["rows", "full", "full"], "step": [1, 1, 2], "loss": [3.0, 2.0, 1.0]})
+    assert [line.get_label() for line in figures_models.fine_tuning_loss(losses, 2.5).axes[0].lines][:2] == [
+        "stage: rows",
+        "stage: full",
+    ]
+    accuracy = pd.DataFrame({"1 code": [0.5, 0.1], "2 codes": [0.2, 0.0]}, index=["LLM, free", "most common prefix"])
+    free, common = figures_models.prefix_accuracy(accuracy).axes[0].lines
+    assert free.get_linestyle() == "--" and list(common.get_ydata()) == [0.1, 0.0]
+    rows = {10: {"recall@10": 0.1, "ms per user": 1.0}, "exact": {"recall@10": 0.2, "ms per user": 9.0}}
+    left, _ = figures_models.beam_widths(pd.DataFrame(rows).T).axes
+    assert left.lines[1].get_ydata()[0] == 0.2
+    tree = PrefixTrie.build(np.array([[0, 0], [0, 1], [1, 1]]))
+    texts = [text.get_text() for text in figures_models.trie(tree).axes[0].texts]
+    assert texts.count("1") == 3 and texts[-3:] == ["item 0", "item 1", "item 2"]
+    plt.close("all")
