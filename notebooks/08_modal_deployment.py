@@ -17,7 +17,7 @@
 #
 # | | |
 # | --- | --- |
-# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 05); result rows of `semid deploy measure`, if there are any |
+# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 10); result rows of `semid deploy measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, where there are models for both; result rows |
 # | runs in | a minute or two at `smoke`; minutes at `laptop`, nearly all of them starts of the service |
 
@@ -420,7 +420,7 @@ print(
 # %% [markdown]
 # ## 6. Two commands
 #
-# Chapter 07 has left a model for [histories](../book/notation.md "history"), chapter 05 one for queries. Where they
+# Chapter 07 has left a model for [histories](../book/notation.md "history"), chapter 10 one for queries. Where they
 # name items by the same IDs, one folder holds both, and one endpoint answers both.
 
 # %%

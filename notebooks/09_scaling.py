@@ -131,7 +131,7 @@ pd.DataFrame(near).round(3).rename_axis("median cosine")
 
 # %% [markdown]
 # They need not agree to the last digit: how near items are matters for what is *found* and hardly for what it *costs*.
-# Quality is no subject here; chapters [05](05_llm_sft.ipynb) and [07](07_next_item.ipynb) measure it.
+# Quality is no subject here; chapters [07](07_next_item.ipynb) and [10](10_hybrid_ranker.ipynb) measure it.
 
 # %% [markdown]
 # ## 3. Time against items
@@ -358,7 +358,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # Which one, then? Costs alone do not choose. On Beauty chapter 07 found the timeline model best,
-# [item-kNN](../book/notation.md) behind it and a T5 that writes codes behind that, and chapter 05 found [dense
+# [item-kNN](../book/notation.md) behind it and a T5 that writes codes behind that, and chapter 10 found [dense
 # retrieval](../book/notation.md) hard to beat for queries. So: the first of those that fits the limits, and what it
 # takes to get there.
 

@@ -160,7 +160,7 @@ class Recommender:
             Without a searcher, for a query that is blank or no text, a k below 1 or a mask that does not fit.
         """
         if self.searcher is None:
-            raise ValueError("this recommender has no search model: train one (chapter 05)")
+            raise ValueError("this recommender has no search model: train one (chapter 10)")
         queries = checked_queries(queries, k)
         checked_mask(allowed, len(queries), len(self.ids))
         if not queries:

@@ -94,7 +94,7 @@ class Scale:
     tiger_seeds: int  # of them, how many of the TIGER
     validation_users: int  # a fixed random sample, looked at during training
     test_users: int | None  # None: everybody
-    beam_width: int  # the widest beam that chapter 07 compares
+    beam_width: int  # the widest beam that chapter 11 compares
     list_length: int  # K of the longest list that is evaluated
     queries_per_item: int  # synthetic queries that are written for an item
     queried_items: int | None  # items that get some, a fixed random sample; None: all of them
@@ -107,7 +107,7 @@ class Scale:
     lm_heads: int
     lm_rows_per_item: int  # examples that a language model is taught, per item of the catalogue
     lm_rows: int  # and at most
-    query_epochs: int  # of the light query model
+    query_epochs: int  # of the hybrid ranker
     query_steps: int  # more epochs on few queries, to come to this many steps
     test_queries: int  # synthetic queries that methods of search are measured on, as many from each cell
     cold_starts: int  # of the service, for each way to start it
