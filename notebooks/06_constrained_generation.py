@@ -338,9 +338,9 @@ parts["select on the trie"] = seconds - parts.sum()
 #
 # Now the work of the constraint alone, without a model: given log-probabilities for 8 users with 50 beams each, exclude
 # the codes that cannot follow and select the best 50. All methods get the same input and must return the same beams.
-# *dict trie* is the usual one; *STATIC* is our implementation of a [published design](https://arxiv.org/abs/2602.22647)
-# whose trie is a set of dense arrays. Engines for grammars of text (outlines, xgrammar, llguidance) were made for JSON,
-# not for sets of IDs; if a catalogue is too large for one, it gets as many items as it can handle.
+# *dict trie* is the usual one; *STATIC* is our implementation of a published design (see the results page), whose trie
+# is a set of dense arrays. Engines for grammars of text (outlines, xgrammar, llguidance) were made for JSON, not for
+# sets of IDs; if a catalogue is too large for one, it gets as many items as it can handle.
 
 # %%
 step_rows = other_decoders.compare(
