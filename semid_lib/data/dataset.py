@@ -4,7 +4,7 @@ What its files look like, and what is refused in them, is in `folder`.
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -73,6 +73,9 @@ class Histories:
         flat_times = None if times is None else np.fromiter(chain.from_iterable(times), dtype=np.int64)
         items = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
         return cls(np.array(ids, dtype=object), items, _offsets(lengths), flat_times)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[position] for position in range(len(self)))
 
     def __len__(self) -> int:
         return len(self.user_ids)

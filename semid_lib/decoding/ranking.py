@@ -4,7 +4,7 @@ All next-item models and baselines rank through this module, so that seen items,
 the same everywhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from semid_lib.decoding.beam_search import Diversity, Scorer
     from semid_lib.decoding.trie import PrefixTrie
 
+ItemRows = Iterable[Sequence[int] | np.ndarray]  # histories: item rows of each user, oldest first
 _BLOCK = 1024  # histories scored at once: block x n_items float32 in memory
 _MASKS_AT_ONCE = 2**27  # histories x items of masks that differ by history, which take five bytes each
 _SEEN_AT_ONCE = 2**20  # histories x items to exclude, padded to the longest: 8 MiB, and some copies of them
@@ -32,7 +33,7 @@ class Ranked(NamedTuple):
 def rank(
     scorer: "Scorer",
     trie: "PrefixTrie",
-    histories: Sequence[Sequence[int]],
+    histories: ItemRows,
     k: int,
     contexts: Callable[[list[np.ndarray], np.ndarray], Any],
     *,
@@ -52,7 +53,7 @@ def rank(
     ----------
     scorer : Scorer
     trie : PrefixTrie
-    histories : sequence of sequences of int
+    histories : iterable of sequences of int
         Item rows, oldest first.
     k, beam_width : int
         Items returned, prefixes kept per level; see `widths`.
@@ -122,7 +123,7 @@ def rank(
 
 
 def rank_by_scores(
-    histories: Sequence[Sequence[int]],
+    histories: ItemRows,
     n_items: int,
     k: int,
     exclude_seen: bool,
@@ -190,7 +191,7 @@ def widths(k: int, beam_width: int | None) -> tuple[int, int]:
     return k, max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
 
 
-def checked_rows(histories: Sequence[Sequence[int]], n_items: int) -> list[np.ndarray]:
+def checked_rows(histories: ItemRows, n_items: int) -> list[np.ndarray]:
     """Histories as arrays of item rows, each (length,) int64.
 
     Raises
@@ -233,7 +234,7 @@ def checked_mask(allowed: np.ndarray | None, n: int, n_items: int) -> np.ndarray
     return np.atleast_2d(mask)
 
 
-def padded(histories: Sequence[Sequence[int] | np.ndarray], max_length: int | None = None) -> np.ndarray:
+def padded(histories: ItemRows, max_length: int | None = None) -> np.ndarray:
     """The last `max_length` item rows of each history (default: all), -1 after the end: (n, longest) int64.
 
     Examples

@@ -152,12 +152,12 @@ class PrefixTrie:
                 [1, 0, 0, 1]], dtype=torch.int32)
         """
         mask = torch.zeros((len(node), self.sizes[depth] + 1), dtype=torch.bool, device=node.device)
-        row, child = self._listed(depth, node)
+        row, child = self.listed(depth, node)
         code = self.code[depth][child].long()
         mask[row, code] = True if subset is None else subset.for_contexts(len(node)).has(depth + 1, child, row)
         return mask[:, :-1]
 
-    def _listed(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def listed(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All children of all nodes in one list: the place of the parent in `node`, and the child."""
         known = node.clamp(min=0)
         first = self.child_start[depth][known].long()

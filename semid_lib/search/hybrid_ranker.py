@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.next_item.timeline import HeadLevel, log_masses
+from semid_lib.next_item.heads import HeadLevel, prefix_log_probs
 from semid_lib.workbench.text import one_line
 from semid_lib.workbench.weights import check_config, check_shapes, load_weights, save_weights
 
@@ -209,7 +209,7 @@ class QueryModel(nn.Module):
             )
         if queries.matches is not None:
             items = items + self.config.word_weight * queries.matches[:, self._trie().item]
-        return log_masses(self._trie(), items * torch.exp(-self.log_temperature))
+        return prefix_log_probs(self._trie(), items * torch.exp(-self.log_temperature))
 
     def _logits(self, level: int, node: torch.Tensor, hidden: torch.Tensor, masses) -> tuple[torch.Tensor, ...]:
         """Of the children of nodes (B, W): logits, -inf in unused places, nodes and codes, (B, W, branching) each."""

@@ -1,23 +1,21 @@
-"""One visible training loop for the small models, on accelerate.
+"""The training loop of the small models, on accelerate.
 
 The model is any module whose `forward(batch)` returns a scalar loss. accelerate places it: one process on CPU or GPU,
-or several started by `accelerate launch` or `torchrun`. A batch of the loader is shared out among the processes, so
-that a run takes the same steps on any number of them. Given a folder, a run that was stopped resumes where it was.
+or several started by `accelerate launch` or `torchrun`. Processes share each batch, so that a run takes the same steps
+on any number of them. Given a folder, a stopped run resumes from its newest checkpoint.
 """
 
-import hashlib
-import json
 import logging
 import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is pickled here
-from typing import Any, NamedTuple, Self
+from pickle import UnpicklingError  # what torch raises for a damaged file; nothing is unpickled here
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -26,24 +24,25 @@ from accelerate.state import is_initialized
 from accelerate.utils import broadcast_object_list, find_batch_size, send_to_device, set_seed
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-_FORMAT = 2
+from semid_lib.workbench.weights import digest
+
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a small model is trained; the recipes of chapter 07 are in `next_item`."""
+    """How a small model is trained; `next_item.recipes` has the settings of chapter 07."""
 
     n_epochs: int = 30
     learning_rate: float = 1e-3  # at its peak: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)
     warmup_share: float = 0.1  # of all steps
     weight_decay: float = 0.05
     max_gradient_norm: float = 1.0
-    validate_every: int = 2  # epochs between two looks at the validation users
-    patience: int = 3  # looks without improvement before training stops
+    validate_every: int = 2  # epochs between two validations
+    patience: int = 3  # validations without improvement before training stops
     seed: int = 0
 
     def __post_init__(self):
@@ -55,10 +54,10 @@ class TrainingConfig:
 
     @classmethod
     def sized(cls, n_epochs: int, min_steps: int, steps_per_epoch: int, n_looks: int = 15, **settings) -> Self:
-        """`n_epochs`, or more on a small data set, where they would be fewer than `min_steps` steps.
+        """Settings with `n_epochs`, but at least `min_steps` steps, and about `n_looks` validations.
 
-        About `n_looks` looks at the validation users are spread over them.
-
+        Examples
+        --------
         >>> TrainingConfig.sized(30, min_steps=1200, steps_per_epoch=24).n_epochs
         50
         """
@@ -67,55 +66,19 @@ class TrainingConfig:
 
 
 class Epoch(NamedTuple):
-    """What one epoch did; `validation` is `nan` for epochs without a look at the validation users."""
+    """The record of one epoch; `validation` is `nan` for an epoch without one."""
 
     epoch: int
     loss: float
     validation: float
-    seconds: float  # training alone, since the start of the run
-
-
-class LengthBuckets(Sampler[list[int]]):
-    """Batches of sequences of about equal length, in another random order every epoch.
-
-    Sequences are shuffled, cut into pools of `pool` batches, sorted by length within a pool, and the batches of all
-    pools shuffled again: padding falls to a few per cent and the composition of batches stays random.
-
-    >>> sorted(sorted(batch) for batch in LengthBuckets(np.array([9, 1, 9, 1]), batch_size=2))
-    [[0, 2], [1, 3]]
-    """
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0, pool: int = 50):
-        self.lengths, self.batch_size, self.seed, self.pool = np.asarray(lengths), batch_size, seed, pool
-        self.rng = np.random.default_rng(seed)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self.rng.permutation(len(self.lengths))
-        span = self.batch_size * self.pool
-        batches = []
-        for start in range(0, len(order), span):
-            chunk = order[start : start + span]
-            chunk = chunk[np.argsort(self.lengths[chunk], kind="stable")]
-            batches += [chunk[i : i + self.batch_size].tolist() for i in range(0, len(chunk), self.batch_size)]
-        for i in self.rng.permutation(len(batches)):
-            yield batches[i]
-
-    def state_dict(self) -> dict:
-        """What the order of the next epochs hangs on; JSON."""
-        return self.rng.bit_generator.state
-
-    def load_state_dict(self, state: dict) -> None:
-        self.rng.bit_generator.state = state
+    seconds: float  # of training without validation, since the start of the run
 
 
 @dataclass
 class _Run:
-    """Where a run is."""
+    """The state of a run that accelerate does not keep."""
 
-    epoch: int = 1  # the one under way
+    epoch: int = 1  # the current one
     order: list[list[int]] = field(default_factory=list)  # its batches; none before it has begun
     step: int = 0  # how many of them are done
     loss: float = 0.0  # their sum
@@ -123,7 +86,10 @@ class _Run:
     epochs: list[Epoch] = field(default_factory=list)
     best: float = -math.inf  # on validation
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    looks_since: int = 0
+    looks_since: int = 0  # validations since the best
+
+    def is_over(self, config: TrainingConfig) -> bool:
+        return self.epoch > config.n_epochs or self.looks_since >= config.patience
 
 
 def fit(
@@ -135,14 +101,14 @@ def fit(
     folder: str | Path | None = None,
     save_every: int = 1000,
 ) -> list[Epoch]:
-    """Train the model in place and leave it with its best weights on validation; one record per epoch.
+    """Train the model in place and leave it with its best weights on validation.
 
-    AdamW without weight decay on vectors (biases, norms), clipped gradients; bfloat16 where the GPU has it. The random
-    generators of Python, NumPy and torch are seeded within, and left as they were before.
+    AdamW without weight decay on vectors (biases, norms), clipped gradients, bfloat16 where the GPU has it. The random
+    generators of Python, NumPy and torch are seeded inside, and restored afterwards.
 
-    Several processes each take every n-th sequence of a batch. The loss is a mean over the whole batch: the means of
-    the processes count by `model.n_targets(batch)` if there is such a method, else by their sequences. Validation,
-    the progress bar and checkpoints are for the first process alone.
+    Several processes each take every n-th sequence of a batch. The loss is the mean over the whole batch: the means of
+    the processes are weighted by `model.n_targets(batch)` if that method exists, else by their sequences. The first
+    process alone validates, shows progress and writes checkpoints.
 
     Parameters
     ----------
@@ -152,7 +118,7 @@ def fit(
     config : TrainingConfig
     validate : callable, optional
         The figure to maximize, called on the model in evaluation mode every `validate_every` epochs; training stops
-        after `patience` looks without a better one. Without it the last weights are kept.
+        after `patience` validations without a better one. Without it the last weights are kept.
     progress : bool
     folder : path, optional
         For checkpoints, every `save_every` steps and after each epoch; only the newest is kept, and each is written
@@ -167,9 +133,11 @@ def fit(
     Raises
     ------
     ValueError
-        If the loss or the validation figure stops being finite, if the folder holds another run (of other data, another
-        model, config or number of processes) or a damaged one, or if another process trains in it.
+        If the loader is empty, if the loss or the validation figure stops being finite, if the folder holds another run
+        (other data, model, config or number of processes) or a damaged one, or if another process trains in it.
     """
+    if not len(loader):
+        raise ValueError("the loader has no batches: expected at least one to train on")
     accelerator = _accelerator()
     with _random_states_kept(), _alone_in(folder, accelerator):
         set_seed(config.seed, device_specific=True)
@@ -183,15 +151,15 @@ def _train(accelerator, model, loader, config, validate, progress, folder, save_
     identity = {} if folder is None else _identity(model, loader)
     wrapped, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     if accelerator.num_processes > 1:
-        wrapped.broadcast_buffers = False  # tables that nothing trains; they would be sent at every step
-    checkpoints = None
+        wrapped.broadcast_buffers = False  # constant tables, which would be sent at every step
+    run, checkpoints = _Run(), None
     if folder is not None:
-        checkpoints = _Checkpoints(accelerator, Path(folder), loader, asdict(config) | identity, save_every)
-    run = _Run() if checkpoints is None else checkpoints.latest()
+        checkpoints = _Checkpoints(accelerator, Path(folder), loader, config, identity, save_every)
+        run = checkpoints.latest()
     shown = progress and accelerator.is_main_process
     done = (run.epoch - 1) * len(loader) + run.step
     with tqdm(total=n_steps, initial=done, desc="training", unit="step", disable=not shown) as bar:
-        while run.epoch <= config.n_epochs and run.looks_since < config.patience:
+        while not run.is_over(config):
             loss = _one_epoch(accelerator, wrapped, loader, optimizer, scheduler, config, run, bar, checkpoints)
             look = validate is not None and (run.epoch % config.validate_every == 0 or run.epoch == config.n_epochs)
             figure = _in_evaluation(accelerator, model, validate) if look else math.nan
@@ -215,7 +183,7 @@ def _train(accelerator, model, loader, config, validate, progress, folder, save_
 
 
 def warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], float]:
-    """The learning rate of a step as a share of its peak: up in a line, down to 0 along half a cosine."""
+    """The learning rate of a step as a share of its peak: linear warm-up, then half a cosine down to 0."""
     n_warmup = max(1, round(warmup_share * n_steps))
 
     def share(step: int) -> float:
@@ -256,27 +224,34 @@ def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, run, ba
 
 
 def _order(loader: DataLoader) -> list[list[int]]:
-    """The batches of the next epoch as indices, by the very draws that iterating over the loader would make.
-
-    The first process draws for all of them.
-    """
-    indices = DataLoader(range(len(loader.dataset)), batch_sampler=loader.batch_sampler, collate_fn=list)
+    """The batches of the next epoch as indices, drawn as by iterating over the loader; process 0 draws for all."""
+    indices: DataLoader = DataLoader(cast("Any", _places(loader)), batch_sampler=loader.batch_sampler, collate_fn=list)
     [order] = broadcast_object_list([list(indices)])
     return order
 
 
 def _batches(accelerator: Accelerator, loader: DataLoader, order: list[list[int]]) -> DataLoader:
-    """What this process takes of the batches."""
+    """The share of this process in each batch."""
     n, index = accelerator.num_processes, accelerator.process_index
-    # with fewer sequences than processes each is repeated, which leaves the mean as it is
+    # if sequences are fewer than processes, each is repeated, which does not change the mean
     shares = [(batch if len(batch) >= n else batch * n)[index::n] for batch in order]
-    how = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "pin_memory")}
-    generator = torch.Generator()  # iterating draws a number, which was drawn in `_order`
-    return DataLoader(loader.dataset, batch_sampler=shares, generator=generator, **how)
+    generator = torch.Generator()  # iterating draws a number, which `_order` has already drawn
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=shares,
+        generator=generator,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+    )
+
+
+def _places(loader: DataLoader) -> range:
+    return range(len(cast("Sized", loader.dataset)))
 
 
 def _weight(accelerator: Accelerator, model: torch.nn.Module, batch) -> torch.Tensor:
-    """What the loss of this process counts, so that the mean over processes is the mean over the whole batch."""
+    """The weight of this process's loss that makes the mean over processes the mean over the whole batch."""
     n_targets = getattr(accelerator.unwrap_model(model), "n_targets", find_batch_size)(batch)
     n_targets = torch.as_tensor(n_targets, dtype=torch.float32, device=accelerator.device)
     return n_targets / accelerator.reduce(n_targets, "mean")
@@ -292,13 +267,13 @@ def _in_evaluation(accelerator: Accelerator, model: torch.nn.Module, validate) -
 
 
 def _accelerator() -> Accelerator:
-    precision = None  # what was begun, by transformers' Trainer for example, stays
+    precision = None  # keep what is set up, by transformers' Trainer for example
     if not is_initialized():
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else processes that `torchrun` starts would not know of each other
+        cpu=not torch.accelerator.is_available(),  # otherwise processes of `torchrun` would run separately
         mixed_precision=precision,
-        step_scheduler_with_optimizer=False,  # one step of the schedule a batch, however many processes share it
+        step_scheduler_with_optimizer=False,  # one step per batch for any number of processes
     )
 
 
@@ -313,7 +288,7 @@ def _adamw(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw on the CPU from a seed, such as first weights; torch's global generator is left as it was.
+    """Seed torch's random numbers on the CPU inside the block, for initial weights, and restore them afterwards.
 
     Examples
     --------
@@ -330,8 +305,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Leave the global generators of Python, NumPy and torch as they were, whatever is drawn or seeded within."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  what others use is kept for them
+    """Restore the global random generators of Python, NumPy and torch after the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  not ours to change
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         try:
@@ -339,9 +314,6 @@ def _random_states_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-
-
-# --- checkpoints ---
 
 
 @contextmanager
@@ -362,106 +334,62 @@ def _alone_in(folder: str | Path | None, accelerator: Accelerator) -> Iterator[N
     try:
         yield
     finally:
-        if lock.is_locked:
-            Path(lock.lock_file).unlink(missing_ok=True)  # first: a process that opened it before sees that it is gone
-            lock.release()
+        lock.release()
 
 
 def _identity(model: torch.nn.Module, loader: DataLoader) -> dict[str, Any]:
-    """What a run must share with the one that its folder holds, besides the config; JSON.
+    """Digests that a run must share with the one in its folder.
 
-    Of the model: its modules, the config if that is a dataclass, the shapes of its weights and the content of its
-    buffers, which training leaves alone. Of the data: everything that batches are made of.
+    Of the model: its modules, its config if that is a dataclass, the shapes of its weights and the content of its
+    buffers, which training does not change. Of the data: all batches in the order of the data set.
     """
     config = getattr(model, "config", None)
-    parts = [repr(model), repr(config) if is_dataclass(config) else "", dict(model.named_buffers())]
     shapes = {name: f"{weight.dtype} {tuple(weight.shape)}" for name, weight in model.named_parameters()}
-    n, sampler = len(loader.dataset), loader.batch_sampler
+    parts = [repr(model), repr(config) if is_dataclass(config) else "", dict(model.named_buffers()), shapes]
+    places, sampler = _places(loader), loader.batch_sampler
     size = getattr(sampler, "batch_size", 1)
-    blocks = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
-    # its own generator, since iterating draws a number
-    how = {"collate_fn": loader.collate_fn, "generator": torch.Generator()}
-    batches = DataLoader(loader.dataset, batch_sampler=blocks, **how)
+    blocks = [list(places[start : start + size]) for start in places[::size]]
+    order = f"{type(loader.sampler).__name__}, {type(sampler).__name__}, seed {getattr(sampler, 'seed', None)}"
+    # a separate generator, since iterating draws a number
+    batches: DataLoader = DataLoader(
+        loader.dataset, batch_sampler=blocks, collate_fn=loader.collate_fn, generator=torch.Generator()
+    )
     return {
-        "n_sequences": n,
-        "n_batches": len(loader),
-        "batch_size": size,
-        "order": f"{type(loader.sampler).__name__}, {type(sampler).__name__}, seed {getattr(sampler, 'seed', None)}",
-        "model": _digest([*parts, shapes]),
-        "data": _digest(batches),
+        "n_sequences": len(places),
+        "batches": f"{len(loader)} of {size}",
+        "order": order,
+        "model": digest(parts),
+        "data": digest(batches),
     }
-
-
-def _digest(parts) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        _add(found, part)
-    return found.hexdigest()[:16]
-
-
-def _add(found, part: Any) -> None:
-    match part:
-        case np.ndarray() if part.dtype.kind in "OUS":
-            _add(found, part.tolist())
-        case torch.Tensor() | np.ndarray() | np.generic():
-            array = torch.as_tensor(part).detach().cpu().contiguous()
-            found.update(f"{array.dtype} {tuple(array.shape)}".encode())
-            found.update(array.reshape(-1).view(torch.uint8).numpy())
-        case Mapping():
-            _add(found, list(part.items()))
-        case list() | tuple():
-            found.update(f"{len(part)} of".encode())
-            for each in part:
-                _add(found, each)
-        case str() | bytes() | int() | float() | None:
-            found.update(repr(part).encode())
-        case _:
-            _add(found, vars(part))
-
-
-@contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _readable(checkpoint: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ValueError(f"{checkpoint} is damaged: delete it to train from the start ({error!r})") from error
 
 
 class _Checkpoints:
     """The newest state of a run in `folder/step_<n>`, complete as soon as it has that name.
 
-    accelerate writes model, optimizer, schedule and the random states of each process, and reads them with torch's
-    `weights_only`, which runs no code of the file; `run.json` and `run.safetensors` hold the rest.
+    accelerate writes model, optimizer, schedule and the random states of each process; `run.pt` has the rest. All are
+    read with `weights_only`, which runs no code of the file.
     """
 
-    def __init__(self, accelerator, folder: Path, loader: DataLoader, settings: dict[str, Any], save_every: int):
+    def __init__(self, accelerator, folder: Path, loader: DataLoader, config, identity: dict, save_every: int):
         if save_every < 1:
             raise ValueError(f"save_every must be at least 1, got {save_every}")
-        self.accelerator, self.folder, self.loader, self.save_every = accelerator, folder, loader, save_every
-        self.settings = {"format": _FORMAT, "n_processes": accelerator.num_processes, **settings}
+        self.accelerator, self.folder, self.loader = accelerator, folder, loader
+        self.config, self.save_every = config, save_every
+        processes = {"n_processes": accelerator.num_processes}
+        self.settings = {"format": _FORMAT} | processes | asdict(config) | identity
+        # accelerate would warn at each save that the tied weights of a T5 are kept once
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
     def save(self, run: _Run) -> None:
-        step = (run.epoch - 1) * len(self.loader) + run.step
-        target = self.folder / f"step_{step:09d}"
+        target = self.folder / f"step_{(run.epoch - 1) * len(self.loader) + run.step:09d}"
         partial = target.with_suffix(".partial")
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with _without_warnings("accelerate.utils.other"):  # each save would tell that a T5's tied weights are kept once
-            self.accelerator.save_state(str(partial))
+        self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:
-            self._write(run, partial)
+            state = vars(run) | {"epochs": [tuple(epoch) for epoch in run.epochs]}
+            torch.save({"settings": self.settings, "run": state} | self._order_state(), partial / "run.pt")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             partial.replace(target)
@@ -470,53 +398,41 @@ class _Checkpoints:
                     shutil.rmtree(other)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, run: _Run, folder: Path) -> None:
-        tensors = {f"best.{name}": value for name, value in run.best_weights.items()}
-        tensors["order"] = torch.tensor([index for batch in run.order for index in batch], dtype=torch.int64)
-        tensors["sizes"] = torch.tensor([len(batch) for batch in run.order], dtype=torch.int64)
-        if self._generator() is not None:
-            tensors["generator"] = self._generator().get_state()
-        save_file(tensors, folder / "run.safetensors")
-        names = ("epoch", "step", "loss", "seconds", "epochs", "best", "looks_since")
-        content = {"settings": self.settings, "run": {name: getattr(run, name) for name in names}}
-        if hasattr(self.loader.batch_sampler, "state_dict"):
-            content["sampler"] = self.loader.batch_sampler.state_dict()
-        (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
-
     def latest(self) -> _Run:
-        """The run of the newest checkpoint, all states set as they were; a new run if there is none."""
+        """The run of the newest checkpoint, with all states restored; a new run if there is none."""
         found = sorted(path for path in self.folder.glob("step_*") if path.suffix != ".partial")
         if not found:
             return _Run()
-        newest = found[-1]
-        with _readable(newest):
-            content = json.loads((newest / "run.json").read_text(encoding="utf-8"))
-            settings, at = content["settings"], content["run"]
-        self._check(settings, is_over=at["epoch"] > settings["n_epochs"] or at["looks_since"] >= settings["patience"])
-        with _readable(newest):
-            tensors = load_file(newest / "run.safetensors")
-            if self._generator() is not None:
-                self._generator().set_state(tensors["generator"])
-            if "sampler" in content:
-                self.loader.batch_sampler.load_state_dict(content["sampler"])
-            self.accelerator.load_state(str(newest))
-        run = _Run(**at | {"epochs": [Epoch(*epoch) for epoch in at["epochs"]]})
-        indices = iter(tensors["order"].tolist())
-        run.order = [[next(indices) for _ in range(size)] for size in tensors["sizes"].tolist()]
-        best = {name[5:]: value for name, value in tensors.items() if name.startswith("best.")}
-        run.best_weights = send_to_device(best, self.accelerator.device)
+        errors = (ValueError, KeyError, TypeError, OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
+        try:
+            saved = torch.load(found[-1] / "run.pt", map_location="cpu", weights_only=True)
+            run = _Run(**saved["run"] | {"epochs": [Epoch(*epoch) for epoch in saved["run"]["epochs"]]})
+            other = self._other_settings(saved["settings"], run)
+            if other is None:
+                if "sampler" in saved:
+                    cast("Any", self.loader.batch_sampler).load_state_dict(saved["sampler"])
+                if "generator" in saved:
+                    cast("Any", self.loader.sampler).generator.set_state(saved["generator"])
+                self.accelerator.load_state(str(found[-1]))
+        except errors as error:
+            raise ValueError(f"{found[-1]} is damaged: delete it to train from the start ({error!r})") from error
+        if other is not None:
+            raise ValueError(f"{self.folder} holds another run: {other}. Choose another folder, or delete that run")
         return run
 
-    def _check(self, held: dict, is_over: bool) -> None:
+    def _order_state(self) -> dict[str, Any]:
+        """States that decide the order of later epochs: the batch sampler's own, and the sampler's generator."""
+        state, generator = {}, getattr(self.loader.sampler, "generator", None)
+        if hasattr(self.loader.batch_sampler, "state_dict"):
+            state["sampler"] = cast("Any", self.loader.batch_sampler).state_dict()
+        if generator is not None:
+            state["generator"] = generator.get_state()
+        return state
+
+    def _other_settings(self, held: dict, run: _Run) -> str | None:
         for name, value in self.settings.items():
-            if name == "n_processes" and is_over:
+            if name == "n_processes" and run.is_over(self.config):
                 continue  # a finished run may have been trained by any number of them
             if held.get(name) != value:
-                raise ValueError(
-                    f"{self.folder} holds another run: its {name} is {held.get(name)}, this one has {value}. "
-                    "Choose another folder, or delete that run"
-                )
-
-    def _generator(self) -> torch.Generator | None:
-        """A generator of the loader's own, if its order hangs on one."""
-        return getattr(self.loader.sampler, "generator", None)
+                return f"its {name} is {held.get(name)}, this one has {value}"
+        return None

@@ -1,5 +1,6 @@
 """Files of weights (safetensors) and the configs that describe them: written whole, checked before memory is spent."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -148,3 +149,39 @@ def check_config(config, least: Mapping[str, float] = {}, below: Mapping[str, fl
             wanted = "integers of at least 1"
         if not right:
             raise ValueError(f"{field.name} is {value!r}, expected {wanted}")
+
+
+def digest(parts: Any) -> str:
+    """A digest of nested lists, mappings, arrays, tensors and plain objects: 16 hexadecimal digits.
+
+    Examples
+    --------
+    >>> digest([np.arange(3), {"a": None}]) == digest([np.arange(3), {"a": None}]) != digest([np.arange(4)])
+    True
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        _add(found, part)
+    return found.hexdigest()[:16]
+
+
+def _add(found: Any, part: Any) -> None:
+    match part:
+        case np.ndarray() if part.dtype.kind in "OUS":
+            _add(found, part.tolist())
+        case np.ndarray() | np.generic():
+            found.update(f"{part.dtype} {part.shape}".encode())
+            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+        case Mapping():
+            _add(found, list(part.items()))
+        case list() | tuple():
+            found.update(f"{len(part)} of".encode())
+            for each in part:
+                _add(found, each)
+        case str() | bytes() | int() | float() | None:
+            found.update(repr(part).encode())
+        case _ if hasattr(part, "detach"):  # a tensor; NumPy has no bfloat16
+            found.update(str(part.dtype).encode())
+            _add(found, (part.float() if "bfloat16" in str(part.dtype) else part).numpy(force=True))
+        case _:
+            _add(found, vars(part))

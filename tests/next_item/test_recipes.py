@@ -16,7 +16,7 @@ from semid_lib.data import dataset, demo_shop, folder
 from semid_lib.decoding import beam_search
 from semid_lib.evaluation import metrics
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.next_item import recipes, sasrec, timeline
+from semid_lib.next_item import batches, recipes, sasrec
 from semid_lib.workbench import scale, store, training
 from semid_lib.workbench.store import Store, hardware
 
@@ -63,17 +63,16 @@ def shop_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def task(shop_folder):
-    """What `main` trains on, as a chapter would ask for it."""
+    """The artefacts and task of chapter 07 for the shop."""
     shop, sizes = dataset.load(shop_folder), scale.get("smoke")
     split = dataset.leave_one_out(shop.histories)
-    shelf = Store(shop.name, sizes.name, shop.fingerprint)
-    return shelf, recipes.Task(
-        split.train, recipes.sample(split.validation, sizes.validation_users), sizes, shelf.path("runs")
-    )
+    artefacts = Store(shop.name, sizes.name, shop.fingerprint)
+    validation = recipes.sample(split.validation, sizes.validation_users)
+    return artefacts, recipes.Task(split.train, validation, sizes, artefacts.path("runs"))
 
 
-def by_heart(monkeypatch):
-    """From here on nothing is trained any more: a run has to be there."""
+def refuse_training(monkeypatch):
+    """From here on, a run must be found."""
 
     def refuse(*_):
         raise AssertionError("a run was not found")
@@ -81,6 +80,7 @@ def by_heart(monkeypatch):
     monkeypatch.setattr(training, "_one_epoch", refuse)
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_path, capsys, monkeypatch):
     asked = ["train", "tiger", "--data", str(shop_folder), "--scale", "smoke"]
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
@@ -106,7 +106,7 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
         [run] = (store.open_store(str(shop_folder), "smoke").path("runs")).glob("[!.]*")
         names.add(run.name)
         with monkeypatch.context() as patch:
-            by_heart(patch)
+            refuse_training(patch)
             models.append(recipes.task_of("tiger", str(shop_folder), "smoke")[1](0).model)
     assert len(names) == 1  # the number of processes is not part of it
     one, two = models
@@ -114,18 +114,19 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
         np.testing.assert_allclose(two.state_dict()[name], weight, atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("model", recipes.MODELS)
-@pytest.mark.parametrize("split", ["leave_one_out", "time"])
+@pytest.mark.parametrize(
+    ("model", "split"), [("timeline", "time"), ("tiger", "leave_one_out"), ("sasrec", "leave_one_out")]
+)
 def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypatch):
-    asked = ["train", model, "--data", str(shop_folder), "--scale", "smoke", "--seed", "3", "--split", split]
-    assert main(asked) == 0
+    options = {"data": str(shop_folder), "scale_name": "smoke", "split": split}
+    recipes.train(model, seed=3, **options)
     first = capsys.readouterr().out
     assert "Recall@10" in first
-    by_heart(monkeypatch)
-    assert main(asked) == 0
+    refuse_training(monkeypatch)
+    recipes.train(model, seed=3, **options)
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError, match="not found"):
-        main([*asked, "--seed", "4"])
+        recipes.train(model, seed=4, **options)
 
 
 @pytest.mark.parametrize(
@@ -134,75 +135,67 @@ def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypat
         ("leave_one_out", [[1], [1, 2], [3, 4]], "leave-one-out needs a user with 3 interactions, there are 3 users"),
         ("time", [[7, 7, 7], [7, 7, 7, 7]], "all interactions have time 7, a time-based split needs several"),
         ("time", [[second] for second in range(20)], "no user has interactions before time"),
+        ("random", [[1, 2, 3]], "split is 'random', expected one of leave_one_out, time"),
     ],
 )
-def test_data_that_cannot_be_tested_are_refused_before_training(tmp_path, monkeypatch, capsys, split, times, message):
+def test_data_that_cannot_be_tested_are_refused_before_training(tmp_path, monkeypatch, split, times, message):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     items = [{"item_id": item, "title": f"item {item}"} for item in range(1, 5)]
     histories = [(f"user{at}", list(range(1, len(seconds) + 1))) for at, seconds in enumerate(times)]
-    times = [(f"user{at}", seconds) for at, seconds in enumerate(times)]
-    folder.write_folder(tmp_path / "shop", items, histories, times)
-    by_heart(monkeypatch)  # a training would fail
-    asked = ["train", "sasrec", "--data", str(tmp_path / "shop"), "--scale", "smoke", "--split", split]
-    assert main(asked) == 1
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+    folder.write_folder(tmp_path / "shop", items, histories, [(f"user{at}", each) for at, each in enumerate(times)])
+    refuse_training(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        recipes.train("sasrec", str(tmp_path / "shop"), "smoke", split=split)
 
 
-def test_validation_of_customers_who_buy_again_may_find_seen_items(task):
+def test_validation_of_users_who_buy_again_may_find_seen_items(task):
     again = dataset.leave_one_out(dataset.Histories.from_lists([[0, 1, 2, 0, 1, 2, 0]] * 30))
     assert not again.validation.exclude_seen
-    asked = task[1]._replace(train=again.train, validation=again.validation, runs=None)
-    assert recipes.train_sasrec(asked, n_items=3, n_epochs=1).best.validation == 1.0  # of three items ten are listed
-
-
-def test_first_weights_are_drawn_without_reseeding_anything(task):
+    other = task[1]._replace(train=again.train, validation=again.validation, runs=None)
     before = torch.random.get_rng_state()
-    recipes.train_sasrec(task[1]._replace(runs=None), n_items=100, n_epochs=1)
+    assert recipes.train_sasrec(other, n_items=3, n_epochs=1).best.validation == 1.0  # ten of three items are returned
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_chapter_finds_what_the_command_trained(shop_folder, task, monkeypatch):
-    assert main(["train", "timeline", "--data", str(shop_folder), "--scale", "smoke"]) == 0
-    shelf, asked = task
-    assert len(list(asked.runs.glob("[!.]*"))) == asked.sizes.n_seeds  # one for each that chapter 07 asks for
-    vectors = recipes.normalize(shelf.load("embeddings")["vectors"])
-    by_heart(monkeypatch)
-    found = recipes.train_timeline(asked, recipes.load_ids(shelf), vectors)
+def test_a_chapter_finds_the_runs_of_the_command_and_no_others(shop_folder, task, monkeypatch):
+    recipes.train("timeline", str(shop_folder), "smoke")
+    artefacts, usual = task
+    assert len(list(usual.runs.glob("[!.]*"))) == usual.sizes.n_seeds  # one for each of chapter 07
+    vectors = recipes.normalize(artefacts.load("embeddings")["vectors"])
+    refuse_training(monkeypatch)
+    found = recipes.train_timeline(usual, recipes.load_ids(artefacts), vectors)
     assert not found.model.training
     assert found.best.validation == max(epoch.validation for epoch in found.epochs if epoch.validation >= 0)
     for other in (
         {"n_epochs": 1},
         {"seed": 9},
-        {"ids": recipes.load_ids(shelf, rqvae=True)},
+        {"ids": recipes.load_ids(artefacts, rqvae=True)},
         {"vectors": 2 * vectors},
-        {"task": asked._replace(validation=None)},
-        {"task": asked._replace(sizes=replace(asked.sizes, batch_size=16))},
-        {"task": asked._replace(train=dataset.leave_one_out(asked.train).train)},
+        {"task": usual._replace(validation=None)},
+        {"task": usual._replace(sizes=replace(usual.sizes, batch_size=16))},
+        {"task": usual._replace(train=dataset.leave_one_out(usual.train).train)},
     ):
         with pytest.raises(AssertionError, match="not found"):
-            recipes.train_timeline(**{"task": asked, "ids": recipes.load_ids(shelf), "vectors": vectors} | other)
+            recipes.train_timeline(**{"task": usual, "ids": recipes.load_ids(artefacts), "vectors": vectors} | other)
 
 
-@pytest.mark.parametrize("module", [sasrec, timeline, training, beam_search, metrics])
-def test_a_run_of_other_code_is_not_found(task, monkeypatch, module):
+def test_a_run_of_other_code_is_not_found(task, monkeypatch):
     run = recipes.train_sasrec(task[1], n_items=100)
     assert run.origin["trained_on"] == hardware()
-    by_heart(monkeypatch)
+    refuse_training(monkeypatch)
     source = inspect.getsource
-
-    def added(text):
-        change = lambda asked: source(asked) + text * (asked is module)  # noqa: E731
-        monkeypatch.setattr(inspect, "getsource", change)
-
-    added("\n# a comment\n")
     monkeypatch.setattr(recipes.store, "hardware", lambda: "another machine")
+    monkeypatch.setattr(inspect, "getsource", lambda module: source(module) + "\n# a comment\n")
     assert recipes.train_sasrec(task[1], n_items=100).origin == run.origin
-    added("\nx = 1\n")
-    with pytest.raises(AssertionError, match="not found"):
-        recipes.train_sasrec(task[1], n_items=100)
+    for changed in (sasrec, batches, training, beam_search, metrics):
+        monkeypatch.setattr(
+            inspect, "getsource", lambda module, of=changed: source(module) + "\nx = 1" * (module is of)
+        )
+        with pytest.raises(AssertionError, match="not found"):
+            recipes.train_sasrec(task[1], n_items=100)
 
 
-def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_asked(task):
+def test_without_validation_the_last_weights_are_kept(task):
     trained = recipes.train_sasrec(task[1]._replace(validation=None, runs=None), n_items=100, n_epochs=3)
     assert [epoch.epoch for epoch in trained.epochs] == [1, 2, 3]
     assert trained.best.epoch == 3
@@ -210,16 +203,16 @@ def test_without_validation_the_last_weights_are_kept_after_as_many_epochs_as_as
     assert not task[1].runs.exists()
 
 
-def test_what_is_missing_is_said_in_a_line(shop_folder, capsys):
-    assert main(["train", "tiger", "--data", str(shop_folder), "--scale", "laptop"]) == 1
-    assert "run the chapter that writes 'semantic_ids'" in capsys.readouterr().err
-    shelf = Store("small", "smoke", dataset.load(shop_folder).fingerprint)
-    saved = shelf.load("semantic_ids")
+def test_missing_data_and_artefacts_are_named(shop_folder):
+    with pytest.raises(FileNotFoundError, match="run the chapter that writes 'semantic_ids'"):
+        recipes.train("tiger", str(shop_folder), "laptop")
+    artefacts = Store("small", "smoke", dataset.load(shop_folder).fingerprint)
+    saved = artefacts.load("semantic_ids")
     old = {name: saved[name] for name in ("codes", "disambiguation_code")}
-    shelf.save("semantic_ids", old, codebook_size=8)
-    assert main(["train", "tiger", "--data", str(shop_folder), "--scale", "smoke"]) == 1
-    assert "of an older version, run chapter 02 again" in capsys.readouterr().err
+    artefacts.save("semantic_ids", old, codebook_size=8)
+    with pytest.raises(ValueError, match=r"an older version made it\. Run chapter 02 again"):
+        recipes.train("tiger", str(shop_folder), "smoke")
     (shop_folder / "sequences.tsv.gz").unlink()
     (shop_folder / "timestamps.tsv.gz").unlink()
-    assert main(["train", "sasrec", "--data", str(shop_folder), "--scale", "smoke"]) == 1
-    assert capsys.readouterr().err == "error: small has no histories: there is nothing to train on\n"
+    with pytest.raises(ValueError, match="small has no histories: there is nothing to train on"):
+        recipes.train("sasrec", str(shop_folder), "smoke")
