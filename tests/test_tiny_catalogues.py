@@ -105,7 +105,7 @@ def test_one_text_has_no_semantic_ids_and_says_so(vectors):
 def test_search(catalogue):
     vectors, titles = catalogue
     bm25, dense = retrieval.BM25(titles), retrieval.Dense(vectors)
-    for method in (bm25, dense, retrieval.FusedScores(dense, bm25), retrieval.FusedRanks(dense, bm25)):
+    for method in (bm25, dense, retrieval.FusedScores(dense, bm25)):
         found = method.search([titles[0]], 10, None, vectors[:1])
         assert found.items.shape == (1, 10)
         assert titles[found.items[0, 0]] == titles[0] or (method is dense and not vectors[0].any())

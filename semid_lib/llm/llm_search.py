@@ -1,7 +1,7 @@
 """Search by models that write semantic IDs, under the protocol of `retrieval`, and what they write without a trie.
 
 `LightSearch` and `LanguageModelSearch` answer `search(queries, k, allowed, query_vectors)` as BM25 does, so that one
-function measures them all, and `retrieval.FusedScores` or `FusedRanks` merges them. `write_freely` lets a language
+function measures them all, and `retrieval.FusedScores` merges them. `write_freely` lets a language
 model write whatever it likes: how often that names an item says how much of the trie it has learned.
 """
 
@@ -153,8 +153,7 @@ class LightSearch(WrittenSearch):
                 self._encode = self._encode or encoders.Encoder(self.embed)
             query_vectors = self._encode(queries)
         unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
-        n_buckets = self.scorer.config.n_buckets
-        hashed = hashed_words(queries, n_buckets) if n_buckets else torch.zeros((len(unit), 1), dtype=torch.long)
+        hashed = hashed_words(queries, self.scorer.config.n_buckets)
         return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
 
 

@@ -1,1 +1,1 @@
-"""Search without generation: BM25, dense retrieval, fusion, and the hybrid ranker."""
+"""Search: BM25, dense retrieval, their sum, and the hybrid ranker."""

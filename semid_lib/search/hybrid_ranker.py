@@ -1,11 +1,10 @@
-"""A light text model for a CPU: the vector and the words of a query in, semantic IDs out, code by code.
+"""The hybrid ranker: a small model for a CPU that generates semantic IDs from a query's vector and words.
 
-Two things speak at every level, and their logits are added. *What the texts say*: the frozen sentence encoder's cosine
-between query and items, and a word score such as BM25 where one is given, as a distribution over the catalogue, summed
-up to the nodes of the trie; alone it would rank as these two do, and it knows a new item at once. *What the queries
-taught*: the code head of the timeline model on the query's vector and on its hashed words, trained on synthetic
-queries. Both are normalized over the children of a prefix, so the probabilities of the items sum to one and none is
-spent on IDs that do not exist.
+At each level it adds two kinds of logits. *Text scores*: the frozen sentence encoder's cosine between query and items,
+and optionally a word score such as BM25, as a distribution over the catalogue, summed up to the nodes of the trie.
+Alone they rank as dense retrieval and BM25 do, new items included. *Trained scores*: the code head of the timeline
+model on the query's vector and hashed words, trained on synthetic queries. Both are normalized over the children of a
+prefix, so the probabilities of the items sum to one.
 """
 
 import hashlib
@@ -36,52 +35,57 @@ _GRAMS = 64  # hashed pieces of a query that are looked at
 
 @dataclass(frozen=True)
 class QueryModelConfig:
-    """The shape of a query model; what is needed to build it again from its weights."""
+    """The shape of a hybrid ranker."""
 
     sizes: tuple[int, ...]  # number of codes at each position of a semantic ID
     text_dim: int  # dimensions of query and item vectors
     dim: int = 256  # width of the code head
     dropout: float = 0.2
-    n_buckets: int = 2**15  # rows of the table of hashed words; 0 leaves words out
-    temperature: float = 0.05  # of what the texts say, at first; it is learned
-    word_weight: float = 0.0  # the cosine that one unit of a word score is worth (`balanced_weight`); 0: no word scores
+    n_buckets: int = 2**15  # rows of the table of hashed words
+    temperature: float = 0.05  # of the text scores; the initial value, it is trained
+    word_weight: float = 0.0  # factor of word scores when added to cosines, see `balanced_weight`; 0: no word scores
 
     def __post_init__(self):
-        least = {"dropout": 0, "n_buckets": 0, "temperature": 1e-6, "word_weight": 0}
+        least = {"dropout": 0, "n_buckets": 2, "temperature": 1e-6, "word_weight": 0}
         check_config(self, least, below={"dropout": 1})
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that make a model large."""
-        shapes = {"read.1.weight": (self.dim, self.text_dim)}
-        shapes |= {f"head.{level}.out.weight": (size, self.dim) for level, size in enumerate(self.sizes)}
-        return shapes | ({"words.weight": (self.n_buckets, self.dim)} if self.n_buckets else {})
+        """Shapes of the large tensors, to check a file before memory is allocated."""
+        large = {"read.1.weight": (self.dim, self.text_dim), "words.weight": (self.n_buckets, self.dim)}
+        return large | {f"head.{level}.out.weight": (size, self.dim) for level, size in enumerate(self.sizes)}
 
 
 class Queries(NamedTuple):
-    """Queries as the model reads them."""
+    """Input of the model."""
 
     vectors: torch.Tensor  # (B, text_dim) float32 of unit length
-    words: torch.Tensor  # (B, 64) int64 buckets from 1 on, 0 in unused places
-    matches: torch.Tensor | None = None  # (B, n_items) float32 word scores by item row, with a `word_weight` only
+    words: torch.Tensor  # (B, 64) int64 from `hashed_words`
+    matches: torch.Tensor | None = None  # (B, n_items) float32 word scores by item row, only with a `word_weight`
 
     def to(self, device) -> "Queries":
-        return Queries(*(part if part is None else part.to(device) for part in self))
+        matches = None if self.matches is None else self.matches.to(device)
+        return Queries(self.vectors.to(device), self.words.to(device), matches)
 
 
 class State(NamedTuple):
-    """What decoding carries from level to level."""
+    """State of the decoding between two levels."""
 
     hidden: torch.Tensor  # (B, W, dim): the query plus the codes chosen so far
     node: torch.Tensor  # (B, W) int64 nodes of the model's own trie
-    masses: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log of the probability of the items under it
+    masses: tuple[torch.Tensor, ...]  # per depth from 1: (B, n_nodes) log-probability of all items under a node
 
 
 class QueryModel(nn.Module):
-    """Scores codes for queries; a `decode.Scorer`.
+    """Scores codes for queries; a `decoding.scorers.Scorer`.
 
-    ids: (n_items, n_levels) integer semantic IDs, each row distinct. vectors: (n_items, text_dim) item embeddings of
-    unit length, from the encoder that embeds the queries. Neither is trained: `on_catalogue` gives the same model
-    for other items.
+    Parameters
+    ----------
+    config : QueryModelConfig
+    ids : (n_items, n_levels) int array
+        Distinct semantic IDs.
+    vectors : (n_items, text_dim) array
+        Item embeddings of unit length, from the encoder of the queries. They are not trained, so `load` can combine
+        the saved weights with another catalogue, such as one with new items.
     """
 
     def __init__(self, config: QueryModelConfig, ids: np.ndarray, vectors: np.ndarray):
@@ -91,64 +95,50 @@ class QueryModel(nn.Module):
         self.read = nn.Sequential(
             nn.LayerNorm(config.text_dim, elementwise_affine=False), nn.Linear(config.text_dim, dim)
         )
-        self.words = nn.EmbeddingBag(config.n_buckets, dim, mode="sum", padding_idx=0) if config.n_buckets else None
+        self.words = nn.EmbeddingBag(config.n_buckets, dim, mode="sum", padding_idx=0)
         self.dropout = nn.Dropout(config.dropout)
         self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes[:-1])
         self.head = nn.ModuleList(HeadLevel(dim, size, config.dropout) for size in config.sizes)
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
-        if self.words is not None:
-            nn.init.normal_(self.words.weight, std=0.05)
-        for head in self.head:  # an untrained model ranks as dense retrieval does
-            nn.init.zeros_(head.out.weight)
-            nn.init.zeros_(head.out.bias)
-        self._set_catalogue(ids, vectors)
-
-    def _set_catalogue(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        nn.init.normal_(self.words.weight, std=0.05)
+        for parameter in (parameter for head in self.head for parameter in head.get_submodule("out").parameters()):
+            nn.init.zeros_(parameter)  # an untrained model ranks as dense retrieval does
         ids, vectors = np.asarray(ids), np.asarray(vectors, dtype=np.float32)
-        sizes, text_dim = self.config.sizes, self.config.text_dim
-        if ids.ndim != 2 or ids.shape[1] != len(sizes) or vectors.shape != (len(ids), text_dim):
+        if ids.shape != (len(vectors), self.n_levels) or vectors.shape != (len(vectors), config.text_dim):
             raise ValueError(
-                f"ids {ids.shape} and vectors {vectors.shape} do not fit sizes {sizes}, text_dim {text_dim}"
+                f"ids {ids.shape} and vectors {vectors.shape} do not fit sizes {config.sizes}, "
+                f"text_dim {config.text_dim}"
             )
-        if (ids >= np.array(sizes)).any():
-            raise ValueError(f"ids hold codes up to {ids.max(axis=0).tolist()}, more than sizes {sizes} allow")
+        if (ids >= np.array(config.sizes)).any():
+            raise ValueError(f"ids hold codes up to {ids.max(axis=0).tolist()}, more than sizes {config.sizes} allow")
         self.trie = PrefixTrie.build(ids)
+        self.leaf_vectors: torch.Tensor
         self.register_buffer("leaf_vectors", torch.from_numpy(vectors[self.trie.item.numpy()]), persistent=False)
 
-    def on_catalogue(self, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
-        """The same weights for another catalogue, such as this one with new items; nothing is trained."""
-        other = QueryModel(self.config, ids, vectors)
-        other.load_state_dict(self.state_dict())
-        return other.to(self.log_temperature.device).train(self.training)
-
     def save(self, path: str | Path) -> None:
-        """Write weights and config as one safetensors file; the catalogue is not in it."""
+        """Write weights and config, but not the catalogue, as one safetensors file."""
         weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
         save_weights(path, weights, metadata={"format": _FORMAT, "config": json.dumps(asdict(self.config))})
 
     @classmethod
     def load(cls, path: str | Path, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
-        """Read what `save` wrote, for a catalogue: the one of training or another; in evaluation mode.
+        """Read the file of `save` for a catalogue, the one of training or another; in evaluation mode.
 
-        Raises ValueError naming the file if it is no query model, or its config does not fit the catalogue or the
-        weights, before memory is taken for a model.
+        Raises ValueError that names the file if it is not such a file, or does not fit its config or the catalogue.
         """
         try:
             with safe_open(path, framework="pt") as saved:
                 facts = saved.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} is not a file of a query model: {error}") from error
-        if facts.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not a file of a query model: expected format {_FORMAT!r}")
-        try:
+            if facts.get("format") != _FORMAT:
+                raise ValueError(f"expected format {_FORMAT!r}")
             config = json.loads(facts["config"])
             config = QueryModelConfig(**config | {"sizes": tuple(config["sizes"])})
             check_shapes(path, config.weight_shapes())
             model = cls(config, ids, vectors)
             model.load_state_dict(load_weights(path))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             why = one_line(str(error), 300).removeprefix(f"{path}: ")
-            raise ValueError(f"{path} is not a query model of this catalogue: {why}") from error
+            raise ValueError(f"{path} is not a hybrid ranker of this catalogue: {why}") from error
         return model.eval()
 
     @property
@@ -156,7 +146,7 @@ class QueryModel(nn.Module):
         return len(self.config.sizes)
 
     def forward(self, batch: tuple[Queries, torch.Tensor]) -> torch.Tensor:
-        """Mean of -log p(item | query) over a batch of queries and the item row, (B,), that each asks for: nats."""
+        """Mean of -log p(item | query), in nats, over a batch of queries and their target item rows (B,)."""
         queries, items = batch
         hidden, masses = self._read(queries), self._masses(queries)
         leaf = self._trie().leaf_of_item()[items]
@@ -171,9 +161,9 @@ class QueryModel(nn.Module):
         return loss
 
     def begin(self, queries: Queries, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
-        """Read queries and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
+        """Encode queries and score the first code: -> state, log-probabilities (B, 1, sizes[0]).
 
-        They are normalized over the children of the trie; there is no other vocabulary, so both normalizations are one.
+        `normalization` has no effect: probabilities are always normalized over the children in the trie.
         """
         queries = queries.to(self.log_temperature.device)
         hidden = self._read(queries)[:, None]
@@ -191,21 +181,18 @@ class QueryModel(nn.Module):
         return state, self._log_probabilities(state, level + 1)
 
     def _read(self, queries: Queries) -> torch.Tensor:
-        hidden = self.read(queries.vectors)
-        if self.words is not None:
-            words = queries.words
-            if self.training:  # whole words are often missing from a query, or written otherwise
-                words = words.masked_fill(torch.rand(words.shape, device=words.device) < 0.3, 0)
-            hidden = hidden + self.words(words)
-        return self.dropout(hidden)
+        words = queries.words
+        if self.training:  # queries often lack whole words, or spell them differently
+            words = words.masked_fill(torch.rand(words.shape, device=words.device) < 0.3, 0)
+        return self.dropout(self.read(queries.vectors) + self.words(words))
 
     def _masses(self, queries: Queries) -> tuple[torch.Tensor, ...]:
-        """Log of the summed exp(likeness / temperature) of the items under each node, depth by depth."""
+        """Log of the sum of exp(text score / temperature) of the items under each node, depth by depth."""
         items = queries.vectors @ self.leaf_vectors.T
         if (queries.matches is None) != (self.config.word_weight == 0):
+            given = "without" if queries.matches is None else "with"
             raise ValueError(
-                f"the model has word_weight {self.config.word_weight}, the queries come "
-                f"{'without' if queries.matches is None else 'with'} word scores"
+                f"the model has word_weight {self.config.word_weight}, the queries come {given} word scores"
             )
         if queries.matches is not None:
             items = items + self.config.word_weight * queries.matches[:, self._trie().item]
@@ -220,9 +207,9 @@ class QueryModel(nn.Module):
         real = column < (trie.child_start[level][node + 1] - first)[..., None]
         place = child.clamp(max=trie.n_nodes(level + 1) - 1)
         code = trie.code[level][place].long()
-        said = masses[level].gather(1, place.flatten(1)).view(place.shape)
-        taught = self.head[level](hidden).gather(2, code)
-        return (said + taught).masked_fill(~real, -torch.inf), child, code
+        of_texts = masses[level].gather(1, place.flatten(1)).view(place.shape)
+        trained = self.head[level](hidden).gather(2, code)
+        return (of_texts + trained).masked_fill(~real, -torch.inf), child, code
 
     def _log_probabilities(self, state: State, level: int) -> torch.Tensor:
         logits, _, code = self._logits(level, state.node, state.hidden, state.masses)
@@ -238,10 +225,10 @@ class QueryModel(nn.Module):
 
 
 def balanced_weight(cosines: np.ndarray, matches: np.ndarray) -> float:
-    """The `word_weight` with which both scores count alike: the ratio of their mean spreads over the catalogue.
+    """The `word_weight` that gives both scores the same mean standard deviation over the catalogue.
 
-    cosines, matches: (n_queries, n_items) of the same queries. Raises ValueError if the shapes differ or no word score
-    differs from another, for which there is no such weight.
+    cosines, matches: (n_queries, n_items) of the same queries. Raises ValueError if the shapes differ or all word
+    scores are equal.
 
     >>> round(balanced_weight(np.array([[0.1, 0.5]]), np.array([[0.0, 8.0]])), 3)
     0.05
@@ -255,10 +242,10 @@ def balanced_weight(cosines: np.ndarray, matches: np.ndarray) -> float:
 
 
 def hashed_words(queries: Sequence[str], n_buckets: int = 2**15) -> torch.Tensor:
-    """Queries as hashed words, pairs of neighbouring words and runs of four letters: (n, 64) int64, 0 where unused.
+    """Queries as hashed words, word pairs and four-letter substrings: (n, 64) int64 from 1, 0 if unused.
 
-    Letters make a word with a typing error, or in the plural, share most of its pieces with the right one (as in
-    fastText, Bojanowski et al. 2017). Only the first 64 pieces are kept, words first.
+    With substrings, a misspelt word or a plural shares most pieces with the right one (as in fastText, Bojanowski et
+    al. 2017). Only the first 64 pieces are kept, words first.
 
     >>> words = hashed_words(["Nail polish", "nail POLISH!", "polish"])
     >>> bool((words[0] == words[1]).all()), len(set(words[0].tolist()) & set(words[2].tolist())) > 3

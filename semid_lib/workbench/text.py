@@ -8,6 +8,9 @@ import regex
 
 # a character of a script that puts no spaces between words, with its marks: a pattern of the package regex
 UNSPACED = r"(?:[\w&&[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]\p{M}*)"
+_ASCII_WORD = re.compile(r"\w+")
+_WORD = regex.compile(rf"(?V1){UNSPACED}+|(?:(?!{UNSPACED})\w)+")
+_CHARACTER = regex.compile(rf"(?V1){UNSPACED}")
 _TRADEMARKS = str.maketrans("™℠", "  ")  # letters to NFKC: "Pilot™" would be "pilottm"
 _CONTROLS = regex.compile(r"[\p{Cc}\u2028\u2029]")
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors
@@ -35,6 +38,25 @@ def folded(text: str) -> str:
         return text.lower().strip()
     visible = _INVISIBLE.sub("", text.translate(_TRADEMARKS))
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold()).strip()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, folded, in their order; a run of a script without spaces is one word.
+
+    >>> words("L&amp;S Caf\\u00e9-lamp, 手机壳 x2")
+    ['l', 's', 'café', 'lamp', '手机壳', 'x2']
+    """
+    text = folded(text)
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+
+
+def characters(word: str) -> list[str]:
+    """The characters, with their marks, of a word in a script without spaces; none of any other word.
+
+    >>> characters("手机"), characters("café")
+    (['手', '机'], [])
+    """
+    return [] if word.isascii() else _CHARACTER.findall(word)
 
 
 def one_line(text: str, width: int = 90) -> str:

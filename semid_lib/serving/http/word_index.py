@@ -4,30 +4,15 @@ Words are compared as `text.folded` writes them. Chinese, Japanese, Thai and a f
 words: there every letter and every pair of letters is indexed, so that a query is found anywhere in a text.
 """
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import regex
 
-from semid_lib.workbench.text import UNSPACED, folded
+from semid_lib.workbench.text import characters, words
 
-_ASCII_WORDS = re.compile("[a-z0-9]+")
-_WORDS = regex.compile(rf"(?V1){UNSPACED}+|(?:(?!{UNSPACED})[\p{{L}}\p{{N}}]\p{{M}}*)+")
-_UNSPACED = regex.compile(rf"(?V1){UNSPACED}")
 _STEM = 4  # letters that two words must share to be forms of one, such as jacket and jackets
 _END = "\U0010ffff"
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, folded, in their order; a run of a script without spaces is one word.
-
-    >>> words("L&amp;S Caf\\u00e9-lamp, 手机壳 x2")
-    ['l', 's', 'café', 'lamp', '手机壳', 'x2']
-    """
-    text = folded(text)
-    return (_ASCII_WORDS if text.isascii() else _WORDS).findall(text)
 
 
 def shared_words(asked: Iterable[str], text: str) -> list[str]:
@@ -60,7 +45,7 @@ class WordIndex:
         self._unspaced: dict[int, list[str]] = {}  # words of such scripts, to look for runs of three letters or more
         for row, text in enumerate(texts):
             entries = words(text)
-            if runs := [word for word in entries if _is_unspaced(word)]:
+            if runs := [word for word in entries if characters(word)]:
                 self._unspaced[row] = runs
                 entries = list(_entries(entries))
             counts.append(len(entries))
@@ -100,7 +85,7 @@ class WordIndex:
             holds &= also
         rows = np.flatnonzero(holds)
         rows = rows[np.lexsort((rows, self._lengths[rows], place[rows]))]
-        return list(self._with_runs(rows.tolist(), [word for word in asked if _is_unspaced(word)], limit))
+        return list(self._with_runs(rows.tolist(), [word for word in asked if characters(word)], limit))
 
     def _with_runs(self, rows: list[int], runs: list[str], limit: int) -> Iterator[int]:
         """The first rows whose texts hold these runs whole; their pairs of letters alone may occur apart."""
@@ -130,23 +115,19 @@ def _akin(one: str, other: str) -> bool:
     return min(len(one), len(other)) >= _STEM and (one.startswith(other) or other.startswith(one))
 
 
-def _is_unspaced(word: str) -> bool:
-    return not word.isascii() and _UNSPACED.match(word) is not None
-
-
 def _pairs(word: str) -> list[str]:
     """Each letter of a word with the next one, the last letter alone."""
-    letters = _UNSPACED.findall(word)
+    letters = characters(word)
     return [first + second for first, second in zip(letters, [*letters[1:], ""], strict=True)]
 
 
 def _parts(word: str) -> list[str]:
     """The entries of the index that a text with a query's word must have."""
-    pairs = _pairs(word) if _is_unspaced(word) else [word]
+    pairs = _pairs(word) if characters(word) else [word]
     return pairs[:-1] or pairs
 
 
 def _entries(found: Iterable[str]) -> Iterator[str]:
     """The entries of the index for the words of a text."""
     for word in found:
-        yield from _pairs(word) if _is_unspaced(word) else [word]
+        yield from _pairs(word) if characters(word) else [word]
