@@ -9,7 +9,12 @@ Conventions for every function that draws a figure:
 - axes have labels with units, legends no frame, and figures `layout="constrained"`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 # one per method, all different; a method keeps its colour wherever it occurs
 COLOURS = {
@@ -75,3 +80,70 @@ def colour(method: str, colours: Mapping[str, str] = COLOURS) -> str:
     if not methods:
         raise ValueError(f"no colour for {method!r}: add it to COLOURS")
     return colours[max(methods, key=len)]
+
+
+# --- deployment: chapter 08 ---
+
+POLICIES = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")  # colours of up to four policies
+
+
+def cold_start_parts(seconds: pd.Series, ours: Collection[str]) -> Figure:
+    """A stacked bar of the parts of a cold start: libraries in grey, ours in blue. seconds: by part, in their order."""
+    figure, axis = plt.subplots(figsize=(10, 2.6), layout="constrained")
+    left, n_ours = 0.0, len(ours)
+    greys = iter(np.linspace(0.3, 0.85, len(seconds) - n_ours))
+    blues = iter(plt.get_cmap("Blues")(np.linspace(0.95, 0.3, n_ours)))
+    for part, width in seconds.items():
+        colour_of_part = next(blues) if part in ours else str(next(greys))
+        axis.barh(0, width, left=left, color=colour_of_part, edgecolor="w", label=part)
+        left += width
+    axis.set(yticks=[], xlabel="seconds since the process started", xlim=(0, left))
+    figure.legend(loc="outside upper center", ncol=6, frameon=False)
+    return figure
+
+
+def cold_starts(medians: pd.DataFrame, totals: pd.Series) -> Figure:
+    """Seconds to the first response, a bar per way to start and a dot per start.
+
+    medians: a row per way, columns "libraries" and "ours". totals: seconds of each start, indexed by way.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.42 * len(medians)), layout="constrained")
+    axis.barh(medians.index, medians["libraries"], color="0.65", label="Python and libraries")
+    axis.barh(medians.index, medians["ours"], left=medians["libraries"], color=MAIN, label="this library")
+    axis.plot(totals, totals.index, "k.", markersize=4, label="one start")
+    axis.invert_yaxis()
+    axis.set(xlabel="seconds to the first response", xlim=0)
+    axis.legend(frameon=False)
+    return figure
+
+
+def response_times(milliseconds: Sequence[float]) -> Figure:
+    """Cumulative share of responses against milliseconds, with median and 99th percentile."""
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axis.ecdf(milliseconds, color=MAIN)
+    for name, share, height in (("median", 50, 0.05), ("99%", 99, 0.4)):
+        value = np.percentile(milliseconds, share)
+        axis.axvline(value, **CHANCE)
+        axis.text(value, height, f" {name}: {value:.1f} ms")
+    axis.set(xscale="log", xlabel="milliseconds", ylabel="share of responses within", ylim=(0, 1))
+    return figure
+
+
+def cost_against_traffic(money: pd.DataFrame, cold: pd.DataFrame, rented: float, even: float) -> Figure:
+    """Dollars per month and share of cold responses against requests per day, a line per policy.
+
+    money, cold: a row per number of requests per day, a column per policy. rented: dollars per month of a rented
+    machine. even: requests per day from which it is cheaper, or infinity.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for policy, line_colour in zip(money, POLICIES, strict=False):
+        left.plot(money.index, money[policy], color=line_colour, label=policy)
+        right.plot(cold.index, 100 * cold[policy], color=line_colour)
+    left.axhline(rented, **CHANCE, label="rented by the month")
+    if np.isfinite(even):
+        left.plot(even, rented, "ko")
+        left.annotate(f"{even:,.0f} per day", (even, rented), xytext=(6, -13), textcoords="offset points")
+    left.set(xscale="log", xlabel="requests per day", ylabel="dollars per month", ylim=0)
+    right.set(xscale="log", xlabel="requests per day", ylabel="cold responses (%)", ylim=(0, 103))
+    figure.legend(loc="outside upper center", ncol=3, frameon=False)
+    return figure

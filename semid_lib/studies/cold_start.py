@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:  # the measured process begins with this module, and its imports must cost nothing
     import pandas as pd
 
+    from semid_lib.data.dataset import Dataset
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PATIENCE = 120  # seconds for one start
 _LIBRARIES = {
@@ -145,6 +147,32 @@ def table(
         rows[name, repeat] |= {"total": sum(seconds.values()), "p50": p50, "p99": p99}
     found = pd.DataFrame(rows).T.rename_axis(["way", "repeat"])
     return found.loc[list(ways)]
+
+
+def example_requests(folder: Path, shop: "Dataset", n: int, seed: int) -> list[dict]:
+    """Random histories for a folder with a next-item model, else the first words of titles as queries.
+
+    Parameters
+    ----------
+    folder : Path
+        What `Recommender.save_pretrained` wrote.
+    shop : Dataset
+    n, seed : int
+
+    Returns
+    -------
+    list of dict
+        Bodies of requests, as `measure` takes them.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    if "model" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        ids = shop.item_ids.for_json
+        histories = [rng.integers(len(ids), size=length) for length in rng.integers(1, 20, n)]
+        return [{"item_ids": [ids[row] for row in history]} for history in histories]
+    titles = shop.items["title"][shop.items["title"].str.strip() != ""]
+    return [{"query": " ".join(title.split()[:5])[:200]} for title in titles.sample(n, replace=True, random_state=seed)]
 
 
 def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
@@ -281,7 +309,10 @@ def _serve() -> None:
         service.Service.warm_up = _clocked(spent, "warm-up", one)
     run = uvicorn.run
     uvicorn.run = lambda *args, **more: _open(run, way, begun, spent, inside, args, more)
-    sys.exit(web.main(["--model", folder, "--port", str(port)]))
+    try:
+        web.serve(folder, port=port)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"cannot serve {folder}: {error}")
 
 
 def _open(run: Callable, way: Way, begun: float, spent: dict, inside: dict, args: tuple, more: dict) -> None:
