@@ -113,7 +113,7 @@ def cold_starts(medians: pd.DataFrame, totals: pd.Series) -> Figure:
     axis.plot(totals, totals.index, "k.", markersize=4, label="one start")
     axis.invert_yaxis()
     axis.set(xlabel="seconds to the first response", xlim=0)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncol=3, frameon=False)
     return figure
 
 
