@@ -51,51 +51,7 @@ $(VENV)/%/installed: constraints-%.txt | $(INSTALLED)
 # --- the chapters ------------------------------------------------------------------------------------------------
 
 CHAPTERS := $(sort $(notdir $(basename $(wildcard notebooks/[0-9]*.py))))
-# the longest first, and what they need: so that in the end there is no waiting for one of them
-LONGEST := $(filter 07_%,$(CHAPTERS)) $(filter 05_%,$(CHAPTERS)) $(filter 10_%,$(CHAPTERS))
-IN_TURN := $(LONGEST) $(filter-out $(LONGEST),$(CHAPTERS))
-
-# chapters that run at once: at full one has the accelerator for itself, else two where there are two cores
-CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
-JOBS ?= $(if $(filter full,$(SCALE)),1,$(if $(filter 1,$(CORES)),1,2))
-# and together they have no more threads than there are cores; the first has them all, since all others wait for it
-ALONE := $(or $(OMP_NUM_THREADS),$(CORES))
-ifneq ($(JOBS),1)
-run book sweep: export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
-$(firstword $(CHAPTERS)): export OMP_NUM_THREADS := $(ALONE)
-endif
-
-# A chapter is a target without a file: `semid_lib.workbench.chapters` knows from digests whether it is up to date, and where its
-# artefacts are. FORCED chapters run in any case.
 SEMID := $(BIN)/semid
-needs = $(shell sed -n 's/^$(1)://p' notebooks/needs.txt)
-$(foreach chapter,$(CHAPTERS),$(eval $(chapter): $(call needs,$(chapter))))
-.PHONY: $(CHAPTERS)
-$(CHAPTERS): | $(INSTALLED)
-	@$(SEMID) run $@ $(ON) $(if $(filter $@,$(FORCED)),,--if-stale) $(if $(filter 1,$(JOBS)),--progress)
-
-# the models of chapter 07 are trained side by side, and beside other chapters; it finds them (semid_lib/next_item/recipes.py)
-ifneq ($(JOBS),1)
-TRAINED := $(foreach model,timeline tiger sasrec,train-$(model))
-.PHONY: $(TRAINED)
-07_next_item: $(TRAINED)
-$(TRAINED): train-%: $(call needs,07_next_item) | $(INSTALLED)
-	@$(SEMID) train $* $(ON) --before 07_next_item
-# where that chapter is wanted, those that nothing waits for do not take its turn
-ifneq ($(filter 07_next_item,$(WANTED)),)
-$(filter-out $(LONGEST) $(foreach chapter,$(CHAPTERS),$(call needs,$(chapter))),$(CHAPTERS)): | $(TRAINED)
-endif
-endif
-
-# makes what is out of date of $(1), goes on with what does not need a chapter that failed, and prints a table of all
-chapters = wanted="$(FORCED) $$($(SEMID) stale $(1) $(ON))" || exit 1; made=0; \
-	test "$$wanted" = " " || $(MAKE) --no-print-directory --jobs $(JOBS) --keep-going JOBS=$(JOBS) ALONE=$(ALONE) \
-		WANTED="$$wanted" FORCED="$(FORCED)" wanted || made=$$?; \
-	$(SEMID) summary $(ON); exit $$made
-
-.PHONY: wanted
-wanted: $(WANTED)
-	@:
 
 .PHONY: help setup lint format test run sweep pipeline ui book check-book check-links lab results bench dist clean distclean
 
@@ -116,30 +72,23 @@ format: $(INSTALLED) ## put the formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the chapters are tested at smoke on the demo shop, in their order, with artefacts of their own
-TEST_FOLDER := artefacts/tests
 # on tensors this small one thread is as fast as two, and several times faster beside another busy process
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
 test: export OMP_NUM_THREADS ?= 1
-test: $(INSTALLED) $(VENV)/dvc/installed ## unit tests, doctests, and every chapter at smoke
+test: $(INSTALLED) $(VENV)/dvc/installed ## unit tests, doctests, and every chapter at smoke on the demo shop
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
-	rm -rf $(TEST_FOLDER) && mkdir -p $(TEST_FOLDER)/notebooks
-	for chapter in $(CHAPTERS); do \
-		$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --output $(TEST_FOLDER)/notebooks/$$chapter.ipynb notebooks/$$chapter.py && \
-		$(BIN)/papermill --prepare-only --parameters_raw SCALE smoke $(TEST_FOLDER)/notebooks/$$chapter.ipynb $(TEST_FOLDER)/notebooks/$$chapter.ipynb \
-		|| exit 1; done
-	SEMID_ARTEFACTS="$(CURDIR)/$(TEST_FOLDER)" $(BIN)/python -m pytest --override-ini=addopts= --nbmake --nbmake-timeout=600 \
-		$(patsubst %,$(TEST_FOLDER)/notebooks/%.ipynb,$(filter-out 08_%,$(CHAPTERS)) $(filter 08_%,$(CHAPTERS))) # 08 needs 10
+	rm -rf artefacts/tests
+	SEMID_TRACKING=0 SEMID_ARTEFACTS="$(CURDIR)/artefacts/tests" $(SEMID) run --scale smoke
 
-run: FORCED := $(NOTEBOOK)
+# by default two chapters run at once where there are two cores, and one at full; JOBS changes that
+JOBBED := $(if $(JOBS),--jobs $(JOBS))
 run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs, or whatever is out of date
-	@test -z "$(NOTEBOOK)" || test -f notebooks/$(NOTEBOOK).py || { echo "no chapter $(NOTEBOOK); there are: $(CHAPTERS)" >&2; exit 1; }
-	@$(call chapters,$(or $(NOTEBOOK),$(IN_TURN)))
+	@$(SEMID) run $(NOTEBOOK) $(ON) $(JOBBED)
 	@echo "executed chapters, and a log of each, are in $$($(SEMID) folder $(ON))/executed"
 
 sweep: | $(INSTALLED) ## run a chapter at each point of a grid: NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'
 	@test -n "$(NOTEBOOK)" && test -n "$(SWEEP)" || { echo "name NOTEBOOK=... and SWEEP='KEY=VALUE,VALUE ...'" >&2; exit 1; }
-	@$(MAKE) --no-print-directory --jobs $(JOBS) WANTED="$(call needs,$(NOTEBOOK))" wanted
-	@$(SEMID) sweep $(NOTEBOOK) $(SWEEP) $(ON) --jobs $(JOBS)
+	@$(SEMID) sweep $(NOTEBOOK) $(SWEEP) $(ON) $(JOBBED)
 
 pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); then .venv/dvc/bin/dvc metrics show, push, pull
 	$(VENV)/dvc/bin/dvc repro
@@ -147,10 +96,10 @@ pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); 
 PORT ?= 5000
 ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (PORT=5000)
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(VENV)/ui/bin/python -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib.workbench import tracking; print(tracking.uri())')"
+		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib.workbench.chapters import tracking; print(tracking.uri())')"
 
 book: | $(INSTALLED) ## run what is out of date and build the book
-	@$(call chapters,$(IN_TURN))
+	@$(SEMID) run $(ON) $(JOBBED)
 	folder="$$($(SEMID) folder $(ON))" && $(BIN)/python book/pages.py $(CHAPTERS:%="$$folder"/executed/%.ipynb)
 	$(BIN)/jupyter-book build --warningiserror --keep-going book
 	@echo "open book/_build/html/index.html"
@@ -172,7 +121,8 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(SEMID) results publish $(ON)
 
-bench: 08_modal_deployment ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving, random requests
+bench: $(INSTALLED) ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving, random requests
+	@$(SEMID) run 08_modal_deployment $(ON)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data="$$DATA"
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py

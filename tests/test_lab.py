@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 
-from semid_lib.workbench import chapters
+from semid_lib.workbench.chapters import runner
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"
@@ -66,7 +66,7 @@ def test_opening_the_lab_changes_no_source(lab):
     assert {file.stem: file.read_text(encoding="utf-8") for file in notebooks.glob("*.py")} == before
 
 
-@pytest.mark.parametrize("chapter", chapters.names())
+@pytest.mark.parametrize("chapter", runner.names())
 def test_a_save_changes_the_edited_line_and_nothing_else(lab, chapter):
     notebooks, before, ask = lab
     path = f"/api/contents/notebooks/{chapter}.ipynb"

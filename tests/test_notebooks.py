@@ -8,9 +8,10 @@ import pytest
 
 from semid_lib.data import demo_shop
 from semid_lib.data.folder import write_folder
-from semid_lib.workbench import chapters, store
+from semid_lib.workbench import store
+from semid_lib.workbench.chapters import runner
 
-CHAPTERS = [chapters.NOTEBOOKS / f"{name}.py" for name in chapters.in_order()]
+CHAPTERS = [runner.NOTEBOOKS / f"{name}.py" for name in runner.in_order()]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def artefacts(tmp_path_factory):
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefacts):
-    facts = chapters.run(chapter, str(cold_catalogue), "smoke")
+    facts = runner.run(chapter, str(cold_catalogue), "smoke")
     assert facts["state"] == "executed", facts["error"]
     run = store.open_store(str(cold_catalogue), "smoke", artefacts)
     executed = nbformat.read(run.path("executed") / f"{chapter.stem}.ipynb", as_version=4)
@@ -75,7 +76,7 @@ def test_the_first_chapters_run_on_a_few_items_with_any_text(n_items, artefacts,
     folder = tmp_path / f"hard{n_items}"
     write_folder(folder, a_hard_catalogue(n_items))
     for chapter in CHAPTERS[:3]:
-        facts = chapters.run(chapter, str(folder), "smoke")
+        facts = runner.run(chapter, str(folder), "smoke")
         assert facts["state"] == "executed", facts["error"]
         [file] = artefacts.glob(f"{folder.name}*/smoke/executed/{chapter.stem}.ipynb")
         executed = nbformat.read(file, as_version=4)

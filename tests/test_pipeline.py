@@ -16,7 +16,8 @@ import yaml
 from semid_lib.cli import main
 from semid_lib.data import demo_shop
 from semid_lib.data.folder import write_folder
-from semid_lib.workbench import chapters, store, sweep
+from semid_lib.workbench import store
+from semid_lib.workbench.chapters import runner
 from semid_lib.workbench.store import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,29 +30,28 @@ needs_dvc = pytest.mark.skipif(not TOOL.exists(), reason="no DVC: `make test` in
 
 
 def test_each_chapter_is_a_stage_that_runs_it_as_make_does():
-    assert list(STAGES) == chapters.names()
+    assert list(STAGES) == runner.names()
     for name, stage in STAGES.items():
         [command, *_] = stage["cmd"] if isinstance(stage["cmd"], list) else [stage["cmd"]]
-        assert command == f".venv/bin/semid run {name} --params params.yaml"
+        assert command == f".venv/bin/semid run {name} --only --params params.yaml"
         assert {f"notebooks/{name}.py", "semid_lib", "${files}"} <= set(stage["deps"])
         folder = "artefacts/${name}/${scale}/"
-        assert {f"executed/{name}.ipynb", f"rows/{name}.json"} <= set(sweep.outputs(ROOT / "dvc.yaml")[name])
+        assert {f"executed/{name}.ipynb", f"rows/{name}.json"} <= set(runner.stages()[name].outputs)
         assert stage["metrics"] == [f"{folder}metrics/{name}.json"]
 
 
-def test_stages_need_each_other_as_chapters_do():
-    written = {path: name for name, outs in sweep.outputs(ROOT / "dvc.yaml").items() for path in outs}
+def test_a_stage_reads_what_an_earlier_one_writes():
+    written = {path for stage in runner.stages().values() for path in stage.outputs}
     for name, stage in STAGES.items():
-        read = [path.removeprefix("artefacts/${name}/${scale}/") for path in stage["deps"] if path.startswith("art")]
-        assert {written[path] for path in read} <= set(chapters.before(name))
-        assert set(chapters.needs()[name]) <= {written[path] for path in read}
+        read = {path.removeprefix("artefacts/${name}/${scale}/") for path in stage["deps"] if path.startswith("art")}
+        assert read <= written and name not in runner.before(name)
 
 
 def test_parameters_of_stages_are_parameters_of_their_chapters():
     for name, stage in STAGES.items():
         [(file, listed)] = stage["params"][0].items()
         assert file == f"notebooks/{name}.py"
-        assert set(listed) <= chapters.parameters_of(ROOT / file).keys() - {"DATA", "SCALE"}
+        assert set(listed) <= runner.parameters_of(ROOT / file).keys() - {"DATA", "SCALE"}
 
 
 def test_nothing_secret_and_no_remote_is_committed():
@@ -176,5 +176,5 @@ def test_a_name_that_is_not_that_of_the_artefacts_is_refused(tmp_path, monkeypat
     write_folder(tmp_path / "my shop", [{"item_id": 1, "title": "Pen"}])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"data": "my shop", "name": "my shop", "scale": "smoke"}))
-    assert main(["run", "01_catalogue_and_embeddings", "--params", "params.yaml"]) == 1
+    assert main(["run", "01_catalogue_and_embeddings", "--only", "--params", "params.yaml"]) == 1
     assert re.search(r"has the name 'my shop', expected 'my_shop-[0-9a-f]{8}'", capsys.readouterr().err)

@@ -279,7 +279,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.search.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries.synthesis", "torch sklearn transformers openai outlines"),
         ("semid_lib.llm.fine_tuning", "sklearn transformers datasets peft trl"),
-        ("semid_lib.workbench.chapters", "torch pandas mlflow papermill"),
+        ("semid_lib.workbench.chapters.runner", "torch pandas mlflow papermill"),
         ("semid_lib.serving.predict", "sklearn transformers sentence_transformers fastapi numba"),
         ("semid_lib.serving.http.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
         ("semid_lib.studies.cold_start", "numpy pandas torch fastapi"),

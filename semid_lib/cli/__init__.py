@@ -12,7 +12,7 @@ from semid_lib.cli import chapters, demo, deploy, importing, models, options
 app = options.group(help="Generative recommendation with semantic IDs. `semid COMMAND --help` has an example of each.")
 app.command(epilog=demo.EXAMPLES["demo"])(demo.demo)
 app.add_typer(importing.app, name="import")
-for command in (chapters.run, chapters.train, chapters.sweep, chapters.summary, chapters.stale, chapters.folder):
+for command in (chapters.run, chapters.train, chapters.sweep, chapters.summary, chapters.folder):
     app.command(epilog=chapters.EXAMPLES[command.__name__])(command)
 app.add_typer(chapters.results, name="results")
 for command in (models.predict, models.serve, models.push):

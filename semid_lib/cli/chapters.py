@@ -11,55 +11,55 @@ from semid_lib.cli.options import Data, Notebooks, Scale, group
 results = group(help="Publish result rows in the book.")
 
 EXAMPLES = {
-    "run": "Example: semid run 02_semantic_ids --data shop --scale smoke -p N_LEVELS=4",
+    "run": "Example: semid run 07_next_item --data shop --scale smoke; with a parameter: semid run 02_semantic_ids "
+    "-p N_LEVELS=4",
     "train": "Example: semid train timeline --data shop --scale laptop; on several GPUs: torchrun --nproc_per_node 8 "
     "--no-python semid train tiger --data shop --scale full",
     "summary": "Example: semid summary --data shop --scale smoke",
-    "stale": "Example: semid stale --data shop",
     "folder": "Example: semid folder --data shop --scale laptop",
     "sweep": "Example: semid sweep 07_next_item SEED=0,1,2 --scale laptop",
 }
 
 
-def _source(chapter: str, notebooks: Path | None) -> Path:
-    from semid_lib.workbench import chapters
+def _folder(notebooks: Path | None) -> Path:
+    from semid_lib.workbench.chapters import runner
 
-    return (notebooks or chapters.NOTEBOOKS).resolve() / f"{chapter}.py"
+    return (notebooks or runner.NOTEBOOKS).resolve()
 
 
 def run(
-    chapter: Annotated[str, typer.Argument(help="Such as 07_next_item.")],
+    chapters: Annotated[list[str] | None, typer.Argument(help="Such as 07_next_item; all by default.")] = None,
     data: Data = "demo",
     scale: Scale = "laptop",
+    only: Annotated[bool, typer.Option("--only", help="Run one chapter and none before it.")] = False,
     parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="Of the chapter; repeat it.")
+        list[str] | None, typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="Of the chapter; implies --only.")
     ] = None,
-    if_stale: Annotated[bool, typer.Option("--if-stale", help="Only if it is out of date.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Chapters that run at once; by default 2, 1 at full.")] = None,
     params: Annotated[Path | None, typer.Option(metavar="FILE", help="DVC's params.yaml: data, name, scale.")] = None,
     artefacts: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where the artefacts go.")] = None,
     label: Annotated[str, typer.Option("--group", help="A tag in MLflow for runs that belong together.")] = "",
     progress: Annotated[bool, typer.Option("--progress", help="Show a bar over the cells.")] = False,
     notebooks: Notebooks = None,
 ) -> None:
-    """Run one chapter: executed notebook, log and rows are in `semid folder`.
+    """Run chapters, and those before them that are out of date; without names, all that are out of date.
 
-    Exit codes: 0 it ran, 1 it failed, 130 it was stopped. A run that fails leaves no rows.
+    Executed notebooks, logs and rows are in the folder that `semid folder` prints. Exit codes: 0 all ran, 1 one failed,
+    130 it was stopped. A run that fails leaves no rows.
     """
-    from semid_lib.workbench import chapters
+    from semid_lib.workbench.chapters import runner, schedule
 
+    folder = _folder(notebooks)
     if params:
-        data, scale = chapters.of_dvc(params)
-    status = chapters.run_and_report(
-        _source(chapter, notebooks),
-        data,
-        scale,
-        chapters.parameters_from(parameter or []),
-        artefacts,
-        label,
-        if_stale=if_stale,
-        progress=progress and sys.stderr.isatty(),
-    )
-    raise typer.Exit(status)
+        data, scale = schedule.of_dvc(params)
+    if not only and not parameter:
+        failed = schedule.run_all(chapters or [], data, scale, jobs, folder)
+        print(schedule.summary(data, scale, folder))
+        raise typer.Exit(failed)
+    if len(chapters or []) != 1:
+        raise typer.BadParameter("expected one chapter with --only or --parameter")
+    asked, bar = runner.parameters_from(parameter or []), progress and sys.stderr.isatty()
+    raise typer.Exit(schedule.run_one(folder / f"{chapters[0]}.py", data, scale, asked, artefacts, label, bar))
 
 
 def train(
@@ -75,7 +75,8 @@ def train(
 ) -> None:
     """Train a next-item model; chapter 07 finds the run. A run that was stopped resumes."""
     from semid_lib.data.folder import has_histories
-    from semid_lib.workbench import chapters, remote
+    from semid_lib.workbench import remote
+    from semid_lib.workbench.chapters import schedule
 
     def train_all() -> None:
         from semid_lib.next_item import recipes
@@ -85,7 +86,7 @@ def train(
     if before is None:
         train_all()
     elif data == "demo" or has_histories(remote.fetch(data)):
-        chapters.train_before(_source(before, notebooks), model, data, scale, train_all)
+        schedule.train_before(_folder(notebooks) / f"{before}.py", model, data, scale, train_all)
 
 
 def sweep(
@@ -97,35 +98,23 @@ def sweep(
     notebooks: Notebooks = None,
 ) -> None:
     """Run a chapter at each point of a grid, and collect all rows in one table."""
-    from semid_lib.workbench import sweep as sweeps
+    from semid_lib.workbench.chapters import sweep as sweeps
 
-    raise typer.Exit(sweeps.run_and_report(_source(chapter, notebooks), axes, data, scale, jobs))
+    raise typer.Exit(sweeps.run_and_report(_folder(notebooks) / f"{chapter}.py", axes, data, scale, jobs))
 
 
 def summary(data: Data = "demo", scale: Scale = "laptop", notebooks: Notebooks = None) -> None:
-    """Print how the last run of each chapter ended and how long it took."""
-    from semid_lib.workbench import chapters
+    """Print which chapters are out of date, how the last runs ended and how long they took."""
+    from semid_lib.workbench.chapters import schedule
 
-    print(chapters.summary(data, scale, notebooks=notebooks or chapters.NOTEBOOKS))
-
-
-def stale(
-    wanted: Annotated[list[str] | None, typer.Argument(help="Only these, in this order.")] = None,
-    data: Data = "demo",
-    scale: Scale = "laptop",
-    notebooks: Notebooks = None,
-) -> None:
-    """List the chapters that are out of date."""
-    from semid_lib.workbench import chapters
-
-    print(*chapters.stale(data, scale, wanted or (), notebooks or chapters.NOTEBOOKS))
+    print(schedule.summary(data, scale, _folder(notebooks)))
 
 
 def folder(data: Data = "demo", scale: Scale = "laptop") -> None:
     """Print where the artefacts of a data set and scale are."""
-    from semid_lib.workbench import chapters
+    from semid_lib.workbench.chapters import runner
 
-    print(chapters.folder_of(data, scale).parent)
+    print(runner.folder_of(data, scale).parent)
 
 
 @results.command(epilog="Example: semid results publish --data beauty --scale laptop")

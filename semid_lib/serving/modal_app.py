@@ -152,6 +152,7 @@ IMAGE = _image(_SERVING + ",sft" * bool(SETTINGS.gpu), SETTINGS.engine == "vllm"
 CHAPTERS_IMAGE = _image(
     f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger", extra_index=_EXTRA_INDEX
 ).add_local_dir(_REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"])
+CHAPTERS_IMAGE = CHAPTERS_IMAGE.add_local_file(_REPOSITORY / "dvc.yaml", "/root/dvc.yaml")  # which chapters need which
 
 _ENVIRONMENT = {
     **SETTINGS.environment(),
@@ -286,27 +287,28 @@ def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", c
     Chapters that are up to date are skipped; an interrupted training resumes from its last checkpoint. `commit` is for
     the result rows (`store.commit`).
     """
-    from semid_lib.workbench import chapters as book
+    from semid_lib.workbench import store
+    from semid_lib.workbench.chapters import runner
 
     os.environ["SEMID_COMMIT"] = commit
     notebooks = Path("/root/notebooks")
     folder = "demo" if data == "demo" else str(_ROOM / "data" / data)
     ran = []
     for name in _chapters(chapters, notebooks):
-        if book.stale(folder, scale, [name], notebooks):
-            facts = book.run(notebooks / f"{name}.py", folder, scale)
+        if not runner.is_up_to_date(notebooks / f"{name}.py", store.open_store(folder, scale)):
+            facts = runner.run(notebooks / f"{name}.py", folder, scale)
             VOLUME.commit()
             if facts["state"] != "executed":
-                raise RuntimeError(f"{name} failed in {facts['cell']}: {facts['error']}")
+                raise runner.FailedError(f"{name} failed in {facts['cell']}: {facts['error']}")
             ran.append(name)
     return ", ".join(ran)
 
 
 def _chapters(wanted: str, notebooks: Path) -> list[str]:
     """The chapters that "01,02,07" names, each after those that it needs."""
-    from semid_lib.workbench import chapters
+    from semid_lib.workbench.chapters import runner
 
-    known = {name[:2]: name for name in chapters.in_order(notebooks)}
+    known = {name[:2]: name for name in runner.in_order(notebooks)}
     if unknown := set(wanted.split(",")) - set(known):
         raise ValueError(f"chapters is {wanted!r}, with {min(unknown)!r}: expected numbers such as {','.join(known)}")
     return [name for number, name in known.items() if number in wanted.split(",")]

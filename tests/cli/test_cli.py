@@ -11,7 +11,7 @@ from semid_lib.data import dataset, demo_shop, importers
 from semid_lib.serving.http import web
 from semid_lib.serving.recommender import Recommender
 
-COMMANDS = ["run", "train", "sweep", "summary", "stale", "folder", "predict", "serve", "push", "demo"]
+COMMANDS = ["run", "train", "sweep", "summary", "folder", "predict", "serve", "push", "demo"]
 COMMANDS += ["import table", "import amazon", "results publish", "results check"]
 COMMANDS += [f"deploy {name}" for name in ("upload", "predict", "train", "fetch", "measure")]
 

@@ -17,7 +17,8 @@ from semid_lib.cli import main
 from semid_lib.data import dataset, folder
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench import chapters, remote, store
+from semid_lib.workbench import remote, store
+from semid_lib.workbench.chapters import runner
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-secret-of-the-tests"
@@ -221,8 +222,8 @@ def test_a_chapter_runs_on_data_in_a_store_and_leaves_all_it_wrote_there(place, 
     monkeypatch.setenv("SEMID_ARTEFACTS", f"{place}/runs")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with pytest.raises(ValueError, match=f"DATA is '{place}/nothing', expected demo or a folder"):
-        chapters.run(tmp_path / "01_toy.py", f"{place}/nothing", "smoke")
-    facts = chapters.run(tmp_path / "01_toy.py", f"{place}/shop", "smoke")
+        runner.run(tmp_path / "01_toy.py", f"{place}/nothing", "smoke")
+    facts = runner.run(tmp_path / "01_toy.py", f"{place}/shop", "smoke")
     assert (facts["state"], facts["rows"]) == ("executed", 1), facts
     elsewhere(monkeypatch, tmp_path / "other")
     shelf = store.open_store(f"{place}/shop", "smoke")

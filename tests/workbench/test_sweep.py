@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from semid_lib.cli import main
-from semid_lib.workbench import chapters, store, sweep
+from semid_lib.workbench import store
+from semid_lib.workbench.chapters import runner, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = """# %% tags=["parameters"]
@@ -20,7 +21,6 @@ DATA = "demo"
 SCALE = "laptop"
 SEED = 0
 WIDTH = 1
-FAIL = False
 
 # %%
 import json
@@ -31,7 +31,7 @@ from semid_lib.workbench import store
 
 here = Path(os.environ["SEMID_ARTEFACTS"]) / "demo" / SCALE
 factor = int((here / "factor.txt").read_text())
-assert not FAIL or SEED
+assert os.environ.get("FAILING_SEED") != str(SEED)
 rows = [{"key": "toy/mine/mrr", "value": factor * (SEED + 10 * WIDTH), "ci95": [0.0, 1.0]}]
 store.hardware = lambda: ""  # it would import torch
 store.Store("demo", SCALE, "f").record("02_toy", rows)
@@ -43,6 +43,9 @@ PIPELINE = """stages:
     outs:
       - artefacts/${name}/${scale}/factor.txt
       - artefacts/${name}/${scale}/rows/01_first.json
+  02_toy:
+    deps:
+      - artefacts/${name}/${scale}/factor.txt
 """
 
 
@@ -55,7 +58,6 @@ def source(tmp_path, monkeypatch):
     notebooks.mkdir(parents=True)
     (notebooks / "01_first.py").write_text(FIRST, encoding="utf-8")
     (notebooks / "02_toy.py").write_text(SECOND, encoding="utf-8")
-    (notebooks / "needs.txt").write_text("02_toy: 01_first\n", encoding="utf-8")
     (notebooks.parent / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
     shared = tmp_path / "artefacts" / "demo" / "smoke"
     shared.mkdir(parents=True)
@@ -67,43 +69,33 @@ def command(source, *axes):
     return main(["sweep", "--notebooks", str(source.parent), "02_toy", *axes, "--scale", "smoke"])
 
 
-def test_a_sweep_by_hand(source, capfd):
-    assert command(source, "SEED=0,1", "WIDTH=1") == 0
-    home = sweep.folder("02_toy", "demo", "smoke")
-    first = (home / "SEED=0,WIDTH=1" / "demo" / "smoke" / "executed" / "02_toy.ipynb").stat().st_mtime_ns
-    capfd.readouterr()
+@pytest.mark.slow
+def test_a_sweep_by_hand(source, capfd, monkeypatch):
+    monkeypatch.setenv("FAILING_SEED", "0")
+    assert command(source, "SEED=0,1", "WIDTH=1") == 1  # the first point fails, which does not stop the other
+    printed = capfd.readouterr()
+    assert "1 of 2 points have run" in printed.out and "AssertionError" in printed.err
+    shared = store.default_root() / "demo" / "smoke"
+    assert [file.name for file in shared.iterdir()] == ["factor.txt"]  # the run itself is as it was
+    monkeypatch.delenv("FAILING_SEED")
     assert command(source, "SEED=0,1", "WIDTH=1,2") == 0
     printed = capfd.readouterr().out
-    assert printed.count("02_toy: ran in") == 2  # two of the four had run
-    assert (home / "SEED=0,WIDTH=1" / "demo" / "smoke" / "executed" / "02_toy.ipynb").stat().st_mtime_ns == first
+    assert printed.count("02_toy: ran in") == 3  # one of the four had run
     assert "| toy/demo/mine/mrr | 1 | 21 | 1.414 | 2 |" in printed
     assert "| toy/demo/mine/mrr | 2 | 41 | 1.414 | 2 |" in printed
+    home = sweep.folder("02_toy", "demo", "smoke")
     table = pd.read_parquet(home / "table.parquet")
     assert table[["SEED", "WIDTH", "value"]].to_numpy().tolist() == [[0, 1, 20], [0, 2, 40], [1, 1, 22], [1, 2, 42]]
     assert len(pd.read_csv(home / "table.csv")) == 4
-    shared = store.default_root() / "demo" / "smoke"
-    assert [file.name for file in shared.iterdir()] == ["factor.txt"]  # the run itself is as it was
-
-
-def test_a_point_that_fails_does_not_stop_the_others_and_is_run_again(source, capfd):
-    assert command(source, "SEED=0,1", "FAIL=True") == 1
-    printed = capfd.readouterr()
-    assert "1 of 2 points have run" in printed.out and "AssertionError" in printed.err
-    source.write_text(SECOND.replace("assert not FAIL or SEED\n", ""), encoding="utf-8")
-    assert command(source, "SEED=0,1", "FAIL=True") == 0
-    assert capfd.readouterr().out.count("02_toy: ran in") == 2  # the source has changed for both
-
-
-def test_a_point_runs_again_when_the_chapter_before_it_has(source, capfd):
-    assert command(source, "SEED=0") == 0
-    earlier = chapters.folder_of("demo", "smoke", store.default_root()) / "01_first.json"
+    assert command(source, "SEED=1", "WIDTH=1") == 0
+    assert "ran in" not in capfd.readouterr().out
+    # when the chapter before has run again, the point is out of date
+    earlier = runner.folder_of("demo", "smoke", store.default_root()) / "01_first.json"
     earlier.parent.mkdir(parents=True)
-    for ran, made in ((1, "first"), (0, "first"), (1, "second"), (0, "second")):
-        facts = {"state": "executed", "made_from": {"source": made}, "wrote": {}}
-        earlier.write_text(json.dumps(facts), encoding="utf-8")
-        capfd.readouterr()
-        assert command(source, "SEED=0") == 0
-        assert capfd.readouterr().out.count("02_toy: ran in") == ran
+    facts = {"state": "executed", "made_from": {"source": "another"}, "wrote": {}}
+    earlier.write_text(json.dumps(facts), encoding="utf-8")
+    places = sweep.run(source, [], "demo", "smoke")
+    assert not places and not sweep._has_run(home / "SEED=1,WIDTH=1", source, "demo", "smoke", {"SEED": 1, "WIDTH": 1})
 
 
 @pytest.mark.parametrize("axes", [["SEED"], ["SEED="], ["SEED=1,,2"], ["SEED=1", "SEED=2"], ["SEED=1,1"], ["1=2"]])
@@ -120,10 +112,3 @@ def test_what_cannot_be_swept_is_said_before_anything_runs(source, capsys):
     (store.default_root() / "demo" / "smoke" / "factor.txt").unlink()
     assert command(source, "SEED=1") == 1
     assert "factor.txt is not there: run 01_first" in capsys.readouterr().err
-
-
-def test_the_pipeline_says_what_the_chapters_write():
-    written = sweep.outputs(ROOT / "dvc.yaml")
-    assert list(written) == chapters.names()
-    assert "embeddings.safetensors" in written["01_catalogue_and_embeddings"]
-    assert "runs" in written["07_next_item"]

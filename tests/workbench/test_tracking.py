@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semid_lib.workbench import tracking
+from semid_lib.workbench.chapters import tracking
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "book" / "results").glob("*.json"))
 PIXEL = base64.b64encode(b"\x89PNG one").decode()
@@ -76,15 +76,15 @@ def test_a_run_is_kept_with_all_that_belongs_to_it(tmp_path, files):
 def test_a_server_that_is_down_is_one_warning(tmp_path, files, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with caplog.at_level(logging.WARNING, "semid_lib.workbench.tracking"):
+    with caplog.at_level(logging.WARNING, tracking.__name__):
         assert tracking.log_run(FACTS, ROWS, files, tmp_path / "artefacts") is None
-    [warning] = [record.getMessage() for record in caplog.records if record.name == "semid_lib.workbench.tracking"]
+    [warning] = [record.getMessage() for record in caplog.records if record.name == tracking.__name__]
     assert warning.startswith("01_toy is not tracked in MLflow, its results are kept (")
 
 
 def test_without_mlflow_the_warning_names_the_extra(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with caplog.at_level(logging.WARNING, "semid_lib.workbench.tracking"):
+    with caplog.at_level(logging.WARNING, tracking.__name__):
         assert tracking.log_run(FACTS, ROWS, [], tmp_path) is None
     [warning] = [record.getMessage() for record in caplog.records]
     assert "semid-lib[track]" in warning and "SEMID_TRACKING=0" in warning

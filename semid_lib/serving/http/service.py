@@ -172,7 +172,9 @@ class Service:
         if task == "recommend" and not self.can_recommend:
             raise UnableError("no next-item model in this folder: serve one that chapter 07 saved, or use /search")
         if task == "search" and not self.can_search:
-            raise UnableError("no search model in this folder: serve one that chapter 05 or 10 saved, or use /recommend")
+            raise UnableError(
+                "no search model in this folder: serve one that chapter 05 or 10 saved, or use /recommend"
+            )
         exclude_seen = self.recommender.exclude_seen if exclude_seen is None else exclude_seen
         kind = _Kind(task, next(beams for beams in _BEAMS if beams >= k), exclude_seen)
         return await self.batcher.ask(kind, [_Question(one, k, mask) for one in asked])

@@ -18,7 +18,8 @@ from typing import Any
 
 import pandas as pd
 
-from semid_lib.workbench import atomic, chapters, store
+from semid_lib.workbench import atomic, store
+from semid_lib.workbench.chapters import runner
 
 _SHOWN = 40  # lines of the table that are printed
 _FACTS = ("key", "value", "ci95", "spread", "n", "seconds", "commit", "dirty", "hardware", "fingerprint")
@@ -35,7 +36,7 @@ def grid(texts: Sequence[str]) -> list[dict[str, Any]]:
         key, equals, values = text.partition("=")
         if not key.isidentifier() or not equals or not all(values.split(",")) or key in axes:
             raise ValueError(f"{text!r} is no axis of a grid, expected KEY=VALUE,VALUE with each key once")
-        axes[key] = [chapters.value(each) for each in values.split(",")]
+        axes[key] = [runner.value(each) for each in values.split(",")]
         if len(set(map(str, axes[key]))) < len(axes[key]):
             raise ValueError(f"{text!r} names a value twice, expected different ones")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -50,26 +51,13 @@ def point_name(parameters: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=,+-]", "_", ",".join(f"{key}={value}" for key, value in parameters.items()))
 
 
-def outputs(pipeline: Path) -> dict[str, list[str]]:
-    """What each chapter writes, as `dvc.yaml` says: paths in the folder of a run."""
-    import yaml
-
-    stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
-    found = {}
-    for name, stage in stages.items():
-        paths = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
-        found[name] = [path.removeprefix("artefacts/${name}/${scale}/") for path in paths]
-    return found
-
-
 def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
     """Make a point's folder, with links to what the chapters before wrote. Raises ValueError if that is not there."""
     shared, own = (store.open_store(data, scale, where).folder for where in (root, point))
     own.mkdir(parents=True, exist_ok=True)
-    earlier = chapters.before(source.stem, source.parent)
-    written = outputs(source.parent.parent / "dvc.yaml") if earlier else {}
+    earlier, stages = runner.before(source.stem, source.parent), runner.stages(source.parent)
     # rows and executed notebooks are of the run; everything else may be read
-    paths = [path for name in earlier for path in written[name] if not path.startswith(("rows/", "executed/"))]
+    paths = [path for name in earlier for path in stages[name].outputs if not path.startswith(("rows/", "executed/"))]
     for path in paths:
         if not (shared / path).exists():
             raise ValueError(
@@ -77,7 +65,7 @@ def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> Non
             )
         _link(own / path, shared / path)
     # the facts of their runs tell whether the point is up to date
-    for name in chapters.needs(source.parent)[source.stem]:
+    for name in stages[source.stem].needs:
         _link(own / "executed" / f"{name}.json", shared / "executed" / f"{name}.json")
     (root / "cache").mkdir(exist_ok=True)
     _link(point / "cache", root / "cache")
@@ -105,7 +93,7 @@ def run(
         raise ValueError(f"points of the grid share a folder: {sorted(place.name for place in places)}")
     todo = []
     for place, point in zip(places, points, strict=True):
-        chapters.check(source, data, scale, point)
+        runner.check(source, data, scale, point)
         if not _has_run(place, source, data, scale, point):
             prepare(place, source, data, scale, root)
             todo.append((place, point))
@@ -113,8 +101,8 @@ def run(
 
     def one(task: tuple[Path, Mapping[str, Any]]) -> None:
         place, point = task
-        words = [f"-p={key}={value!r}" for key, value in point.items()]
-        command = [sys.executable, "-m", "semid_lib.cli", "run", source.stem, f"--notebooks={source.parent}"]
+        words = [f"--parameter={key}={value!r}" for key, value in point.items()]
+        command = [sys.executable, "-m", "semid_lib.cli", "run", source.stem, "--only", f"--notebooks={source.parent}"]
         command += [f"--data={data}", f"--scale={scale}", f"--artefacts={place}", f"--group={group}", *words]
         subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
 
@@ -130,15 +118,15 @@ def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) 
 
 
 def _has_run(place: Path, source: Path, data: str, scale: str, point: Mapping[str, Any]) -> bool:
-    return chapters.is_up_to_date(source, store.open_store(data, scale, place), point)
+    return runner.is_up_to_date(source, store.open_store(data, scale, place), point)
 
 
 def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:
     """The rows of all points, one line a row and point: the swept parameters, then what the row says."""
     lines = []
     for place in places:
-        executed = chapters.folder_of(data, scale, place)
-        facts = chapters.facts_of(chapter, executed)
+        executed = runner.folder_of(data, scale, place)
+        facts = runner.facts_of(chapter, executed)
         swept = {part.partition("=")[0]: None for part in place.name.split(",")}
         swept = {key: facts["parameters"][key] for key in swept}
         rows = pd.read_json(executed.parent / "rows" / f"{chapter}.json", orient="records", dtype=False)
