@@ -463,13 +463,13 @@ def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
 
 
 def test_chapters_run_in_their_order_unless_they_are_up_to_date(monkeypatch, cloud):
-    from semid_lib.workbench import chapters
+    from semid_lib.workbench.chapters import runner
 
     ran, state = [], {"state": "executed", "cell": "In [1]", "error": "ValueError: broken"}
     monkeypatch.setenv("SEMID_COMMIT", "")
-    monkeypatch.setattr(chapters, "in_order", lambda _: ["01_a", "02_b", "07_c"])
-    monkeypatch.setattr(chapters, "stale", lambda data, scale, wanted, _: [name for name in wanted if name != "02_b"])
-    monkeypatch.setattr(chapters, "run", lambda source, *_: ran.append(source.stem) or state)
+    monkeypatch.setattr(runner, "in_order", lambda _: ["01_a", "02_b", "07_c"])
+    monkeypatch.setattr(runner, "is_up_to_date", lambda source, _: source.stem == "02_b")
+    monkeypatch.setattr(runner, "run", lambda source, *_: ran.append(source.stem) or state)
     monkeypatch.setattr(modal_app.VOLUME, "commit", lambda: None)
     assert modal_app.train.local("demo", "smoke", "07,01,02", "abc+") == "01_a, 07_c" == ", ".join(ran)
     assert os.environ["SEMID_COMMIT"] == "abc+"
