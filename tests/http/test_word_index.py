@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.serving.http.word_index import WordIndex, shared_words, words
+from semid_lib.serving.http.word_index import WordIndex, shared_words
+from semid_lib.workbench.text import words
 
 LETTERS = st.text(alphabet="ab \u00e9-", max_size=8)
 HAN = "\u624b\u673a\u58f3"

@@ -9,7 +9,7 @@ questions of a request of 64, not for all.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class OverloadedError(Exception):
 class _Job(NamedTuple):
     round: int
     cost: float
-    kind: Hashable
+    kind: Any
     question: Any
     answer: asyncio.Future
 
@@ -56,10 +56,10 @@ class Batcher:
 
     def __init__(
         self,
-        work: Callable[[Hashable, list], Sequence],
+        work: Callable[[Any, list], Sequence],
         max_batch: int,
         max_queue: int,
-        cost: Callable[[Hashable], float] = lambda kind: 1.0,
+        cost: Callable[[Any], float] = lambda kind: 1.0,
         max_cost: float = float("inf"),
     ):
         self.work, self.max_batch, self.max_queue = work, max_batch, max_queue
@@ -92,7 +92,7 @@ class Batcher:
             taken = f"{len(self._waiting)} of {places} places are taken"
             raise OverloadedError(f"cannot queue {n} {'request' if n == 1 else 'requests'}: {taken}. Retry after 1 s")
 
-    async def ask(self, kind: Hashable, questions: Sequence) -> list:
+    async def ask(self, kind: Any, questions: Sequence) -> list:
         """Answer questions of one kind, in their order; all are accepted or none.
 
         If the caller is cancelled, as by a time limit, its waiting questions leave the queue.
@@ -145,7 +145,8 @@ class Batcher:
     def _take(self) -> list[_Job]:
         """Take the first job of the earliest round, and others of its kind, off the queue."""
         waiting = sorted((job for job in self._waiting if not job.answer.done()), key=lambda job: job.round)
-        batch, others = [], []
+        batch: list[_Job] = []
+        others: list[_Job] = []
         for job in waiting:
             fits = len(batch) < self.max_batch and (len(batch) + 1) * job.cost <= self.max_cost
             if not batch or (job.kind == batch[0].kind and fits):

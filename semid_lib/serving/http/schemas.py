@@ -14,11 +14,13 @@ MAX_TEXT = 200  # characters of a query, the words of a title, a user id
 MAX_BRANDS = 200  # that /catalogue lists
 
 
-def _integer_or_text(message: str, **text: int) -> GetPydanticSchema:
-    kinds = [core_schema.int_schema(strict=True, ge=-(2**63), lt=2**63), core_schema.str_schema(**text)]
-    return GetPydanticSchema(
-        lambda *_: core_schema.union_schema(kinds, custom_error_type="id", custom_error_message=message)
+def _integer_or_text(message: str, text: core_schema.StringSchema) -> GetPydanticSchema:
+    union = core_schema.union_schema(
+        [core_schema.int_schema(strict=True, ge=-(2**63), lt=2**63), text],
+        custom_error_type="id",
+        custom_error_message=message,
     )
+    return GetPydanticSchema(lambda *_: union)
 
 
 def _not_blank(query: str) -> str:
@@ -27,9 +29,10 @@ def _not_blank(query: str) -> str:
     return query
 
 
-ItemId = Annotated[
-    int | str, _integer_or_text("An item id should be an integer of at most 64 bits, or text", min_length=1)
-]
+_ITEM_ID = "An item id should be an integer of at most 64 bits, or text"
+_USER_ID = f"A user id should be an integer of at most 64 bits, or text of at most {MAX_TEXT} characters"
+ItemId = Annotated[int | str, _integer_or_text(_ITEM_ID, core_schema.str_schema(min_length=1))]
+UserId = Annotated[int | str, _integer_or_text(_USER_ID, core_schema.str_schema(max_length=MAX_TEXT))]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Name = Annotated[str, Field(min_length=1)]  # as long as the catalogue's own are
 # fail_fast: the first mistake in a list is told, not a thousand
@@ -141,13 +144,7 @@ class CatalogueFacts(BaseModel):
 
 
 class Instance(BaseModel):
-    user_id: Annotated[
-        int | str,
-        _integer_or_text(
-            f"A user id should be an integer of at most 64 bits, or text of at most {MAX_TEXT} characters",
-            max_length=MAX_TEXT,
-        ),
-    ]
+    user_id: UserId
     item_ids: History
 
 

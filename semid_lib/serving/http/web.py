@@ -1,7 +1,7 @@
 """The recommender as an HTTP service, with a page to try it (`semid serve`).
 
-The service listens on loopback, unless told otherwise. If the environment variable SEMID_TOKEN is set, all
-requests about items need it as a bearer token. After SIGTERM the service answers what it has accepted, and ends.
+The service listens on loopback, unless told otherwise. If the environment variable SEMID_TOKEN is set, all requests
+about items need it as a bearer token. After SIGTERM the service answers what it has accepted, and ends.
 """
 
 import contextlib
@@ -10,19 +10,19 @@ import gc
 import ipaddress
 import logging
 import os
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import quote, unquote
+from typing import Annotated, Any
+from urllib.parse import unquote
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from prometheus_client import generate_latest
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from semid_lib.data.item_ids import UnknownItemError
@@ -35,21 +35,9 @@ from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench.store import Clock
 
 _PAGE = Path(__file__).parent / "page"
-_PROBLEMS = {
-    400: "the body is not text, is nested too deep or has a number of thousands of digits; or Host is another machine",
-    401: "no bearer token, or a wrong one",
-    404: "no such item, or no model for this in the folder",
-    408: "the request came too slowly",
-    413: "the body is too large",
-    415: "the body is not declared as JSON",
-    503: "too many questions are waiting, or models are loading; retry after the seconds in Retry-After",
-    504: "the answer took too long",
-}
-
-
-router = APIRouter(
-    responses={status: {"model": schemas.Problem, "description": text} for status, text in _PROBLEMS.items()}
-)
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_REFUSALS = (400, 401, 404, 408, 413, 415, 503, 504)
+router = APIRouter(responses={status: {"model": schemas.Problem} for status in _REFUSALS})
 
 
 async def _service_of(request: Request) -> Service:
@@ -60,9 +48,9 @@ Serving = Annotated[Service, Depends(_service_of)]
 
 
 async def _row(item_id: str, service: Serving) -> int:
-    """The item that a path names, percent-encoded (see `_Encoded`)."""
+    """The item that a path names, percent-encoded (see `middleware`)."""
     try:
-        return service.catalogue.item_ids.row(unquote(item_id))
+        return service.index.item_ids.row(unquote(item_id))
     except UnknownItemError as error:
         raise HTTPException(404, str(error)) from None
 
@@ -80,7 +68,7 @@ async def recommend(question: schemas.RecommendQuestion, service: Serving, reque
 
 @router.post("/search", response_model=schemas.Answer, tags=["answers"])
 async def search(question: schemas.SearchQuestion, service: Serving, request: Request):
-    """The items that a text asks for."""
+    """The best items for a query."""
     answer = await service.search(question)
     request.state.counts.update(k=question.k, answers=len(answer["items"]))
     return answer
@@ -112,20 +100,20 @@ async def find(
     title: Annotated[str, Query(min_length=1, max_length=schemas.MAX_TEXT)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ):
-    """Items whose titles hold every word, or a word that begins with it; an item id finds its item first."""
+    """Items whose titles contain every word, or a word that begins with it; an item id finds its item first."""
     return {"items": await service.find(title, limit)}
 
 
 @router.get("/items/{item_id:path}/neighbours", response_model=schemas.Neighbours, tags=["items"])
 async def neighbours(row: Row, service: Serving, limit: Annotated[int, Query(ge=1, le=50)] = 6):
     """Items under the same prefixes, from the longest to a single code."""
-    return service.neighbours(row, limit)
+    return {"item": service.index.describe(row), "prefixes": service.index.neighbours(row, limit)}
 
 
 @router.get("/items/{item_id:path}", response_model=schemas.Item, tags=["items"])
 async def item(row: Row, service: Serving):
     """One item."""
-    return service.catalogue.describe(row)
+    return service.index.describe(row)
 
 
 @router.get("/healthz", response_model=schemas.State, tags=["operation"])
@@ -149,28 +137,12 @@ async def readyz(service: Serving):
 async def metrics(service: Serving):
     """Counts and times in Prometheus' format."""
     service.meters.waiting.set(service.batcher.n_waiting)
-    return Response(service.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return PlainTextResponse(generate_latest(service.meters.registry), media_type=_PROMETHEUS)
 
 
 @router.get("/", include_in_schema=False)
 async def page():
     return FileResponse(_PAGE / "index.html")
-
-
-class _Encoded:
-    """ASGI middleware: paths of items are matched as they were sent, percent-encoded.
-
-    So the "/" of an item id (%2F) is told from the one before "neighbours".
-    """
-
-    def __init__(self, app: Callable):
-        self.app = app
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/items/"):
-            sent = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0]
-            scope["path"] = sent if sent.startswith("/items/") else quote(scope["path"])
-        await self.app(scope, receive, send)
 
 
 # --- the application ---
@@ -179,7 +151,7 @@ class _Encoded:
 def create_app(
     recommender: Recommender, limits: Limits | None = None, token: str | None = None, loopback_only: bool = False
 ) -> FastAPI:
-    """The service as an ASGI application; its requests and answers are in `messages`, and at /docs.
+    """The service as an ASGI application; its requests and answers are in `schemas`, and at /docs.
 
     Parameters
     ----------
@@ -220,41 +192,29 @@ def create_app(
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     if loopback_only:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
-    app.add_middleware(_Encoded)
     app.add_middleware(Guard, limits=limits, token=token, meters=meters)
-    # coroutines all of them: anything else Starlette runs in threads, each with memory of its own
-    app.add_exception_handler(RequestValidationError, _refuse_shape)
-    app.add_exception_handler(UnknownError, _refuse_unknown)
-    app.add_exception_handler(UnknownItemError, _refuse_unknown)
-    app.add_exception_handler(UnableError, _refuse_task)
-    app.add_exception_handler(OverloadedError, _refuse_more)
+    for kind in (RequestValidationError, UnknownError, UnknownItemError, UnableError, OverloadedError):
+        app.add_exception_handler(kind, _refuse)
     return app
 
 
-async def _refuse_shape(_: Request, error: RequestValidationError) -> JSONResponse:
-    return _refuse([{"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]])
+async def _refuse(_: Request, error: Exception) -> JSONResponse:  # a coroutine: Starlette runs others in threads
+    """The answer to a request that cannot be met: where and why, in FastAPI's form but without repeating the input."""
+    if isinstance(error, UnableError):
+        return JSONResponse({"detail": str(error)}, 404)
+    if isinstance(error, OverloadedError):
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
+    wrong: list[dict[str, Any]] = [{"loc": ["body"], "msg": str(error)}]
+    if isinstance(error, RequestValidationError):
+        wrong: list[dict[str, Any]] = [
+            {"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]
+        ]
+    return JSONResponse({"detail": [{**one, "type": "value_error"} for one in wrong]}, 422)
 
 
-async def _refuse_unknown(_: Request, error: ValueError) -> JSONResponse:
-    return _refuse([{"loc": ["body"], "msg": str(error)}])
-
-
-async def _refuse_task(_: Request, error: UnableError) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, 404)
-
-
-async def _refuse_more(_: Request, error: OverloadedError) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
-
-
-def _cut(part: str | int) -> str | int:
+def _cut(part: Any) -> Any:
     """A place in the input; the name of an unknown field may be as long as the body."""
     return part[:50] if isinstance(part, str) else part
-
-
-def _refuse(wrong: list[dict]) -> JSONResponse:
-    """Where and why, in FastAPI's form but without repeating the input."""
-    return JSONResponse({"detail": [{**one, "type": "value_error"} for one in wrong]}, 422)
 
 
 def load_app(
@@ -278,7 +238,8 @@ def load_app(
     ValueError, OSError, ImportError
         If the model cannot be loaded.
     """
-    _few_arenas()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # two heaps instead of eight per core, which rarely
+        ctypes.CDLL(None).mallopt(-8, 2)  # shrink: glibc's M_ARENA_MAX
     clock = Clock()
     recommender = Recommender.from_pretrained(model, **how)
     app = create_app(recommender, limits, token, loopback_only)
@@ -302,7 +263,7 @@ def serve(model: str | Path, host: str = "127.0.0.1", port: int = 8080, revision
     Raises
     ------
     ValueError, OSError, ImportError
-        If the model cannot be loaded, or the token is unusable.
+        If the model cannot be loaded, or no client could send the token.
     """
     log_as_json()
     token, loopback = os.environ.get(TOKEN), _is_loopback(host)
@@ -331,12 +292,6 @@ def log_as_json() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log addresses that are signed for a while
-
-
-def _few_arenas() -> None:
-    """Limit glibc to two heaps instead of eight per core, as heaps rarely shrink. Without glibc, do nothing."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def _is_loopback(host: str) -> bool:
