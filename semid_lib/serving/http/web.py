@@ -206,9 +206,7 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:  # a coroutine:
         return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
     wrong: list[dict[str, Any]] = [{"loc": ["body"], "msg": str(error)}]
     if isinstance(error, RequestValidationError):
-        wrong: list[dict[str, Any]] = [
-            {"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]
-        ]
+        wrong = [{"loc": [_cut(part) for part in one["loc"]], "msg": one["msg"]} for one in error.errors()[:20]]
     return JSONResponse({"detail": [{**one, "type": "value_error"} for one in wrong]}, 422)
 
 
