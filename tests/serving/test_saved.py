@@ -10,14 +10,12 @@ import decimal
 import hashlib
 import json
 import os
-import random
 import re
 import resource
 import shutil
 import signal
 import struct
 import threading
-import time
 
 import numpy as np
 import pandas as pd
@@ -31,7 +29,6 @@ from safetensors.numpy import load_file, save_file
 
 from semid_lib.serving import saved
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench import atomic
 from semid_lib.workbench.weights import save_weights
 
 FILES = ["config.json", "items.parquet", "model.safetensors", "semantic_ids.npz"]
@@ -245,24 +242,6 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, other):
 
     assert killed(save_with_little_room, 60)
     assert content_of(folder) == before and [path.name for path in folder.parent.iterdir()] == ["model"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("swap", ["exchange", "two renames"])
-def test_after_a_kill_the_folder_is_the_old_or_the_new_recommender(folder, recommender, other, monkeypatch, swap):
-    if swap == "two renames":
-        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
-    old, moments, interrupted, began = content_of(folder), random.Random(7), 0, time.perf_counter()
-    other.save_pretrained(folder)
-    seconds, new = time.perf_counter() - began, content_of(folder)
-    for number in range(10):
-        before, coming, after = (new, recommender, old) if number % 2 == 0 else (old, other, new)
-        (recommender if number % 2 else other).save_pretrained(folder)
-        done = killed(lambda coming=coming: coming.save_pretrained(folder), moments.uniform(0, seconds))
-        Recommender.from_pretrained(folder)
-        assert content_of(folder) in ([after] if done else [before, after])
-        interrupted += not done
-    assert interrupted
 
 
 def test_a_reader_beside_a_writer_loads_the_old_or_the_new_one(folder, recommender, other):
@@ -483,16 +462,6 @@ def test_sealed_item_tables_that_are_none_are_refused(folder, case):
     pq.write_table(change(pq.read_table(folder / "items.parquet")), folder / "items.parquet")
     sealed(folder)
     refused(folder, name)
-
-
-def test_metadata_of_pandas_in_a_table_counts_for_nothing(folder, recommender):
-    table = pa.Table.from_pandas(recommender.items)
-    facts = json.loads(table.schema.metadata[b"pandas"])
-    for column in facts["columns"]:
-        column |= {"pandas_type": "categorical", "metadata": {"num_categories": 10**12, "ordered": True}}
-    pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(facts)}), folder / "items.parquet")
-    sealed(folder)
-    pd.testing.assert_frame_equal(Recommender.from_pretrained(folder).items, recommender.items)
 
 
 def facts_of(path):
