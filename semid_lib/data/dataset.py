@@ -1,6 +1,6 @@
-"""Catalogue, histories, queries: load a data set, and split its histories.
+"""Load a data set (catalogue, histories, queries) and split its histories.
 
-What its files look like, and what is refused in them, is in `folder`.
+The module `folder` says which files a data set has.
 """
 
 import tempfile
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,15 +23,22 @@ from semid_lib.workbench.text import shown
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """Who interacted with what, in time order: all histories end to end in flat arrays.
-
-    user_ids: (n_users,) object array of str.
-    items: (n_interactions,) int64 item rows, which are positions in the item table, not external item ids.
-    offsets: (n_users + 1,) int64; the history of user position u is `items[offsets[u]:offsets[u + 1]]`.
-    times: (n_interactions,) int64 Unix seconds that never fall within a history, or None.
+    """The items that each user interacted with, in time order: all histories end to end in flat arrays.
 
     Raises ValueError if the arrays do not fit together.
 
+    Parameters
+    ----------
+    user_ids : (n_users,) object array of str
+    items : (n_interactions,) int64 array
+        Item rows: positions in the item table, not item ids.
+    offsets : (n_users + 1,) int64 array
+        The history of user position u is `items[offsets[u]:offsets[u + 1]]`.
+    times : (n_interactions,) int64 array, optional
+        Unix seconds; they never fall within a history.
+
+    Examples
+    --------
     >>> histories = Histories.from_lists([[4, 2, 7], [2]])
     >>> histories.offsets, histories.lengths
     (array([0, 3, 4]), array([3, 1]))
@@ -48,19 +55,19 @@ class Histories:
         n_users, n_items, offsets = len(self.user_ids), len(self.items), self.offsets
         ends_fit = len(offsets) == n_users + 1 and offsets[0] == 0 and offsets[-1] == n_items
         if not ends_fit or (np.diff(offsets) < 0).any():
-            raise ValueError(f"offsets are {offsets}, expected {n_users + 1} that rise from 0 to {n_items}")
+            raise ValueError(f"offsets are {offsets}, expected {n_users + 1} rising from 0 to {n_items}")
         if self.times is None:
             return
         if len(self.times) != n_items:
-            raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one an interaction")
+            raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one per interaction")
         if (user := first_fall(self.times, offsets)) >= 0:
             raise ValueError(f"times of user {self.user_ids[user]!r} go backwards, expected time order")
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]], user_ids=None, times=None) -> "Histories":
-        """Histories from one list of item rows a user, and optionally one list of Unix seconds a user.
+        """Histories from a list of item rows per user and, optionally, a list of Unix seconds per user.
 
-        user_ids: strings, by default "0", "1", ... Raises ValueError if numbers or lengths differ.
+        user_ids: strings, by default "0", "1", ... Raises ValueError if lengths differ.
 
         >>> Histories.from_lists([[4, 2], []], user_ids=["ann", "bob"], times=[[10, 20], []]).times
         array([10, 20])
@@ -80,9 +87,12 @@ class Histories:
     def __len__(self) -> int:
         return len(self.user_ids)
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[user_position] for user_position in range(len(self)))
+
     def __getitem__(self, user_position: int) -> np.ndarray:
         """The item rows of one user, in time order: a view, (length,) int64."""
-        user = range(len(self))[user_position]  # IndexError out of range, which also ends a `for`
+        user = range(len(self))[user_position]
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     @property
@@ -91,26 +101,28 @@ class Histories:
         return np.diff(self.offsets)
 
     def select(self, user_positions) -> "Histories":
-        """The histories of some users in the given order; positions are integers or a boolean mask.
-
-        >>> [history.tolist() for history in Histories.from_lists([[4], [], [5, 6]]).select([2, 0])]
-        [[5, 6], [4]]
-        """
+        """The histories of some users in the given order; positions are integers or a boolean mask."""
         users = np.arange(len(self))[user_positions]
         return _first_interactions(self, users, self.lengths[users])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A catalogue and, where the folder has them, histories and queries.
+    """A catalogue and, if the folder has them, histories and queries.
 
-    items: one row an item in file order: `item_id` (int64 or str, unique) and `title` (str); where the file has
-        them, `brand` and `description` (str, "" for missing) and `categories` (a list of paths, each a list
-        of str from the root down); all other fields as they are.
-    queries: `query` (str), `item_rows` (int64 array of the relevant item rows), `source` (file name without
-        ending) and all fields of the file; or None.
-    counts: what there is, and what a reader should know about it, in an order fit for a table.
-    fingerprint: SHA-256 of the names and bytes of the files, uncompressed: gzip does not change it.
+    Parameters
+    ----------
+    items : pandas.DataFrame
+        One row per item in file order: `item_id` (int64 or str, unique) and `title` (str); optional `brand` and
+        `description` (str, "" if missing) and `categories` (paths, each a list of str from the root down); all other
+        fields as they are.
+    queries : pandas.DataFrame, optional
+        `query` (str), `item_rows` (int64 arrays of the relevant item rows), `source` (file name without ending) and
+        all fields of the files.
+    counts : dict of str to int
+        Sizes, and what is odd but allowed, such as empty titles.
+    fingerprint : str
+        SHA-256 of names and uncompressed bytes of the files.
     """
 
     name: str
@@ -122,27 +134,24 @@ class Dataset:
 
     @cached_property
     def item_ids(self) -> ItemIds:
-        """The shop's own ids, and the row of each."""
+        """The item ids, and the row of each."""
         return ItemIds(self.items)
 
     def rows(self, item_ids: Sequence[int | str]) -> np.ndarray:
-        """Item rows of item ids: (n,) int64. Raises ValueError naming an unknown id.
-
-        The example is in `load`.
-        """
+        """Item rows of item ids: (n,) int64. Raises ValueError naming an unknown id."""
         return self.item_ids.rows(item_ids)
 
 
-REPEATS_MATTER = 0.01  # from this share of repeated validation targets on, lists may hold items of the history
+REPEATS_MATTER = 0.01  # with this share of repeated validation targets or more, lists may contain seen items
 
 
 class Examples(NamedTuple):
-    """What a model is asked: predict `targets[i]` from `histories[i]`."""
+    """Prediction tasks: predict `targets[i]` from `histories[i]`."""
 
-    histories: Histories  # what the model sees
+    histories: Histories  # input of the model
     targets: np.ndarray  # (n,) int64 item rows
     users: np.ndarray  # (n,) int64 positions in the histories that were split
-    exclude_seen: bool = True  # whether lists leave out items of the history; a split chooses it, see `repeat_share`
+    exclude_seen: bool = True  # whether lists leave out items of the history; a split sets it, see `repeat_share`
 
 
 class Split(NamedTuple):
@@ -151,7 +160,7 @@ class Split(NamedTuple):
     train: Histories
     validation: Examples
     test: Examples
-    n_too_short: int  # users who can never be tested: under 3 interactions (leave-one-out), under 2 (by time)
+    n_too_short: int  # users who can never be tested: under 3 interactions (leave-one-out), under 2 (time-based split)
     moments: tuple[int, int] | None  # Unix seconds at which validation and test begin; None for leave-one-out
 
 
@@ -159,20 +168,28 @@ class Split(NamedTuple):
 
 
 def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dataset:
-    """Load and check one data set: a folder, here or at "s3://bucket/folder", or "demo" for the synthetic shop.
+    """Load and check a data set.
 
-    columns: of the items, besides `item_id` and `title`; by default all. Of a large Parquet or Arrow table others are
-    then not read at all; `table.batches` reads them when they are needed.
+    Every item needs `item_id` (an integer in int64 or text, one type for all, unique) and `title` (a string; null or ""
+    is allowed and counted). A flat list of strings in `categories` is one path, and so is text with `>`. CSV has no
+    types: its fields stay text, except `item_id`, which is an integer if all are.
 
-    Every item needs `item_id` (an integer in int64 or text, one kind for all, unique) and `title` (a string; null or ""
-    is allowed and counted). A flat list of strings in `categories` is taken as one path, text as a JSON or Python list
-    or as one path with `>`. CSV has no types: its fields stay text, except `item_id`, which is an integer if all are.
-    Histories are in `sequences.tsv` and `timestamps.tsv`, or in `sequences.jsonl`. A folder that is called demo is
-    "./demo"; its data set is named "demo_folder".
+    Parameters
+    ----------
+    data : str or Path
+        A folder, also one at "s3://bucket/folder", or "demo" for the demo shop. "./demo" is a folder of that name; its
+        data set is named "demo_folder".
+    columns : sequence of str, optional
+        Of the items, besides `item_id` and `title`; by default all. Other columns of a Parquet or Arrow table are not
+        read; `table.batches` reads them in batches.
 
-    Raises ValueError naming file, 1-based line (row in Parquet), the value and what was expected; ConnectionError where
-    `places.fetch` does.
+    Raises
+    ------
+    ValueError
+        Naming file, line (row in Parquet), value and what was expected.
 
+    Examples
+    --------
     >>> with tempfile.TemporaryDirectory() as path:
     ...     items = [{"item_id": 7, "title": "Red lipstick"}, {"item_id": 9, "title": ""}]
     ...     folder.write_folder(path, items, [("ann", [9, 7])])
@@ -187,9 +204,9 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
         return _load(path, store.data_name(path), columns)
     from semid_lib.data import demo_shop
 
-    with tempfile.TemporaryDirectory() as path:
-        demo_shop.write_demo_shop(path)
-        return _load(path, "demo", columns)
+    with tempfile.TemporaryDirectory() as demo:
+        demo_shop.write_demo_shop(demo)
+        return _load(demo, "demo", columns)
 
 
 def _load(path: str | Path, name: str, columns: Sequence[str] | None) -> Dataset:
@@ -199,8 +216,9 @@ def _load(path: str | Path, name: str, columns: Sequence[str] | None) -> Dataset
 
 
 def _counts(items: pd.DataFrame, histories: Histories | None, queries: pd.DataFrame | None) -> dict[str, int]:
-    titles = items["title"].str.strip()
-    counts = {
+    texts = {name: items[name].str.strip() for name in ("title", "brand", "description") if name in items}
+    titles = texts["title"]
+    counts: dict[str, Any] = {
         "n_items": len(items),
         "n_users": 0 if histories is None else len(histories),
         "n_interactions": 0 if histories is None else len(histories.items),
@@ -208,16 +226,16 @@ def _counts(items: pd.DataFrame, histories: Histories | None, queries: pd.DataFr
         "empty_titles": (titles == "").sum(),
         "repeated_titles": titles[titles != ""].duplicated().sum(),  # all but the first of each
     }
-    for name, label in (("brand", "empty_brands"), ("description", "empty_descriptions")):
-        if name in items:
-            counts[label] = (items[name].str.strip() == "").sum()
+    counts |= {f"empty_{name}s": (text == "").sum() for name, text in texts.items()}
     if "categories" in items:
         counts["items_without_categories"] = (items["categories"].str.len() == 0).sum()
     if histories is not None:
+        users = np.repeat(np.arange(len(histories)), histories.lengths)
+        repeated = pd.DataFrame({"user": users, "item": histories.items}).duplicated()
         counts["items_without_interactions"] = len(items) - len(np.unique(histories.items))
         counts["empty_histories"] = (histories.lengths == 0).sum()
         counts["histories_under_3"] = (histories.lengths < 3).sum()
-        counts["repeated_interactions"] = _repeated(histories).sum()  # the user had the item already
+        counts["repeated_interactions"] = repeated.sum()  # the user had the item already
     return {name: int(count) for name, count in counts.items()}
 
 
@@ -228,20 +246,15 @@ def leave_one_out(histories: Histories, allow_empty: bool = False) -> Split:
     """Hold out the last two interactions of each user: the second last for validation, the last for the test.
 
     Each target is predicted from all interactions before it, so the test history includes the validation item. Users
-    with fewer than 3 interactions keep all of them in `train` and are counted in `n_too_short`. The limit of this
-    protocol: other users' interactions after a test item are in `train`, so the future leaks (into popularity, for
-    example). `time_split` has no such leak.
+    with fewer than 3 interactions keep all of them in `train`. The limit of this protocol: `train` contains what other
+    users did after a test interaction, so the future leaks (into popularity, for example). `time_split` has no such
+    leak.
 
     Parameters
     ----------
     histories : Histories
     allow_empty : bool
         Return a split without examples, for its `train`, instead of raising an error.
-
-    Returns
-    -------
-    Split
-        Its examples exclude seen items unless the validation targets repeat: see `repeat_share`.
 
     Raises
     ------
@@ -261,27 +274,25 @@ def leave_one_out(histories: Histories, allow_empty: bool = False) -> Split:
     if not len(users) and not allow_empty:
         numbers = f"{len(lengths)} users: {(lengths == 1).sum()} have 1 interaction, {(lengths == 2).sum()} have 2"
         raise ValueError(f"leave-one-out needs a user with 3 interactions, there are {numbers}. Add interactions")
-    everybody = np.arange(len(histories))
-    return _split(
-        train=_first_interactions(histories, everybody, np.where(lengths >= 3, lengths - 2, lengths)),
-        validation=_examples(histories, users, lengths[users] - 2),
-        test=_examples(histories, users, lengths[users] - 1),
-        n_too_short=len(histories) - len(users),
-    )
+    n_train = np.where(lengths >= 3, lengths - 2, lengths)
+    return _split(histories, n_train, users, users, lengths - 1, len(histories) - len(users))
 
 
 def time_split(histories: Histories, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
-    """Cut everybody at the same two moments, so that nothing after a moment is known before it.
+    """Split all histories at the same two times, so that nothing after a time is known before it.
 
-    The moments are the times at which the last `validation_share + test_share` and the last `test_share` of
-    all interactions begin; what happens at the very moment belongs to the later part, so ties may make a part
-    larger than its share. `train` holds what lies before the first moment. A user with an earlier interaction
-    and one in the window gives one example a window: the first interaction in it is the target, all before it
-    the history.
+    These are the times at which the last `validation_share + test_share` and the last `test_share` of all interactions
+    begin. Interactions at such a time belong to the later part, so ties can make a part larger than its share. `train`
+    holds the interactions before the first time. A user with earlier interactions and some in a part gives one example
+    in that part: the first of these is the target, all interactions before it are the history.
 
-    Its examples exclude seen items unless the validation targets repeat: see `repeat_share`. Raises ValueError without
-    times, for shares that are not positive or leave nothing, and if ties or short histories leave a part empty.
+    Raises
+    ------
+    ValueError
+        Without times, for shares that leave nothing, and if ties or short histories leave a part empty.
 
+    Examples
+    --------
     >>> histories = Histories.from_lists([[1, 2], [3, 4, 5]], times=[[10, 50], [20, 40, 60]])
     >>> split = time_split(histories, validation_share=0.2, test_share=0.4)
     >>> split.moments, [history.tolist() for history in split.train]
@@ -291,17 +302,14 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
     """
     times = np.sort(_times(histories))
     if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
-        shares = f"{validation_share} and {test_share}"
-        raise ValueError(f"shares are {shares}, expected positive, with a sum below 1")
+        raise ValueError(f"shares are {validation_share} and {test_share}, expected positive, with a sum below 1")
     if len(times) < 3:
-        raise ValueError(f"there are {len(times)} interactions, expected at least 3 to cut into three parts")
-    if times[0] == times[-1]:
-        raise ValueError(f"all interactions have time {times[0]}, a time-based split needs several: use leave_one_out")
+        raise ValueError(f"there are {len(times)} interactions, expected at least 3 to split into three parts")
     n_held_out = np.round([(validation_share + test_share) * len(times), test_share * len(times)]).astype(int)
     first, second = times[-np.maximum(n_held_out, 1)].tolist()
     if not times[0] < first < second:
-        begin = f"{times[0]}, {first} and {second}"
-        raise ValueError(f"the split would start at times {begin}: expected increasing times. Change the shares")
+        begin = f"{times[0]}, {first} and {second}: expected increasing times"
+        raise ValueError(f"the split would start at times {begin}. Change the shares, or use leave_one_out")
     train, past = _n_before(histories, first), _n_before(histories, second)
     valid = np.flatnonzero((train > 0) & (past > train))
     test = np.flatnonzero((past > 0) & (histories.lengths > past))
@@ -309,21 +317,15 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
         if not len(users):
             needed = f"interactions before time {moment} and in the {name} part that starts then"
             raise ValueError(f"no user has {needed}: expected one at least. Change the shares, or add interactions")
-    return _split(
-        train=_first_interactions(histories, np.arange(len(histories)), train),
-        validation=_examples(histories, valid, train[valid]),
-        test=_examples(histories, test, past[test]),
-        n_too_short=int((histories.lengths < 2).sum()),
-        moments=(first, second),
-    )
+    return _split(histories, train, valid, test, past, int((histories.lengths < 2).sum()), (first, second))
 
 
 def repeat_share(examples: Examples) -> float:
     """Share, in [0, 1], of the examples whose target is an item of their own history; 0 without examples.
 
-    Where customers buy again, lists without seen items cannot hold these targets. `leave_one_out` and `time_split` look
-    at the validation targets: below `REPEATS_MATTER` both sets of examples exclude seen items, from there on neither
-    does. `evaluate.evaluate` follows, and so should a recommender that is trained on the split.
+    Where customers buy again, lists without seen items cannot contain these targets. If the share among validation
+    targets is below `REPEATS_MATTER`, both sets of examples of a split exclude seen items, otherwise neither does.
+    `evaluate.evaluate` follows; do the same with a recommender that is trained on the split.
 
     Examples
     --------
@@ -331,28 +333,26 @@ def repeat_share(examples: Examples) -> float:
     >>> split = leave_one_out(Histories.from_lists([[milk, bread, milk, bread], [salt, bread, milk, salt]]))
     >>> repeat_share(split.validation), split.test.exclude_seen
     (0.5, False)
-
-    A recommender takes the choice over: `Recommender(model, ids, items, exclude_seen=split.validation.exclude_seen)`.
     """
     pairs = zip(examples.histories, examples.targets, strict=True)
     return float(np.mean([target in history for history, target in pairs])) if len(examples.targets) else 0.0
 
 
 def leaf_categories(items: pd.DataFrame) -> pd.Series:
-    """The last name of each item's first category path, "" where there is none: (n_items,) of str.
+    """The last name of each item's first category path, "" if it has none: (n_items,) of str.
 
     >>> leaf_categories(pd.DataFrame({"categories": [[["Shop", "Camping"], ["Sale"]], []]})).tolist()
     ['Camping', '']
     """
-    paths = items["categories"] if "categories" in items else [[]] * len(items)
+    paths = items["categories"] if "categories" in items else pd.Series([[]] * len(items))
     return pd.Series([item[0][-1] if item else "" for item in paths], index=items.index, dtype=str)
 
 
 def same_time_share(histories: Histories) -> float:
     """Share, in [0, 1], of the users with at least two interactions whose last two carry the same time.
 
-    Their order is arbitrary, and so is what leave-one-out asks. Raises ValueError without times, or
-    if there are no such users.
+    The order of these two is arbitrary, and so is the target of leave-one-out. Raises ValueError without times, or if
+    there are no such users.
 
     >>> same_time_share(Histories.from_lists([[1, 2, 3], [4, 5], [6]], times=[[10, 20, 20], [30, 40], [50]]))
     0.5
@@ -364,16 +364,13 @@ def same_time_share(histories: Histories) -> float:
     return float((times[last] == times[last - 1]).mean())
 
 
-def _split(train: Histories, validation: Examples, test: Examples, n_too_short: int, moments=None) -> Split:
+def _split(histories: Histories, n_train, valid, test, n_past, n_too_short: int, moments=None) -> Split:
+    """n_train, n_past: interactions of each user before validation and before the test; valid, test: users."""
+    train = _first_interactions(histories, np.arange(len(histories)), n_train)
+    validation = _examples(histories, valid, n_train[valid])
     exclude = repeat_share(validation) < REPEATS_MATTER
-    parts = (part._replace(exclude_seen=exclude) for part in (validation, test))
-    return Split(train, *parts, n_too_short, moments)
-
-
-def _repeated(histories: Histories) -> np.ndarray:
-    """Whether the user had the item of each interaction before: (n_interactions,) bool."""
-    user = np.repeat(np.arange(len(histories)), histories.lengths)
-    return pd.DataFrame({"user": user, "item": histories.items}).duplicated().to_numpy()
+    tested = _examples(histories, test, n_past[test])._replace(exclude_seen=exclude)
+    return Split(train, validation._replace(exclude_seen=exclude), tested, n_too_short, moments)
 
 
 def _times(histories: Histories) -> np.ndarray:
@@ -384,7 +381,7 @@ def _times(histories: Histories) -> np.ndarray:
 
 def _n_before(histories: Histories, moment: int) -> np.ndarray:
     """Interactions of each user before a moment, (n_users,) int64."""
-    return np.diff(_offsets(histories.times < moment)[histories.offsets])
+    return np.diff(_offsets(_times(histories) < moment)[histories.offsets])
 
 
 def _offsets(lengths) -> np.ndarray:

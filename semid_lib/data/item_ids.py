@@ -149,7 +149,7 @@ def read_ids(
     >>> read_ids(pd.Series(["007", "8"]), fail, typed=False)
     ['007', '8']
     """
-    found = [None if is_nothing(value) else plain_id(value) for value in values.tolist()]
+    found: list = [None if is_nothing(value) else plain_id(value) for value in values.tolist()]
     for at, value in enumerate(found):
         if isinstance(value, str):
             found[at] = value.strip()

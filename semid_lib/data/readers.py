@@ -134,7 +134,8 @@ def _kind(path: Path) -> str:
 
 
 def _json_table(path: Path, wanted: Sequence[str], only: bool, each: Sequence[str]) -> Table:
-    numbers, records, names = [], [], dict.fromkeys(())
+    numbers, records = [], []
+    names: dict[str, None] = {}
     for number, record in json_records(path):
         if lacking := [name for name in each if name not in record]:
             found = f"{shown(list(record))}, expected also {lacking[0]!r}"

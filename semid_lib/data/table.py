@@ -82,7 +82,7 @@ def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 
 def _text_piece(path: Path, columns: Sequence[str] | None) -> Table:
     table = readers.read(path, REQUIRED, each=REQUIRED)
-    names = _chosen(path, list(table.frame), columns)
+    names = _chosen(path, table.frame.columns.tolist(), columns)
     frame = table.frame[names]
     if not table.typed:
         ids = pd.Series(read_ids(frame["item_id"], table.fail, table.typed), dtype=object)

@@ -112,8 +112,8 @@ def _wide_encoding(start: bytes) -> str | None:
     for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # UTF-32 first
         if start.startswith(mark):
             return "utf-32" if len(mark) == 4 else "utf-16"
-    zeros = [byte == 0 for byte in start]
-    return {(0, 1, 0, 1): "utf-16-le", (1, 0, 1, 0): "utf-16-be"}.get(tuple(zeros))
+    zeros = "".join("0" if byte == 0 else "x" for byte in start)
+    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(zeros)
 
 
 def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:

@@ -32,11 +32,12 @@ def write_queries(items: list[dict], n_queries: int, seed: int) -> list[dict]:
         item, kind = pick(rng, items), QUERY_KINDS[len(queries) % len(QUERY_KINDS)]
         text, constraints = _write_query(rng, item, pick(rng, QUERY_KINDS[:-1]) if kind == "typo" else kind)
         item_ids = _relevant(constraints, ids_with, items)
-        query = {"query": text, "item_ids": item_ids, "kind": kind, "constraints": constraints}
+        typed = _misspell(rng, text) if kind == "typo" else text
+        query = {"query": typed, "item_ids": item_ids, "kind": kind, "constraints": constraints}
         if kind == "typo":
-            query |= {"query": _misspell(rng, text), "meant": text}
+            query["meant"] = text
         if len(item_ids) <= _MAX_RELEVANT:
-            queries.setdefault(query["query"], query)
+            queries.setdefault(typed, query)
     if len(queries) < n_queries:
         raise ValueError(f"n_queries is {n_queries}, expected at most {len(queries)} for {len(items)} items")
     return list(queries.values())

@@ -171,21 +171,21 @@ def _read(
 def _item_ids(table: Table, column: str) -> list:
     """The item ids of a table, each once."""
     ids = read_ids(table.frame[column], table.fail, table.typed)
-    if None in ids:
-        table.fail(ids.index(None), f"no {column!r}, expected an item id")
-    check_ids(pd.Series(ids), table.place)
+    found = pd.Series(ids)
+    if (absent := found.isna()).any():
+        table.fail(int(absent.argmax()), f"no {column!r}, expected an item id")
+    check_ids(found, table.place)
     return ids
 
 
 def _fields(
     table: Table, ids: list, columns: Mapping[str, str], separator: str, sign: str | None, counts: dict[str, int]
-) -> tuple[dict[str, Sequence], list[str]]:
+) -> tuple[dict[str, list], list[str]]:
     """Our fields of all items by name, and which columns were left out, and why."""
-    values = {name: table.frame[name].tolist() for name in table.frame}
-    read = {"title": line_of, "brand": line_of, "description": text_of}
+    values: dict[str, list] = {str(name): table.frame[name].tolist() for name in table.frame}
+    read: dict[str, Callable] = {"title": line_of, "brand": line_of, "description": text_of}
     read["categories"] = partial(category_paths, separator=separator)
-    fields = {"item_id": ids}
-    fields |= {ours: _each(table, columns[ours], read[ours]) for ours in read if ours in columns}
+    fields = {"item_id": ids} | {ours: _each(table, columns[ours], read[ours]) for ours in read if ours in columns}
     if "price" in columns:
         texts = values[columns["price"]]
         sign = sign or decimal_sign(texts)

@@ -87,9 +87,11 @@ def write(
     if kept.empty:
         raise ValueError(f"{source}: no interaction is left, expected at least one; counts: {counts}")
     records, users = list(records), kept.groupby("user", sort=False)
+    sequences = ((str(user), ids) for user, ids in users["item"].agg(list).items())
     seconds = None
     if "time" in kept:
-        seconds = (kept["time"] // 10**9).groupby(kept["user"], sort=False).agg(list).items()
-    folder.write_folder(output, records, users["item"].agg(list).items(), seconds, overwrite=overwrite)
+        in_seconds = (kept["time"] // 10**9).groupby(kept["user"], sort=False).agg(list)
+        seconds = ((str(user), times) for user, times in in_seconds.items())
+    folder.write_folder(output, records, sequences, seconds, overwrite=overwrite)
     sizes = {"n_items": len(records), "n_users": len(users), "n_interactions": len(kept)}
     return ImportReport(Path(output), counts | sizes)
