@@ -87,9 +87,6 @@ class Histories:
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[user_position] for user_position in range(len(self)))
-
     def __getitem__(self, user_position: int) -> np.ndarray:
         """The item rows of one user, in time order: a view, (length,) int64."""
         user = range(len(self))[user_position]
