@@ -22,8 +22,8 @@ import semid_lib
 _BOOK = Path(__file__).resolve().parent
 # the line that `Store.origin` prints: data, scale; commit; machine; day
 _ORIGIN = re.compile(r"^(\S.*), (smoke|laptop|full); ([^;]+); ([^;]+); (\d{4}-\d\d-\d\d)$", re.MULTILINE)
-_TERM = re.compile(r'\[([^\]]+)\]\(\.\./book/notation\.md(?: "([^"]+)")?\)')
-_CITE = re.compile(r'\[[^\]]+\]\(\.\./book/references\.bib "([^"]+)"\)')
+_TERM = re.compile(r'\[([^\]]+)\]\(\.\./book/notation\.md(?:\s+"([^"]+)")?\)')
+_CITE = re.compile(r'\[[^\]]+\]\(\.\./book/references\.bib\s+"([^"]+)"\)')
 _ROOM = re.compile(r"<!-- room: ([\w/]+) -->")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NOT_IN_CHAPTERS = ("all", "book", "dev")
@@ -204,11 +204,14 @@ def _fill(app, docname: str, source: list[str]) -> None:
 
 
 def _mend(app, pagename, templatename, context, doctree) -> None:
-    """docutils calls a bibliography a list whose entries are none, which screen readers stumble over."""
+    """Mend the HTML of a page.
+
+    docutils calls a bibliography a list whose entries are none, which screen readers stumble over. A mean and its ± may
+    be on two lines, so that wide tables fit.
+    """
     if "body" in context:
-        context["body"] = context["body"].replace(
-            '<div role="list" class="citation-list">', '<div class="citation-list">'
-        )
+        body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        context["body"] = body.replace("\N{NO-BREAK SPACE}±", " ±")
 
 
 def setup(app) -> dict[str, bool]:

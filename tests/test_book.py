@@ -153,7 +153,7 @@ TOO_WIDE = """
   document.querySelectorAll('.bd-article details').forEach((one) => { one.open = true; });
   dispatchEvent(new Event('resize'));  // equations are fitted
   const article = document.querySelector('.bd-article').getBoundingClientRect();
-  const boxes = '.bd-article :is(pre, table, div.math, img, .cell_output .output)';
+  const boxes = '.bd-article :is(pre, table, div.math, div.math mjx-container, img, .cell_output .output)';
   return [...document.querySelectorAll(boxes)].filter((one) => one.offsetParent !== null)
     .filter((one) => one.scrollWidth > one.clientWidth + 1 || one.getBoundingClientRect().right > article.right + 1)
     .map((one) => `${one.tagName} ${one.scrollWidth} in ${one.clientWidth}: ${one.textContent.trim().slice(0, 50)}`);

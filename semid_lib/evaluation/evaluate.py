@@ -333,7 +333,8 @@ def group_table(
     parts = {name: by_group(each, groups).xs(metric, level="metric") for name, each in evaluations.items()}
     table = pd.DataFrame({name: part["mean"] for name, part in parts.items()})
     table.insert(0, "n", next(iter(parts.values()))["n"])
-    return table.assign(**{"±": np.max([(part["high"] - part["low"]) / 2 for part in parts.values()], axis=0)})
+    widest = np.max([(part["high"] - part["low"]) / 2 for part in parts.values()], axis=0)
+    return table.assign(**{"±": widest}).rename_axis(None)
 
 
 def popularity_groups(counts: np.ndarray) -> pd.Categorical:
