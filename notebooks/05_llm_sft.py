@@ -42,8 +42,8 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.evaluation import plotting
 from semid_lib.ids import codebooks
-from semid_lib.llm import base_models, examples, fine_tuning, vocabulary
-from semid_lib.llm import llm_search as generative
+from semid_lib.llm import base_models, costs, examples, fine_tuning, vocabulary
+from semid_lib.llm.llm_search import LanguageModelSearch, generate_freely
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import search_study
 from semid_lib.workbench import scale, store
@@ -211,8 +211,8 @@ tokens_and_labels.map(
 # divided by the speed, which we measure on a few batches:
 
 # %%
-speed = fine_tuning.measured_speed(model, tokenized, config, tokens)
-cost = fine_tuning.estimate(model, tokenized, config, tokens, speed)
+speed = costs.measured_speed(model, tokenized, config, tokens)
+cost = costs.estimate(model, tokenized, config, tokens, speed)
 n_steps = {stage: config.n_steps(stage, len(rows)) for stage in config.stages}
 print(f"{len(rows):,} examples, steps: {n_steps}")
 print(f"{speed:,.0f} tokens per second: {cost.seconds / 60:.1f} minutes")
@@ -230,7 +230,7 @@ print(f"{cost.activations_gib:.2f} for a batch")
 
 # %%
 n_new, for_gpu = sum(map(len, tokens)), fine_tuning.FineTuning()
-known_costs = fine_tuning.estimate_known(tokenized, n_new, for_gpu, 1e14)
+known_costs = costs.estimate_known(tokenized, n_new, for_gpu, 1e14)
 known_costs.style.format("{:.2g}", subset=known_costs.columns[2:])
 
 # %%
@@ -286,9 +286,9 @@ study.sample["cell"].value_counts().to_frame("queries")
 # %%
 prompts = study.sample["query"].iloc[study.prompts].tolist()
 llm = (model, tokenizer, tokens, study.trie)
-greedy = generative.write_freely(*llm, prompts, seed=SEED)
-drawn = generative.write_freely(*llm, prompts, sample=True, seed=SEED)
-llm_search = generative.LanguageModelSearch(*llm)
+greedy = generate_freely(*llm, prompts, seed=SEED)
+drawn = generate_freely(*llm, prompts, sample=True, seed=SEED)
+llm_search = LanguageModelSearch(*llm)
 ten = llm_search.search(prompts, min(10, len(ids)))
 is_valid = {
     "most probable token, free": greedy.items >= 0,

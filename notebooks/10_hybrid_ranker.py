@@ -38,9 +38,9 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics, plotting
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.ids import embed
-from semid_lib.llm import llm_search as generative
+from semid_lib.llm import llm_search
 from semid_lib.queries import filters
-from semid_lib.search import hybrid_ranker, retrieval
+from semid_lib.search import generative, hybrid_ranker, retrieval
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import search_study
 from semid_lib.workbench import scale, store
@@ -173,7 +173,7 @@ on_gpu = SCALE == "full" and torch.cuda.is_available()
 folder, device = artefacts.path("recommender_llm"), "cuda" if on_gpu else "cpu"
 llm = Recommender.from_pretrained(folder, device).searcher
 parts = (llm.model, llm.tokenizer, llm.tokens, llm.trie)
-wide_llm = generative.LanguageModelSearch(*parts, beam_width=300)
+wide_llm = llm_search.LanguageModelSearch(*parts, beam_width=300)
 wide_hybrid = generative.LightSearch(hybrid, bm25, beam_width=300)
 methods = {
     "BM25": bm25,

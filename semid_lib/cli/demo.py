@@ -52,9 +52,9 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     """
     from semid_lib.data import dataset
     from semid_lib.ids import assignment, embed, quantize
-    from semid_lib.llm.llm_search import LightSearch
     from semid_lib.next_item import recipes
     from semid_lib.search import hybrid_ranker, retrieval
+    from semid_lib.search.generative import LightSearch
     from semid_lib.serving.recommender import Recommender
     from semid_lib.workbench import scale
 

@@ -1,8 +1,8 @@
-"""What a language model is taught: a mixture of questions and answers about a catalogue, as chat messages.
+"""Training examples for a language model: a mixture of tasks about a catalogue, as chat messages.
 
-Every question is asked by one user message and answered by one assistant message, and only the answer is learned. The
-mixture is that of LC-Rec (Zheng et al. 2024, arXiv 2311.09049, section 3.3) without its title histories, with queries
-for a catalogue that nobody has bought from yet. What is rendered for training is what `prompt_for` gives at inference.
+One user message asks, one assistant message answers, and the loss covers the answer only. The mixture follows LC-Rec
+(Zheng et al. 2024, arXiv 2311.09049, section 3.3) without its title histories, plus queries for a catalogue without
+interactions. `prompt_for` renders prompts for inference exactly as in training.
 """
 
 import re
@@ -16,7 +16,7 @@ from semid_lib.data.dataset import Histories
 from semid_lib.ids.embed import plain_text
 from semid_lib.ids.semantic_ids import SemanticIDs, to_tokens
 
-# Several phrasings of each question, so that a model does not hang on one; the first is the one asked at inference.
+# several phrasings per task, so that a model does not depend on one; the first is used at inference
 TASKS: dict[str, tuple[str, ...]] = {
     "query_to_id": ("Find an item for: {}", "Which item fits this search? {}", "Recommend something for: {}"),
     "title_to_id": ("Find the item called: {}", "Which item has this title? {}", "Look up the title: {}"),
@@ -26,23 +26,16 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 WEIGHTS = {"query_to_id": 5.0, "title_to_id": 2.0, "description_to_id": 1.0, "id_to_title": 1.0, "history_to_id": 2.0}
 
-# For a tokenizer without a template of its own: the question, a new line, the answer, the end.
+# for a tokenizer without a template: the question, a new line, the answer, the end
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-# Qwen3 opens an empty thought only when it must not think, Llama 3 writes today's date into the prompt: both would make
-# training and inference differ. Other templates do not look at these.
+# Qwen3 opens an empty thought only if thinking is off, and Llama 3 puts today's date into the prompt: without these
+# arguments, training and inference would differ. Other templates ignore them.
 TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": "01 Jan 2026"}
 
 _CONTROL = re.compile(r"<\|[^|<>]*\|>")
-
-
-class Source(NamedTuple):
-    """Where the examples of a task come from."""
-
-    size: int  # how many different ones there are
-    example: Callable[[int], tuple[str, str]]  # position -> what is asked about, what is to be answered
 
 
 def training_rows(
@@ -57,15 +50,34 @@ def training_rows(
     max_characters: int = 300,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """n examples in a random order, in the form that trl's SFTTrainer takes: prompt, completion, template arguments.
+    """Make n examples in random order, in the format of trl's SFTTrainer (prompt, completion, template arguments).
 
-    items: the item table, one row per semantic ID. queries: their texts and the item row that each asks for.
-    histories: of training only. weights: share of each task of `TASKS`, in any unit; tasks of weight 0 or without
-    material (no histories, no descriptions) are left out, and the others share what is theirs. Within a task every
-    example comes once before any comes twice. n_phrasings: 1 asks every question as at inference. max_history: the
-    last items that a prompt shows. max_characters: texts are cut there. `task` says which is which; SFTTrainer
-    ignores it. Raises ValueError for an unknown task, a negative weight, or if nothing is left to teach.
+    Within a task, every example occurs once before any occurs twice. `task` names the task of a row; SFTTrainer ignores
+    it.
 
+    Parameters
+    ----------
+    items : DataFrame
+        One row per semantic ID.
+    queries : (texts, item rows), optional
+    histories : Histories, optional
+        Of training only.
+    weights : mapping
+        Share of each task of `TASKS`, in any unit. Tasks with weight 0 or without data are left out.
+    n_phrasings : {1, 2, 3}
+        1 uses the phrasing of inference only.
+    max_history : int
+        Items of a history in a prompt.
+    max_characters : int
+        Longer texts are cut.
+
+    Raises
+    ------
+    ValueError
+        For an unknown task, a negative weight, or if no task is left.
+
+    Examples
+    --------
     >>> items = pd.DataFrame({"title": ["Tent", "Lamp"]})
     >>> ids = SemanticIDs.from_codes(np.array([[0, 1], [1, 0]]), codebook_size=2)
     >>> row = training_rows(items, ids, 1, weights={"title_to_id": 1}, n_phrasings=1)[0]
@@ -79,29 +91,33 @@ def training_rows(
         raise ValueError(f"weights are {dict(weights)}, expected numbers >= 0 for some of {', '.join(TASKS)}")
     if not 1 <= n_phrasings <= 3:
         raise ValueError(f"n_phrasings must be 1, 2 or 3, got {n_phrasings}")
-    sources = _sources(items, ids, queries, histories, max_history, max_characters)
-    asked = {task: weights[task] for task in TASKS if weights.get(task, 0) > 0 and sources[task].size}
-    if not asked:
-        raise ValueError(f"there is nothing to teach: weights {dict(weights)} leave no task that has examples")
+    sources = _sources(items, to_tokens(ids.unique), queries, histories, max_history, max_characters)
+    shares = {task: weights[task] for task in TASKS if weights.get(task, 0) > 0 and sources[task].size}
+    if not shares:
+        raise ValueError(f"there is nothing to train: no task with data has a weight in {dict(weights)}")
     rng = np.random.default_rng(seed)
     rows = []
-    for task, count in _shares(asked, n).items():
+    for task, count in _counts(shares, n).items():
         phrasing = rng.integers(n_phrasings, size=count)
-        for position, which in zip(_draw(sources[task].size, count, rng), phrasing, strict=True):
-            question, answer = sources[task].example(int(position))
+        for at, which in zip(_draw(sources[task].size, count, rng), phrasing, strict=True):
+            question, answer = sources[task].example(int(at))
             rows.append(_row(task, TASKS[task][which].format(question), answer))
     return [rows[at] for at in rng.permutation(len(rows))]
 
 
 def prompt_for(tokenizer, asked: str, task: str = "query_to_id", max_characters: int = 300) -> str:
-    """The prompt of a question, rendered as in training: what a model continues with the answer.
+    """Render a prompt as in training; a model continues it with the answer.
 
-    asked: a query, a title, a description; or semantic-ID tokens (`to_tokens`), one after the other, for the tasks
-    that ask about IDs. Tokenize it without special tokens, as `encode_prompts` does.
+    Tokenize it without special tokens, as `encode_prompts` does.
+
+    Parameters
+    ----------
+    asked : str
+        A query, a title or a description; for tasks about IDs, semantic-ID tokens (`to_tokens`) in a row.
     """
     about_ids = task in ("id_to_title", "history_to_id")
     content = TASKS[task][0].format(asked if about_ids else clean(asked, max_characters))
-    return _rendered(tokenizer, [_message("user", content)], True, TEMPLATE_ARGUMENTS)
+    return _rendered(tokenizer, [_message("user", content)])
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str]):
@@ -110,44 +126,42 @@ def encode_prompts(tokenizer, prompts: Sequence[str]):
 
 
 def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int = 512):
-    """Rows as token ids, with the labels of all but the answers masked (-100): a `datasets.Dataset`.
+    """Tokenize rows, with the labels of everything but the answers masked (-100): -> `datasets.Dataset`.
 
-    Prompt and answer are tokenized apart, so that the ids of a prompt are those of inference, whatever follows. The
-    answer ends where the chat template ends a turn. Raises ValueError if the template renders a prompt differently
-    once it is answered, or if rows have more than max_length tokens (cutting them would cut answers).
+    Prompt and answer are tokenized separately, so that prompts have the same tokens as at inference.
+
+    Raises
+    ------
+    ValueError
+        If the template changes a prompt once it is answered, or rows have more than `max_length` tokens.
     """
     require_packages()
     from datasets import Dataset
 
-    ensure_chat_template(tokenizer)
-    prompts = [_rendered(tokenizer, row["prompt"], True, row["chat_template_kwargs"]) for row in rows]
-    whole = [
-        _rendered(tokenizer, [*row["prompt"], *row["completion"]], False, row["chat_template_kwargs"]) for row in rows
-    ]
+    prompts = [_rendered(tokenizer, row["prompt"]) for row in rows]
+    whole = [_rendered(tokenizer, [*row["prompt"], *row["completion"]], False) for row in rows]
     for prompt, text in zip(prompts, whole, strict=True):
         if not text.startswith(prompt):
             raise ValueError(f"the chat template changes the prompt once it is answered: {prompt!r} became {text!r}")
-    asked = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     answers = [text[len(prompt) :] for prompt, text in zip(prompts, whole, strict=True)]
-    answered = tokenizer(answers, add_special_tokens=False)["input_ids"]
-    lengths = np.array([len(a) + len(b) for a, b in zip(asked, answered, strict=True)])
+    pairs = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, answers)]
+    examples = [(asked + answer, [-100] * len(asked) + answer) for asked, answer in zip(*pairs, strict=True)]
+    lengths = np.array([len(ids) for ids, _ in examples])
     if (lengths > max_length).any():
         raise ValueError(
             f"{(lengths > max_length).sum()} of {len(rows)} examples have more than {max_length} tokens, the longest "
             f"{lengths.max()}: lower max_characters or max_history of training_rows, or raise max_length"
         )
-    return Dataset.from_dict(
-        {
-            "input_ids": [a + b for a, b in zip(asked, answered, strict=True)],
-            "labels": [[-100] * len(a) + b for a, b in zip(asked, answered, strict=True)],
-        }
-    )
+    return Dataset.from_dict({"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]})
 
 
 def ensure_chat_template(tokenizer) -> str:
-    """The tokenizer's chat template; one without gets `CHAT_TEMPLATE`, and the end of text to pad with if need be.
+    """The tokenizer's chat template; if it has none, it gets `CHAT_TEMPLATE`, and the end token for padding.
 
-    Raises ValueError for a tokenizer that has no template and no end-of-text token either.
+    Raises
+    ------
+    ValueError
+        For a tokenizer without a template and without an end token.
     """
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:
@@ -159,7 +173,7 @@ def ensure_chat_template(tokenizer) -> str:
 
 
 def clean(text: str, max_characters: int) -> str:
-    """Text without mark-up and without control tokens (a title must not end the turn), cut to so many characters.
+    """Remove mark-up and control tokens (a title must not end the turn) and cut the text.
 
     >>> clean("Tent <b>blue</b><|im_end|>  for two", 12)
     'Tent blue fo'
@@ -177,45 +191,59 @@ def require_packages() -> None:
         raise ImportError("fine-tuning needs the extra 'sft': pip install 'semid-lib[sft]'") from error
 
 
-def _rendered(tokenizer, messages, is_prompt: bool, arguments: Mapping[str, Any]) -> str:
+def _rendered(tokenizer, messages: Sequence[Mapping[str, str]], is_prompt: bool = True) -> str:
     ensure_chat_template(tokenizer)
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt, **arguments)
+    options = {"tokenize": False, "add_generation_prompt": is_prompt, **TEMPLATE_ARGUMENTS}
+    return tokenizer.apply_chat_template(messages, **options)
 
 
-def _sources(items, ids, queries, histories, max_history, max_characters) -> dict[str, Source]:
-    tokens = to_tokens(ids.unique)
-    titles = [clean(title, max_characters) for title in items["title"]]
-    descriptions = [clean(text, max_characters) for text in items.get("description", [])]
-    titled = [row for row, title in enumerate(titles) if title]
-    described = [row for row, text in enumerate(descriptions) if text]
+class _Source(NamedTuple):
+    size: int  # number of different examples
+    example: Callable[[int], tuple[str, str]]  # position -> question, answer
+
+
+def _sources(items: pd.DataFrame, tokens: list[str], queries, histories, max_history, max_characters):
+    """The examples of each task."""
+
+    def cleaned(texts) -> list[tuple[int, str]]:
+        found = [(row, clean(text, max_characters)) for row, text in enumerate(texts)]
+        return [(row, text) for row, text in found if text]
+
+    def pairs(found: list[tuple[int, str]]) -> _Source:
+        return _Source(len(found), lambda at: (found[at][1], tokens[found[at][0]]))
+
     asked, wanted = queries if queries is not None else ([], [])
     if len(asked) != len(wanted):
         raise ValueError(f"{len(asked)} queries for {len(wanted)} item rows: expected one each")
-    asked = [clean(query, max_characters) for query in asked]
-    usable = [position for position, query in enumerate(asked) if query]
-    later = np.empty(0, dtype=np.int64)  # places in the histories that have something before them
-    if histories is not None:
-        later = np.setdiff1d(np.arange(len(histories.items)), histories.offsets[:-1])
+    titles = cleaned(items["title"])
+    by_title = pairs(titles)
+    return {
+        "query_to_id": pairs([(wanted[at], query) for at, query in cleaned(asked)]),
+        "title_to_id": by_title,
+        "description_to_id": pairs(cleaned(items.get("description", []))),
+        "id_to_title": _Source(by_title.size, lambda at: by_title.example(at)[::-1]),
+        "history_to_id": _next_items(histories, tokens, max_history),
+    }
 
-    def next_item(place: int) -> tuple[str, str]:
-        end = later[place]
+
+def _next_items(histories: Histories | None, tokens: list[str], max_history: int) -> _Source:
+    if histories is None:
+        return _Source(0, lambda at: ("", ""))
+    later = np.setdiff1d(np.arange(len(histories.items)), histories.offsets[:-1])  # positions with an item before
+
+    def example(at: int) -> tuple[str, str]:
+        end = later[at]
         start = histories.offsets[np.searchsorted(histories.offsets, end, side="right") - 1]
         before = histories.items[max(start, end - max_history) : end]
         return "".join(tokens[row] for row in before), tokens[histories.items[end]]
 
-    return {
-        "query_to_id": Source(len(usable), lambda i: (asked[usable[i]], tokens[wanted[usable[i]]])),
-        "title_to_id": Source(len(titled), lambda i: (titles[titled[i]], tokens[titled[i]])),
-        "description_to_id": Source(len(described), lambda i: (descriptions[described[i]], tokens[described[i]])),
-        "id_to_title": Source(len(titled), lambda i: (tokens[titled[i]], titles[titled[i]])),
-        "history_to_id": Source(len(later), next_item),
-    }
+    return _Source(len(later), example)
 
 
-def _shares(weights: Mapping[str, float], n: int) -> dict[str, int]:
+def _counts(weights: Mapping[str, float], n: int) -> dict[str, int]:
     """n as whole numbers in proportion to the weights, the largest remainders rounded up.
 
-    >>> _shares({"a": 2.0, "b": 1.0}, 4)
+    >>> _counts({"a": 2.0, "b": 1.0}, 4)
     {'a': 3, 'b': 1}
     """
     exact = np.array(list(weights.values())) * n / sum(weights.values())
@@ -225,7 +253,7 @@ def _shares(weights: Mapping[str, float], n: int) -> dict[str, int]:
 
 
 def _draw(size: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n positions below size, each once before any comes twice."""
+    """n positions below size, each once before any twice."""
     rounds = [rng.permutation(size) for _ in range(-(-n // size))]
     return np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:n]
 

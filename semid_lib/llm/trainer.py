@@ -1,4 +1,6 @@
-"""trl's trainer with two parts of our own: the loss, so that it runs on CPU too, and the order of the examples."""
+"""trl's SFTTrainer with two parts of our own: a loss that runs on a CPU, and the order of the examples."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -6,10 +8,14 @@ from tqdm.auto import tqdm
 
 
 def answer_loss(model, batch: dict[str, torch.Tensor], n_answer_tokens: torch.Tensor | int | None = None):
-    """Mean cross-entropy of the answers' tokens; the vocabulary is looked at for these alone.
+    """Mean cross-entropy of the answers' tokens; logits are computed for these tokens only.
 
-    batch: what a model takes, and `labels` (B, T) with -100 for all but the answers. n_answer_tokens: to divide by, if
-    the batch is one of several of a step; its own by default.
+    Parameters
+    ----------
+    batch : dict
+        Inputs of the model, and `labels` (B, T) with -100 outside the answers.
+    n_answer_tokens : int, optional
+        Divisor, if the batch is one of several of a step; default: the tokens of this batch.
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -22,13 +28,17 @@ def answer_loss(model, batch: dict[str, torch.Tensor], n_answer_tokens: torch.Te
 
 
 class Pools(torch.utils.data.Sampler[int]):
-    """Examples in an order of which every `batch_size` are of about one length; another order each epoch."""
+    """An order of examples in which batches hold similar lengths; it differs by epoch.
+
+    Batches of a random pool are sorted by length. transformers' "group_by_length" sorts 50 batches together: with
+    little data the same examples always meet, and a model learns several times more slowly (measured).
+    """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, pool: int, seed: int):
         self.lengths, self.batch_size, self.pool, self.seed, self.epoch = lengths, batch_size, pool, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch  # so that a run that is resumed in its third epoch finds that epoch's order
+        self.epoch = epoch  # called by the Trainer, also when a run resumes in a later epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -36,8 +46,8 @@ class Pools(torch.utils.data.Sampler[int]):
     def __iter__(self):
         rng = np.random.default_rng((self.seed, self.epoch))
         order, size = rng.permutation(len(self.lengths)), self.batch_size
-        n_whole = len(order) // size * size  # what does not fill a batch comes last
-        batches = []
+        n_whole = len(order) // size * size  # an incomplete batch comes last
+        batches: list[np.ndarray] = []
         for start in range(0, n_whole, size * self.pool):
             drawn = order[start : min(start + size * self.pool, n_whole)]
             if self.pool > 1:
@@ -48,35 +58,34 @@ class Pools(torch.utils.data.Sampler[int]):
         yield from order[n_whole:].tolist()
 
 
-def answer_trainer():
-    """A subclass of trl's SFTTrainer with `answer_loss` on CPU, where its own kernel does not run, and `Pools`.
-
-    `pool` is to be set on it. transformers' own "group_by_length" sorts fifty batches together: on small data the same
-    examples meet every time, and a model learns to tell 20 items apart several times more slowly (measured).
-    """
+def answer_trainer(pool: int, **arguments):
+    """An SFTTrainer with the order of `Pools`, and on a CPU with `answer_loss`: trl's kernel needs a GPU."""
+    from transformers import PrinterCallback
     from trl import SFTTrainer
 
     class AnswerTrainer(SFTTrainer):
-        pool = 1
-
         def _get_train_sampler(self, train_dataset=None):
             data = self.train_dataset if train_dataset is None else train_dataset
             size = self.args.per_device_train_batch_size * self.args.world_size
-            return Pools(lengths_of(data), size, self.pool, self.args.seed)
+            return Pools(lengths_of(data), size, pool, self.args.seed)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if self.args.device.type == "cuda" or return_outputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return answer_loss(model, inputs, num_items_in_batch)
 
-    return AnswerTrainer
+    trainer = AnswerTrainer(**arguments)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def progress_bar(stage: str):
-    """A callback for transformers' Trainer: one bar with the loss, in a terminal and in a notebook alike."""
+    """A callback of transformers' Trainer: one bar with the loss, in terminals and notebooks."""
     from transformers import TrainerCallback
 
     class Bar(TrainerCallback):
+        bar: Any
+
         def on_train_begin(self, args, state, control, **kwargs):
             shown = {"desc": f"stage {stage}", "unit": "step", "mininterval": 2}  # a notebook keeps every refresh
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, **shown)
@@ -95,19 +104,5 @@ def progress_bar(stage: str):
 
 
 def lengths_of(data) -> np.ndarray:
-    """Tokens of each example of a data set of `tokenize`: (n,) int64."""
+    """Tokens of each example of `examples.tokenize`: (n,) int64."""
     return np.array([len(ids) for ids in data["input_ids"]])
-
-
-def padded(examples: dict[str, list], device) -> dict[str, torch.Tensor]:
-    """A batch as trl makes it: padded on the right."""
-
-    def pad(lists, value):
-        return torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in lists], True, value).to(device)
-
-    ids = examples["input_ids"]
-    return {
-        "input_ids": pad(ids, 0),
-        "attention_mask": pad([[1] * len(each) for each in ids], 0),
-        "labels": pad(examples["labels"], -100),
-    }

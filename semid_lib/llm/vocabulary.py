@@ -1,8 +1,7 @@
-"""Semantic-ID tokens in a language model's vocabulary: added to any tokenizer, with rows that begin near their items.
+"""Add semantic-ID tokens to a language model's vocabulary, with rows that start near the words of their items.
 
-A new token has no meaning until its row of the input embedding and of the output head has one. Random rows make the
-first steps of training noise; here each row begins as the mean of the model's own rows for the words of the items
-under the code, at the length of an ordinary row.
+A new token has no meaning until it has rows in the input embedding and the output head. Random rows would make the
+first steps of training noise.
 """
 
 from collections.abc import Sequence
@@ -24,15 +23,28 @@ def extend_vocabulary(
     initialize: bool | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, ...]:
-    """Give model and tokenizer one special token per (level, code), in place; returns the layout of the tokens.
+    """Add one special token per (level, code) to model and tokenizer, in place.
 
-    The new rows of the input embedding, and of the output head if it is a matrix of its own, are `initial_rows`. A
-    tokenizer that already holds exactly these tokens keeps them, and the model its rows, unless the model has no rows
-    for them yet. Padding rows that some models carry beyond their tokenizer (Qwen3 has 267) are used first.
+    The new rows of embedding and output head are `initial_rows`. Spare rows of a model (Qwen3 has 267) are used first.
 
-    texts: one per item in row order (`embed.item_texts`). noise: see `initial_rows`. initialize: True or False to set
-    rows, or keep them, whatever the model has. Returns the layout that `CausalScorer` takes (`token_layout`).
-    Raises ValueError for another number of texts than items, and as `token_layout` does.
+    Parameters
+    ----------
+    texts : sequence of str
+        One per item, in row order (`embed.item_texts`).
+    noise : float
+        See `initial_rows`.
+    initialize : bool, optional
+        Whether to set the rows; default: unless the tokenizer has these tokens and the model has rows for them.
+
+    Returns
+    -------
+    tuple of (size,) int64 arrays
+        Token of each code per level (`token_layout`), as `CausalScorer` takes them.
+
+    Raises
+    ------
+    ValueError
+        If texts and items differ in number, or the tokenizer has semantic-ID tokens of another layout.
     """
     if len(texts) != len(ids):
         raise ValueError(f"{len(texts)} texts for {len(ids)} semantic IDs: expected one each, in row order")
@@ -43,10 +55,11 @@ def extend_vocabulary(
     if tokens is None:
         from tokenizers import AddedToken
 
-        # as they stand: never lower-cased, and no space beside them swallowed
+        # not normalized: never lower-cased, and spaces next to them stay
         new = [AddedToken(token, special=True, normalized=False) for level in sid_tokens(ids.sizes) for token in level]
         tokenizer.add_tokens(new, special_tokens=True)
         tokens = token_layout(tokenizer, ids.sizes)
+        assert tokens is not None
     if len(tokenizer) > n_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if initialize:
@@ -62,18 +75,33 @@ def initial_rows(
     noise: float,
     generator: torch.Generator,
 ) -> list[torch.Tensor]:
-    """Rows that stand for the codes, per level (size, dim) float32.
+    """Rows for the codes of each level, from the rows of the words of their items (chapter 05, eq-new-rows).
 
-    An item's vector is the mean of the rows of its text's tokens, a code's the mean over the items that carry it (at
-    level 0 that is the prefix' neighbourhood), scaled to the median length of the ordinary rows. Codes that no item
-    with a text carries get the mean over all items. Then noise: a normal vector of about `noise` times that length,
-    so that no two codes are the same.
+    An item's vector is the mean row of its text's tokens; a code's vector is the mean over its items, scaled to the
+    median length of the ordinary rows. Codes without items get the mean over all items. Normal noise of about `noise`
+    times that length separates equal codes.
 
-    weight: (n_tokens, dim) the ordinary rows. token_ids: of each item's text. codes: (n_items, n_levels).
-    Raises ValueError if no item has a token.
+    Parameters
+    ----------
+    weight : (n_tokens, dim) tensor
+        The ordinary rows.
+    token_ids : sequence of sequences of int
+        Tokens of each item's text.
+    codes : (n_items, n_levels) int array
 
+    Returns
+    -------
+    list of (size, dim) float32 tensors
+
+    Raises
+    ------
+    ValueError
+        If no item has a token.
+
+    Examples
+    --------
     >>> rows = initial_rows(torch.eye(2), [[0], [1], [1, 1]], np.array([[0], [1], [1]]), (3,), 0.0, torch.Generator())
-    >>> rows[0].round(decimals=2)  # the third code has no item, so it gets the mean of (1, 0), (0, 1) and (0, 1)
+    >>> rows[0].round(decimals=2)  # the third code has no item: the mean of (1, 0), (0, 1) and (0, 1)
     tensor([[1.0000, 0.0000],
             [0.0000, 1.0000],
             [0.4500, 0.8900]])
@@ -81,7 +109,7 @@ def initial_rows(
     lengths = torch.tensor([len(tokens) for tokens in token_ids])
     known = lengths > 0
     if not known.any():
-        raise ValueError("no item has a text, so there is nothing to begin the new rows from")
+        raise ValueError("no item has a text to initialize the new rows from")
     flat = torch.tensor([token for tokens in token_ids for token in tokens])
     used, place = flat.unique(return_inverse=True)
     starts = lengths.cumsum(0) - lengths
@@ -101,7 +129,7 @@ def initial_rows(
 
 
 @torch.no_grad()
-def _set_rows(model, tokenizer, tokens, codes, texts, noise, seed) -> None:
+def _set_rows(model, tokenizer, tokens, codes: np.ndarray, texts: Sequence[str], noise: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     token_ids: list[list[int]] = []
     for at in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -109,8 +137,8 @@ def _set_rows(model, tokenizer, tokens, codes, texts, noise, seed) -> None:
         token_ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     old = min(level.min() for level in tokens)  # added tokens come last
+    sizes = [len(level) for level in tokens]
     for weight in [table] if head is table else [table, head]:
-        sizes = [len(level) for level in tokens]
         rows = initial_rows(weight[:old], token_ids, codes, sizes, noise, generator)
         for level, values in zip(tokens, rows, strict=True):
             weight[torch.from_numpy(level).to(weight.device)] = values.to(weight)

@@ -16,9 +16,10 @@ from semid_lib.decoding.beam_search import Diversity
 from semid_lib.decoding.ranking import Ranked, checked_mask
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.llm.llm_search import LanguageModelSearch, LightSearch
+from semid_lib.llm.llm_search import LanguageModelSearch
 from semid_lib.llm.vllm_search import VLLMSearch
 from semid_lib.next_item.timeline import Timeline
+from semid_lib.search.generative import LightSearch
 from semid_lib.search.retrieval import checked_queries
 from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card

@@ -18,7 +18,7 @@ import torch
 from semid_lib.data.table import arrow_table
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.examples import TASKS
-from semid_lib.llm.vllm_search import load_searcher
+from semid_lib.llm.llm_search import load_searcher
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.serving import hub
 from semid_lib.workbench.store import check_files, check_names, sha256

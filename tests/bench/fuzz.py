@@ -30,8 +30,8 @@ from tqdm import tqdm
 from semid_lib.data import dataset
 from semid_lib.ids.embed import item_texts
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.llm.llm_search import LightSearch
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
+from semid_lib.search.generative import LightSearch
 from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
 from semid_lib.search.retrieval import BM25
 from semid_lib.serving.http import schemas

@@ -1,174 +1,63 @@
-"""Models that write IDs behind one search, and what a language model writes without a trie."""
+"""Search by a language model, through transformers and through vLLM's engine, and free generations.
 
-from dataclasses import replace
+vLLM itself is not needed: a stand-in checks what is sent to it and returns answers in its format. `test_vllm.py` runs
+the real one.
+"""
+
+import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from semid_lib.decoding import adapters
 from semid_lib.decoding.beam_search import constrained_beam_search
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm import llm_search
-from semid_lib.llm.base_models import small_model
 from semid_lib.llm.examples import encode_prompts, prompt_for
-from semid_lib.llm.llm_search import LanguageModelSearch, LightSearch, prefix_accuracy, read_answers, write_freely
-from semid_lib.llm.vocabulary import extend_vocabulary
-from semid_lib.search import retrieval
-from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
+from semid_lib.llm.llm_search import LanguageModelSearch, generate_freely, load_searcher, prefix_accuracy, read_answers
+from semid_lib.llm.vllm_search import VLLMSearch
+from semid_lib.serving.recommender import Recommender
 
-N_ITEMS, DIM = 30, 8
-TEXTS = [
-    f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ["tent", "lamp", "soap", "pen", "cup"]
-] * 2
-QUERIES = ["red tent", "a lamp", "blue pen for school", "soap", "green"]
+QUERIES = ["red tent", "a lamp", "blue pen for school and a long way home", "soap", "green"]
 
 
 @pytest.fixture(scope="module")
-def ids():
-    rng = np.random.default_rng(0)
-    codes = rng.permutation(np.unique(rng.integers(4, size=(90, 3)), axis=0))[:N_ITEMS]
-    return SemanticIDs.from_codes(codes, codebook_size=4)
+def ours(extended, ids):
+    model, tokenizer, tokens = extended(hidden_size=16, n_layers=1)
+    return LanguageModelSearch(model.eval(), tokenizer, tokens, PrefixTrie.build(ids.unique), beam_width=20)
 
 
 @pytest.fixture(scope="module")
-def vectors():
-    return np.random.default_rng(1).normal(size=(N_ITEMS, DIM)).astype(np.float32)
+def folder(ours, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    ours.save(folder)
+    return folder / "llm"
 
 
-@pytest.fixture(scope="module")
-def query_vectors():
-    return np.random.default_rng(2).normal(size=(len(QUERIES), DIM)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def light(ids, vectors):
-    torch.manual_seed(0)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return QueryModel(QueryModelConfig(ids.sizes, DIM, dim=16, n_buckets=64), ids.unique, unit)
-
-
-@pytest.fixture(scope="module")
-def language(ids):
-    model, tokenizer = small_model(TEXTS, 300, hidden_size=16, n_layers=1, n_heads=2)
-    return model.eval(), tokenizer, extend_vocabulary(model, tokenizer, ids, TEXTS)
-
-
-# --- search ---
-
-
-def test_an_untrained_light_model_is_dense_retrieval(light, vectors, query_vectors):
-    expected = retrieval.Dense(vectors).search(QUERIES, N_ITEMS, query_vectors=query_vectors)
-    found = LightSearch(light).search(QUERIES, N_ITEMS, query_vectors=query_vectors)
+def check_same(found, expected):
     np.testing.assert_array_equal(found.items, expected.items)
-    assert (np.diff(found.scores) <= 0).all()
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
-def test_with_word_scores_it_begins_as_dense_and_bm25_together(light, ids, vectors, query_vectors):
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    words = retrieval.BM25(TEXTS)
-    model = QueryModel(replace(light.config, word_weight=0.3), ids.unique, unit)
-    found = LightSearch(model, words).search(QUERIES, N_ITEMS, query_vectors=query_vectors)
-    together = retrieval.Dense(vectors).scores(QUERIES, query_vectors) + 0.3 * words.scores(QUERIES)
-    np.testing.assert_array_equal(found.items, np.argsort(-together, axis=1, kind="stable"))
-
-
-def test_words_that_are_missing_not_wanted_or_of_other_items(light, ids, vectors):
-    with pytest.raises(ValueError, match=r"word_weight 0\.0 and 30 items and comes with word scores of 30"):
-        LightSearch(light, retrieval.BM25(TEXTS))
-    model = QueryModel(replace(light.config, word_weight=0.3), ids.unique, vectors)
-    with pytest.raises(ValueError, match="comes without word scores"):
-        LightSearch(model)
-    with pytest.raises(ValueError, match="30 items and comes with word scores of 2"):
-        LightSearch(model, retrieval.BM25(TEXTS[:2]))
-
-
-def test_batches_for_training_hold_every_query_once(light, ids, vectors, query_vectors):
-    words = retrieval.BM25(TEXTS)
-    search = LightSearch(QueryModel(replace(light.config, word_weight=0.3), ids.unique, vectors), words)
-    loader = search.training_batches(QUERIES, query_vectors, np.arange(5) + 10, batch_size=2)
-    seen = []
-    for asked, items in loader:
-        rows = items.numpy() - 10
-        expected = words.scores([QUERIES[row] for row in rows])
-        np.testing.assert_array_equal(asked.matches, expected)
-        lengths = np.linalg.norm(query_vectors[rows], axis=1, keepdims=True)
-        np.testing.assert_allclose(asked.vectors, query_vectors[rows] / lengths, atol=1e-6)
-        seen += rows.tolist()
-    assert sorted(seen) == list(range(5)) != seen
-
-
-def test_vectors_are_made_if_they_are_not_given(light, query_vectors):
-    asked = []
-
-    def embed(texts):
-        asked.append(list(texts))
-        return query_vectors[[QUERIES.index(text) for text in texts]]
-
-    search = LightSearch(light, embed=embed, batch_size=2)
-    found = search.search(QUERIES, 5)
-    assert asked == [QUERIES[:2], QUERIES[2:4], QUERIES[4:]]
-    expected = LightSearch(light).search(QUERIES, 5, query_vectors=query_vectors)
-    np.testing.assert_array_equal(found.items, expected.items)
-
-
-def test_a_language_model_answers_as_its_beam_search(language, ids):
-    model, tokenizer, tokens = language
-    trie = PrefixTrie.build(ids.unique)
-    prompts = encode_prompts(tokenizer, [prompt_for(tokenizer, query) for query in QUERIES])
-    expected = constrained_beam_search(CausalScorer(model, tokens), prompts, trie, 100, 10)
-    found = LanguageModelSearch(model, tokenizer, tokens, trie, batch_size=3).search(QUERIES, 10)
-    np.testing.assert_array_equal(found.items, expected.items.numpy())
-    np.testing.assert_allclose(found.scores, expected.scores.numpy(), atol=1e-5)
-
-
-def test_what_is_not_allowed_never_comes_out(light, query_vectors):
-    search = LightSearch(light, batch_size=2)
-    one = np.arange(N_ITEMS) % 3 == 0
-    each = np.random.default_rng(3).random((len(QUERIES), N_ITEMS)) < 0.3
-    for allowed in (one, each):
-        found = search.search(QUERIES, N_ITEMS, allowed, query_vectors).items
-        for row, mask in zip(found, np.broadcast_to(allowed, each.shape), strict=True):
-            assert set(row[row >= 0]) == set(np.flatnonzero(mask))
-
-
-def test_a_beam_is_as_wide_as_the_list(light, query_vectors):
-    found = LightSearch(light, beam_width=3).search(QUERIES, 20, query_vectors=query_vectors)
-    assert (found.items >= 0).all()
-
-
-def test_scores_for_fusion(light, query_vectors):
-    search = LightSearch(light, beam_width=10)
-    found = search.search(QUERIES, 10, query_vectors=query_vectors)
-    scores = search.scores(QUERIES, query_vectors)
-    assert scores.shape == (len(QUERIES), N_ITEMS)
-    np.testing.assert_allclose(np.take_along_axis(scores, found.items, axis=1), found.scores, rtol=1e-6)
-    np.testing.assert_array_equal(scores.min(axis=1), found.scores[:, -1])
-    fused = retrieval.FusedScores(search, retrieval.BM25(TEXTS)).search(QUERIES, 5, query_vectors=query_vectors)
-    assert (fused.items >= 0).all()
-
-
-def test_no_queries_and_blank_ones(light, query_vectors):
-    assert LightSearch(light).search([], 5, query_vectors=query_vectors[:0]).items.shape == (0, 5)
-    with pytest.raises(ValueError, match="query 1 is ' ', expected some text"):
-        LightSearch(light).search(["a", " "], 5, query_vectors=query_vectors[:2])
-    with pytest.raises(ValueError, match="queries are 'soap', expected a list"):  # not four letters
-        LightSearch(light).search("soap", 5, query_vectors=query_vectors[:4])
-    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
-        LightSearch(light).search(["a"], 0, query_vectors=query_vectors[:1])
-    with pytest.raises(ValueError, match=r"allowed is bool \(3,\), expected bool \(30,\)"):
-        LightSearch(light).search(["a"], 5, np.ones(3, dtype=bool), query_vectors[:1])
-    with pytest.raises(ValueError, match="beam_width 0"):
-        LightSearch(light, beam_width=0)
+def test_a_language_model_answers_as_its_beam_search(ours):
+    prompts = encode_prompts(ours.tokenizer, [prompt_for(ours.tokenizer, query) for query in QUERIES])
+    found = constrained_beam_search(CausalScorer(ours.model, ours.tokens), prompts, ours.trie, 20, 10)
+    narrow = LanguageModelSearch(ours.model, ours.tokenizer, ours.tokens, ours.trie, 20, batch_size=3)
+    expected = SimpleNamespace(items=found.items.numpy(), scores=found.scores.numpy())
+    check_same(narrow.search(QUERIES, 10, progress=True), expected)
 
 
 # --- without a trie ---
 
 
 class Scripted:
-    """A model that writes what it is told."""
+    """A model that generates given tokens."""
 
     device = torch.device("cpu")
 
@@ -180,52 +69,172 @@ class Scripted:
         return torch.cat([input_ids, now], dim=1)
 
 
-def test_free_answers_are_read_as_they_are(language, ids):
-    _, tokenizer, tokens = language
-    end = llm_search.end_token(tokenizer)
-    assert end == tokenizer.eos_token_id
-    item = [int(level[code]) for level, code in zip(tokens, ids.unique[7], strict=True)]
+def test_free_answers_are_read(ours, ids):
+    end = llm_search.end_token(ours.tokenizer)
+    assert end == ours.tokenizer.eos_token_id
+    item = [int(level[code]) for level, code in zip(ours.tokens, ids.unique[7], strict=True)]
     answers = [[*item, end], [*item, item[0]], [item[0], item[0], item[2], end], [end, 0, 0, 0]]
-    trie = PrefixTrie.build(ids.unique)
-    written = write_freely(Scripted(answers), tokenizer, tokens, trie, QUERIES[:4], batch_size=3)
-    assert written.items.tolist() == [7, -1, -1, -1]
-    assert written.codes[0].tolist() == ids.unique[7].tolist()
-    assert written.codes[2, 1] == -1
-    assert (written.codes[3] == -1).all()
+    found = generate_freely(Scripted(answers), ours.tokenizer, ours.tokens, ours.trie, QUERIES[:4], batch_size=3)
+    assert found.items.tolist() == [7, -1, -1, -1]
+    assert found.codes[0].tolist() == ids.unique[7].tolist()
+    assert found.codes[2, 1] == -1
+    assert (found.codes[3] == -1).all()
 
 
-def test_drawing_repeats_and_leaves_the_generator_alone(language, ids):
-    trie = PrefixTrie.build(ids.unique)
+def test_sampling_is_reproducible_and_leaves_the_generator_alone(ours):
+    parts = (ours.model, ours.tokenizer, ours.tokens, ours.trie, QUERIES)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    drawn = [write_freely(*language, trie, QUERIES, sample=True, seed=seed).codes for seed in (0, 0, 1)]
+    drawn = [generate_freely(*parts, sample=True, seed=seed).codes for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(drawn[0], drawn[1])
-    greedy = [write_freely(*language, trie, QUERIES, batch_size=size).codes for size in (2, 64)]
-    np.testing.assert_array_equal(*greedy)
+    np.testing.assert_array_equal(*(generate_freely(*parts, batch_size=size).codes for size in (2, 64)))
 
 
 def test_tokens_of_codes_need_not_be_in_order():
     trie = PrefixTrie.build(np.array([[0, 1], [1, 0]]))
     tokens = [np.array([9, 4]), np.array([3, 7])]
-    written = read_answers(np.array([[9, 7, 0], [4, 3, 0], [4, 4, 0], [99, 3, 0]]), tokens, trie, end_token=0)
-    assert written.codes.tolist() == [[0, 1], [1, 0], [1, -1], [-1, 0]]
-    assert written.items.tolist() == [0, 1, -1, -1]
-
-
-def test_the_end_is_what_the_template_writes():
-    text = "<user>question<assistant>ANSWER<|im_end|>\n"
-    tokenizer = SimpleNamespace(
-        chat_template="given",
-        pad_token="x",
-        apply_chat_template=lambda messages, tokenize, **options: text,
-    )
-    # a tokenizer is called like a function, which a namespace cannot be
-    fake = type("Fake", (), {**vars(tokenizer), "__call__": lambda self, given, **_: {"input_ids": [len(given), 1]}})()
-    fake.apply_chat_template = tokenizer.apply_chat_template
-    assert llm_search.end_token(fake) == len("<|im_end|>\n")
-
-
-def test_prefixes_of_another_shape():
-    with pytest.raises(ValueError, match=r"\(1, 2\) and those wanted \(1, 3\)"):
+    found = read_answers(np.array([[9, 7, 0], [4, 3, 0], [4, 4, 0], [99, 3, 0]]), tokens, trie, end_token=0)
+    assert found.codes.tolist() == [[0, 1], [1, 0], [1, -1], [-1, 0]]
+    assert found.items.tolist() == [0, 1, -1, -1]
+    with pytest.raises(ValueError, match=r"\(1, 2\) and targets \(1, 3\)"):
         prefix_accuracy(np.zeros((1, 2)), np.zeros((1, 3)))
+
+
+def test_the_end_token_is_that_of_the_template():
+    class Tokenizer:
+        chat_template = pad_token = "given"
+        __call__ = staticmethod(lambda text, **_: {"input_ids": [len(text), 1]})
+        apply_chat_template = staticmethod(lambda *_, **__: "<user>question<assistant>ANSWER<|im_end|>\n")
+
+    assert llm_search.end_token(Tokenizer()) == len("<|im_end|>\n")
+
+
+# --- through vLLM ---
+
+
+class Engine:
+    """A stand-in for `vllm.LLM`: the model in transformers, with the logits processor, and answers in vLLM's format."""
+
+    started: ClassVar[list["Engine"]] = []
+
+    def __init__(self, model, additional_config, **settings):
+        self.settings, self.asked = settings, []
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, settings["dtype"])).eval()
+        vocab_size = self.model.config.vocab_size
+        model_config = SimpleNamespace(get_vocab_size=lambda: vocab_size)
+        config = SimpleNamespace(additional_config=additional_config, model_config=model_config)
+        self.processor = adapters._VLLMTrie(config, torch.device("cpu"), False)
+        Engine.started.append(self)
+
+    @torch.inference_mode()
+    def generate(self, prompts, params, use_tqdm):
+        assert params.max_tokens == 1 and params.logprobs <= self.settings["max_logprobs"]
+        assert self.settings["logprobs_mode"] == "processed_logits"
+        self.asked.append(len(prompts))
+        return [self.answer(prompt["prompt_token_ids"], params.logprobs) for prompt in prompts]
+
+    def answer(self, ids, n):
+        added = [(0, SimpleNamespace(extra_args=None), ids, [])]
+        self.processor.update_state(SimpleNamespace(added=added, removed=[], moved=[]))
+        [scores] = self.processor.apply(self.model(input_ids=torch.tensor([ids])).logits[:, -1])
+        best, sampled = scores.topk(n), int(scores.argmax())  # the sampled token comes first, and again in its place
+        tokens = [sampled, *best.indices.tolist()]
+        found = SimpleNamespace(token_ids=tokens, logprobs=[float(scores[token]) for token in tokens])
+        return SimpleNamespace(outputs=[SimpleNamespace(logprobs=found)])
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """A module that looks like vLLM 0.32."""
+    Engine.started.clear()
+    module = SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace, __version__="0.32.0")
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"):
+        monkeypatch.setenv(name, "0")  # so that values set in a test do not stay
+    return module
+
+
+def test_vllm_gives_the_answers_of_our_decoder_with_rules_too(vllm, ours, folder):
+    search = VLLMSearch(folder, ours.trie, beam_width=20, batch_size=3)
+    n_items = ours.n_items
+    for k in (1, n_items + 3):
+        check_same(search.search(QUERIES, k), ours.search(QUERIES, k))
+    assert search.search([], 3).items.shape == (0, 3)
+    with pytest.raises(ValueError, match="query 0 is ' ', expected some text"):
+        search.search([" "], 3)
+    each = np.random.default_rng(3).random((len(QUERIES), n_items)) < 0.3
+    each[0], each[0, 7] = False, True  # dead beams from the first level on
+    for allowed in (np.arange(n_items) % 3 == 0, each):
+        found = search.search(QUERIES, n_items, allowed)
+        check_same(found, ours.search(QUERIES, n_items, allowed))
+    assert found.items[0].tolist() == [7] + [-1] * (n_items - 1)
+
+
+def test_requests_of_vllm(vllm, ours, folder):
+    search = VLLMSearch(folder, ours.trie, beam_width=5, gpu_memory_utilization=0.5, enforce_eager=False)
+    search.search(["soap"] * 4, 5)
+    [engine] = Engine.started
+    assert engine.asked == [1, 3, 5]  # level 0 has three codes in use
+    settings = engine.settings
+    assert (settings["generation_config"], settings["dtype"]) == ("vllm", "float32")
+    assert settings["trust_remote_code"] is False
+    assert settings["max_logprobs"] == max(ours.trie.branching)
+    assert (settings["gpu_memory_utilization"], settings["enforce_eager"]) == (0.5, False)
+    with pytest.raises(ValueError, match="none normalized by 'level'"):
+        constrained_beam_search(search.scorer, [[3, 4]], ours.trie, 5, 5, normalization="level")
+
+
+def test_tokens_that_do_not_fit_are_refused_before_vllm_starts(vllm, ours, folder, tmp_path):
+    wide = PrefixTrie.build(np.array([[0, 0, 0], [9, 0, 0]]))
+    with pytest.raises(ValueError, match=r"semantic_id_tokens\.json does not fit .* level 0 has 4 tokens"):
+        VLLMSearch(folder, wide)
+    ours.save(tmp_path)
+    path = tmp_path / "llm" / "semantic_id_tokens.json"
+    tokens, end_token = adapters.load_tokens(path)
+    for wrong, message in [
+        (tokens[:2], "tokens of 2 levels, the trie has 3"),
+        ((*tokens[:2], tokens[1]), "two levels"),
+        ((*tokens[:2], tokens[2] + 10_000), "outside the vocabulary"),
+    ]:
+        adapters.save_tokens(path, wrong, end_token)
+        with pytest.raises(ValueError, match=message):
+            VLLMSearch(tmp_path / "llm", ours.trie)
+    path.unlink()
+    with pytest.raises(ValueError, match="is not a file of tokens"):
+        VLLMSearch(tmp_path / "llm", ours.trie)
+    assert not Engine.started
+
+
+def test_a_missing_or_another_vllm_says_what_to_install(vllm, ours, folder, monkeypatch):
+    vllm.__version__ = "0.31.2"
+    with pytest.raises(ImportError, match=r"made for vLLM 0\.32, and 0\.31\.2 is installed"):
+        VLLMSearch(folder, ours.trie)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r"pip install 'vllm==0\.32\.0' with an NVIDIA GPU"):
+        VLLMSearch(folder, ours.trie)
+
+
+def test_a_recommender_answers_through_vllm_and_is_saved_again(vllm, ours, ids, items, tmp_path):
+    before = Recommender(None, ids, items[["title"]].assign(item_id=np.arange(len(items)) + 100), ours)
+    before.save_pretrained(tmp_path / "first")
+    loaded = Recommender.from_pretrained(tmp_path / "first", engine="vllm")
+    assert isinstance(loaded.searcher, VLLMSearch)
+    np.testing.assert_array_equal(loaded.search(QUERIES, 5).item_ids, before.search(QUERIES, 5).item_ids)
+    for folder in ("first", "second"):  # over itself, and elsewhere
+        loaded.save_pretrained(tmp_path / folder)
+        again = Recommender.from_pretrained(tmp_path / folder)
+        np.testing.assert_array_equal(again.search(QUERIES, 5).item_ids, before.search(QUERIES, 5).item_ids)
+
+
+@pytest.mark.parametrize(
+    ("facts", "engine", "message"),
+    [
+        ({"type": "light"}, "llama", "engine is 'llama', expected 'transformers' or 'vllm'"),
+        ({"type": "light"}, "vllm", "has a search model of type 'light'"),
+        ({"type": "language model", "base": {"name": "org/base"}}, "vllm", "adapter for org/base, vLLM needs a model"),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_refused(ids, tmp_path, facts, engine, message):
+    with pytest.raises(ValueError, match=message):
+        load_searcher(tmp_path, {"beam_width": 5, "task": "query_to_id"} | facts, ids, pd.DataFrame(), engine=engine)

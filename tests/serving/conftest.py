@@ -8,8 +8,9 @@ import torch
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.embed import item_texts
 from semid_lib.llm.base_models import small_model
-from semid_lib.llm.llm_search import LanguageModelSearch, LightSearch
+from semid_lib.llm.llm_search import LanguageModelSearch
 from semid_lib.llm.vocabulary import extend_vocabulary
+from semid_lib.search.generative import LightSearch
 from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
 from semid_lib.search.retrieval import BM25
 from semid_lib.serving.recommender import Recommender

@@ -112,7 +112,7 @@ def adapted(server, shop, searchable, tmp_path):
     commit = server.add("bob/base", files)
     server.add("bob/base", {**files, "model.safetensors": files["model.safetensors"][:-4] + b"\0\0\0\0"})  # main moves
     tokens = extend_vocabulary(model, tokenizer, shop.ids, item_texts(searchable))
-    wrapped = fine_tuning._with_rows(model, tokens, fine_tuning.FineTuning(rank=2), "lora")
+    wrapped = fine_tuning.with_rows(model, tokens, fine_tuning.FineTuning(rank=2), "lora")
     torch.manual_seed(1)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
