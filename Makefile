@@ -96,7 +96,7 @@ pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); 
 PORT ?= 5000
 ui: $(VENV)/ui/installed ## MLflow's page of all runs, on this machine only (PORT=5000)
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(VENV)/ui/bin/python -m mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib.workbench.chapters import tracking; print(tracking.uri())')"
+		--backend-store-uri "$$($(BIN)/python -c 'from semid_lib.chapters import tracking; print(tracking.uri())')"
 
 book: | $(INSTALLED) ## run what is out of date and build the book
 	@$(SEMID) run $(ON) $(JOBBED)

@@ -1,7 +1,8 @@
 """Generative recommendation with semantic IDs.
 
 The names that most users need are here; each is imported when it is first used. All others are in the rooms `data`,
-`ids`, `queries`, `decoding`, `evaluation`, `next_item`, `search`, `llm`, `serving`, `studies` and `workbench`.
+`ids`, `queries`, `decoding`, `evaluation`, `next_item`, `search`, `llm`, `serving`, `studies`, `chapters` and
+`workbench`.
 
 Examples
 --------
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semid_lib.data.dataset import load as load_data
+    from semid_lib.data.folder import open_store
     from semid_lib.decoding.beam_search import constrained_beam_search
     from semid_lib.decoding.trie import PrefixTrie
     from semid_lib.evaluation.evaluate import evaluate
     from semid_lib.ids.semantic_ids import SemanticIDs
     from semid_lib.serving.recommender import Recommender
-    from semid_lib.workbench.store import open_store
 
 _PLACES = {
     "PrefixTrie": "decoding.trie",
@@ -29,7 +30,7 @@ _PLACES = {
     "constrained_beam_search": "decoding.beam_search",
     "evaluate": "evaluation.evaluate",
     "load_data": "data.dataset",
-    "open_store": "workbench.store",
+    "open_store": "data.folder",
 }
 __all__ = [
     "PrefixTrie",

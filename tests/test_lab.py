@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import free_port
 
-from semid_lib.workbench.chapters import runner
+from semid_lib.chapters import runner
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"

@@ -6,10 +6,9 @@ import os
 import nbformat
 import pytest
 
+from semid_lib.chapters import runner
 from semid_lib.data import demo_shop
-from semid_lib.data.folder import write_folder
-from semid_lib.workbench import store
-from semid_lib.workbench.chapters import runner
+from semid_lib.data.folder import open_store, write_folder
 
 CHAPTERS = [runner.NOTEBOOKS / f"{name}.py" for name in runner.in_order()]
 
@@ -38,7 +37,7 @@ def artefacts(tmp_path_factory):
 def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefacts):
     facts = runner.run(chapter, str(cold_catalogue), "smoke")
     assert facts["state"] == "executed", facts["error"]
-    run = store.open_store(str(cold_catalogue), "smoke", artefacts)
+    run = open_store(str(cold_catalogue), "smoke", artefacts)
     executed = nbformat.read(run.path("executed") / f"{chapter.stem}.ipynb", as_version=4)
     printed = json.dumps(executed)
     assert "cold" in printed

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from semid_lib.chapters import runner
 from semid_lib.cli import main
 from semid_lib.data import demo_shop
-from semid_lib.data.folder import write_folder
-from semid_lib.workbench import store
-from semid_lib.workbench.chapters import runner
+from semid_lib.data.folder import open_store, write_folder
 from semid_lib.workbench.store import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +75,7 @@ class Clone:
             shutil.copy(ROOT / name, folder / name)
         items = [{"item_id": item["item_id"], "title": item["title"]} for item in demo_shop.demo_shop().items[:150]]
         write_folder(folder / "data" / "tiny", items)
-        name = store.open_store(str(folder / "data" / "tiny"), "smoke").folder.parent.name
+        name = open_store(str(folder / "data" / "tiny"), "smoke").folder.parent.name
         self.run = f"artefacts/{name}/smoke"
         parameters = {"data": "data/tiny", "name": name, "files": "data/tiny", "scale": "smoke"}
         (folder / "params.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")

@@ -22,7 +22,7 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 LIBRARY = sorted(path for path in (ROOT / "semid_lib").rglob("*.py") if path.stem != "__init__")
 
 # A room may import those before it (DESIGN.md, section 2).
-ROOMS = ["workbench", "data", "ids", "queries", "decoding", "evaluation", "next_item", "search", "llm"]
+ROOMS = ["workbench", "data", "chapters", "ids", "queries", "decoding", "evaluation", "next_item", "search", "llm"]
 ROOMS += ["serving", "studies", "cli"]
 BOOK_API = sorted((ROOT / "book" / "api").glob("*.md"))
 ON_THEIR_OWN = ("ids/quantize", "ids/codebooks", "decoding/trie", "evaluation/metrics")
@@ -279,7 +279,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.search.retrieval", "torch sklearn bm25s sentence_transformers"),
         ("semid_lib.queries.synthesis", "torch sklearn transformers openai outlines"),
         ("semid_lib.llm.fine_tuning", "sklearn transformers datasets peft trl"),
-        ("semid_lib.workbench.chapters.runner", "torch pandas mlflow papermill"),
+        ("semid_lib.chapters.runner", "torch mlflow papermill"),
         ("semid_lib.serving.predict", "sklearn transformers sentence_transformers fastapi numba"),
         ("semid_lib.serving.http.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
         ("semid_lib.studies.cold_start", "numpy pandas torch fastapi"),

@@ -22,7 +22,7 @@ EXAMPLES = {
 
 
 def _folder(notebooks: Path | None) -> Path:
-    from semid_lib.workbench.chapters import runner
+    from semid_lib.chapters import runner
 
     return (notebooks or runner.NOTEBOOKS).resolve()
 
@@ -47,7 +47,8 @@ def run(
     Executed notebooks, logs and rows are in the folder that `semid folder` prints. Exit codes: 0 all ran, 1 one failed,
     130 it was stopped. A run that fails leaves no rows.
     """
-    from semid_lib.workbench.chapters import runner, schedule
+    from semid_lib.chapters import schedule
+    from semid_lib.chapters import sweep as sweeps
 
     folder = _folder(notebooks)
     if params:
@@ -58,7 +59,7 @@ def run(
         raise typer.Exit(failed)
     if len(chapters or []) != 1:
         raise typer.BadParameter("expected one chapter with --only or --parameter")
-    asked, bar = runner.parameters_from(parameter or []), progress and sys.stderr.isatty()
+    asked, bar = sweeps.parameters_from(parameter or []), progress and sys.stderr.isatty()
     raise typer.Exit(schedule.run_one(folder / f"{chapters[0]}.py", data, scale, asked, artefacts, label, bar))
 
 
@@ -74,9 +75,9 @@ def train(
     notebooks: Notebooks = None,
 ) -> None:
     """Train a next-item model; chapter 07 finds the run. A run that was stopped resumes."""
+    from semid_lib.chapters import schedule
     from semid_lib.data.folder import has_histories
     from semid_lib.workbench import remote
-    from semid_lib.workbench.chapters import schedule
 
     def train_all() -> None:
         from semid_lib.next_item import recipes
@@ -98,21 +99,21 @@ def sweep(
     notebooks: Notebooks = None,
 ) -> None:
     """Run a chapter at each point of a grid, and collect all rows in one table."""
-    from semid_lib.workbench.chapters import sweep as sweeps
+    from semid_lib.chapters import sweep as sweeps
 
     raise typer.Exit(sweeps.run_and_report(_folder(notebooks) / f"{chapter}.py", axes, data, scale, jobs))
 
 
 def summary(data: Data = "demo", scale: Scale = "laptop", notebooks: Notebooks = None) -> None:
     """Print which chapters are out of date, how the last runs ended and how long they took."""
-    from semid_lib.workbench.chapters import schedule
+    from semid_lib.chapters import schedule
 
     print(schedule.summary(data, scale, _folder(notebooks)))
 
 
 def folder(data: Data = "demo", scale: Scale = "laptop") -> None:
     """Print where the artefacts of a data set and scale are."""
-    from semid_lib.workbench.chapters import runner
+    from semid_lib.chapters import runner
 
     print(runner.folder_of(data, scale).parent)
 

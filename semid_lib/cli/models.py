@@ -109,8 +109,8 @@ def push(
 
     The token is HF_TOKEN, or that of `hf auth login`.
     """
+    from semid_lib.data.folder import open_store
     from semid_lib.serving.recommender import Recommender
-    from semid_lib.workbench.store import open_store
 
     rows = open_store(data, scale).rows() if data else []
     print(Recommender.from_pretrained(model).push_to_hub(repo, not public, rows, licence=licence))

@@ -21,7 +21,9 @@ from semid_lib.data import readers, table
 from semid_lib.data.item_ids import ItemIds
 from semid_lib.data.sequences import read_histories, read_queries
 from semid_lib.data.text_files import opened
+from semid_lib.workbench import remote
 from semid_lib.workbench.atomic import check_replaceable, fresh_folder
+from semid_lib.workbench.store import Store, data_name
 from semid_lib.workbench.text import shown
 
 ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet, items.arrow"
@@ -91,6 +93,27 @@ def fingerprint(folder: str | Path) -> str:
     Raises ValueError if the folder holds no data set.
     """
     return _fingerprint(_data_files(Path(folder)))
+
+
+def open_store(data: str | Path, scale: str, root: str | Path | None = None) -> Store:
+    """The store of a data set that is not loaded.
+
+    Parameters
+    ----------
+    data : str or Path
+        "demo" or the folder of a data set, here or at an address.
+    scale : str
+        A name of `scale.NAMES`, or "bench".
+    root : str or Path, optional
+        As `Store` takes it.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder, or it holds no data set.
+    """
+    known = "" if data == "demo" else fingerprint(remote.fetch(data))
+    return Store(data_name(data), scale, known, root)
 
 
 def has_histories(folder: str | Path) -> bool:

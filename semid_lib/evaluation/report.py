@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from semid_lib.data.folder import open_store
 from semid_lib.evaluation import reproductions
 from semid_lib.evaluation.evaluate import in_brackets, shown
 from semid_lib.workbench import remote, store
@@ -265,7 +266,7 @@ def publish(data: str, scale: str) -> None:
         If there are no rows, or the last run of a chapter failed or did not end.
     """
     is_folder = data == "demo" or remote.is_remote(data) or Path(data).is_dir()
-    shelf = store.open_store(data, scale) if is_folder else store.Store(data, scale, fingerprint="")
+    shelf = open_store(data, scale) if is_folder else store.Store(data, scale, fingerprint="")
     rows = shelf.rows()
     if not rows:
         raise ValueError(f"no rows for {data} at {scale} in {shelf.folder}: run the chapters first")

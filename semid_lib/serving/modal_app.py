@@ -287,15 +287,15 @@ def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", c
     Chapters that are up to date are skipped; an interrupted training resumes from its last checkpoint. `commit` is for
     the result rows (`store.commit`).
     """
-    from semid_lib.workbench import store
-    from semid_lib.workbench.chapters import runner
+    from semid_lib.chapters import runner
+    from semid_lib.data.folder import open_store
 
     os.environ["SEMID_COMMIT"] = commit
     notebooks = Path("/root/notebooks")
     folder = "demo" if data == "demo" else str(_ROOM / "data" / data)
     ran = []
     for name in _chapters(chapters, notebooks):
-        if not runner.is_up_to_date(notebooks / f"{name}.py", store.open_store(folder, scale)):
+        if not runner.is_up_to_date(notebooks / f"{name}.py", open_store(folder, scale)):
             facts = runner.run(notebooks / f"{name}.py", folder, scale)
             VOLUME.commit()
             if facts["state"] != "executed":
@@ -306,7 +306,7 @@ def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", c
 
 def _chapters(wanted: str, notebooks: Path) -> list[str]:
     """The chapters that "01,02,07" names, each after those that it needs."""
-    from semid_lib.workbench.chapters import runner
+    from semid_lib.chapters import runner
 
     known = {name[:2]: name for name in runner.in_order(notebooks)}
     if unknown := set(wanted.split(",")) - set(known):
@@ -367,7 +367,7 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
     name = "demo"
     if data != "demo":
         # under the name of its artefacts, so that files of two folders of one name do not mix
-        name = f"{store.open_store(data, scale).folder.parent.name}/{store.data_name(data)}"
+        name = f"{folder.open_store(data, scale).folder.parent.name}/{store.data_name(data)}"
         home = remote.local(data)
         with VOLUME.batch_upload(force=True) as sending:
             for path in folder.files_of(home):
@@ -384,9 +384,9 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
 
 def fetch(data: str, scale: str, everything: bool = False) -> list[Path]:
     """Copy executed chapters and result rows, or everything, from the Volume to the local artefacts."""
-    from semid_lib.workbench import store
+    from semid_lib.data.folder import open_store
 
-    here = store.open_store(data, scale).folder
+    here = open_store(data, scale).folder
     there = f"artefacts/{here.parent.name}/{scale}"
     parts = [there] if everything else [f"{there}/executed", f"{there}/rows"]
     found = {file: here / PurePosixPath(file).relative_to(there) for part in parts for file in _files(part)}

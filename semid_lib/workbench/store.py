@@ -86,29 +86,6 @@ def folder_name(data: str, fingerprint: str) -> str:
     return f"{plain or 'data'}-{fingerprint[:8]}"
 
 
-def open_store(data: str, scale: str, root: str | Path | None = None) -> "Store":
-    """The store of a data set that is not loaded.
-
-    Parameters
-    ----------
-    data : str
-        "demo" or the folder of a data set, here or in an object store.
-    scale : str
-        A name of `scale.NAMES`, or "bench".
-    root : str or Path, optional
-        As `Store` takes it.
-
-    Raises
-    ------
-    ValueError
-        If there is no such folder, or it holds no data set.
-    """
-    from semid_lib.data.dataset import folder  # it imports pandas, which the demo shop does without
-
-    fingerprint = "" if data == "demo" else folder.fingerprint(remote.fetch(data))
-    return Store(data_name(data), scale, fingerprint, root)
-
-
 @dataclass(frozen=True, eq=False)
 class Artefact:
     """Arrays, read as `artefact["name"]`, and the facts that were saved with them.

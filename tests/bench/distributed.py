@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from semid_lib.data import dataset
+from semid_lib.data.folder import open_store
 from semid_lib.ids import embed, quantize, semantic_ids
 from semid_lib.serving import batch_io, predict
 from semid_lib.serving.recommender import Recommender
@@ -119,7 +120,7 @@ def main() -> int:
         if what != "work"
     ]
     rows.append({"key": "ray/the cluster itself/start", "value": round(seconds, 2)})
-    store.open_store(options.data, "bench").record("distributed", rows)
+    open_store(options.data, "bench").record("distributed", rows)
     print(f"{store.hardware()}; Ray started in {seconds:.1f} s")
     print(pd.DataFrame(lines).round(3).to_string(index=False))
     return 0

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from semid_lib.data.folder import open_store
 from semid_lib.workbench import store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -224,7 +225,7 @@ def main() -> int:
         {"key": f"serving/{name}", "value": round(float(value), 4), "must": MUST.get(name), "wish": WISH.get(name)}
         for name, value in measured.items()
     ]
-    print(store.open_store(options.data, "bench").record("serving", rows))
+    print(open_store(options.data, "bench").record("serving", rows))
     for name, value in measured.items():
         print(f"{name:34} {value:12,.2f}   must {MUST.get(name, '-'):8} wish {WISH.get(name, '-')}")
     print(store.hardware())

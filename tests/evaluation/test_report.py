@@ -6,9 +6,8 @@ import re
 import pytest
 
 from semid_lib.cli import main
-from semid_lib.data.folder import write_folder
+from semid_lib.data.folder import open_store, write_folder
 from semid_lib.evaluation import report
-from semid_lib.workbench import store
 
 RUN = {
     "data": "shop",
@@ -198,7 +197,7 @@ def test_rows_that_fit_no_table_are_not_published(shop_folder, tmp_path, monkeyp
     (tmp_path / "results").mkdir()
     published = tmp_path / "results" / "shop-smoke.json"
     published.write_text("[]", encoding="utf-8")
-    store.open_store(shop_folder, "smoke").record("02", [{"key": "semantic_ids/rate", "value": 1}])
+    open_store(shop_folder, "smoke").record("02", [{"key": "semantic_ids/rate", "value": 1}])
     with pytest.raises(ValueError, match="no row"):
         report.publish(shop_folder, "smoke")
     assert published.read_text(encoding="utf-8") == "[]" and page.read_text(encoding="utf-8") == PAGE
@@ -213,7 +212,7 @@ def test_publish_then_check(shop_folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"no rows for .*shop at smoke"):
         report.publish(shop_folder, "smoke")
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
-    shelf = store.open_store(shop_folder, "smoke")
+    shelf = open_store(shop_folder, "smoke")
     shelf.record("07", [{"key": "next_item/item_knn/mrr", **measured}])
     failed = shelf.path("executed") / "08_other.failed.ipynb"
     failed.parent.mkdir()
@@ -250,7 +249,7 @@ def test_publishing_one_run_leaves_the_tables_of_others(shop_folder, tmp_path, m
     monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
-    store.open_store(shop_folder, "smoke").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
+    open_store(shop_folder, "smoke").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
     report.publish(shop_folder, "smoke")
     text = page.read_text(encoding="utf-8")
     assert "old\n<!-- end rows -->" in text  # the other run was never published

@@ -13,11 +13,12 @@ import torch
 
 from semid_lib.cli import main
 from semid_lib.data import dataset, demo_shop, folder
+from semid_lib.data.folder import open_store
 from semid_lib.decoding import beam_search
 from semid_lib.evaluation import metrics
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import batches, recipes, sasrec
-from semid_lib.workbench import scale, store, training
+from semid_lib.workbench import scale, training
 from semid_lib.workbench.store import Store, hardware
 
 # what two processes run: no dropout, and the first attempt is stopped at the last of the three steps of an epoch
@@ -103,7 +104,7 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
     models, names = [], set()
     for artefacts in ("alone", "together"):
         monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / artefacts))
-        [run] = (store.open_store(str(shop_folder), "smoke").path("runs")).glob("[!.]*")
+        [run] = (open_store(str(shop_folder), "smoke").path("runs")).glob("[!.]*")
         names.add(run.name)
         with monkeypatch.context() as patch:
             refuse_training(patch)

@@ -22,7 +22,7 @@ from modal_proto import api_pb2
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from semid_lib.data.folder import write_folder
+from semid_lib.data.folder import open_store, write_folder
 from semid_lib.decoding import beam_search
 from semid_lib.serving import modal_app
 from semid_lib.serving.deployment import Settings
@@ -30,7 +30,6 @@ from semid_lib.serving.http import web
 from semid_lib.serving.http.service import Service
 from semid_lib.serving.predict import predict
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench import store
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "semid_lib"
@@ -431,7 +430,7 @@ def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
     write_folder(tmp_path / "tiny", [{"item_id": at, "title": f"thing {at}"} for at in range(5)])
     (tmp_path / "tiny" / "README.md").write_text("not data")
     data = str(tmp_path / "tiny")
-    asked, here = [], store.open_store(data, "smoke").folder
+    asked, here = [], open_store(data, "smoke").folder
     name = here.parent.name
 
     def in_a_container(*words):
@@ -463,7 +462,7 @@ def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
 
 
 def test_chapters_run_in_their_order_unless_they_are_up_to_date(monkeypatch, cloud):
-    from semid_lib.workbench.chapters import runner
+    from semid_lib.chapters import runner
 
     ran, state = [], {"state": "executed", "cell": "In [1]", "error": "ValueError: broken"}
     monkeypatch.setenv("SEMID_COMMIT", "")

@@ -13,12 +13,13 @@ import pyarrow.fs
 import pytest
 from conftest import free_port
 
+from semid_lib.chapters import runner
 from semid_lib.cli import main
 from semid_lib.data import dataset, folder
+from semid_lib.data.folder import open_store
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench import remote, store
-from semid_lib.workbench.chapters import runner
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-secret-of-the-tests"
@@ -226,7 +227,7 @@ def test_a_chapter_runs_on_data_in_a_store_and_leaves_all_it_wrote_there(place, 
     facts = runner.run(tmp_path / "01_toy.py", f"{place}/shop", "smoke")
     assert (facts["state"], facts["rows"]) == ("executed", 1), facts
     elsewhere(monkeypatch, tmp_path / "other")
-    shelf = store.open_store(f"{place}/shop", "smoke")
+    shelf = open_store(f"{place}/shop", "smoke")
     assert shelf.rows()[0]["value"] == 2
     left = contents(remote.fetch(f"{place}/runs/{shelf.folder.parent.name}/smoke"))
     assert not [name for name in left if name.endswith((".lock", ".partial"))]

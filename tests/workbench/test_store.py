@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from semid_lib.data import dataset
-from semid_lib.data.folder import write_folder
+from semid_lib.data.folder import open_store, write_folder
 from semid_lib.workbench import store
 
 ORIGIN = {"data", "fingerprint", "scale", "commit", "dirty", "hardware", "written", "chapter", "seed", "parents"}
@@ -333,21 +333,21 @@ def test_a_folder_name_is_safe_and_tells_data_apart(name, content):
 def test_artefacts_follow_the_data_and_not_their_path(tmp_path):
     write_folder(tmp_path / "a" / "shop", [{"item_id": 1, "title": "Pen"}])
     write_folder(tmp_path / "b" / "shop", [{"item_id": 1, "title": "Ink"}])
-    first, second = (store.open_store(str(tmp_path / name / "shop"), "smoke") for name in "ab")
+    first, second = (open_store(str(tmp_path / name / "shop"), "smoke") for name in "ab")
     assert first.folder != second.folder and first.data == second.data == "shop"
     (tmp_path / "link").symlink_to(tmp_path / "a" / "shop")
     for same in (f"{tmp_path}/a/shop/", f"{tmp_path}/b/../a/shop", f"{tmp_path}/link"):
-        assert store.open_store(same, "smoke").folder == first.folder
+        assert open_store(same, "smoke").folder == first.folder
     shop = dataset.load(tmp_path / "a" / "shop")
     assert store.Store(shop.name, "smoke", shop.fingerprint).folder == first.folder
     shutil.copytree(tmp_path / "a" / "shop", tmp_path / "moved" / "shop")
-    assert store.open_store(str(tmp_path / "moved" / "shop"), "smoke").folder == first.folder
+    assert open_store(str(tmp_path / "moved" / "shop"), "smoke").folder == first.folder
 
 
 def test_a_folder_called_demo_never_meets_the_demo_shop(tmp_path, monkeypatch):
     write_folder(tmp_path / "demo", [{"item_id": 1, "title": "Pen"}])
     monkeypatch.chdir(tmp_path)
-    mine, built_in = store.open_store("./demo", "smoke"), store.open_store("demo", "smoke")
+    mine, built_in = open_store("./demo", "smoke"), open_store("demo", "smoke")
     assert mine.folder.parent.name.startswith("demo_folder-") and built_in.folder.parent.name == "demo"
     assert dataset.load(tmp_path / "demo").name == mine.data == "demo_folder"  # in rows, too
 

@@ -17,7 +17,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from semid_lib.chapters import tracking
+from semid_lib.data.folder import open_store
 from semid_lib.workbench import remote, store
 from semid_lib.workbench import scale as scales
-from semid_lib.workbench.chapters import tracking
 
-_LIBRARY = Path(__file__).resolve().parents[2]
+_LIBRARY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = _LIBRARY.parent / "notebooks"
 _RUN_FOLDER = "artefacts/${name}/${scale}/"  # of a path in dvc.yaml
 
@@ -106,7 +107,7 @@ def in_order(notebooks: Path = NOTEBOOKS) -> list[str]:
 
 def folder_of(data: str, scale: str, root: str | Path | None = None) -> Path:
     """The folder of executed chapters. data: "demo" or the folder of a data set."""
-    return store.open_store(data, scale, root).path("executed").resolve()
+    return open_store(data, scale, root).path("executed").resolve()
 
 
 def facts_of(name: str, folder: Path) -> dict[str, Any]:
@@ -130,40 +131,6 @@ def parameters_of(source: Path) -> dict[str, Any]:
         raise ValueError(f"{source} has {len(tagged)} cells tagged parameters, expected one")
     assignments = [node for node in ast.parse(tagged[0].source).body if isinstance(node, ast.Assign)]
     return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in assignments}
-
-
-def value(text: str) -> Any:
-    """A parameter as it was typed: a Python literal, or else the text itself.
-
-    >>> value("3"), value("0.5"), value("None"), value("all-MiniLM-L6-v2")
-    (3, 0.5, None, 'all-MiniLM-L6-v2')
-    """
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def parameters_from(texts: Sequence[str]) -> dict[str, Any]:
-    """Parameters from KEY=VALUE.
-
-    Raises
-    ------
-    ValueError
-        For anything else or a key twice.
-
-    Examples
-    --------
-    >>> parameters_from(["SEED=1", "BASE_MODEL=models/small"])
-    {'SEED': 1, 'BASE_MODEL': 'models/small'}
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, rest = text.partition("=")
-        if not key.isidentifier() or not equals or key in found:
-            raise ValueError(f"{text!r} is no parameter, expected KEY=VALUE with each key once")
-        found[key] = value(rest)
-    return found
 
 
 def check(source: Path, data: str, scale: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +196,7 @@ def run(
     """
     asked = check(source, data, scale, parameters or {})
     root = root or os.environ.get("SEMID_ARTEFACTS") or store.default_root()
-    shelf = store.open_store(data, scale, root)
+    shelf = open_store(data, scale, root)
     folder = shelf.path("executed").resolve()
     facts = {
         "chapter": source.stem,

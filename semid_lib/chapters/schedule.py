@@ -11,9 +11,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from semid_lib.chapters import runner
+from semid_lib.chapters.runner import NOTEBOOKS, facts_of, is_up_to_date, stages
+from semid_lib.data.folder import open_store
 from semid_lib.workbench import store
-from semid_lib.workbench.chapters import runner
-from semid_lib.workbench.chapters.runner import NOTEBOOKS, facts_of, is_up_to_date, stages
 
 # models that are trained beside other chapters, before the chapter that finds their runs
 TRAININGS = {"07_next_item": ("timeline", "tiger", "sasrec")}
@@ -46,7 +47,7 @@ def run_all(wanted: Sequence[str], data: str, scale: str, jobs: int | None = Non
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or min(cores, 1 if scale == "full" else 2)
     graph = graph_of(wanted or runner.names(notebooks), notebooks, with_trainings=jobs > 1)
-    shelf = store.open_store(data, scale)
+    shelf = open_store(data, scale)
 
     def start(node: str, alone: bool) -> subprocess.Popen | None:
         chapter, _, model = node.partition(".")
@@ -152,7 +153,7 @@ def run_one(
 
 def train_before(source: Path, model: str, data: str, scale: str, train: Callable[[], None]) -> None:
     """Train a model before its chapter, unless that is up to date, and keep the time for the summary."""
-    shelf = store.open_store(data, scale)
+    shelf = open_store(data, scale)
     if is_up_to_date(source, shelf):
         return
     clock = store.Clock()
@@ -178,7 +179,7 @@ def state(name: str, shelf: store.Store, notebooks: Path = NOTEBOOKS) -> str:
 
 def summary(data: str = "demo", scale: str = "laptop", notebooks: Path = NOTEBOOKS) -> str:
     """All chapters of a run as a table, with the models that were trained before them."""
-    shelf, folder = store.open_store(data, scale), runner.folder_of(data, scale)
+    shelf, folder = open_store(data, scale), runner.folder_of(data, scale)
     lines, total = [["chapter", "state", "minutes", "slowest cell", "rows", "commit", "ended"]], 0.0
     for name in runner.names(notebooks):
         facts = facts_of(name, folder)
@@ -209,7 +210,7 @@ def of_dvc(params: Path) -> tuple[str, str]:
     import yaml
 
     asked = yaml.safe_load(params.read_text(encoding="utf-8"))
-    name = store.open_store(asked["data"], asked["scale"]).folder.parent.name
+    name = open_store(asked["data"], asked["scale"]).folder.parent.name
     if asked["name"] != name:
         raise ValueError(f"{params} has the name {asked['name']!r}, expected {name!r} for these data: change it there")
     return asked["data"], asked["scale"]

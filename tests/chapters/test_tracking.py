@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semid_lib.workbench.chapters import tracking
+from semid_lib.chapters import tracking
 
 PUBLISHED = sorted((Path(__file__).parents[2] / "book" / "results").glob("*.json"))
 PIXEL = base64.b64encode(b"\x89PNG one").decode()

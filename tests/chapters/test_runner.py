@@ -17,10 +17,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from semid_lib.chapters import runner, schedule
 from semid_lib.cli import main
-from semid_lib.data.folder import write_folder
+from semid_lib.data.folder import open_store, write_folder
 from semid_lib.workbench import store
-from semid_lib.workbench.chapters import runner, schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """# %% tags=["parameters"]
@@ -97,7 +97,7 @@ def folder():
 
 
 def state(notebooks, name="01_toy"):
-    return schedule.state(name, store.open_store("demo", "smoke"), notebooks)
+    return schedule.state(name, open_store("demo", "smoke"), notebooks)
 
 
 def stale(notebooks):
@@ -260,9 +260,9 @@ def test_what_makes_a_chapter_stale(notebooks, monkeypatch, tmp_path):
     assert stale(notebooks) == ["02_next"]
     runner.run(second, scale="smoke", parameters={"SEED": 1})
     assert stale(notebooks) == ["02_next"]
-    assert runner.is_up_to_date(second, store.open_store("demo", "smoke"), {"SEED": 1})
+    assert runner.is_up_to_date(second, open_store("demo", "smoke"), {"SEED": 1})
     (folder().parent / "rows" / "02_next.json").unlink()
-    assert not runner.is_up_to_date(second, store.open_store("demo", "smoke"), {"SEED": 1})
+    assert not runner.is_up_to_date(second, open_store("demo", "smoke"), {"SEED": 1})
     store.Store("demo", "smoke", "f").save("things", {"a": np.ones(2)})  # by hand, in JupyterLab
     assert stale(notebooks) == ["01_toy", "02_next"]
 

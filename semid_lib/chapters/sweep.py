@@ -18,11 +18,46 @@ from typing import Any
 
 import pandas as pd
 
+from semid_lib.chapters import runner
+from semid_lib.data.folder import open_store
 from semid_lib.workbench import atomic, store
-from semid_lib.workbench.chapters import runner
 
 _SHOWN = 40  # lines of the table that are printed
 _FACTS = ("key", "value", "ci95", "spread", "n", "seconds", "commit", "dirty", "hardware", "fingerprint")
+
+
+def value(text: str) -> Any:
+    """A parameter as it was typed: a Python literal, or else the text itself.
+
+    >>> value("3"), value("0.5"), value("None"), value("all-MiniLM-L6-v2")
+    (3, 0.5, None, 'all-MiniLM-L6-v2')
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def parameters_from(texts: Sequence[str]) -> dict[str, Any]:
+    """Parameters from KEY=VALUE.
+
+    Raises
+    ------
+    ValueError
+        For anything else or a key twice.
+
+    Examples
+    --------
+    >>> parameters_from(["SEED=1", "BASE_MODEL=models/small"])
+    {'SEED': 1, 'BASE_MODEL': 'models/small'}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, rest = text.partition("=")
+        if not key.isidentifier() or not equals or key in found:
+            raise ValueError(f"{text!r} is no parameter, expected KEY=VALUE with each key once")
+        found[key] = value(rest)
+    return found
 
 
 def grid(texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,7 +71,7 @@ def grid(texts: Sequence[str]) -> list[dict[str, Any]]:
         key, equals, values = text.partition("=")
         if not key.isidentifier() or not equals or not all(values.split(",")) or key in axes:
             raise ValueError(f"{text!r} is no axis of a grid, expected KEY=VALUE,VALUE with each key once")
-        axes[key] = [runner.value(each) for each in values.split(",")]
+        axes[key] = [value(each) for each in values.split(",")]
         if len(set(map(str, axes[key]))) < len(axes[key]):
             raise ValueError(f"{text!r} names a value twice, expected different ones")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -53,7 +88,7 @@ def point_name(parameters: Mapping[str, Any]) -> str:
 
 def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
     """Make a point's folder, with links to what the chapters before wrote. Raises ValueError if that is not there."""
-    shared, own = (store.open_store(data, scale, where).folder for where in (root, point))
+    shared, own = (open_store(data, scale, where).folder for where in (root, point))
     own.mkdir(parents=True, exist_ok=True)
     earlier, stages = runner.before(source.stem, source.parent), runner.stages(source.parent)
     # rows and executed notebooks are of the run; everything else may be read
@@ -114,11 +149,11 @@ def run(
 def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) -> Path:
     """Where the points and the table of a sweep are."""
     root = Path(root or store.default_root()).resolve()
-    return store.open_store(data, scale, root / "sweeps").folder / chapter
+    return open_store(data, scale, root / "sweeps").folder / chapter
 
 
 def _has_run(place: Path, source: Path, data: str, scale: str, point: Mapping[str, Any]) -> bool:
-    return runner.is_up_to_date(source, store.open_store(data, scale, place), point)
+    return runner.is_up_to_date(source, open_store(data, scale, place), point)
 
 
 def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:

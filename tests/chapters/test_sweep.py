@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from semid_lib.chapters import runner, sweep
 from semid_lib.cli import main
 from semid_lib.workbench import store
-from semid_lib.workbench.chapters import runner, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = """# %% tags=["parameters"]
