@@ -6,6 +6,7 @@ that was stopped goes on, and a larger grid adds to a smaller one. Next to the p
 `table.csv` (a line a row and point, with the parameters as columns) and `table.md` (mean and spread over seeds).
 """
 
+import ast
 import itertools
 import os
 import re
