@@ -154,7 +154,9 @@ def reference(room: str) -> str:
     ## semid_lib.search.hybrid_ranker
     """
     folder = Path(semid_lib.__file__).parent / room
-    names = [f"semid_lib.{room.replace('/', '.')}.{file.stem}" for file in sorted(folder.glob("[!_]*.py"))]
+    package = f"semid_lib.{room.replace('/', '.')}"
+    names = [package] if "/" in room else []  # a room within a room may define its functions in the package itself
+    names += [f"{package}.{file.stem}" for file in sorted(folder.glob("[!_]*.py"))]
     return "\n".join(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n" for name in names)
 
 
