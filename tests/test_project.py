@@ -250,7 +250,8 @@ def test_a_module_imports_only_from_rooms_before_its_own(path):
 
 @pytest.mark.parametrize("name", ON_THEIR_OWN)
 def test_what_others_may_lift_out_needs_nothing_of_ours(name):
-    assert imported(ast.parse((ROOT / "semid_lib" / f"{name}.py").read_text(encoding="utf-8"))) == set()
+    needed = imported(ast.parse((ROOT / "semid_lib" / f"{name}.py").read_text(encoding="utf-8")))
+    assert needed <= ({"decoding"} if name == "decoding/trie" else set())  # the trie comes with its subsets
 
 
 def test_the_reader_of_imports_reads_them_all():

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semid_lib.decoding.trie import PrefixTrie, Subset
+from semid_lib.decoding.subset import Subset
+from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import sid_tokens
 
 _FORMAT = "semid tokens 1"
@@ -310,7 +311,7 @@ class _VLLMTrie:
     def _subset(self, rows: list[int] | None) -> Subset | None:
         if rows is None:
             return None
-        allowed = np.zeros(self.trie.n_rows, dtype=bool)
+        allowed = np.zeros(self.trie.n_items, dtype=bool)
         allowed[[row for row in rows if row < len(allowed)]] = True
         return self.trie.subset(allowed)
 

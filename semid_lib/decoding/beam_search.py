@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import embedding, pad
 from tqdm.auto import tqdm
 
-from semid_lib.decoding.trie import PrefixTrie, Subset
+from semid_lib.decoding.subset import Subset
+from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.workbench import arguments
 from semid_lib.workbench.text import shown
 

@@ -95,13 +95,13 @@ def rank(
     from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 
     k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
-    rows = checked_rows(histories, trie.n_rows)
-    mask = checked_mask(allowed, len(rows), trie.n_rows)
+    rows = checked_rows(histories, trie.n_items)
+    mask = checked_mask(allowed, len(rows), trie.n_items)
     if exact and diversity is not None:
         raise ValueError("exact and diversity are both given: expected one of them. An exact ranking has no beam")
     rules = None if mask is None or len(mask) > 1 else trie.subset(mask)
     if mask is not None and rules is None:
-        n_at_once = min(n_at_once, _MASKS_AT_ONCE // trie.n_rows)
+        n_at_once = min(n_at_once, _MASKS_AT_ONCE // trie.n_items)
     items = np.full((len(rows), k), -1, dtype=np.int64)
     scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
     seen = [np.unique(row) if exclude_seen else row[:0] for row in rows]

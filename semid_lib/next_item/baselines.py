@@ -1,7 +1,7 @@
 """Baselines without training: popularity and item-kNN.
 
-Both have the `rank(histories, k, exclude_seen)` of the models, in item rows. The item-kNN takes the order of the
-history into account, which costs nothing and makes it a stronger baseline.
+Both have the `rank(histories, k, exclude_seen)` of the models, in item rows. The item-kNN uses the order of the
+history, which costs nothing and makes it a stronger baseline.
 """
 
 from collections.abc import Sequence

@@ -379,7 +379,7 @@ class Recommender:
 
 
 def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
-    return trie.n_rows == trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
+    return trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
 
 
 def _html(table: pd.DataFrame) -> str:

@@ -495,8 +495,8 @@ def test_both_ways_choose_the_same_among_many_candidates(seed, n_values, width, 
     rng = np.random.default_rng(seed)
     sizes = (64, 64, 300)
     trie = PrefixTrie.build(np.unique(rng.integers(0, sizes, (3000, 3)), axis=0))
-    mask = rng.random((3, trie.n_rows)) < 0.3
-    subset = trie.subset(mask, torch.from_numpy(rng.integers(-1, trie.n_rows, (3, 20)))) if rules else None
+    mask = rng.random((3, trie.n_items)) < 0.3
+    subset = trie.subset(mask, torch.from_numpy(rng.integers(-1, trie.n_items, (3, 20)))) if rules else None
     zeros = torch.zeros((3, 1), dtype=torch.long)
     beam = beam_search.Beam(zeros, torch.zeros(3, 1), zeros, zeros)
     for level, size in enumerate(sizes):
