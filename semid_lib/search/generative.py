@@ -28,7 +28,7 @@ class GenerativeSearch:
         if beam_width < 1 or batch_size < 1:
             raise ValueError(f"beam_width {beam_width} and batch_size {batch_size}, expected at least 1 of each")
         self.scorer, self.trie, self.beam_width, self.batch_size = scorer, trie, beam_width, batch_size
-        self.n_items = trie.n_rows
+        self.n_items = trie.n_items
 
     def _contexts(self, queries: list[str], query_vectors: np.ndarray | None) -> Any:
         raise NotImplementedError
