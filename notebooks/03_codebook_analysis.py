@@ -1,18 +1,17 @@
 # %% [markdown]
 # # Codebook analysis: are the codes used, and do prefixes mean anything?
 #
-# A [semantic ID](../book/notation.md) is only as good as what its first [codes](../book/notation.md "code") say. Do the
-# IDs of chapter 02 say more than an [RQ-VAE](../book/notation.md)'s, and more than controls that should lose? And what
-# happens to them when new items arrive?
+# A [semantic ID](../book/notation.md) is useful if its first [codes](../book/notation.md "code") group similar items. We
+# compare the IDs of chapter 02 with those of an [RQ-VAE](../book/notation.md) and with two controls, and then add items.
 #
 # **What you will learn**
 #
 # 1. whether all codes are used, and how large [collisions](../book/notation.md "collision") are;
-# 2. whether items under one [prefix](../book/notation.md) belong together, against chance and against controls;
-# 3. what a prefix looks like;
-# 4. whether another seed would have found the same groups;
-# 5. what more [levels](../book/notation.md "level") and larger [codebooks](../book/notation.md "codebook") buy;
-# 6. how new items get an ID without retraining, and when the codebooks are out of date.
+# 2. whether items under one [prefix](../book/notation.md) belong together, compared with chance and controls;
+# 3. what the items under a prefix are;
+# 4. whether another seed finds the same groups;
+# 5. what more [levels](../book/notation.md "level") and larger [codebooks](../book/notation.md "codebook") gain;
+# 6. how new items get IDs without retraining, and when to fit the codebooks again.
 #
 # | | |
 # | --- | --- |
@@ -21,7 +20,7 @@
 # | runs in | under a minute at `smoke`; a minute or two at `laptop` |
 
 # %% tags=["parameters"]
-DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv
+DATA = "demo"  # or a folder with items.jsonl and, optionally, sequences.tsv
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
 
@@ -31,59 +30,48 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import dataset
-from semid_lib.decoding import trie
-from semid_lib.evaluation import plotting
-from semid_lib.ids import (
-    assignment,
-    codebooks,
-    control_codes,
-    embed,
-    quantize,
-)
+from semid_lib.evaluation import figures_data, plotting
+from semid_lib.ids import assignment, codebooks, control_codes, embed, quantize
 from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
 plotting.use()
 clock = store.Clock()
 shop = dataset.load(DATA)
-sizes = scale.get(SCALE)
-shelf = store.Store(shop.name, SCALE, shop.fingerprint)
-vectors = embed.normalize(shelf.load("embeddings")["vectors"])
-saved = shelf.load("semantic_ids")
+sizes = scale.get(SCALE, shop.name)
+results = store.Store(shop.name, SCALE, shop.fingerprint)
+vectors = embed.normalize(results.load("embeddings")["vectors"])
+saved = results.load("semantic_ids")
 K, n_levels = saved.facts["codebook_size"], saved.facts["n_levels"]
 title = shop.items["title"]
-print(shelf.origin())
+print(results.origin())
 if len(vectors) < 100:
-    print(f"{len(vectors)} items are too few to judge codes: that takes 100")
+    print(f"{len(vectors)} items: too few to judge codes, use 100")
 
 # %%
 labels = {"leaf category": dataset.leaf_categories(shop.items)}
-labels["brand"] = shop.items.get("brand", pd.Series([""] * len(shop.items)))
-kind = max(labels, key=lambda name: (labels[name] != "").sum())  # the fuller column
+none = pd.Series([""] * len(shop.items))
+labels["brand"] = shop.items.get("brand", none)
+kind = max(labels, key=lambda name: (labels[name] != "").sum())  # the fuller
 label = labels[kind].to_numpy()
 known = label != ""
 
 # %% [markdown]
-# Two controls stand beside the learned codes. *Random codes* have every property of an ID but meaning. The *category
-# tree* takes the shop's own labels, such as categories, as the first code and clusters the vectors below them, so it
-# knows what the others must find out; it needs labels, which a catalogue may not have.
+# The two controls: *random codes* are IDs without meaning. The *category tree* starts from the shop's own labels, such
+# as categories, and clusters the vectors below them. It is given what the others must find, and needs labels, which a
+# catalogue may not have.
 
 # %%
+n = len(vectors)
 methods = {
     "residual k-means": saved["kmeans_codes"],
     "RQ-VAE": saved["rqvae_codes"],
-    "random codes": control_codes.random_codes(len(vectors), n_levels, K, SEED),
+    "random codes": control_codes.random_codes(n, n_levels, K, SEED),
 }
 if known.mean() > 0.5:
     methods["category tree"] = control_codes.category_codes(
         vectors, label.tolist(), n_levels, K, seed=SEED
     )
-COLOURS = {
-    "residual k-means": "tab:blue",
-    "RQ-VAE": "tab:green",
-    "random codes": "tab:grey",
-    "category tree": "tab:purple",
-}
 
 # %% [markdown]
 # ## 1. Are the codes used?
@@ -92,84 +80,55 @@ COLOURS = {
 used = {}
 for name, codes in methods.items():
     room = max(K, int(codes.max()) + 1)
-    used[name] = {
-        **{
-            f"utilization {level}": u
-            for level, u in enumerate(codebooks.utilization(codes, room))
-        },
-        **{
-            f"perplexity {level}": p
-            for level, p in enumerate(codebooks.perplexity(codes, room))
-        },
-        "collision rate": codebooks.collision_rate(codes),
-    }
+    used[name] = {"collision rate": codebooks.collision_rate(codes)}
+    for level, share in enumerate(codebooks.utilization(codes, room)):
+        used[name][f"utilization {level}"] = share
+    for level, value in enumerate(codebooks.perplexity(codes, room)):
+        used[name][f"perplexity {level}"] = value
 pd.DataFrame(used).T.round(3)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "A panel per level: items per code for each method, codes sorted from most to least used; a dashed line marks the even share, random codes stay nearest to it."}}
-figure, axes = plt.subplots(
-    1, n_levels, figsize=(10, 3.2), layout="constrained", squeeze=False
-)
-for level, axis in enumerate(axes[0]):
-    for name, codes in methods.items():
-        counts = np.sort(np.bincount(codes[:, level], minlength=K))[::-1]
-        axis.plot(np.arange(1, len(counts) + 1), counts, color=COLOURS[name], label=name)
-    axis.axhline(len(vectors) / K, color="black", linestyle="--", linewidth=1)
-    axis.set(title=f"level {level}", xlabel="codes, most used first", yscale="symlog")
-    axis.set_ylim(bottom=0)
-axes[0, 0].set_ylabel("items")
-axes[0, -1].legend(frameon=False, fontsize=8)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "A panel per level: items per code for each method, codes sorted from most to least used; a dotted line marks the even share, random codes stay nearest to it."}}
+figures_data.code_use(methods, K)
 plt.show()
 
 # %% [markdown]
-# *Figure 1.* Items per code. The dashed line is the even share; a curve that reaches the bottom before the right edge
-# has [dead codes](../book/notation.md "dead code"). The category tree has them by design: under a label it spends only
-# as many codes as the items there need. Random codes are as even as chance allows, so even use is no merit by itself:
-# it is a condition.
+# *Figure 1.* Items per code. The dotted line is the even share; a curve that reaches the bottom before the right edge
+# has [dead codes](../book/notation.md "dead code"). The category tree has them by design: each label gets only as many
+# codes as its items need. Random codes are as even as chance allows. So even use is necessary, but not sufficient.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars for each method: how many semantic IDs are carried by one item, by two, by three and so on, on a logarithmic axis, falling quickly."}}
-figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-for at, (name, codes) in enumerate(methods.items()):
-    groups = codebooks.collision_sizes(codes)[1:]
-    place = np.arange(1, len(groups) + 1) + 0.18 * (at - 1.5)
-    axis.bar(place, groups, width=0.18, color=COLOURS[name], label=name)
-axis.set(
-    xlabel="items that share all codes",
-    ylabel="semantic IDs",
-    yscale="log",
-    xlim=(0.4, 12.6),
-    xticks=range(1, 13),
-)
-axis.set_ylim(bottom=0.5)  # so that a single ID still shows
-axis.legend(frameon=False)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Bars for each method: how many semantic IDs are shared by one item, by two, by three and so on, on a logarithmic axis, falling quickly."}}
+groups = map(codebooks.collision_sizes, methods.values())
+figures_data.collision_groups(dict(zip(methods, groups, strict=True)))
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* Collisions before anything is done about them (groups of more than 12 are not shown). Random codes collide
-# by chance only. Where learned codes collide more, that is the price of meaning: similar items come together.
+# *Figure 2.* Collisions before they are resolved, up to groups of 12 items. Random codes collide by chance only. Where
+# learned codes collide more often, similar items share codes.
 
 # %% [markdown]
 # ## 2. Do prefixes mean anything?
 #
-# *[Purity](../book/notation.md "purity")*: of all pairs of items under one prefix, the share that has the same label.
-# In a shop with one large category that share is high for any codes, so what chance would give is taken out, as in
-# [(Hubert and Arabie, 1985)](../book/references.bib "hubert1985"):
+# *[Purity](../book/notation.md "purity")* is the share of item pairs under one prefix that have the same label. In a
+# shop with one large category that share is high for any codes, so we adjust it for chance, as in [(Hubert and Arabie,
+# 1985)](../book/references.bib "hubert1985"):
 #
 # $$ \text{purity} = \frac{\text{observed} - \text{expected}}{1 - \text{expected}} , $$ (eq-purity)
 #
-# It is 0 for codes that know nothing of the label, and 1 if every prefix holds one label only. Its 95%
-# [interval](../book/notation.md), in square brackets below, resamples prefixes and not pairs, since pairs under one
-# prefix share their items. By hand: the prefixes 0, 0, 1, 1 on the labels a, a, b, b are pure:
+# Purity is 0 for codes unrelated to the label, and 1 if every prefix has a single label. The 95%
+# [interval](../book/notation.md), in square brackets below, resamples prefixes rather than pairs, since pairs under one
+# prefix share items. By hand: the prefixes 0, 0, 1, 1 with the labels a, a, b, b are pure:
 
 # %%
-codebooks.prefix_purity(
-    np.array([[0], [0], [1], [1]]), np.array(["a", "a", "b", "b"])
-).adjusted
+prefixes, two_labels = np.array([[0], [0], [1], [1]]), np.array(list("aabb"))
+codebooks.prefix_purity(prefixes, two_labels).adjusted
 
 # %%
+depths = range(1, n_levels + 1)
+names = [f"{depth} code{'s' if depth > 1 else ''}" for depth in depths]
 purity = {
     name: [
         codebooks.prefix_purity(codes[known, :depth], label[known])
-        for depth in range(1, n_levels)
+        for depth in depths[:-1]
     ]
     for name, codes in methods.items()
 }
@@ -177,19 +136,23 @@ shown = {
     name: [f"{p.adjusted:.3f} [{p.low:.3f}, {p.high:.3f}]" for p in values]
     for name, values in purity.items()
 }
-print(
-    f"purity in {kind}, by chance {purity['residual k-means'][0].expected:.3f} before adjusting"
-)
-pd.DataFrame(
-    shown, index=[f"{depth} code{'s'[: depth > 1]}" for depth in range(1, n_levels)]
-).T
+first_purity = {name: values[0].adjusted for name, values in purity.items()}
+expected = purity["residual k-means"][0].expected
+print(f"purity in {kind}; before adjusting, chance gives {expected:.3f}")
+pd.DataFrame(shown, index=names[:-1]).T.replace("nan [nan, nan]", "")
+
+# %%
+for name in ("residual k-means", "RQ-VAE"):
+    low, chance = purity[name][0].low, purity["random codes"][0].high
+    verdict = "purer than" if low > chance else "not clearly purer than"
+    print(f"first codes of {name}: {verdict} random codes")
 
 # %% [markdown]
-# A category tree has the labels as its first code, so its purity is high by construction. Compare the learned codes with
-# random ones: purity above theirs was found from text alone.
+# The first code of the category tree is the label, so its purity is high by construction. Learned codes have seen only
+# the text: their purity above that of random codes was found, not given.
 #
-# *Neighbour preservation* needs no labels: of an item's ten nearest neighbours among the vectors (or all, if there are
-# fewer), what share lies under its prefix?
+# *Neighbour preservation* needs no labels. It is the share of an item's ten nearest neighbours among the vectors (or of
+# all items, if there are fewer) that have its prefix.
 
 # %%
 n_near = min(10, len(vectors) - 1)
@@ -199,184 +162,165 @@ kept = {
 }
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the ten nearest neighbours under the same prefix against the number of its codes, falling, a line per method and its share by chance dotted, on a logarithmic axis; random codes lie near their dotted line."}}
-figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-depths = np.arange(1, n_levels + 1)
-for name, preserved in kept.items():
-    axis.plot(depths, preserved.share, "o-", color=COLOURS[name], label=name)
-    axis.plot(depths, preserved.by_chance, ":", color=COLOURS[name])
-axis.set(
-    xlabel="codes of the prefix",
-    ylabel=f"share of {n_near} nearest neighbours",
-    xticks=depths,
-)
-axis.set(yscale="symlog", ylim=(0, 1.1))
-axis.set_yscale("symlog", linthresh=1e-3)
-axis.legend(frameon=False)
+figures_data.neighbours_kept(kept, n_near)
 plt.show()
 
 # %% [markdown]
-# *Figure 3.* Neighbours kept under the prefix; dotted, the share of all items there, which is what chance would keep.
-# The lines must fall, since a long prefix has no room for ten neighbours: compare methods at one length, and each with
-# its own dotted line. The scale is logarithmic down to .001 and linear below, so that 0 can be shown.
+# *Figure 3.* Neighbours with the same prefix; the dotted lines show the share by chance. All lines must fall, since few
+# items share a long prefix. Compare methods at one length, and each with its dotted line. The scale is logarithmic above
+# .001 and linear below, so that 0 is visible.
 
 # %% [markdown]
-# ## 3. What a prefix looks like
+# ## 3. Which items share a prefix?
 #
-# One first code with the items under it: the tree that a model walks when it writes an ID.
+# One first code with the items under it, as a model generates IDs:
 
 # %%
 codes = saved["codes"]
 items_per_code = np.bincount(codes[:, 0], minlength=K)
-first = int(np.argsort(items_per_code)[K // 2])  # of middling size, not a chosen one
-under = pd.DataFrame(codes[codes[:, 0] == first]).assign(
-    title=title[codes[:, 0] == first].to_numpy()
-)
-print(f"{first}  ({len(under)} items)")
-for second, branch in list(under.groupby(1))[:6]:
+first = int(np.argsort(items_per_code)[K // 2])  # of medium size, not selected
+rows = np.flatnonzero(codes[:, 0] == first)
+print(f"{first}  ({len(rows)} items)")
+for second in np.unique(codes[rows, 1])[:6]:
+    branch = rows[codes[rows, 1] == second]
     print(f" ├─ {second}")
-    for row in branch.head(3).itertuples(index=False):
-        print(f" │   ├─ {row[2]}  {one_line(row.title, 70)}")
+    for row in branch[:3]:
+        print(f" │   ├─ {codes[row, 2:].tolist()} {one_line(title[row], 50)}")
     if len(branch) > 3:
         print(f" │   └─ and {len(branch) - 3} more")
 
 # %%
-chosen = np.random.default_rng(SEED).permutation(len(vectors))[: sizes.map_items]
-places, method = plotting.map_2d(vectors[chosen], SEED)
+drawn = np.random.default_rng(SEED).permutation(n)[: sizes.map_items]
+places, method = plotting.map_2d(vectors[drawn], SEED)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The same map of items twice, as dots: on the left coloured by the ten largest first codes, on the right by the ten largest labels; regions of one colour mostly coincide."}}
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
 largest = pd.Series(label[known]).value_counts().index[:10]
-largest_codes = np.argsort(items_per_code)[::-1][:10]
-groups = {
-    f"the {len(largest_codes)} largest first codes": (codes[chosen, 0], largest_codes),
-    f"the {len(largest)} largest: {kind}": (label[chosen], largest),
+top_codes = np.argsort(items_per_code)[::-1][:10]
+coloured = {
+    f"the {len(top_codes)} largest first codes": (codes[drawn, 0], top_codes),
+    f"the {len(largest)} largest: {kind}": (label[drawn], largest),
 }
-for axis, (name, (group, members)) in zip(axes, groups.items(), strict=True):
-    plotting.draw_map(axis, places, group, members, method)
-    axis.set(title=name)
+figures_data.two_maps(places, coloured, method)
 plt.show()
 
 # %% [markdown]
-# *Figure 4.* One map of the items, as in chapter 01, coloured by the first code (left) and by the shop's own labels
-# (right). Colours are not matched between the two; look whether regions of one colour coincide.
+# *Figure 4.* One map of the items, as in chapter 01, coloured by first code (left) and by the shop's labels (right). The
+# two sets of colours are independent: check whether regions of one colour coincide.
 
 # %% [markdown]
-# ## 4. Would another seed find the same groups?
+# ## 4. Does another seed find the same groups?
 #
 # K-means starts from random centres, so another seed gives other codes. Does it give other groups? The *adjusted mutual
-# information* of the prefixes of two runs is 1 if they group the items alike, whatever the codes are called, and 0 if
-# they have no more in common than chance.
+# information* of the prefixes of two runs is 1 if both group the items alike, whatever the codes are called, and 0 if
+# they agree no more than by chance.
 
 # %%
 iterations = sizes.kmeans_iterations
-others = [
-    quantize.fit_residual_kmeans(vectors, n_levels, K, iterations, SEED + s).codes
+others = {
+    f"seed + {s}": quantize.fit_residual_kmeans(
+        vectors, n_levels, K, iterations, SEED + s
+    )
     for s in (1, 2)
-]
-stability = [codebooks.prefix_stability(saved["kmeans_codes"], other) for other in others]
-names = [f"{depth} code{'s'[: depth > 1]}" for depth in range(1, n_levels + 1)]
-pd.DataFrame(stability, index=["seed + 1", "seed + 2"], columns=names).round(3)
+}
+stability = {
+    name: codebooks.prefix_stability(saved["kmeans_codes"], other.codes)
+    for name, other in others.items()
+}
+plotting.rounded(pd.DataFrame(stability, index=names).T)
 
 # %% [markdown]
-# Usually it falls with the length of the prefix: first codes are found again more often than last ones, which are one
-# choice among many. And even equal groups have other numbers, so a model trained on one run's IDs cannot be used with another's.
+# Stability usually falls with the length of the prefix: there are many equally good choices of last codes. A cell is
+# empty if every item has its own ID. Even equal groups have different code numbers, so a model trained on the IDs of one
+# run cannot be used with those of another.
 
 # %% [markdown]
-# ## 5. More levels, larger codebooks
+# ## 5. More levels or larger codebooks?
 #
 # $L$ levels of $K$ codes take $L \log_2 K$ bits. Are they better spent on more levels or on larger codebooks?
 
 # %%
 sweep = {}
 for size in sorted({min(K, max(4, K // 4)), min(K, max(4, K // 2)), K}):
-    fitted = quantize.fit_residual_kmeans(vectors, n_levels + 1, size, iterations, SEED)
-    sweep[size] = codebooks.distortion_per_level(vectors, fitted.codes, fitted.decode)
+    quantizer = quantize.fit_residual_kmeans(
+        vectors, n_levels + 1, size, iterations, SEED
+    )
+    sweep[size] = codebooks.distortion_per_level(
+        vectors, quantizer.codes, quantizer.decode
+    )
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Distortion against bits per item, falling, one line per codebook size with a point for each level."}}
-figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-for size, distortion in sweep.items():
-    bits = np.log2(size) * np.arange(1, len(distortion) + 1)
-    axis.plot(bits, distortion, "o-", label=f"{size} codes a level")
-axis.set(
-    xlabel="bits per item (levels x log2 of the codebook size)",
-    ylabel="distortion",
-    ylim=0,
-)
-axis.legend(frameon=False)
+figures_data.distortion_by_bits(sweep)
 plt.show()
 
 # %% [markdown]
-# *Figure 5.* What an ID leaves unexplained, against its length in bits; a point is a level. Where the line of a larger
-# codebook lies below the others, the same bits are better spent on it than on more levels; where lines lie together it
-# does not matter, and fewer levels are shorter to generate. The price of a larger codebook does not show here: fewer
-# items share a code, so a model sees each code less often.
+# *Figure 5.* Distortion by the length of the ID in bits; a point is a level. Where the line of a larger codebook is
+# lower, the same bits are better spent on it than on more levels. Where lines coincide, fewer levels are better, because
+# shorter IDs are faster to generate. The figure does not show the cost of a larger codebook: fewer items share a code,
+# so a model sees each code less often.
 
 # %% [markdown]
 # ## 6. New items
 #
-# A tenth of the catalogue plays the items that arrive later: codebooks are fitted on the rest and stay frozen, each new
-# item is encoded with them and gets the nearest ID that is free.
+# Let a tenth of the catalogue arrive later: we fit codebooks on the rest and keep them fixed. Each new item gets the
+# nearest free ID.
 
 # %%
-arrival = np.random.default_rng(SEED).permutation(len(vectors))
-late, early = arrival[: len(arrival) // 10], arrival[len(arrival) // 10 :]
+arrival = np.random.default_rng(SEED).permutation(n)
+late, early = np.split(arrival, [n // 10])
 if len(np.unique(vectors[early], axis=0)) < quantize.MIN_ITEMS:
-    late, early = arrival[:0], arrival  # too few to hold one back
-frozen = quantize.fit_residual_kmeans(vectors[early], n_levels, K, iterations, SEED)
-before, _ = assignment.resolve_collisions(frozen.codes, vectors[early], frozen)
+    late, early = arrival[:0], arrival  # too few to hold one out
+old_vectors = vectors[early]
+fit = quantize.fit_residual_kmeans
+frozen = fit(old_vectors, n_levels, K, iterations, SEED)
+before, _ = assignment.resolve_collisions(frozen.codes, old_vectors, frozen)
 after, added = assignment.add_items(before, vectors[late], frozen)
-assert (after.unique[: len(before)] == before.unique).all()  # no old ID has changed
-prefix_tree = trie.PrefixTrie.build(after.unique)
-print(added)
-print(f"the trie now leads to {prefix_tree.n_items:,} items, {len(late):,} of them new")
+assert (after.codes[: len(before)] == before.codes).all()  # no old ID changes
+print(f"{added.n_items} new items: {added.at_nearest} keep their codes,")
+print(f"{added.left_over} need a disambiguation code, the others moved")
 
 # %% [markdown]
-# In the report, items *at nearest* have just the codes that the codebooks give them, the others moved to a free last
-# code, and those *left over* found none and would need a longer ID than the model was made for.
+# The quantizer gives each new item its codes. If they are taken, the item moves to a free last code; if the prefix is
+# full, it needs a disambiguation code, and the ID may be longer than the model can generate. Removing an item frees its
+# ID (`assignment.remove_items`).
 #
-# Are the codebooks still right for what arrives? The [drift](../book/notation.md) report compares the squared errors of
-# the new items with those of the old: first for this random tenth, then for the largest label as if it had not existed
-# before. It tells the ratio of the means, the share of new items above the 95th percentile of the old ones, and how far
-# the two distributions lie apart (`ks`: 0 for the same, 1 for no overlap).
+# Do the codebooks still fit what arrives? The [drift](../book/notation.md) report compares the squared errors of new and
+# old items: first for this random tenth, then for the largest label as if it were new. It has the ratio of the means,
+# the share of new items above the 95th percentile of the old ones, and the distance of the two distributions (`ks`: 0
+# equal, 1 no overlap).
 
 # %%
-training_errors = codebooks.squared_errors(vectors[early], frozen.decode(frozen.codes))
-arrived = frozen.decode(frozen.encode(vectors[late]))
-drift = {
-    "a random tenth": codebooks.drift(
-        training_errors, codebooks.squared_errors(vectors[late], arrived)
-    )
-}
-strange = label == largest[0] if len(largest) else np.zeros(len(label), bool)
-if 30 <= strange.sum() < len(vectors) - K:
-    old = quantize.fit_residual_kmeans(vectors[~strange], n_levels, K, iterations, SEED)
-    old_errors = codebooks.squared_errors(vectors[~strange], old.decode(old.codes))
-    new_errors = codebooks.squared_errors(
-        vectors[strange], old.decode(old.encode(vectors[strange]))
-    )
-    drift[f"all of {one_line(largest[0], 40)}"] = codebooks.drift(old_errors, new_errors)
-for name, report in drift.items():
-    print(f"{name}: {report.advice}")
-pd.DataFrame({name: report._asdict() for name, report in drift.items()}).T.drop(
-    columns="advice"
-)
+tests = {"a random tenth": np.isin(np.arange(n), late)}
+if len(largest):
+    tests[f"all of {one_line(largest[0], 40)}"] = label == largest[0]
+drift = {}
+for name, is_new in tests.items():
+    if drift and not 30 <= is_new.sum() < n - K:
+        continue  # too few new items, or too few old ones
+    old = frozen
+    if drift:
+        old = fit(vectors[~is_new], n_levels, K, iterations, SEED)
+    errors = codebooks.squared_errors(vectors, old.decode(old.encode(vectors)))
+    drift[name] = codebooks.drift(errors[~is_new], errors[is_new])
+    print(f"{name}: {drift[name].advice}")
+table = pd.DataFrame(drift.values(), index=list(drift)).iloc[:, :4]
+plotting.rounded(table.rename(columns=lambda name: name.replace("_", " ")))
 
 # %% [markdown]
-# Codebooks always fit their own items best, so the ratio of a random tenth is above 1 without any drift; the limits of
-# the rule allow for that. A refit gives all items new IDs, and the model has to be trained again: hence a rule and no
-# habit.
+# Codebooks fit their own items best, so the ratio of a random tenth is above 1 without drift, and the limits of the rule
+# allow for that. Fitting again changes all IDs, and the model must be retrained. Do so only when the rule says so.
 
 # %% [markdown]
 # ## Summary
 
 # %%
+near = kept["residual k-means"]
 figures = {
-    "purity_first_code": purity["residual k-means"][0].adjusted,
-    "rqvae_purity_first_code": purity["RQ-VAE"][0].adjusted,
-    "random_purity_first_code": purity["random codes"][0].adjusted,
-    "neighbours_first_code": kept["residual k-means"].share[0],
-    "neighbours_first_code_by_chance": kept["residual k-means"].by_chance[0],
-    "stability_first_code": stability[0][0],
+    "purity_first_code": first_purity["residual k-means"],
+    "rqvae_purity_first_code": first_purity["RQ-VAE"],
+    "random_purity_first_code": first_purity["random codes"],
+    "neighbours_first_code": near.share[0],
+    "neighbours_first_code_by_chance": near.by_chance[0],
+    "stability_first_code": stability["seed + 1"][0],
     "new_items_left_over": added.left_over,
     "drift_of_random_items": drift["a random tenth"].ratio,
 }
@@ -385,16 +329,14 @@ rows = [
     for name, value in figures.items()
     if np.isfinite(value)
 ]
-shelf.record(
-    "03_codebook_analysis",
-    [*rows, {"key": "codebooks/seconds", "value": round(clock.seconds, 1)}],
-)
-pd.Series(figures, name="value").to_frame().round(3)
+rows += [{"key": "codebooks/seconds", "value": round(clock.seconds, 1)}]
+results.record("03_codebook_analysis", rows)
+table = pd.Series(figures, name="value").to_frame()
+plotting.rounded(table.rename(lambda name: name.replace("_", " ")))
 
 # %% [markdown]
-# **What this does not show.** That prefixes mean something to a shopper: labels and neighbours are the catalogue's own
-# view. Whether the IDs help a model is for chapter 07 to say.
+# **What this does not show.** Labels and neighbours are the catalogue's own view, not the shopper's. Chapter 07 tests
+# whether the IDs help a model.
 #
 # **Next:** [the queries that a shopper would ask](04_synthetic_queries.ipynb); or, for a shop with
-# [histories](../book/notation.md "history"), [a model that writes these IDs](07_next_item.ipynb) against baselines that
-# only count.
+# [histories](../book/notation.md "history"), [a model that generates these IDs](07_next_item.ipynb).

@@ -1,4 +1,4 @@
-"""Figures of the chapters on catalogues, vectors and IDs: 01. Conventions: `evaluation.figures`."""
+"""Figures of the chapters on catalogues, vectors and IDs: 01 to 03. Conventions: `evaluation.figures`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from semid_lib.evaluation import plotting
-from semid_lib.evaluation.figures import MAIN
+from semid_lib.evaluation.figures import CHANCE, MAIN, colour
 
 
 def label_counts(labels: Mapping[str, pd.Series], n_bars: int = 15) -> tuple[Figure, str]:
@@ -46,3 +46,87 @@ def item_map(
     axis.set_title(kind)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=3, frameon=False)
     return figure, note
+
+
+def rqvae_training(history: pd.DataFrame, of_kmeans: float) -> Figure:
+    """Distortion and utilization over the epochs, with the distortion of residual k-means as a dashed line.
+
+    history: columns epoch, distortion and utilization (a tuple, one share per level), as `rqvae.RQVAEEpoch`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    left.plot(history["epoch"], history["distortion"], color=colour("RQ-VAE"), label="RQ-VAE")
+    left.axhline(of_kmeans, color=colour("residual k-means"), linestyle="--", label="residual k-means")
+    left.set(xlabel="epoch", ylabel="distortion of the catalogue")
+    for level, used in enumerate(np.array(history["utilization"].tolist()).T):
+        right.plot(history["epoch"], used, label=f"level {level}")
+    right.set(xlabel="epoch", ylabel="utilization", ylim=(0, 1.05))
+    for axis in (left, right):
+        axis.legend(frameon=False)
+    return figure
+
+
+def code_use(methods: Mapping[str, np.ndarray], codebook_size: int) -> Figure:
+    """Items per code, most used first, a panel per level; dotted, the even share. methods: codes of each."""
+    n_items, n_levels = next(iter(methods.values())).shape
+    figure, axes = plt.subplots(1, n_levels, figsize=(10, 3.2), layout="constrained", squeeze=False)
+    for level, axis in enumerate(axes[0]):
+        for name, codes in methods.items():
+            counts = np.sort(np.bincount(codes[:, level], minlength=codebook_size))[::-1]
+            axis.plot(np.arange(1, len(counts) + 1), counts, color=colour(name), label=name)
+        axis.axhline(n_items / codebook_size, **CHANCE)
+        axis.set(title=f"level {level}", xlabel="codes, most used first", yscale="symlog")
+        axis.set_ylim(bottom=0)
+    axes[0, 0].set_ylabel("items")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def collision_groups(sizes: Mapping[str, np.ndarray], largest: int = 12) -> Figure:
+    """Bars: semantic IDs by the number of items that share them. sizes: of `codebooks.collision_sizes`, per method."""
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    width = 0.72 / len(sizes)
+    for at, (name, groups) in enumerate(sizes.items()):
+        place = np.arange(1, len(groups)) + width * (at - (len(sizes) - 1) / 2)
+        axis.bar(place, groups[1:], width=width, color=colour(name), label=name)
+    axis.set(xlabel="items that share all codes", ylabel="semantic IDs", yscale="log")
+    axis.set(xlim=(0.4, largest + 0.6), xticks=range(1, largest + 1))
+    axis.set_ylim(bottom=0.5)  # so that a single ID shows
+    axis.legend(frameon=False)
+    return figure
+
+
+def neighbours_kept(kept: Mapping[str, tuple[np.ndarray, np.ndarray]], n_near: int) -> Figure:
+    """Share of nearest neighbours with the same prefix, by its length; dotted, by chance.
+
+    kept: share and chance, (n_levels,) each, per method, as `codebooks.Preservation`.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for name, (share, by_chance) in kept.items():
+        depths = np.arange(1, len(share) + 1)
+        axis.plot(depths, share, "o-", color=colour(name), label=name)
+        axis.plot(depths, by_chance, ":", color=colour(name))
+        axis.set_xticks(depths)
+    axis.set(xlabel="codes of the prefix", ylabel=f"share of {n_near} nearest neighbours")
+    axis.set_yscale("symlog", linthresh=1e-3)
+    axis.set_ylim(0, 1.1)
+    axis.legend(frameon=False)
+    return figure
+
+
+def two_maps(places: np.ndarray, groups: Mapping[str, tuple[Sequence, Sequence]], method: str) -> Figure:
+    """The same map of items, a panel per title, coloured by (group of each item, groups to show)."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(10, 4.6), layout="constrained")
+    for axis, (title, (group, members)) in zip(axes, groups.items(), strict=True):
+        plotting.draw_map(axis, places, group, members, method)
+        axis.set_title(title)
+    return figure
+
+
+def distortion_by_bits(sweep: Mapping[int, np.ndarray]) -> Figure:
+    """Distortion against bits per item, a line per codebook size with a point per level."""
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for size, distortion in sweep.items():
+        axis.plot(np.log2(size) * np.arange(1, len(distortion) + 1), distortion, "o-", label=f"{size} codes per level")
+    axis.set(xlabel="bits per item (levels x log2 of the codebook size)", ylabel="distortion", ylim=0)
+    axis.legend(frameon=False)
+    return figure

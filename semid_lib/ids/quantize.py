@@ -313,7 +313,7 @@ def _lloyd(points, weights, centres, n_iterations, rng) -> np.ndarray:
         max_points_per_centroid=len(points),  # no sampling: `fit_residual_kmeans` does that
     )
     kmeans.train(np.ascontiguousarray(points), weights=weights, init_centroids=np.ascontiguousarray(centres))
-    return kmeans.centroids
+    return np.asarray(kmeans.centroids)
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -51,7 +51,10 @@ class QueryModelConfig:
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the large tensors, to check a file before memory is allocated."""
-        large = {"read.1.weight": (self.dim, self.text_dim), "words.weight": (self.n_buckets, self.dim)}
+        large: dict[str, tuple[int, ...]] = {
+            "read.1.weight": (self.dim, self.text_dim),
+            "words.weight": (self.n_buckets, self.dim),
+        }
         return large | {f"head.{level}.out.weight": (size, self.dim) for level, size in enumerate(self.sizes)}
 
 
