@@ -57,7 +57,8 @@ def predict(
         raise typer.Exit(_print(batch.answers(recommender, source, topk, queries)))
     try:
         run = chosen(workers, ray_address)
-        outcome = batch.predict_folder(model, source, output_path, topk, queries, revision, progress=True, run=run)
+        how = {"k": topk, "queries": queries, "progress": True, "run": run}
+        outcome = batch.predict_folder(model, source, output_path, revision, **how)
     except (Exception, KeyboardInterrupt):
         if batch.can_resume(output_path):
             print("Finished blocks are kept: fix the cause and run the same command to resume.", file=sys.stderr)

@@ -116,7 +116,7 @@ class RecordFile:
         if self.ending == ".parquet":
             yield from _parquet_records(self._stream, self.path, self.queries)
             return
-        opened = gzip.open if self.ending.endswith(".gz") else contextlib.nullcontext
+        opened: Callable[[Any], Any] = gzip.open if self.ending.endswith(".gz") else contextlib.nullcontext
         try:
             with opened(self._stream) as stream:
                 yield from _text_records(stream, self.ending.removesuffix(".gz"), self.path, self.queries)

@@ -104,7 +104,7 @@ class Settings(BaseModel):
         changed = self.model_dump(exclude_defaults=True)
         return {_variable(name): str(int(x) if isinstance(x, bool) else x) for name, x in changed.items()}
 
-    def how(self) -> dict[str, str]:
+    def how(self) -> dict[str, Any]:
         """Arguments of `Recommender.from_pretrained` besides the model."""
         more = {"device": "cuda" if self.gpu else "", "revision": self.revision, "engine": self.engine}
         return {name: value for name, value in more.items() if value not in ("", "transformers")}

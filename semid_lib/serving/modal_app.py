@@ -16,7 +16,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import modal
@@ -44,13 +44,6 @@ def _command() -> str:
     """Which of modal's commands reads this file: deploy, serve, run; "" for another program."""
     context = click.get_current_context(silent=True)
     return "" if context is None else context.info_name or ""
-
-
-def _refuse(error: Exception) -> NoReturn:
-    """End a command of modal with one line; let other programs handle the error."""
-    if _command():
-        sys.exit(f"refused: {error}")
-    raise error
 
 
 # --- refused before anything is built ---
@@ -118,7 +111,9 @@ def _checked() -> tuple[Settings, str]:
             raise ValueError("this file was named by its path, expected -m semid_lib.serving.modal_app")
         return settings, check_deployment(settings, os.environ.get(TOKEN))
     except _REFUSALS as error:
-        _refuse(error)
+        if _command():
+            sys.exit(f"refused: {error}")
+        raise
 
 
 SETTINGS, _MODEL_STATE = _checked()
@@ -154,7 +149,7 @@ CHAPTERS_IMAGE = _image(
 ).add_local_dir(_REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"])
 CHAPTERS_IMAGE = CHAPTERS_IMAGE.add_local_file(_REPOSITORY / "dvc.yaml", "/root/dvc.yaml")  # which chapters need which
 
-_ENVIRONMENT = {
+_ENVIRONMENT: dict[str, str | None] = {
     **SETTINGS.environment(),
     "SEMID_MODEL_STATE": _MODEL_STATE,  # another model is another deployment, so that no old snapshot answers
     "OMP_NUM_THREADS": str(max(1, round(SETTINGS.cpu))),
@@ -245,7 +240,7 @@ def keep_warm() -> None:
         answer.read()
 
 
-def _url() -> str:
+def _url() -> str | None:
     return Endpoint().web.get_web_url()
 
 
@@ -267,7 +262,8 @@ def answer(input_path: str, output_path: str, topk: int = 10, queries: bool = Fa
 
     recommender = Recommender.from_pretrained(_model(), **SETTINGS.how())
     facts = str(recommender.source or store.sha256(Path(_model()) / "config.json"))
-    return tuple(predict.predict(recommender, facts, _ROOM / input_path, _ROOM / output_path, topk, queries))
+    answered, rejected = predict.predict(recommender, facts, _ROOM / input_path, _ROOM / output_path, topk, queries)
+    return answered, rejected
 
 
 @training.function(

@@ -17,7 +17,7 @@ import csv
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -82,10 +82,6 @@ def predict(
     run : workers.Run
         Where to do the work.
 
-    Returns
-    -------
-    Outcome
-
     Raises
     ------
     ValueError
@@ -112,19 +108,12 @@ def predict(
 
 
 def predict_folder(
-    model: str | Path,
-    source: str | Path | Source,
-    output_path: str | Path,
-    k: int = 10,
-    queries: bool = False,
-    revision: str | None = None,
-    progress: bool = False,
-    run: workers.Run = workers.here,
+    model: str | Path, source: str | Path | Source, output_path: str | Path, revision: str | None = None, **how: Any
 ) -> Outcome:
     """Load a recommender by `from_pretrained` and `predict`: its commit or checksum identifies the work to resume."""
     recommender = Recommender.from_pretrained(model, revision=revision)
     facts = str(recommender.source or sha256(remote.local(model) / "config.json"))
-    return predict(recommender, facts, source, output_path, k, queries, progress, run)
+    return predict(recommender, facts, source, output_path, **how)
 
 
 def can_resume(output_path: str | Path) -> bool:
@@ -135,22 +124,12 @@ def can_resume(output_path: str | Path) -> bool:
 def answers(
     recommender: Recommender, source: str | Path | Source, k: int = 10, queries: bool = False
 ) -> Iterator[dict | batch_io.Record]:
-    """Answer records one by one, with titles and without an output file.
-
-    Parameters
-    ----------
-    recommender, source, k, queries
-        As in `predict`.
+    """Answer records one by one, with titles and without an output file; arguments and errors as for `predict`.
 
     Yields
     ------
     dict or batch_io.Record
         `user_id` (or `query`), `item_ids`, `scores` and `titles`, or a record that cannot be answered, with its reason.
-
-    Raises
-    ------
-    ValueError
-        As in `predict`.
     """
     load = _loader(recommender, k, queries)
     titles = recommender.items.get("title", pd.Series([None] * len(recommender.items))).tolist()
@@ -171,25 +150,20 @@ def check(input_path: str | Path, output_path: str | Path, k: int, queries: bool
 
 
 @contextlib.contextmanager
-def _opened(where: str | Path | Source, output_path: Path | None, k: int, queries: bool) -> Iterator[Source]:
-    """The input, which is refused here if it is refused as a whole, before anything is written."""
-    if output_path is not None:
-        _check_output(output_path)
+def _opened(where: str | Path | Source, path: Path | None, k: int, queries: bool) -> Iterator[Source]:
+    """Open the input; refuse it, or the output path, before anything is written."""
     count("topk", k)
+    if path is not None and path.suffix not in ENDINGS:
+        raise ValueError(f"{path} ends in {path.suffix!r}, expected {', '.join(ENDINGS)}")
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not a folder: create it, or choose another output")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder, expected the name of a file")
     with batch_io.RecordFile(remote.fetch(where), queries) if isinstance(where, str | Path) else where as source:
-        if output_path is not None and source.path is not None and source.path.resolve() == output_path.resolve():
-            raise ValueError(f"{output_path} is the input as well: choose another output")
+        if path is not None and source.path is not None and source.path.resolve() == path.resolve():
+            raise ValueError(f"{path} is the input as well: choose another output")
         next(iter(source), None)
         yield source
-
-
-def _check_output(path: Path) -> None:
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"{path} ends in {path.suffix!r}, expected {', '.join(ENDINGS)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is not a folder: create it, or choose another output")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected the name of a file")
 
 
 def _loader(recommender: Recommender, k: int, queries: bool) -> workers.Load:
@@ -396,7 +370,7 @@ def _write_jsonl(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> N
             stream.write(json.dumps(_fields(name, ids, one), ensure_ascii=False) + "\n")
 
 
-def _fields(name: str, ids: list[int | str], one: _Answered) -> dict[str, Any]:
+def _fields(name: str, ids: Sequence[int | str], one: _Answered) -> dict[str, Any]:
     scores = [float(_short(score)) for score in one.scores]
     return {name: one.key, "item_ids": [ids[row] for row in one.rows], "scores": scores}
 

@@ -27,6 +27,7 @@ from semid_lib.workbench import arguments, remote
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
 from semid_lib.workbench.text import one_line, shown
 
+Searcher = LightSearch | LanguageModelSearch | VLLMSearch  # or any class with their trie, n_items, search and save
 _SHOWN = 30  # rows of an answer in a notebook
 
 
@@ -46,8 +47,7 @@ class Recommendations(_Lists):
         Log-probabilities; -inf there.
     """
 
-    _titles: pd.Series | None = None  # of all items, by row
-    _rows: np.ndarray | None = None
+    _titles: np.ndarray | None = None  # (n, k) text, where the item table has titles
 
     def to_frame(self) -> pd.DataFrame:
         """One row per recommended item: the position of its list, its rank from 1, id, title (if known) and score.
@@ -58,10 +58,10 @@ class Recommendations(_Lists):
         >>> Recommendations(ids, scores).to_frame()[["list", "rank", "item_id"]].values.tolist()
         [[0, 1, 7], [0, 2, 9], [1, 1, 9]]
         """
-        at, place = np.nonzero(np.not_equal(self.item_ids, None))
+        at, place = np.nonzero(~pd.isna(self.item_ids))
         columns = {"list": at, "rank": place + 1, "item_id": self.item_ids[at, place]}
         if self._titles is not None:
-            columns["title"] = self._titles.to_numpy()[self._rows[at, place]]
+            columns["title"] = self._titles[at, place]
         return pd.DataFrame(columns | {"score": self.scores[at, place]})
 
     def __repr__(self) -> str:
@@ -70,12 +70,15 @@ class Recommendations(_Lists):
 
     def _repr_html_(self) -> str:
         n, k = self.item_ids.shape
-        first = Recommendations(*(array[: max(1, _SHOWN // max(k, 1))] for array in self))
-        first._titles, first._rows = self._titles, self._rows
-        table = first.to_frame().head(_SHOWN)
+        lists = slice(max(1, _SHOWN // max(k, 1)))
+        first = Recommendations(self.item_ids[lists], self.scores[lists])
+        first._titles = None if self._titles is None else self._titles[lists]
+        table = first.to_frame().head(_SHOWN).set_index(["list", "rank"])
         if "title" in table:
             table["title"] = [one_line(title) for title in table["title"]]
-        return _html(table.set_index(["list", "rank"])) + f"<p>from {n:,} lists of up to {k} items</p>"
+        # the catalogue's text as it is: escaped, and `$` no mathematics
+        with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
+            return f"{table.to_html(notebook=True)}<p>from {n:,} lists of up to {k} items</p>"
 
 
 class Recommender:
@@ -106,13 +109,15 @@ class Recommender:
         model: Timeline | None,
         ids: SemanticIDs,
         items: pd.DataFrame,
-        searcher: LightSearch | LanguageModelSearch | VLLMSearch | None = None,
+        searcher: Searcher | None = None,
         exclude_seen: bool = True,
     ):
         saved.checked_table(items)
         self._join(model, ids, items, searcher, exclude_seen)
 
-    def _join(self, model, ids: SemanticIDs, items: pd.DataFrame, searcher, exclude_seen: bool) -> None:
+    def _join(
+        self, model: Timeline | None, ids: SemanticIDs, items: pd.DataFrame, searcher: Any, exclude_seen: bool
+    ) -> None:
         """Put the parts together; the item table has been checked."""
         if model is None and searcher is None:
             raise ValueError("there is neither a next-item model nor a search model: expected at least one")
@@ -127,7 +132,6 @@ class Recommender:
         self.exclude_seen = arguments.flag("exclude_seen", exclude_seen)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
-        self._trie = PrefixTrie.build(ids.unique) if model is None else None
         self.item_ids = ItemIds(self.items)
 
     def search(
@@ -250,28 +254,21 @@ class Recommender:
 
     @property
     def trie(self) -> PrefixTrie:
-        """The prefix trie, on the device of the next-item model."""
-        return self._trie if self.model is None else self.model.trie
+        """The prefix trie of the items."""
+        return self.searcher.trie if self.model is None else self.model.trie
 
     def _with_item_ids(self, ranked: Ranked) -> Recommendations:
         found = Recommendations(self.item_ids.at(ranked.items), ranked.scores)
-        found._titles, found._rows = self.items.get("title"), ranked.items
+        if "title" in self.items:
+            found._titles = self.items["title"].to_numpy()[ranked.items]
         return found
 
-    def _facts(self) -> dict[str, str]:
-        of_search = type(self.searcher).__name__ if self.searcher else "none: no search()"
-        return {
-            "items": f"{len(self.items):,}",
-            "codes per semantic ID": " x ".join(map(str, self.ids.sizes)),
-            "next item": type(self.model).__name__ if self.model else "none: no recommend()",
-            "search": of_search,
-        }
-
     def __repr__(self) -> str:
-        return f"Recommender({', '.join(f'{name}: {value}' for name, value in self._facts().items())})"
-
-    def _repr_html_(self) -> str:
-        return _html(pd.Series(self._facts(), name="Recommender").to_frame())
+        sizes = " x ".join(map(str, self.ids.sizes))
+        parts = f"next item: {type(self.model).__name__}, search: {type(self.searcher).__name__}".replace(
+            "NoneType", "none"
+        )
+        return f"Recommender(items: {len(self.items):,}, codes per semantic ID: {sizes}, {parts})"
 
     def save_pretrained(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
@@ -380,12 +377,6 @@ class Recommender:
 
 def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
     return trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
-
-
-def _html(table: pd.DataFrame) -> str:
-    """A table for a notebook, with the catalogue's text as it is: escaped, and `$` no mathematics."""
-    with pd.option_context("display.html.use_mathjax", False, "display.max_colwidth", None):
-        return table.to_html(notebook=True)
 
 
 def _checked_lists(found, n: int, k: int, n_items: int) -> Ranked:

@@ -48,7 +48,7 @@ def write(folder: Path, parts: Parts, items: pa.Table) -> None:
     """Write the files of a recommender into an empty folder; `items` is what `checked_table` returned."""
     parts.ids.save(folder / "semantic_ids.npz")
     pq.write_table(items, folder / "items.parquet")
-    files, config = list(ALWAYS), {"format": FORMAT, "exclude_seen": parts.exclude_seen}
+    files, config = list(ALWAYS), dict[str, Any](format=FORMAT, exclude_seen=parts.exclude_seen)
     if parts.model is not None:
         weights = {name: tensor.contiguous().cpu() for name, tensor in parts.model.state_dict().items()}
         save_weights(folder / "model.safetensors", weights)

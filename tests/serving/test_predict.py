@@ -238,6 +238,7 @@ def forked(work) -> int:
 def test_killed_at_each_step_of_publishing_nothing_is_answered_again(
     recommender_to_serve, many, tmp_path, monkeypatch, ending, n_rejected
 ):
+    monkeypatch.setattr(batch, "BLOCK", 64)
     if not n_rejected:
         many.write_text("".join(line for line in many.read_text("latin-1").splitlines(True) if line[0] == "u"))
     whole, output = tmp_path / f"whole{ending}", tmp_path / f"out{ending}"
