@@ -98,8 +98,8 @@ print(f"w = {w:.3f}")
 # %%
 torch.manual_seed(SEED)
 dim = study.item_vectors.shape[1]
-shape = hybrid_ranker.QueryModelConfig(ids.sizes, dim, word_weight=w)
-hybrid = hybrid_ranker.QueryModel(shape, ids.unique, study.item_vectors)
+shape = hybrid_ranker.HybridRankerConfig(ids.sizes, dim, word_weight=w)
+hybrid = hybrid_ranker.HybridRanker(shape, ids.unique, study.item_vectors)
 hybrid_search = generative.LightSearch(hybrid, bm25, study.embedder)
 
 # %% [markdown]

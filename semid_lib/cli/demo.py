@@ -72,10 +72,10 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     # untrained, the hybrid ranker ranks by cosine and BM25 together
     words, some = retrieval.BM25(texts), range(0, len(texts), max(1, len(texts) // 100))
     cosines, matches = vectors[some] @ vectors.T, words.scores([texts[row] for row in some])
-    config = hybrid_ranker.QueryModelConfig(
+    config = hybrid_ranker.HybridRankerConfig(
         ids.sizes, vectors.shape[1], word_weight=hybrid_ranker.balanced_weight(cosines, matches)
     )
-    search = LightSearch(hybrid_ranker.QueryModel(config, ids.unique, vectors), words)
+    search = LightSearch(hybrid_ranker.HybridRanker(config, ids.unique, vectors), words)
     Recommender(trained.model, ids, shop.items, search).save_pretrained(folder)
     _say(f"Recall@10 on validation: {trained.best.validation:.3f}")
 

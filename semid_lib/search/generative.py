@@ -16,7 +16,7 @@ from semid_lib.decoding.ranking import Ranked, checked_mask
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids import embed as encoders
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.search.hybrid_ranker import Queries, QueryModel, hashed_words
+from semid_lib.search.hybrid_ranker import HybridRanker, Queries, hashed_words
 from semid_lib.search.retrieval import BM25, checked_queries
 from semid_lib.workbench.weights import load_weights, save_weights, shapes_of
 
@@ -87,11 +87,11 @@ class GenerativeSearch:
 
 
 class LightSearch(GenerativeSearch):
-    """Search by a hybrid ranker (`QueryModel`), which reads the vector and the words of a query.
+    """Search by a hybrid ranker (`HybridRanker`), which reads the vector and the words of a query.
 
     Parameters
     ----------
-    model : QueryModel
+    model : HybridRanker
     words : BM25, optional
         Of the items' texts, for a model with a `word_weight`.
     embed : str or callable
@@ -106,7 +106,7 @@ class LightSearch(GenerativeSearch):
 
     def __init__(
         self,
-        model: QueryModel,
+        model: HybridRanker,
         words: BM25 | None = None,
         embed: str | Callable[[Sequence[str]], np.ndarray] = encoders.DEFAULT_MODEL,
         beam_width: int = 100,
@@ -165,7 +165,7 @@ class LightSearch(GenerativeSearch):
         vectors = load_weights(path)["vectors"]
         if not vectors.is_floating_point():
             raise ValueError(f"{path}: tensor 'vectors' is {vectors.dtype}, expected real numbers")
-        model = QueryModel.load(folder / "query_model.safetensors", ids.unique, vectors.float().numpy()).to(device)
+        model = HybridRanker.load(folder / "query_model.safetensors", ids.unique, vectors.float().numpy()).to(device)
         words = BM25(encoders.item_texts(items)) if model.config.word_weight else None
         return cls(model, words, facts["encoder"], facts["beam_width"])
 

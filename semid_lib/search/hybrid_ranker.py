@@ -34,7 +34,7 @@ _GRAMS = 64  # hashed pieces of a query that are looked at
 
 
 @dataclass(frozen=True)
-class QueryModelConfig:
+class HybridRankerConfig:
     """The shape of a hybrid ranker."""
 
     sizes: tuple[int, ...]  # number of codes at each position of a semantic ID
@@ -78,12 +78,12 @@ class State(NamedTuple):
     masses: tuple[torch.Tensor, ...]  # per depth from 1: (B, n_nodes) log-probability of all items under a node
 
 
-class QueryModel(nn.Module):
+class HybridRanker(nn.Module):
     """Scores codes for queries; a `decoding.scorers.Scorer`.
 
     Parameters
     ----------
-    config : QueryModelConfig
+    config : HybridRankerConfig
     ids : (n_items, n_levels) int array
         Distinct semantic IDs.
     vectors : (n_items, text_dim) array
@@ -91,7 +91,7 @@ class QueryModel(nn.Module):
         the saved weights with another catalogue, such as one with new items.
     """
 
-    def __init__(self, config: QueryModelConfig, ids: np.ndarray, vectors: np.ndarray):
+    def __init__(self, config: HybridRankerConfig, ids: np.ndarray, vectors: np.ndarray):
         super().__init__()
         self.config = config
         dim = config.dim
@@ -124,7 +124,7 @@ class QueryModel(nn.Module):
         save_weights(path, weights, metadata={"format": _FORMAT, "config": json.dumps(asdict(self.config))})
 
     @classmethod
-    def load(cls, path: str | Path, ids: np.ndarray, vectors: np.ndarray) -> "QueryModel":
+    def load(cls, path: str | Path, ids: np.ndarray, vectors: np.ndarray) -> "HybridRanker":
         """Read the file of `save` for a catalogue, the one of training or another; in evaluation mode.
 
         Raises ValueError that names the file if it is not such a file, or does not fit its config or the catalogue.
@@ -135,7 +135,7 @@ class QueryModel(nn.Module):
             if facts.get("format") != _FORMAT:
                 raise ValueError(f"expected format {_FORMAT!r}")
             config = json.loads(facts["config"])
-            config = QueryModelConfig(**config | {"sizes": tuple(config["sizes"])})
+            config = HybridRankerConfig(**config | {"sizes": tuple(config["sizes"])})
             check_shapes(path, config.weight_shapes())
             model = cls(config, ids, vectors)
             model.load_state_dict(load_weights(path))

@@ -58,6 +58,7 @@ _SIZES: dict[str, tuple[Any, Any, Any]] = {
 
 # the demo shop is small and invented: at laptop its models train shorter and fewer times, so that a book takes minutes
 _DEMO: dict[str, Any] = {
+    "map_items": 1000,
     "n_seeds": 2,
     "tiger_epochs": 4,
     "lm_rows_per_item": 6,

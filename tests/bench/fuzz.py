@@ -32,7 +32,7 @@ from semid_lib.ids.embed import item_texts
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.search.generative import LightSearch
-from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig
 from semid_lib.search.retrieval import BM25
 from semid_lib.serving.http import schemas
 from semid_lib.serving.recommender import Recommender
@@ -74,7 +74,7 @@ def untrained(folder: Path) -> None:
     ids = SemanticIDs.from_codes(rng.integers(64, size=(len(items), 3)), codebook_size=64)
     model = Timeline(TimelineConfig(ids.sizes, 384, len(items)), ids.unique, vectors)
     searcher = LightSearch(
-        QueryModel(QueryModelConfig(ids.sizes, 384, word_weight=0.2), ids.unique, vectors), BM25(item_texts(items))
+        HybridRanker(HybridRankerConfig(ids.sizes, 384, word_weight=0.2), ids.unique, vectors), BM25(item_texts(items))
     )
     Recommender(model, ids, items, searcher).save_pretrained(folder)
 

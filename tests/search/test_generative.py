@@ -9,7 +9,7 @@ import torch
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.search import retrieval
 from semid_lib.search.generative import LightSearch
-from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig
 
 N_ITEMS, DIM = 30, 8
 THINGS = ("tent", "lamp", "soap", "pen", "cup")
@@ -38,12 +38,12 @@ def query_vectors():
 @pytest.fixture(scope="module")
 def light(ids, vectors):
     torch.manual_seed(0)
-    return QueryModel(QueryModelConfig(ids.sizes, DIM, dim=16, n_buckets=64), ids.unique, vectors)
+    return HybridRanker(HybridRankerConfig(ids.sizes, DIM, dim=16, n_buckets=64), ids.unique, vectors)
 
 
 @pytest.fixture(scope="module")
 def with_words(light, ids, vectors):
-    return QueryModel(replace(light.config, word_weight=0.3), ids.unique, vectors)
+    return HybridRanker(replace(light.config, word_weight=0.3), ids.unique, vectors)
 
 
 def test_an_untrained_model_ranks_as_dense_retrieval_and_bm25_together(light, with_words, vectors, query_vectors):

@@ -1,4 +1,4 @@
-"""The light query model: a proper distribution over items, dense retrieval before training, more after it."""
+"""The hybrid ranker: a proper distribution over items, dense retrieval before training, more after it."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.search import hybrid_ranker
-from semid_lib.search.hybrid_ranker import Queries, QueryModel, QueryModelConfig, balanced_weight, hashed_words
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig, Queries, balanced_weight, hashed_words
 from semid_lib.workbench import training
 
 SIZES, DIM = (5, 5, 5), 8
@@ -35,8 +35,8 @@ def queries(n, seed=1):
 
 def model(catalogue, **changes):
     torch.manual_seed(0)
-    config = QueryModelConfig(SIZES, DIM, dim=16, n_buckets=64, **changes)
-    return QueryModel(config, *catalogue).eval()
+    config = HybridRankerConfig(SIZES, DIM, dim=16, n_buckets=64, **changes)
+    return HybridRanker(config, *catalogue).eval()
 
 
 def first(asked, n):
@@ -122,7 +122,7 @@ def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue, 
     scorer.save(tmp_path / "model.safetensors")
     free = next(row for row in np.ndindex(SIZES) if not (ids == row).all(axis=1).any())
     ids, vectors = np.vstack([ids, free]), np.vstack([vectors, asked.vectors[0]])
-    grown = QueryModel.load(tmp_path / "model.safetensors", ids, vectors)
+    grown = HybridRanker.load(tmp_path / "model.safetensors", ids, vectors)
     found = constrained_beam_search(grown, first(asked, 1), PrefixTrie.build(ids), 60, 10)
     assert len(ids) - 1 in found.items[0].tolist()
 
@@ -144,7 +144,7 @@ def test_the_search_s_trie_may_hold_fewer_items_than_the_model(catalogue):
 )
 def test_a_catalogue_that_does_not_fit_is_refused(ids, vectors, message):
     with pytest.raises(ValueError, match=message):
-        QueryModel(QueryModelConfig(SIZES, DIM), ids, vectors)
+        HybridRanker(HybridRankerConfig(SIZES, DIM), ids, vectors)
 
 
 def test_hashed_words_are_the_same_everywhere():
@@ -170,7 +170,7 @@ def test_a_typing_error_keeps_most_pieces():
 def test_a_saved_model_answers_as_before(catalogue, briefly, tmp_path):
     scorer, asked, *_ = briefly
     scorer.save(tmp_path / "model.safetensors")
-    back = QueryModel.load(tmp_path / "model.safetensors", *catalogue)
+    back = HybridRanker.load(tmp_path / "model.safetensors", *catalogue)
     assert back.config == scorer.config
     trie = PrefixTrie.build(catalogue[0])
     found, expected = (exact_ranking(each, asked, trie, 20) for each in (back, scorer))
@@ -182,9 +182,9 @@ def test_another_file_is_refused(catalogue, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not a hybrid ranker"):
-        QueryModel.load(path, *catalogue)
+        HybridRanker.load(path, *catalogue)
     save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="expected format"):
-        QueryModel.load(path, *catalogue)
+        HybridRanker.load(path, *catalogue)
     with pytest.raises(ValueError, match="nowhere"):
-        QueryModel.load(tmp_path / "nowhere", *catalogue)
+        HybridRanker.load(tmp_path / "nowhere", *catalogue)

@@ -497,7 +497,7 @@ SEARCH_FILES = [
     ("query_model.safetensors", with_facts(dim=2.5), "dim is 2.5"),
     ("query_model.safetensors", with_facts(sizes=[4, 4]), "do not fit sizes|expected"),
     ("query_model.safetensors", with_tensors(log_temperature=np.array(np.nan, np.float32)), "not finite"),
-    ("query_model.safetensors", lambda path: path.write_bytes(b"garbage"), "is not a file of a query model"),
+    ("query_model.safetensors", lambda path: path.write_bytes(b"garbage"), "is not a hybrid ranker"),
     ("item_vectors.safetensors", with_tensors(vectors=np.ones((39, 8), np.float32)), r"shape \(39, 8\), expected \(40"),
     ("item_vectors.safetensors", with_tensors(vectors=np.ones((40, 8), np.int64)), "expected real numbers"),
     ("llm/config.json", with_json(num_hidden_layers=10**9), "no language model that can be loaded"),

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.rqvae import RQVAEConfig, fit_rqvae
-from semid_lib.search.hybrid_ranker import QueryModel, QueryModelConfig
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig
 from semid_lib.workbench.weights import check_config, check_shapes, save_weights, shapes_of
 
 
@@ -33,7 +33,9 @@ def test_equal_content_is_equal_bytes(tmp_path):
 
 def test_every_file_of_ours_with_facts_in_it_is_the_same_each_time(tmp_path):
     ids = np.array([[0, 1], [1, 0], [1, 1]])
-    model = QueryModel(QueryModelConfig((2, 2), text_dim=4, dim=8, n_buckets=8), ids, np.eye(3, 4, dtype=np.float32))
+    model = HybridRanker(
+        HybridRankerConfig((2, 2), text_dim=4, dim=8, n_buckets=8), ids, np.eye(3, 4, dtype=np.float32)
+    )
     rqvae = fit_rqvae(np.random.default_rng(0).normal(size=(20, 4)), RQVAEConfig(1, 2, hidden_dim=4, n_epochs=1))
     for thing in (model, rqvae, PrefixTrie.build(ids)):
         found = set()
