@@ -17,7 +17,7 @@
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), `synthetic_queries` (chapter 04) |
 # | writes | `recommender_llm`, a folder for `Recommender.from_pretrained`; `sft_run`, checkpoints, which may be deleted; result rows |
-# | runs in | under a minute at `smoke`; at `laptop` minutes on the demo shop and half an hour on a large catalogue; `full` needs a GPU |
+# | runs in | under a minute at `smoke`; at `laptop` minutes on the demo shop and much longer on a large catalogue; `full` needs a GPU |
 #
 # At `laptop`, the demo shop gets a smaller model and fewer examples than other data, to save time.
 

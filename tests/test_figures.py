@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from semid_lib.evaluation import report, reproductions
 from semid_lib.llm import vllm_search
-from semid_lib.serving import predict
+from semid_lib.serving import batch_io, predict
 from semid_lib.serving.deployment import Settings
 from semid_lib.serving.http import schemas
 from semid_lib.serving.http.middleware import Limits
@@ -93,7 +93,7 @@ def said_by_code() -> list[tuple[str, str]]:
         ("serving.md", f"| {limits.max_queue} waiting requests |"),
         ("serving.md", f"| {2 * limits.max_queue:,} connections |"),
         ("serving.md", f"After each block of {predict.BLOCK:,} lines"),
-        ("serving.md", f"a line above {predict.records.LONGEST / 2**20:g} MiB"),
+        ("serving.md", f"a line above {batch_io.LONGEST / 2**20:g} MiB"),
         ("serving.md", f"(in steps of {DOWNLOAD_CHUNK_SIZE // 2**20} MB)"),
         ("serving.md", f"makes vLLM {vllm_search.VERSION} run"),
         ("serving.md", f"| `SEMID_CPU`, `SEMID_MEMORY` | {settings.cpu:g}, {settings.memory} |"),

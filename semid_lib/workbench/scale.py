@@ -63,7 +63,8 @@ _DEMO: dict[str, Any] = {
     "tiger_epochs": 4,
     "lm_rows_per_item": 6,
     "lm_dim": 256,
-    "test_queries": 400,
+    "lm_vocabulary": 3000,
+    "test_queries": 200,
     "test_users": 1000,
 }
 
