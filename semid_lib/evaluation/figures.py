@@ -84,7 +84,7 @@ def colour(method: str, colours: Mapping[str, str] = COLOURS) -> str:
 
 # --- deployment: chapter 08 ---
 
-POLICIES = ("tab:blue", "tab:cyan", "tab:orange", "tab:red")  # colours of up to four policies
+POLICIES = ("#264653", "#5c940d", "#e8590c", "#862e9c")  # colours of up to four policies, none of a method
 
 
 def cold_start_parts(seconds: pd.Series, ours: Collection[str]) -> Figure:
