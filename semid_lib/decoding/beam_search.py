@@ -1,9 +1,9 @@
-"""Constrained beam search: the best items under a model, and nothing that is not an item.
+"""Constrained beam search: the most probable items under a model, and nothing that is not an item.
 
-A model takes part through two methods (`Scorer`). `begin(contexts)` reads a batch of contexts and scores the first
-code; `advance(state, level, parents, codes)` extends the surviving beams by one code and scores the next. Contexts are
-read once however wide the beam, the first step has one row per context, the candidates are gathered from the trie
-instead of masking a vocabulary, and beams that lead nowhere are dropped.
+A model takes part through two methods (`Scorer`): `begin(contexts)` encodes a batch of contexts and scores the first
+code, `advance(state, level, parents, codes)` extends the surviving beams by one code and scores the next. Contexts are
+encoded once for any beam width, candidates are gathered from the trie instead of masking a vocabulary, and beams
+without items are dropped.
 """
 
 import functools
@@ -27,13 +27,13 @@ _BLOCK = 32  # candidates looked at together when most are to be set aside
 
 
 class Scorer(Protocol):
-    """What a model must offer; `timeline.Timeline` is one, `scorers` has those for transformers models.
+    """The methods that a model needs; `timeline.Timeline` is one, `scorers` has those for transformers models.
 
-    Both methods return a state, which the search hands on without looking at it, and log-probabilities (B, W, K) of
-    the next code for each beam, not above 0. `normalization` says what they are to be normalized over: everything the
-    model could write, or the codes of the level alone; for "level" unnormalized scores will do as well. `advance` gets
-    the place of each surviving beam among the old ones, parents (B, W'), and the codes (B, W') of `level` that extend
-    them; it must leave the old state as it was. A scorer that has `n_levels` is held against the trie.
+    Both return a state, which the search only passes on, and log-probabilities (B, W, K) of the next code for each
+    beam. `normalization` says over what they are normalized: "vocabulary", everything that the model can generate, or
+    "level", the codes of the level, for which unnormalized scores are enough. `parents` (B, W') are positions among the
+    old beams, `codes` (B, W') the codes of `level` that extend them. `advance` must not change the old state. If a
+    scorer has `n_levels`, it must be that of the trie.
     """
 
     def begin(self, contexts, normalization: Normalization = "vocabulary"): ...
@@ -41,10 +41,10 @@ class Scorer(Protocol):
 
 
 class Beams(NamedTuple):
-    """The items found, best first; places that no item could fill hold -1 and -inf."""
+    """The items found, best first; -1 and -inf in places that no item fills."""
 
-    items: torch.Tensor  # (B, k) int64 rows of the catalogue
-    scores: torch.Tensor  # (B, k) float32: log-probability of the whole semantic ID
+    items: torch.Tensor  # (B, k) int64 catalogue rows
+    scores: torch.Tensor  # (B, k) float32 log-probabilities of semantic IDs
 
 
 class Diversity(NamedTuple):
@@ -55,11 +55,11 @@ class Diversity(NamedTuple):
 
 
 class Beam(NamedTuple):
-    """The surviving prefixes of one depth, (B, W) each and in ascending order of their nodes; dead ones at the end."""
+    """The surviving prefixes of one depth, (B, W) each, in ascending order of their nodes; dead ones at the end."""
 
-    node: torch.Tensor  # int64; a dead beam has the number of nodes of the depth, whose children are none
-    score: torch.Tensor  # float32; -inf
-    parent: torch.Tensor  # int64 place among the beams before
+    node: torch.Tensor  # int64; the number of nodes of the depth for a dead beam
+    score: torch.Tensor  # float32; -inf for a dead beam
+    parent: torch.Tensor  # int64 position among the beams before
     code: torch.Tensor  # int64 code that was added last
 
 
@@ -158,19 +158,35 @@ def exact_ranking(
     block: int = 256,
     progress: bool = False,
 ) -> Beams:
-    """The k most probable items for each context by scoring every item: the truth that a beam approaches.
+    """Find the k most probable items per context by scoring every item.
 
-    The trie is expanded level by level, depth first in blocks of so many prefixes, so that the model's part of the
-    memory grows with block x n_levels; the scores take 4 bytes a context and item: ask for many contexts in parts.
-    Arguments and answer as for `constrained_beam_search`.
+    The trie is expanded depth first in blocks of prefixes, so that the model's part of the memory grows with
+    block x n_levels. The scores take 4 bytes per context and item.
 
-    >>> class Coin:  # a model for which every code has the probability 1/2
-    ...     def begin(self, contexts, normalization="vocabulary"):
-    ...         return None, torch.full((len(contexts), 1, 2), 0.5).log()
-    ...     def advance(self, state, level, parents, codes):
-    ...         return None, torch.full((*codes.shape, 2), 0.5).log()
+    Parameters
+    ----------
+    scorer, contexts, trie, k, allowed, normalization
+        As for `constrained_beam_search`.
+    block : int
+        Prefixes that are extended together.
+    progress : bool
+
+    Returns
+    -------
+    Beams
+
+    Raises
+    ------
+    ValueError
+        As `constrained_beam_search` does.
+
+    Examples
+    --------
+    >>> class Coin:  # a model for which every code has probability 1/2
+    ...     begin = lambda self, contexts, normalization: (None, torch.full((len(contexts), 1, 2), 0.5).log())
+    ...     advance = lambda self, state, level, parents, codes: (None, torch.full((*codes.shape, 2), 0.5).log())
     >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 1], [1, 1]]))
-    >>> exact_ranking(Coin(), ["anyone"], trie, k=4).items
+    >>> exact_ranking(Coin(), ["ann"], trie, k=4).items
     tensor([[ 1,  0,  2, -1]])
     """
     k, block = arguments.count("k", k), arguments.count("block", block)
@@ -181,7 +197,7 @@ def exact_ranking(
     with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
 
         def expand(level: int, first: int, score: torch.Tensor, state, scores: torch.Tensor) -> None:
-            """Score all items under the nodes first, first + 1, ... of a depth; score is (B, n) for n nodes."""
+            """Score all items under nodes first, first + 1, ...; score is (B, n) for n nodes."""
             scores = _normalized(scores, normalization)
             start = trie.child_start[level][first : first + score.shape[1] + 1].long()
             low, high = int(start[0]), int(start[-1])
@@ -190,7 +206,7 @@ def exact_ranking(
             _check_codes(scores, trie, level)
             value = score[:, parent] + scores[:, parent, code]
             if math.isnan(value.sum()):
-                raise ValueError(f"the model scored codes of level {level} with NaN")
+                raise _nan_at(level)
             if level == trie.n_levels - 1:
                 everything[:, low:high] = value
                 bar.update(high - low)
@@ -219,24 +235,27 @@ def select(
 ) -> Beam:
     """One step of the search: the best `width` children of all beams of each context, in the order of their nodes.
 
-    scores: (B, W, K) log-probabilities of the codes of `level`. Raises ValueError if one that could be chosen is NaN.
+    scores: (B, W, K) log-probabilities of the codes of `level`; ValueError if one that could be chosen is NaN.
     """
     _check_codes(scores, trie, level)
     suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
     if compiled is None:
         compiled = beam.node.numel() >= _COMPILED_FROM
-    choose = _select_compiled if compiled and suits and _kernel() is not None else _select
-    return choose(trie, level, beam, scores, width, subset)
+    choose = (_compiled() if compiled and suits else None) or _select
+    found = choose(trie, level, beam, scores, width, subset)
+    if found is None:
+        raise _nan_at(level)
+    return found
 
 
-def _select(trie, level, beam, scores, width, subset) -> Beam:
+def _select(trie, level, beam, scores, width, subset) -> Beam | None:
     value, child_at = _candidates(trie, level, beam, scores, subset)
     n_columns = value.shape[2]
     value = value.flatten(1)
     best, at = _top(value, min(width, value.shape[1]))
     highest, lowest = (best[:, column].tolist() if best.shape[1] else [] for column in (0, -1))
     if any(map(math.isnan, highest)):  # NaN counts as greatest
-        raise ValueError(f"the model scored codes of level {level} with NaN")
+        return None
     some_dead = not lowest or min(lowest) == -torch.inf
     if some_dead:  # they go to the end
         at = at.masked_fill(best == -torch.inf, value.shape[1])
@@ -253,10 +272,9 @@ def _select(trie, level, beam, scores, width, subset) -> Beam:
 
 
 def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `width` greatest of each row and their columns, the first columns where equal values meet the edge.
+    """The `width` greatest values of each row and their columns; of equal values the first columns.
 
-    Rows are long and `width` is small, so most of a row is set aside first: a block whose maximum is not among the
-    `width` greatest maxima cannot hold any of them.
+    Rows are long and `width` is small: a block whose maximum is not among the `width` greatest maxima is skipped.
     """
     n_rows, n_columns = value.shape
     if 0 < 2 * width * _BLOCK < n_columns and n_columns % _BLOCK == 0:
@@ -278,10 +296,9 @@ def _top(value: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callable]:
-    """Scores of all children, (B, W, C) with -inf where there is none, and a function to child and code.
+    """Scores of all children, (B, W, C) with -inf for none, and a function from positions to children and codes.
 
-    The columns are codes where the trie has a table, and the first, second, ... child elsewhere; in both cases
-    children ascend with beam and column.
+    Columns are codes if the trie has a table of the level, else first, second, ... children; both ascend.
     """
     table, total, mask = trie.table(level), beam.score[..., None], None if subset is None else subset.mask
     if table is not None:
@@ -324,8 +341,8 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
 
 
 @functools.cache
-def _kernel() -> Callable | None:
-    """The compiled loop, or None without numba or a place where it may keep what it compiled."""
+def _compiled() -> Callable | None:
+    """`select` as a compiled loop; None without numba, or without a folder for its cache."""
     try:
         from semid_lib.decoding import kernel
     except (ImportError, RuntimeError):
@@ -333,51 +350,8 @@ def _kernel() -> Callable | None:
     return kernel.select
 
 
-def _select_compiled(trie, level, beam, scores, width, subset) -> Beam:
-    n = len(beam.node)
-    width = min(width, beam.node.shape[1] * trie.branching[level])
-    child = torch.full((n, width), trie.n_nodes(level + 1))
-    score, parent, code = torch.full((n, width), -torch.inf), torch.zeros_like(child), torch.zeros_like(child)
-    count, allowed = _NO_COUNT, _ALL
-    if subset is not None and subset.mask is not None:
-        nodes = subset.nodes(level + 1)
-        count, allowed = (subset.count.numpy(), _ALL) if nodes is None else (_NO_COUNT, nodes.numpy())
-    empty, empty_start = _NOTHING, np.zeros(n + 1, dtype=np.int64)
-    if subset is not None and subset.excluded is not None:
-        context, node = subset.emptied(level + 1)
-        empty = node.numpy()
-        np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
-    is_last = level == trie.n_levels - 1
-    n_alive = _kernel()(
-        beam.node.contiguous().numpy(),  # numba would compile the loop again for another layout
-        beam.score.contiguous().numpy(),
-        scores.contiguous().numpy(),
-        scores.amax(dim=(1, 2)).numpy(),
-        trie.code[level].numpy(),
-        trie.child_start[level].numpy(),
-        _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
-        count,
-        allowed,
-        empty,
-        empty_start,
-        child.numpy(),
-        score.numpy(),
-        parent.numpy(),
-        code.numpy(),
-    )
-    if n_alive < 0:
-        raise ValueError(f"the model scored codes of level {level} with NaN")
-    return Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
-
-
-_NO_COUNT = np.zeros((0, 1), dtype=np.int32)
-_ALL = np.zeros((0, 1), dtype=bool)
-_NO_START = np.zeros(0, dtype=np.int32)
-_NOTHING = np.zeros(0, dtype=np.int64)
-
-
 def _answer(trie: PrefixTrie, leaf: torch.Tensor, score: torch.Tensor, k: int) -> Beams:
-    """The items of the best leaves, padded to k places; leaves ascend, so equal scores stay in the order of the IDs."""
+    """The items of the best leaves, padded to k; leaves ascend, so equal scores are in the order of the IDs."""
     score, order = score.sort(dim=1, descending=True, stable=True)
     score, leaf = score[:, :k], leaf.gather(1, order[:, :k])
     item = trie.item_at(torch.where(score > -torch.inf, leaf, -1))
@@ -386,10 +360,7 @@ def _answer(trie: PrefixTrie, leaf: torch.Tensor, score: torch.Tensor, k: int) -
 
 
 def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.Tensor:
-    """Scores (B, C) with -inf for all but the best n_items of each prefix; prefixes (B, C) stand in ascending order.
-
-    Taking the best first and skipping full prefixes is optimal: the limits of different prefixes do not touch.
-    """
+    """Scores (B, C) with -inf for all but the best n_items of each prefix; prefixes (B, C) ascend."""
     order = score.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, prefix.gather(1, order).argsort(dim=1, stable=True))  # by prefix, the best of each first
     ordered = prefix.gather(1, order).contiguous()
@@ -402,21 +373,24 @@ def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Ten
     return scores.log_softmax(dim=-1) if normalization == "level" else scores
 
 
+def _nan_at(level: int) -> ValueError:
+    return ValueError(f"NaN at level {level}: expected log-probabilities. Check the weights, or score in float32")
+
+
 def _check_device(scores: torch.Tensor, trie: PrefixTrie) -> None:
     if scores.device != trie.item.device:
         raise ValueError(f"the model is on {scores.device}, the trie on {trie.item.device}: move it with trie.to(...)")
 
 
 def _check_codes(scores: torch.Tensor, trie: PrefixTrie, level: int) -> None:
-    if scores.shape[-1] < trie.sizes[level]:
-        raise ValueError(
-            f"the model scores {scores.shape[-1]} codes at level {level}, the trie holds code {trie.sizes[level] - 1}"
-        )
+    n, largest = scores.shape[-1], trie.sizes[level] - 1
+    if n <= largest:
+        raise ValueError(f"the model scores {n} codes at level {level}, the trie has codes up to {largest}")
 
 
 def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:
     if getattr(scorer, "n_levels", trie.n_levels) != trie.n_levels:
-        raise ValueError(f"the model writes {scorer.n_levels} levels, the trie has {trie.n_levels}")
+        raise ValueError(f"the model generates {scorer.n_levels} levels, the trie has {trie.n_levels}")
     if normalization not in ("vocabulary", "level"):
         raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
     if diversity is not None:

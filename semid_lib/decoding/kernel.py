@@ -1,62 +1,62 @@
-"""One step of constrained beam search as a compiled loop: the same answer as the torch code in `decode`, sooner.
+"""One step of constrained beam search as a compiled loop: the same result as the torch code in `beam_search`, faster.
 
-torch has to lay all candidates out before it can choose. A loop need not: it visits beams from the best down. Once
-`width` candidates are kept, and the worst of them is better than the next beam extended by the highest score of any
-code, no candidate of that beam or of any after it can enter. This changes nothing in the answer, whatever the scores.
+torch has to compute all candidates before it can choose. The loop visits beams from the best down. Once `width`
+candidates are kept, and the worst of them is better than the next beam extended by the highest score of any code, no
+later candidate can enter.
 
-numba compiles it at its first use, which takes some seconds, once: the result is kept beside this file.
+numba compiles it at first use, which takes some seconds; the result is cached next to this file.
 """
 
+import heapq
+
 import numpy as np
+import torch
 from numba import njit
 
-NAN = -1  # returned instead of a number of beams when a candidate's score is not a number
+from semid_lib.decoding.beam_search import Beam
+
+_NO_INT32, _NO_BOOL = np.zeros((0, 1), dtype=np.int32), np.zeros((0, 1), dtype=bool)
+_NO_START, _NO_NODES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+
+
+def select(trie, level, beam, scores, width, subset) -> Beam | None:
+    """`beam_search.select` for float32 tensors on the CPU; None if a candidate scores NaN."""
+    n = len(beam.node)
+    width = min(width, beam.node.shape[1] * trie.branching[level])
+    child = torch.full((n, width), trie.n_nodes(level + 1))
+    score, parent, code = torch.full((n, width), -torch.inf), torch.zeros_like(child), torch.zeros_like(child)
+    count, allowed = _NO_INT32, _NO_BOOL
+    if subset is not None and subset.mask is not None:
+        nodes = subset.nodes(level + 1)
+        count, allowed = (subset.count.numpy(), _NO_BOOL) if nodes is None else (_NO_INT32, nodes.numpy())
+    empty, empty_start = _NO_NODES, np.zeros(n + 1, dtype=np.int64)
+    if subset is not None and subset.excluded is not None:
+        context, node = subset.emptied(level + 1)
+        empty = node.numpy()
+        np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
+    is_last = level == trie.n_levels - 1
+    n_alive = _fill(
+        beam.node.numpy(),
+        beam.score.numpy(),
+        scores.numpy(),
+        scores.amax(dim=(1, 2)).numpy(),
+        trie.code[level].numpy(),
+        trie.child_start[level].numpy(),
+        _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
+        count,
+        allowed,
+        empty,
+        empty_start,
+        child.numpy(),
+        score.numpy(),
+        parent.numpy(),
+        code.numpy(),
+    )
+    return None if n_alive < 0 else Beam(*(part[:, :n_alive] for part in (child, score, parent, code)))
 
 
 @njit(cache=True, nogil=True)
-def _worse(value, child, other_value, other_child):
-    """Whether a candidate comes after another: a lower score, or an equal one and a later ID."""
-    return value < other_value or (value == other_value and child > other_child)
-
-
-@njit(cache=True, nogil=True)
-def _sift_down(values, children, beams, n):
-    """Put the worst candidate back at the top of the heap after its top was replaced."""
-    at = 0
-    while True:
-        worst = 2 * at + 1
-        if worst >= n:
-            return
-        if worst + 1 < n and _worse(values[worst + 1], children[worst + 1], values[worst], children[worst]):
-            worst += 1
-        if not _worse(values[worst], children[worst], values[at], children[at]):
-            return
-        values[at], values[worst] = values[worst], values[at]
-        children[at], children[worst] = children[worst], children[at]
-        beams[at], beams[worst] = beams[worst], beams[at]
-        at = worst
-
-
-@njit(cache=True, nogil=True)
-def _sift_up(values, children, beams, at):
-    while at:
-        above = (at - 1) // 2
-        if not _worse(values[at], children[at], values[above], children[above]):
-            return
-        values[at], values[above] = values[above], values[at]
-        children[at], children[above] = children[above], children[at]
-        beams[at], beams[above] = beams[above], beams[at]
-        at = above
-
-
-@njit(cache=True, nogil=True)
-def _contains(ordered, wanted):
-    at = np.searchsorted(ordered, wanted)
-    return at < len(ordered) and ordered[at] == wanted
-
-
-@njit(cache=True, nogil=True)
-def select(  # noqa: PLR0912 one loop over candidates, each test sets most of them aside
+def _fill(  # noqa: PLR0912 one loop over candidates, each test skips most of them
     node,
     score,
     scores,
@@ -73,21 +73,21 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
     beam,
     last,
 ):
-    """Fill child, value and beam with the best candidates of each context; returns the most any context has, or NAN.
+    """Fill child, value, beam and last with the best candidates of each context.
 
     node (B, W) int64, score (B, W) float32: the beams, -inf for dead ones. scores (B, W, K) float32: log-probabilities
-    of codes; highest (B,) float32: the highest of each context. code, child_start: the trie's arrays of this level;
-    leaf_start: of the depth below, empty where children are leaves. Which children are allowed: (G, n_children) bool
-    `allowed`, or `count`, (G, n_leaves + 1) int32 running sums of allowed leaves, both with G 0 for all. empty: (n,)
-    int64 children that are not to be followed either, those of context b from empty_start[b] on in ascending order.
-    child, value, beam, last: (B, width), written in the order of the children, the rest of each row left as it is;
-    `last` is the code of the child.
+    of codes; highest (B,): the highest of each context. code, child_start: arrays of the trie's level; leaf_start: of
+    the depth below, empty if children are leaves. Allowed are all children, or those in `allowed`, (G, n_children)
+    bool, or by `count`, (G, n_leaves + 1) running sums of allowed leaves. empty: children that are excluded, those of
+    context b from empty_start[b] on, ascending. child, value, beam, last: (B, width), written in the order of the
+    children. Returns the greatest number of candidates of a context, -1 for NaN.
     """
     width, most = child.shape[1], 0
     for b in range(node.shape[0]):
-        values, children, beams, n = value[b], child[b], beam[b], 0
         group = b if max(len(count), len(allowed)) > 1 else 0
         taken = empty[empty_start[b] : empty_start[b + 1]]
+        kept = [(np.float32(0), np.int64(0), np.int64(0))]  # a heap with the worst first: score, -child, beam
+        kept.clear()
         edge = np.float32(-np.inf)  # what a candidate must reach to be kept
         for w in np.argsort(-score[b]):
             above, row = score[b, w], scores[b, w]
@@ -97,28 +97,29 @@ def select(  # noqa: PLR0912 one loop over candidates, each test sets most of th
                 total = above + row[code[c]]
                 if total < edge or total == -np.inf:
                     continue
-                if n == width and total == edge and c > children[0]:
+                if len(kept) == width and total == edge and c > -kept[0][1]:
                     continue
                 if np.isnan(total):
-                    return NAN
+                    return -1
                 if allowed.shape[0] and not allowed[group, c]:
                     continue
                 if count.shape[0] and count[group, leaf_start[c + 1]] == count[group, leaf_start[c]]:
                     continue
-                if len(taken) and _contains(taken, c):
+                at = np.searchsorted(taken, c)
+                if at < len(taken) and taken[at] == c:
                     continue
-                at = 0 if n == width else n
-                values[at], children[at], beams[at] = total, c, w
-                if n == width:
-                    _sift_down(values, children, beams, n)
+                candidate = (total, np.int64(-c), np.int64(w))
+                if len(kept) < width:
+                    heapq.heappush(kept, candidate)
                 else:
-                    n += 1
-                    _sift_up(values, children, beams, at)
-                if n == width:
-                    edge = values[0]
-        order = np.argsort(children[:n])
-        values[:n], children[:n], beams[:n] = values[:n][order], children[:n][order], beams[:n][order]
-        for at in range(n):
-            last[b, at] = code[children[at]]
+                    heapq.heapreplace(kept, candidate)
+                if len(kept) == width:
+                    edge = kept[0][0]
+        n = len(kept)
+        order = np.argsort(np.array([-candidate[1] for candidate in kept])) if n else np.zeros(0, np.int64)
+        for place, at in enumerate(order):
+            value[b, place], beam[b, place] = kept[at][0], kept[at][2]
+            child[b, place] = -kept[at][1]
+            last[b, place] = code[child[b, place]]
         most = max(most, n)
     return most

@@ -310,5 +310,5 @@ def test_a_t5_without_a_start_token_is_refused():
 @pytest.mark.parametrize("levels", [2, 4])
 def test_another_number_of_levels_is_named(levels):
     scorer = CausalScorer(qwen3(), [*TOKENS, TOKENS[0]][:levels])
-    with pytest.raises(ValueError, match=f"the model writes {levels} levels, the trie has 3"):
+    with pytest.raises(ValueError, match=f"the model generates {levels} levels, the trie has 3"):
         constrained_beam_search(scorer, prompts(0), random_trie(0), 9, 9)
