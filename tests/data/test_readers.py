@@ -42,7 +42,7 @@ def test_separators_and_marked_encodings_are_found_out(tmp_path, separator, enco
         assert read(tmp_path, gzip.compress(content), name=name, layout=layout).frame.to_dict("list") == ROWS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=6)] * 2)),
     st.sampled_from(text_files.SEPARATORS[:4]),
