@@ -42,6 +42,7 @@ import pandas as pd
 
 from semid_lib.data import dataset
 from semid_lib.evaluation import metrics, plotting
+from semid_lib.evaluation.rows import metric_rows
 from semid_lib.ids import embed
 from semid_lib.queries import filters, item_facts, llm_queries, synthesis, templates
 from semid_lib.queries.endpoint import Endpoint, EndpointError
@@ -533,7 +534,7 @@ rows += [
 ]
 if real is not None:
     table = real_recall.rename(index=str.lower)
-    rows += store.metric_rows("queries/round_trip/own", table, n=len(per_query))
+    rows += metric_rows("queries/round_trip/own", table, n=len(per_query))
 rows += [{"key": "queries/seconds", "value": round(clock.seconds, 1)}]
 shelf.record("04_synthetic_queries", [row | {"seed": SEED} for row in rows])
 print(

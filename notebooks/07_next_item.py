@@ -41,6 +41,7 @@ import torch
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics, plotting
 from semid_lib.evaluation import figures_models as figures
+from semid_lib.evaluation.rows import metric_rows, table_rows
 from semid_lib.ids import semantic_ids
 from semid_lib.next_item import baselines, recipes, timeline
 from semid_lib.serving.recommender import Recommender
@@ -401,8 +402,8 @@ for name, of_seeds in {**results, **seen_allowed, **refitted}.items():
 rows += study.training_rows(runs)
 facts = {"n": len(test.targets), "seed": SEED}
 for name, table in ahead.items():
-    rows += store.metric_rows(f"timeline_ahead_of/{name}", table, **facts)
-rows += store.table_rows("task", {"leave_one_out": facts_of_task})
+    rows += metric_rows(f"timeline_ahead_of/{name}", table, **facts)
+rows += table_rows("task", {"leave_one_out": facts_of_task})
 _ = artefacts.record("07_next_item", rows)
 
 # %%

@@ -64,6 +64,7 @@ import pandas as pd
 
 from semid_lib.data import dataset
 from semid_lib.evaluation import figures
+from semid_lib.evaluation.rows import table_rows
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import cold_start, costs
 from semid_lib.workbench import scale, store
@@ -442,7 +443,7 @@ if starts is not None:
     facts |= {"model": folder.name, "n": sizes.cold_starts}
     print(f"cold: {parts.sum():.2f} s, ours {ours:.2f} s (target: under 2)")
     print(f"warm: median {p50:.1f} ms (target: under 50), 99% {p99:.1f} ms")
-result_rows = store.table_rows("deployment", measured)
+result_rows = table_rows("deployment", measured)
 artefacts.record("08_modal_deployment", [row | facts for row in result_rows])
 print(f"small model: {money.iloc[0]:.2f} dollars per month")
 print(f"language model: {'measured' if on_gpu else 'not measured'}")

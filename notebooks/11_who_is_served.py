@@ -34,6 +34,7 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, plotting
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.evaluation.figures import LABELS
+from semid_lib.evaluation.rows import table_rows
 from semid_lib.next_item import baselines, recipes
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import next_item_study as study
@@ -228,10 +229,10 @@ pd.DataFrame(waits).T.rename(index=LABELS).set_axis(names, axis=1).round(2)
 rows = []
 for name, each in later.items():
     rows += evaluate.rows(f"next_item_by_time/{name}", [each], [SEED])
-rows += store.table_rows("task", {"one_moment": facts_of_task})
-rows += store.table_rows("exposure", in_lists.T.to_dict())
-rows += store.table_rows("beam", beam_rows)
-rows += store.table_rows("latency", waits)
+rows += table_rows("task", {"one_moment": facts_of_task})
+rows += table_rows("exposure", in_lists.T.to_dict())
+rows += table_rows("beam", beam_rows)
+rows += table_rows("latency", waits)
 _ = artefacts.record("11_who_is_served", rows)
 
 # %%

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from packaging.specifiers import SpecifierSet
 
-from semid_lib.evaluation import report, reproductions
+from semid_lib.evaluation import report
 from semid_lib.llm import vllm_search
 from semid_lib.serving import batch_io, predict
 from semid_lib.serving.deployment import Settings
@@ -63,7 +63,7 @@ def said_by_code() -> list[tuple[str, str]]:
     limits, settings = Limits(), Settings()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pythons = [minor for minor in range(30) if SpecifierSet(project["requires-python"]).contains(f"3.{minor}")]
-    [tiger] = [system for system in reproductions.load()[0] if system.name == "TIGER"]
+    [tiger] = [system for system in report.load_systems()[0] if system.name == "TIGER"]
     theirs = f"a Recall@10 of {tiger.figures['beauty']['recall@10']:.4f}".replace(" 0.", " .")
     value = {key.removeprefix("semantic_ids/beauty/"): row["value"] for key, row in rows_of("beauty").items()}
     fitted = 1 - value["rqvae_distortion"] / value["distortion"]

@@ -16,7 +16,7 @@ import pandas as pd
 
 from semid_lib.data import dataset
 from semid_lib.evaluation import metrics
-from semid_lib.workbench import store
+from semid_lib.evaluation.rows import metric_rows, over_seeds
 
 _NEEDED = "Leave-one-out needs 3 interactions of a user, a time-based split one before and one after its moments"
 KS = (1, 5, 10, 50, 100, 1000)  # of every published Recall@K
@@ -117,12 +117,12 @@ def _per_user(evaluation: Evaluation, ks: Sequence[int]) -> pd.DataFrame:
 
 
 def rows(key: str, of_seeds: list[Evaluation], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Result rows of one method: every metric with its interval, and over several seeds as `store.over_seeds`."""
+    """Result rows of one method: every metric with its interval, and over several seeds as `rows.over_seeds`."""
     found = []
     for seed, each in zip(seeds, of_seeds, strict=True):
         facts = {"n": len(each.rank), "seed": seed, "seconds": round(each.seconds, 1)}
-        found += store.metric_rows(key, figures(each), **facts)
-    return store.over_seeds(found) if len(of_seeds) > 1 else found
+        found += metric_rows(key, figures(each), **facts)
+    return over_seeds(found) if len(of_seeds) > 1 else found
 
 
 def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[int] = KS) -> pd.DataFrame:

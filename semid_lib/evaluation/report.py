@@ -1,27 +1,26 @@
-"""Result rows to the tables and sentences of the README and the book, so that no published number is typed by hand.
+"""Tables and numbers of the README and the book, written from published rows, so that none is typed by hand.
 
-A place for a table is a pair of comments, `<!-- rows: next_item/beauty/laptop -->` and `<!-- end rows -->`; what
-stands between them is written from `book/results/beauty-laptop.json`; `search:own` takes those methods of the topic
-that begin with `own_`, without it. Metrics named behind the place (`next_item/beauty/laptop recall@10 mrr`) are the
-only ones shown, across, with a line a method; methods named behind `of` (`... recall@10 of popularity timeline`) are
-the only lines. Between `<!-- reproductions -->` and `<!-- end reproductions -->` comes the table of what others have
-published (see `reproductions`).
-
-A figure in a sentence stands between `<!-- row: training/beauty/laptop/tiger/seconds as minutes -->` and
-`<!-- end row -->`: topic, data, scale and the rest of the row's key; without "as ..." four decimals where the row has
-an interval and else three digits that count. A mark begins no line, since Markdown would take the line for HTML.
+- `<!-- rows: next_item/beauty/laptop -->` ... `<!-- end rows -->`: a table of a topic from the rows in
+  `book/results/beauty-laptop.json`, metrics down. `search:own` takes methods that begin with `own_`. Metrics behind the
+  place are shown across, with a line a method; methods behind `of` are the only lines.
+- `<!-- row: training/beauty/laptop/tiger/seconds as minutes -->` ... `<!-- end row -->`: one number, by the rest of its
+  key. A mark begins no line, since Markdown would take the line for HTML.
+- `<!-- reproductions -->` ... `<!-- end reproductions -->`: published figures of others from `book/reproductions.yml`
+  beside ours. The verdict is **reproduced** inside our 95% interval over users, **close** outside it by no more than a
+  few standard deviations over our seeds, **differs** otherwise, which takes a sentence why. It says whether two numbers
+  can be told apart, not whether the protocols are the same.
 
 `semid results publish` copies the rows of a run to `book/results`; `semid results check` fails if a page differs.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from semid_lib.data.folder import open_store
-from semid_lib.evaluation import reproductions
 from semid_lib.evaluation.evaluate import in_brackets, shown
 from semid_lib.workbench import remote, store
 
@@ -35,6 +34,9 @@ _PLACE = re.compile(
 )
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- row: (\w+/[\w.-]+)/(\w+)/([^<>]+?)(?: as (\w+))? -->)[^<>\n]*(<!-- end row -->)")
+FILE = _REPOSITORY / "book" / "reproductions.yml"
+VERDICTS = ("not measured yet", "reproduced", "close", "differs")  # a system has the last of those of its figures
+_PUBLISHED = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@100", "recall@1000")
 _FORMS = {
     "minutes": lambda row: f"{row['value'] / 60:.0f}",  # of seconds
     "percent": lambda row: f"{row['value']:.0%}",
@@ -211,6 +213,95 @@ def _run(rows: list[dict[str, Any]]) -> str:
     return f"commit `{commit}`{' with uncommitted changes' if dirty else ''}, {hardware}"
 
 
+@dataclass(frozen=True)
+class System:
+    """One published system, a record of `book/reproductions.yml`. Raises ValueError for a figure that cannot be."""
+
+    name: str
+    source: str  # where the figures stand, as Markdown
+    protocol: str  # what a reader must know before comparing
+    figures: dict[str, dict[str, float]]  # data set -> metric -> value
+    ours: str | None = None  # the method in our keys; None for a system that we have not built
+    scale: str = "laptop"  # the run of ours that is published
+    why: dict[str, str] = field(default_factory=dict)  # data set -> a sentence, needed where the verdict is "differs"
+
+    def __post_init__(self):
+        for data, figures in self.figures.items():
+            for metric, value in figures.items():
+                if metric not in _PUBLISHED:
+                    raise ValueError(f"{self.name} on {data} has {metric!r}, expected one of {', '.join(_PUBLISHED)}")
+                if not 0 <= value <= 1:
+                    raise ValueError(f"{metric} of {self.name} on {data} is {value}, expected a share in [0, 1]")
+
+
+def load_systems(file: str | Path = FILE) -> tuple[list[System], float]:
+    """The published systems, and how many standard deviations over seeds count as close. Needs PyYAML (extra `dev`).
+
+    Raises ValueError for what is no such file.
+    """
+    import yaml
+
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    try:
+        return [System(**record) for record in content["systems"]], float(content["close_within"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{file} is not a list of systems and `close_within`: {error}") from error
+
+
+def verdict(published: float, row: dict[str, Any] | None, close_within: float) -> str:
+    """One of `VERDICTS` for one published figure and our row of it, or None.
+
+    row: needs `ci95`; with several seeds it has `spread`, their standard deviation (`rows.over_seeds`). Without it
+    nothing is known about seeds and no figure is close.
+
+    >>> row = {"value": 0.062, "ci95": [0.059, 0.065], "spread": 0.001}
+    >>> [verdict(published, row, close_within=2.8) for published in (0.0648, 0.0677, 0.0679)]
+    ['reproduced', 'close', 'differs']
+    >>> verdict(0.0677, {"value": 0.062, "ci95": [0.059, 0.065]}, close_within=2.8)
+    'differs'
+    """
+    if row is None:
+        return "not measured yet"
+    low, high = row["ci95"]
+    outside = max(low - published, published - high)
+    if outside <= 0:
+        return "reproduced"
+    return "close" if outside <= close_within * row.get("spread", 0.0) else "differs"
+
+
+def reproductions_table(
+    systems: list[System], close_within: float, rows_of: Callable[[str, str], list[dict[str, Any]]]
+) -> str:
+    """A line a system and data set, "theirs / ours" in each cell, then the protocol of each system.
+
+    `rows_of(data, scale)` gives the published rows of a run. Raises ValueError for a system that differs without a
+    sentence why.
+    """
+    metrics = [name for name in _PUBLISHED if any(name in found for each in systems for found in each.figures.values())]
+    headings = ["data", "verdict", *(_heading(metric, "") for metric in metrics)]
+    lines = ["| | " + " | ".join(headings) + " |", "| --- | --- | --- |" + " ---: |" * len(metrics)]
+    for system in systems:
+        for data in system.figures:
+            found = {row["key"]: row for row in rows_of(data, system.scale)}
+            lines.append("| " + " | ".join(_compared(system, data, metrics, close_within, found)) + " |")
+    notes = [f"- **{system.name}** ({system.source}): {system.protocol}" for system in systems]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _compared(system: System, data: str, metrics: list[str], close_within: float, found: dict) -> list[str]:
+    figures, cells = system.figures[data], []
+    ours = {metric: found.get(f"next_item/{data}/{system.ours}/{metric}") for metric in figures}
+    for metric in metrics:
+        theirs = f"{figures[metric]:.4f}".removeprefix("0") if metric in figures else ""
+        row = ours.get(metric)
+        cells.append(f"{theirs} / {shown(row['value'], *row['ci95'])}" if row else theirs)
+    verdicts = [verdict(value, ours[metric], close_within) for metric, value in figures.items()]
+    worst = max(verdicts, key=VERDICTS.index) if system.ours else "not built here"
+    if worst == "differs" and not system.why.get(data):
+        raise ValueError(f"{system.name} on {data} differs from our rows: say why in reproductions.yml")
+    return [system.name, data, f"**{worst}**: {system.why[data]}" if worst == "differs" else worst, *cells]
+
+
 def render(page: str, rows_of) -> str:
     """A page with its tables and figures written anew; rows_of(data, scale) gives the rows, or None to leave them.
 
@@ -228,7 +319,7 @@ def render(page: str, rows_of) -> str:
 
     def reproduced(place: re.Match) -> str:
         start, end = place.groups()
-        return f"{start}{reproductions.markdown_table(*reproductions.load(), _published_rows_or_none)}{end}"
+        return f"{start}{reproductions_table(*load_systems(), _published_rows_or_none)}{end}"
 
     def figures(place: re.Match) -> str:
         start, topic_and_data, scale, rest, form, end = place.groups()

@@ -11,10 +11,10 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics
 from semid_lib.evaluation.figures import LABELS
+from semid_lib.evaluation.rows import over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
-from semid_lib.workbench import store
 from semid_lib.workbench.store import Store
 
 LISTS = "next_item_lists"  # the artefact that chapter 07 writes and chapter 11 reads
@@ -120,9 +120,9 @@ def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dic
         for seed, run in of_seeds.items():
             facts = {"seconds": run.seconds, "epochs": len(run.epochs), "best epoch": run.best.epoch}
             facts["validation recall@10"] = run.best.validation
-            made = store.table_rows("training", {name: facts})
+            made = table_rows("training", {name: facts})
             lines += [row | {"seed": seed, **run.origin} for row in made]
-        rows += store.over_seeds(lines) if len(of_seeds) > 1 else lines
+        rows += over_seeds(lines) if len(of_seeds) > 1 else lines
     return rows
 
 

@@ -10,11 +10,11 @@ import torch
 from semid_lib.data import dataset
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import evaluate
+from semid_lib.evaluation.rows import metric_rows
 from semid_lib.ids import embed
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm import base_models, examples, llm_search
 from semid_lib.queries import synthesis
-from semid_lib.workbench import store
 from semid_lib.workbench.scale import Scale
 from semid_lib.workbench.store import Store
 from semid_lib.workbench.text import one_line
@@ -259,7 +259,7 @@ def rows(tests: dict[str, dict[str, evaluate.QueryEvaluation]]) -> list[dict[str
     for where, evaluations in tests.items():
         for name, evaluation in evaluations.items():
             start = f"search/{where}_{key(name).replace(' + ', '_and_').lower()}"
-            found += store.metric_rows(start, evaluate.query_figures(evaluation), n=len(evaluation.rank))
+            found += metric_rows(start, evaluate.query_figures(evaluation), n=len(evaluation.rank))
             alone = 1000 * np.median(evaluation.seconds_alone)
             found.append({"key": f"{start}/ms_alone", "value": round(float(alone), 3)})
     return found

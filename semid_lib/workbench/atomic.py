@@ -8,12 +8,15 @@ import contextlib
 import ctypes
 import errno
 import glob
+import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 _PARTIAL, _ASIDE = ".partial", ".aside"
 _UNIMPORTANT = re.compile(r"\.DS_Store|Thumbs\.db|\..+\.(?:lock|note|partial)")  # of `places`, for example
@@ -138,6 +141,66 @@ def settled(target: str | Path) -> Path:
             with contextlib.suppress(OSError):  # another reader was first
                 old.rename(target)
     return target
+
+
+def check_files(folder: Path, sums: dict[str, str], names: Iterable[str] = ()) -> None:
+    """Hold the files of a folder against checksums, by name, that were saved with it; `names` must be among them.
+
+    Raises ValueError naming the first file that is missing or differs, or lies outside the folder (`check_names`).
+    """
+    check_names([*names, *sums], folder)
+    for name in dict.fromkeys([*names, *sums]):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing")
+        if sha256(folder / name) != sums.get(name):
+            raise ValueError(f"{folder / name} is not the file that was saved in this folder: its checksum differs")
+
+
+def check_names(names: Iterable[str], where: str | Path) -> None:
+    """Hold names that were read from a file against paths inside a folder, such as "llm/model.safetensors".
+
+    Raises ValueError naming the first that could lead out of it, is hidden, or is not plain.
+
+    >>> check_names(["model.safetensors", "../model.safetensors"], "here")
+    Traceback (most recent call last):
+        ...
+    ValueError: here lists '../model.safetensors', expected paths of plain names inside the folder
+    """
+    for name in names:
+        if not all(re.fullmatch(r"\w[\w.-]*", part) for part in name.split("/")):
+            raise ValueError(f"{where} lists {name!r}, expected paths of plain names inside the folder")
+
+
+def sha256(file: str | Path) -> str:
+    """The checksum of a file, in hexadecimal. Raises OSError if it cannot be read."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """What `write_json` wrote: a dict or a list. Raises ValueError naming the file if it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds a {type(found).__name__}, expected a {kind.__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and make it again") from error
+    return found
+
+
+def write_json(path: Path, content) -> None:
+    """Write JSON, whole or not at all; NaN is refused, since it is no JSON."""
+    with reported(path), fresh_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def reported(target: Path) -> Iterator[None]:
+    """One sentence where a file cannot be written, such as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{target} was not written; what was there before is unchanged ({error})") from error
 
 
 def _swap(fresh: Path, target: Path) -> None:

@@ -8,11 +8,9 @@ that was made from other data, or from an artefact that has changed since, is an
 
 import hashlib
 import json
-import math
 import os
 import platform
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,14 +24,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from semid_lib.workbench import atomic, remote, text
-from semid_lib.workbench.weights import save_weights
+from semid_lib.workbench import remote, text
+from semid_lib.workbench.atomic import check_files, check_names, fresh_file, read_json, reported, sha256, write_json
+from semid_lib.workbench.weights import DTYPES, header_of, mapped, save_weights
 
-_DTYPES = {  # as safetensors calls them
-    "BOOL": np.dtype(bool),
-    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
-    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
-}
+__all__ = ["check_files", "check_names", "sha256", "write_json"]  # callers know them from here
 _REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = "SEMID_RUN"  # environment variable: what `chapters.run` tells the kernel of a chapter, as JSON
 
@@ -135,7 +130,7 @@ class Store:
         for key in sorted(ordered):
             _add(digest, key, ordered[key])
         target = self._file(name)
-        with _reported(target):
+        with reported(target):
             save_weights(target, ordered, _header(facts, self._origin(name), digest))
         self.send(target.name)
         return target
@@ -154,15 +149,15 @@ class Store:
         array([0, 1, 4, 9])
         """
         target, digest, origin = self._file(name), _digest(facts), self._origin(name)
-        with _reported(target), atomic.fresh_file(target) as partial, open(partial, "wb") as file:
+        with reported(target), fresh_file(target) as partial, open(partial, "wb") as file:
             row, n_rows, n_header = None, 0, 0
             for batch in map(np.asarray, batches):
                 if row is None:
                     row = batch[:0]
-                    if row.dtype not in _DTYPES.values():
+                    if row.dtype not in DTYPES.values():
                         raise ValueError(f"array {key!r} of artefact {name!r} is {row.dtype}, expected numbers")
                     # how many rows there are is known last, and no number of rows is longer than this one
-                    n_header = len(_safetensors_header(key, row, 10**18, _header(facts, origin, digest)))
+                    n_header = len(header_of(key, row, 10**18, _header(facts, origin, digest)))
                     file.seek(n_header)
                 if batch.dtype != row.dtype or batch.shape[1:] != row.shape[1:]:
                     found, expected = f"{batch.dtype} {batch.shape[1:]}", f"{row.dtype} {row.shape[1:]}"
@@ -174,7 +169,7 @@ class Store:
             if row is None:
                 raise ValueError(f"no rows for {key!r} of artefact {name!r}, expected at least one batch")
             file.seek(0)
-            file.write(_safetensors_header(key, row, n_rows, _header(facts, origin, digest), n_header))
+            file.write(header_of(key, row, n_rows, _header(facts, origin, digest), n_header))
         self.send(target.name)
         return target
 
@@ -206,7 +201,8 @@ class Store:
                 f"{where} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
             )
         with _readable(path):
-            artefact = _mapped(self.bring(path.name))
+            arrays, metadata = mapped(self.bring(path.name))
+            artefact = Artefact(arrays, json.loads(metadata["facts"]))
             origin = dict(artefact.facts["provenance"])
         self.check(origin, path)
         self._parents[name] = origin.get("digest", "")
@@ -350,140 +346,9 @@ class Store:
         return [row for file in files for row in read_json(file, list)]
 
 
-def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:
-    """Rows from a table of `evaluate.figures` (columns mean, low, high): one per metric, with its interval.
-
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"mean": [0.5], "low": [0.4], "high": [0.6]}, index=["mrr"])
-    >>> metric_rows("next_item/popularity", table, n=100)
-    [{'key': 'next_item/popularity/mrr', 'value': 0.5, 'ci95': [0.4, 0.6], 'n': 100}]
-    """
-    return [
-        {"key": f"{key}/{metric}", "value": round(mean, 6), "ci95": [round(low, 6), round(high, 6)], **facts}
-        for metric, (mean, low, high) in zip(measured.index, measured.to_numpy().tolist(), strict=True)
-    ]
-
-
-def table_rows(topic: str, lines: Mapping[Any, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Rows of numbers without intervals from a table, line by line.
-
-    >>> table_rows("beam", {50: {"ms a user": 0.93217}})
-    [{'key': 'beam/50/ms_a_user', 'value': 0.9322}]
-    """
-    return [
-        {"key": f"{topic}/{name}/{figure.replace(' ', '_')}", "value": round(float(value), 4)}
-        for name, line in lines.items()
-        for figure, value in line.items()
-    ]
-
-
-def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of several seeds to one row a key: the mean over seeds as `value`, and their `spread` and `seeds`.
-
-    `spread` is the sample standard deviation over seeds, for how far another seed may lie away. The ends of `ci95` are
-    means over seeds: an interval over users for one trained model, which averaging models does not narrow. `seconds`
-    are those of a seed; other facts stay if all seeds share them.
-
-    Raises ValueError for a key with fewer than two rows, or with a seed twice or not named.
-
-    >>> rows = [{"key": "next_item/mine/mrr", "value": v, "seed": s, "n": 9} for s, v in enumerate((0.1, 0.2, 0.3))]
-    >>> over_seeds(rows)
-    [{'key': 'next_item/mine/mrr', 'n': 9, 'value': 0.2, 'spread': 0.1, 'seeds': [0, 1, 2]}]
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["key"], []).append(row)
-    return [_over_seeds(key, group) for key, group in groups.items()]
-
-
-def _over_seeds(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    seeds = [row.get("seed") for row in rows]
-    if len(rows) < 2 or None in seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"rows of {key!r} have seeds {seeds}, expected two or more different ones")
-    values = [row["value"] for row in rows]
-    shared = {name: fact for name, fact in rows[0].items() if all(row.get(name) == fact for row in rows)}
-    merged = {**shared, "value": round(statistics.fmean(values), 6), "spread": round(statistics.stdev(values), 6)}
-    merged["seeds"] = seeds
-    if all("ci95" in row for row in rows):
-        merged["ci95"] = [round(statistics.fmean(ends), 6) for ends in zip(*(row["ci95"] for row in rows), strict=True)]
-    if all("seconds" in row for row in rows):
-        merged["seconds"] = round(statistics.fmean(row["seconds"] for row in rows), 1)
-    return merged
-
-
-def check_files(folder: Path, sums: dict[str, str], names: Iterable[str] = ()) -> None:
-    """Hold the files of a folder against checksums, by name, that were saved with it; `names` must be among them.
-
-    Raises ValueError naming the first file that is missing or differs, or lies outside the folder (`check_names`).
-    """
-    check_names([*names, *sums], folder)
-    for name in dict.fromkeys([*names, *sums]):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing")
-        if sha256(folder / name) != sums.get(name):
-            raise ValueError(f"{folder / name} is not the file that was saved in this folder: its checksum differs")
-
-
-def check_names(names: Iterable[str], where: str | Path) -> None:
-    """Hold names that were read from a file against paths inside a folder, such as "llm/model.safetensors".
-
-    Raises ValueError naming the first that could lead out of it, is hidden, or is not plain.
-
-    >>> check_names(["model.safetensors", "../model.safetensors"], "here")
-    Traceback (most recent call last):
-        ...
-    ValueError: here lists '../model.safetensors', expected paths of plain names inside the folder
-    """
-    for name in names:
-        if not all(re.fullmatch(r"\w[\w.-]*", part) for part in name.split("/")):
-            raise ValueError(f"{where} lists {name!r}, expected paths of plain names inside the folder")
-
-
-def sha256(file: str | Path) -> str:
-    """The checksum of a file, in hexadecimal. Raises OSError if it cannot be read."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _mapped(path: Path) -> Artefact:
-    """What a safetensors file holds; its arrays are copied page by page where they are written to."""
-    with safe_open(path, framework="numpy"):
-        pass  # it holds the header against the size of the file, and raises for the one that is no safetensors file
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-        facts, arrays = json.loads(header.pop("__metadata__")["facts"]), {}
-        for key, entry in header.items():
-            dtype, shape, (low, high) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            if low == high:  # there is no map of nothing
-                arrays[key] = np.empty(shape, dtype)
-            else:
-                arrays[key] = np.asarray(np.memmap(file, dtype, mode="c", offset=start + low, shape=shape))
-    return Artefact(arrays, facts)
-
-
-def _safetensors_header(key: str, row: np.ndarray, n_rows: int, metadata: dict[str, str], n_bytes: int = 0) -> bytes:
-    """What stands before the bytes of a single array, filled up with spaces to a multiple of 8 or to n_bytes."""
-    shape = [n_rows, *row.shape[1:]]
-    [dtype] = [name for name, dtype in _DTYPES.items() if dtype == row.dtype]
-    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, math.prod(shape) * row.dtype.itemsize]}
-    text = json.dumps({"__metadata__": metadata, key: entry}).encode()
-    text = text.ljust(max(n_bytes - 8, -(-len(text) // 8) * 8))
-    return len(text).to_bytes(8, "little") + text
-
-
 def _with_data(key: str, data: str) -> str:
     topic, _, rest = key.partition("/")
     return f"{topic}/{data}/{rest}"
-
-
-@contextmanager
-def _reported(target: Path) -> Iterator[None]:
-    """One sentence where a file cannot be written, such as on a full disk."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{target} was not written; what was there before is unchanged ({error})") from error
 
 
 @contextmanager
@@ -495,23 +360,6 @@ def _readable(path: Path) -> Iterator[None]:
         raise ValueError(
             f"{path} is damaged, or no artefact ({error!r}): delete it and run the chapter that writes it again"
         ) from error
-
-
-def read_json(path: Path, kind: type) -> Any:
-    """What `write_json` wrote: a dict or a list. Raises ValueError naming the file if it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, kind):
-            raise ValueError(f"it holds a {type(found).__name__}, expected a {kind.__name__}")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and make it again") from error
-    return found
-
-
-def write_json(path: Path, content) -> None:
-    """Write JSON, whole or not at all; NaN is refused, since it is no JSON."""
-    with _reported(path), atomic.fresh_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def pending_rows(path: Path, run: str) -> Path:

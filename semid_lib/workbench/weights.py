@@ -13,6 +13,12 @@ from safetensors import SafetensorError, safe_open
 
 from semid_lib.workbench.atomic import fresh_file
 
+DTYPES = {  # as safetensors calls them
+    "BOOL": np.dtype(bool),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
+}
+
 
 def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all; the same content always gives the same bytes.
@@ -63,6 +69,33 @@ def _sort_metadata(path: Path) -> None:
             assert len(text) <= size, "the header has grown"
             file.seek(8)
             file.write(text.ljust(size))
+
+
+def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and metadata of a safetensors file; pages of an array are copied when they are written to."""
+    with safe_open(path, framework="numpy"):
+        pass  # it holds the header against the size of the file, and raises for the one that is no safetensors file
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+        metadata, arrays = header.pop("__metadata__"), {}
+        for key, entry in header.items():
+            dtype, shape, (low, high) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            if low == high:  # there is no map of nothing
+                arrays[key] = np.empty(shape, dtype)
+            else:
+                arrays[key] = np.asarray(np.memmap(file, dtype, mode="c", offset=start + low, shape=shape))
+    return arrays, metadata
+
+
+def header_of(key: str, row: np.ndarray, n_rows: int, metadata: dict[str, str], n_bytes: int = 0) -> bytes:
+    """What stands before the bytes of a single array, filled up with spaces to a multiple of 8 or to n_bytes."""
+    shape = [n_rows, *row.shape[1:]]
+    [dtype] = [name for name, dtype in DTYPES.items() if dtype == row.dtype]
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, math.prod(shape) * row.dtype.itemsize]}
+    text = json.dumps({"__metadata__": metadata, key: entry}).encode()
+    text = text.ljust(max(n_bytes - 8, -(-len(text) // 8) * 8))
+    return len(text).to_bytes(8, "little") + text
 
 
 def shapes_of(path: str | Path) -> dict[str, tuple[int, ...]]:

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.evaluation import report, reproductions
-from semid_lib.evaluation.reproductions import System
+from semid_lib.evaluation import report
+from semid_lib.evaluation.report import System
 
-SYSTEMS, CLOSE_WITHIN = reproductions.load()
+SYSTEMS, CLOSE_WITHIN = report.load_systems()
 PAPER = System("Paper", "its page", "Nothing is said.", {"shop": {"recall@10": 0.5, "ndcg@10": 0.25}}, ours="mine")
 
 
@@ -18,7 +18,7 @@ def row(metric, value, half=0.1, **facts):
 
 
 def table(systems, rows, close_within=2.0):
-    return reproductions.markdown_table(systems, close_within, lambda data, scale: rows).replace("\xa0", " ")
+    return report.reproductions_table(systems, close_within, lambda data, scale: rows).replace("\xa0", " ")
 
 
 @pytest.mark.parametrize(
@@ -34,20 +34,20 @@ def table(systems, rows, close_within=2.0):
     ],
 )
 def test_a_verdict_by_hand(published, spread, expected):
-    assert reproductions.verdict(published, row("mrr", 0.5, spread=spread), close_within=2.0) == expected
+    assert report.verdict(published, row("mrr", 0.5, spread=spread), close_within=2.0) == expected
 
 
 def test_without_a_row_nothing_is_said_and_without_seeds_nothing_is_close():
-    assert reproductions.verdict(0.5, None, 2.0) == "not measured yet"
-    assert reproductions.verdict(0.61, row("mrr", 0.5), 1000.0) == "differs"
+    assert report.verdict(0.5, None, 2.0) == "not measured yet"
+    assert report.verdict(0.61, row("mrr", 0.5), 1000.0) == "differs"
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.2), st.floats(0, 5), st.floats(0, 5))
 def test_more_tolerance_never_turns_a_verdict_to_the_worse(published, value, spread, narrow, wide):
     narrow, wide = sorted((narrow, wide))
     ours = row("mrr", value, spread=spread)
-    strict, mild = (reproductions.verdict(published, ours, tolerance) for tolerance in (narrow, wide))
-    assert reproductions.VERDICTS.index(mild) <= reproductions.VERDICTS.index(strict)
+    strict, mild = (report.verdict(published, ours, tolerance) for tolerance in (narrow, wide))
+    assert report.VERDICTS.index(mild) <= report.VERDICTS.index(strict)
     low, high = ours["ci95"]
     assert (strict == "reproduced") == (low <= published <= high)
 
@@ -82,7 +82,7 @@ def test_who_differs_says_why():
 def test_rows_are_asked_for_by_data_and_scale():
     asked = []
     system = System("Paper", "s", "p", {"beauty": {"recall@5": 0.1}, "toys": {"recall@5": 0.1}}, scale="full")
-    reproductions.markdown_table([system], 2.0, lambda data, scale: asked.append((data, scale)) or [])
+    report.reproductions_table([system], 2.0, lambda data, scale: asked.append((data, scale)) or [])
     assert asked == [("beauty", "full"), ("toys", "full")]
 
 
@@ -96,7 +96,7 @@ def test_figures_that_cannot_be_are_refused(figures):
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path, text):
     (tmp_path / "other.yml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"other\.yml is not a list of systems"):
-        reproductions.load(tmp_path / "other.yml")
+        report.load_systems(tmp_path / "other.yml")
 
 
 # --- the file of the book ---
@@ -117,7 +117,7 @@ def test_published_figures_are_possible_together(system):
 
 
 def test_what_the_book_cites_stands_in_its_bibliography():
-    book = reproductions.FILE.parent
+    book = report.FILE.parent
     keys = (book / "references.bib").read_text(encoding="utf-8")
     cited = [system.source.split("`")[1] for system in SYSTEMS if "`" in system.source]
     assert len(cited) >= 5
@@ -127,7 +127,7 @@ def test_what_the_book_cites_stands_in_its_bibliography():
 
 def test_the_table_is_written_between_its_marks_and_stays(monkeypatch):
     page = "before\n<!-- reproductions -->\nold\n<!-- end reproductions -->\nafter\n"
-    monkeypatch.setattr(reproductions, "load", lambda: ([PAPER], 2.0))
+    monkeypatch.setattr(report, "load_systems", lambda: ([PAPER], 2.0))
     rendered = report.render(page, lambda *_: None)
     assert rendered.startswith("before\n<!-- reproductions -->\n| | data |")
     assert rendered.endswith("Nothing is said.\n<!-- end reproductions -->\nafter\n")

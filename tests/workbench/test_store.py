@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 
 from semid_lib.data import dataset
 from semid_lib.data.folder import open_store, write_folder
+from semid_lib.evaluation.rows import metric_rows, over_seeds
 from semid_lib.workbench import store
 
 ORIGIN = {"data", "fingerprint", "scale", "commit", "dirty", "hardware", "written", "chapter", "seed", "parents"}
@@ -253,7 +254,7 @@ def test_rows_are_strict_json(shelf):
 
 def test_metric_rows_name_metric_and_interval():
     table = pd.DataFrame({"mean": [0.5, 1], "low": [0.25, 1], "high": [0.75, 1]}, index=["mrr", "recall@5"])
-    rows = store.metric_rows("next_item/knn", table, n=4, seed=0)
+    rows = metric_rows("next_item/knn", table, n=4, seed=0)
     assert rows[0] == {"key": "next_item/knn/mrr", "value": 0.5, "ci95": [0.25, 0.75], "n": 4, "seed": 0}
     assert [row["key"] for row in rows] == ["next_item/knn/mrr", "next_item/knn/recall@5"]
 
@@ -261,9 +262,9 @@ def test_metric_rows_name_metric_and_interval():
 def test_rows_of_seeds_become_their_mean_and_spread():
     def rows_of(seed, recall, seconds):
         table = pd.DataFrame({"mean": [recall, 1], "low": [recall - 0.1, 1], "high": [recall + 0.2, 1]}, ["r", "mrr"])
-        return store.metric_rows("next_item/mine", table, n=4, seed=seed, seconds=seconds)
+        return metric_rows("next_item/mine", table, n=4, seed=seed, seconds=seconds)
 
-    merged = store.over_seeds(rows_of(0, 0.2, 3.0) + rows_of(5, 0.5, 5.0))
+    merged = over_seeds(rows_of(0, 0.2, 3.0) + rows_of(5, 0.5, 5.0))
     assert merged[0] == {
         **{"key": "next_item/mine/r", "value": 0.35, "ci95": [0.25, 0.55], "n": 4},
         **{"spread": round(0.3 / 2**0.5, 6), "seeds": [0, 5], "seconds": 4.0},
@@ -276,7 +277,7 @@ def test_rows_of_seeds_become_their_mean_and_spread():
 def test_rows_of_one_seed_have_no_spread(seeds):
     rows = [{"key": "next_item/mine/mrr", "value": 0.5, "seed": seed} for seed in seeds]
     with pytest.raises(ValueError, match=r"next_item/mine/mrr.* two or more different ones"):
-        store.over_seeds(rows)
+        over_seeds(rows)
 
 
 def test_the_commit_is_that_of_a_git_checkout(tmp_path, monkeypatch):

@@ -1,0 +1,66 @@
+"""Result rows from measurements: one row a metric, merged over seeds."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+
+def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:
+    """Rows from a table of `evaluate.figures` (columns mean, low, high): one per metric, with its interval.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"mean": [0.5], "low": [0.4], "high": [0.6]}, index=["mrr"])
+    >>> metric_rows("next_item/popularity", table, n=100)
+    [{'key': 'next_item/popularity/mrr', 'value': 0.5, 'ci95': [0.4, 0.6], 'n': 100}]
+    """
+    return [
+        {"key": f"{key}/{metric}", "value": round(mean, 6), "ci95": [round(low, 6), round(high, 6)], **facts}
+        for metric, (mean, low, high) in zip(measured.index, measured.to_numpy().tolist(), strict=True)
+    ]
+
+
+def table_rows(topic: str, lines: Mapping[Any, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Rows of numbers without intervals from a table, line by line.
+
+    >>> table_rows("beam", {50: {"ms a user": 0.93217}})
+    [{'key': 'beam/50/ms_a_user', 'value': 0.9322}]
+    """
+    return [
+        {"key": f"{topic}/{name}/{figure.replace(' ', '_')}", "value": round(float(value), 4)}
+        for name, line in lines.items()
+        for figure, value in line.items()
+    ]
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of several seeds to one row a key: the mean over seeds as `value`, and their `spread` and `seeds`.
+
+    `spread` is the sample standard deviation over seeds, for how far another seed may lie away. The ends of `ci95` are
+    means over seeds: an interval over users for one trained model, which averaging models does not narrow. `seconds`
+    are those of a seed; other facts stay if all seeds share them.
+
+    Raises ValueError for a key with fewer than two rows, or with a seed twice or not named.
+
+    >>> rows = [{"key": "next_item/mine/mrr", "value": v, "seed": s, "n": 9} for s, v in enumerate((0.1, 0.2, 0.3))]
+    >>> over_seeds(rows)
+    [{'key': 'next_item/mine/mrr', 'n': 9, 'value': 0.2, 'spread': 0.1, 'seeds': [0, 1, 2]}]
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["key"], []).append(row)
+    return [_over_seeds(key, group) for key, group in groups.items()]
+
+
+def _over_seeds(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    seeds = [row.get("seed") for row in rows]
+    if len(rows) < 2 or None in seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"rows of {key!r} have seeds {seeds}, expected two or more different ones")
+    values = [row["value"] for row in rows]
+    shared = {name: fact for name, fact in rows[0].items() if all(row.get(name) == fact for row in rows)}
+    merged = {**shared, "value": round(statistics.fmean(values), 6), "spread": round(statistics.stdev(values), 6)}
+    merged["seeds"] = seeds
+    if all("ci95" in row for row in rows):
+        merged["ci95"] = [round(statistics.fmean(ends), 6) for ends in zip(*(row["ci95"] for row in rows), strict=True)]
+    if all("seconds" in row for row in rows):
+        merged["seconds"] = round(statistics.fmean(row["seconds"] for row in rows), 1)
+    return merged
