@@ -91,9 +91,10 @@ class Encoder:
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, batch_size: int = 64):
+        path = _model_path(model)
         from sentence_transformers import SentenceTransformer  # seconds to import
 
-        self._model, self._batch_size = SentenceTransformer(_model_path(model), trust_remote_code=False), batch_size
+        self._model, self._batch_size = SentenceTransformer(path, trust_remote_code=False), batch_size
         for name, module in list(self._model.named_children()):
             if type(module).__name__ == "Normalize":  # keep the lengths: `normalize` can remove them later
                 delattr(self._model, name)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ class _Trainer:
         self.n_batches = len(vectors) // self.batch_size
         self.network = _Network(vectors.shape[1], min(config.latent_dim, vectors.shape[1]), config.hidden_dim)
         self.network.start(vectors)
-        self.quantizer = self._started_quantizer(seed)
+        self.quantizer: Any = self._started_quantizer(seed)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, warmup_then_cosine(config.n_epochs * self.n_batches, _WARMUP_SHARE)

@@ -75,7 +75,9 @@ class State(NamedTuple):
 
     hidden: torch.Tensor  # (B, W, dim): the query plus the codes chosen so far
     node: torch.Tensor  # (B, W) int64 nodes of the model's own trie
-    masses: tuple[torch.Tensor, ...]  # per depth from 1: (B, n_nodes) log-probability of all items under a node
+    text_scores: tuple[
+        torch.Tensor, ...
+    ]  # per depth from 1: (B, n_nodes) log of the summed text scores of the items under a node
 
 
 class HybridRanker(nn.Module):
@@ -151,12 +153,12 @@ class HybridRanker(nn.Module):
     def forward(self, batch: tuple[Queries, torch.Tensor]) -> torch.Tensor:
         """Mean of -log p(item | query), in nats, over a batch of queries and their target item rows (B,)."""
         queries, items = batch
-        hidden, masses = self._read(queries), self._masses(queries)
+        hidden, text_scores = self._read(queries), self._text_scores(queries)
         leaf = self._trie().leaf_of_item()[items]
         node, loss = torch.zeros_like(leaf), hidden.new_zeros(())
         for level in range(self.n_levels):
             target = self._trie().ancestor(level + 1, leaf)
-            logits, child, _ = self._logits(level, node[:, None], hidden[:, None], masses)
+            logits, child, _ = self._logits(level, node[:, None], hidden[:, None], text_scores)
             loss = loss + F.cross_entropy(logits[:, 0], target - child[:, 0, 0])
             if level + 1 < self.n_levels:
                 hidden = hidden + self.code[level](self._trie().code[level][target].long())
@@ -171,7 +173,7 @@ class HybridRanker(nn.Module):
         queries = queries.to(self.log_temperature.device)
         hidden = self._read(queries)[:, None]
         node = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        state = State(hidden, node, self._masses(queries))
+        state = State(hidden, node, self._text_scores(queries))
         return state, self._log_probabilities(state, 0)
 
     def advance(
@@ -180,7 +182,7 @@ class HybridRanker(nn.Module):
         """Extend beams by a code of `level`, score the next: -> state, log-probabilities (B, W, sizes[level + 1])."""
         node = self._trie().step(level, state.node.gather(1, parents), codes).clamp(min=0)
         hidden = state.hidden.gather(1, parents[..., None].expand(-1, -1, state.hidden.shape[-1]))
-        state = State(hidden + self.code[level](codes), node, state.masses)
+        state = State(hidden + self.code[level](codes), node, state.text_scores)
         return state, self._log_probabilities(state, level + 1)
 
     def _read(self, queries: Queries) -> torch.Tensor:
@@ -189,7 +191,7 @@ class HybridRanker(nn.Module):
             words = words.masked_fill(torch.rand(words.shape, device=words.device) < 0.3, 0)
         return self.dropout(self.read(queries.vectors) + self.words(words))
 
-    def _masses(self, queries: Queries) -> tuple[torch.Tensor, ...]:
+    def _text_scores(self, queries: Queries) -> tuple[torch.Tensor, ...]:
         """Log of the sum of exp(text score / temperature) of the items under each node, depth by depth."""
         items = queries.vectors @ self.leaf_vectors.T
         if (queries.matches is None) != (self.config.word_weight == 0):
@@ -201,7 +203,7 @@ class HybridRanker(nn.Module):
             items = items + self.config.word_weight * queries.matches[:, self._trie().item]
         return prefix_log_probs(self._trie(), items * torch.exp(-self.log_temperature))
 
-    def _logits(self, level: int, node: torch.Tensor, hidden: torch.Tensor, masses) -> tuple[torch.Tensor, ...]:
+    def _logits(self, level: int, node: torch.Tensor, hidden: torch.Tensor, text_scores) -> tuple[torch.Tensor, ...]:
         """Of the children of nodes (B, W): logits, -inf in unused places, nodes and codes, (B, W, branching) each."""
         trie = self._trie()
         first = trie.child_start[level][node].long()
@@ -210,12 +212,12 @@ class HybridRanker(nn.Module):
         real = column < (trie.child_start[level][node + 1] - first)[..., None]
         place = child.clamp(max=trie.n_nodes(level + 1) - 1)
         code = trie.code[level][place].long()
-        of_texts = masses[level].gather(1, place.flatten(1)).view(place.shape)
+        from_texts = text_scores[level].gather(1, place.flatten(1)).view(place.shape)
         trained = self.head[level](hidden).gather(2, code)
-        return (of_texts + trained).masked_fill(~real, -torch.inf), child, code
+        return (from_texts + trained).masked_fill(~real, -torch.inf), child, code
 
     def _log_probabilities(self, state: State, level: int) -> torch.Tensor:
-        logits, _, code = self._logits(level, state.node, state.hidden, state.masses)
+        logits, _, code = self._logits(level, state.node, state.hidden, state.text_scores)
         scores = logits.log_softmax(dim=-1)
         unused = self.config.sizes[level]  # a column for the unused places, which is cut off
         everything = scores.new_full((*scores.shape[:2], unused + 1), -torch.inf)

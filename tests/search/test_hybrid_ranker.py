@@ -127,13 +127,6 @@ def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue, 
     assert len(ids) - 1 in found.items[0].tolist()
 
 
-def test_the_search_s_trie_may_hold_fewer_items_than_the_model(catalogue):
-    ids, _ = catalogue
-    trie = PrefixTrie.build(ids).remove(np.arange(10))
-    found = constrained_beam_search(model(catalogue), queries(3), trie, 60, 60)
-    assert set(found.items[found.items >= 0].tolist()) == set(range(10, len(ids)))
-
-
 @pytest.mark.parametrize(
     ("ids", "vectors", "message"),
     [
