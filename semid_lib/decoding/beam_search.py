@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 
 from semid_lib.decoding.subset import Subset
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.workbench import arguments
-from semid_lib.workbench.text import shown
+from semid_lib.workbench.text import check_count, shown
 
 Normalization = Literal["vocabulary", "level"]
 _COMPILED_FROM = 64  # beams of a batch; for fewer torch is as fast, and nothing has to be compiled
@@ -119,7 +118,7 @@ def constrained_beam_search(
     >>> constrained_beam_search(Fixed(), ["ann"], trie, 3, 3, allowed=np.array([False, True, True])).items
     tensor([[ 1,  2, -1]])
     """
-    k, beam_width = arguments.count("k", k), arguments.count("beam_width", beam_width)
+    k, beam_width = check_count("k", k), check_count("beam_width", beam_width)
     if beam_width < k:
         expected = f"1 <= k <= beam_width. Set beam_width to {k} or more"
         raise ValueError(f"k is {k} and beam_width {beam_width}: expected {expected}")
@@ -189,7 +188,7 @@ def exact_ranking(
     >>> exact_ranking(Coin(), ["ann"], trie, k=4).items
     tensor([[ 1,  0,  2, -1]])
     """
-    k, block = arguments.count("k", k), arguments.count("block", block)
+    k, block = check_count("k", k), check_count("block", block)
     subset, _ = _checked(scorer, trie, allowed, normalization, None)
     state, scores = scorer.begin(contexts, normalization)
     _check_device(scores, trie)
@@ -402,7 +401,7 @@ def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | 
 
 def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) -> Diversity:
     try:
-        n_items, prefix_length = (arguments.count("diversity", part) for part in diversity)
+        n_items, prefix_length = (check_count("diversity", part) for part in diversity)
         if prefix_length > n_levels:
             raise ValueError
     except (TypeError, ValueError):

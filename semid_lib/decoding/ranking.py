@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from semid_lib.workbench import arguments
-from semid_lib.workbench.text import shown
+from semid_lib.workbench.text import check_count, check_flag, check_histories, shown
 
 if TYPE_CHECKING:
     from semid_lib.decoding.beam_search import Diversity, Scorer
@@ -94,7 +93,7 @@ def rank(
     # here, because popularity and BM25 rank without torch
     from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 
-    k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
+    k, exclude_seen = check_count("k", k), check_flag("exclude_seen", exclude_seen)
     rows = checked_rows(histories, trie.n_items)
     mask = checked_mask(allowed, len(rows), trie.n_items)
     if exact and diversity is not None:
@@ -151,7 +150,7 @@ def rank_by_scores(
     array([[0, 2],
            [1, 2]])
     """
-    k, exclude_seen = arguments.count("k", k), arguments.flag("exclude_seen", exclude_seen)
+    k, exclude_seen = check_count("k", k), check_flag("exclude_seen", exclude_seen)
     rows = checked_rows(histories, n_items)
     parts = [Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))]
     for start in tqdm(range(0, len(rows), _BLOCK), desc="ranking", unit="block", disable=not progress):
@@ -187,8 +186,8 @@ def top_k(scores: np.ndarray, k: int) -> Ranked:
 
 def widths(k: int, beam_width: int | None) -> tuple[int, int]:
     """k and the beam width, checked; the width is max(50, k) by default."""
-    k = arguments.count("k", k)
-    return k, max(50, k) if beam_width is None else arguments.count("beam_width", beam_width)
+    k = check_count("k", k)
+    return k, max(50, k) if beam_width is None else check_count("beam_width", beam_width)
 
 
 def checked_rows(histories: ItemRows, n_items: int) -> list[np.ndarray]:
@@ -205,7 +204,7 @@ def checked_rows(histories: ItemRows, n_items: int) -> list[np.ndarray]:
     [array([2, 0]), array([], dtype=int64)]
     """
     checked = []
-    for at, history in enumerate(arguments.histories(histories)):
+    for at, history in enumerate(check_histories(histories)):
         values = history if hasattr(history, "__len__") else list(history)
         try:
             rows = np.asarray(values)

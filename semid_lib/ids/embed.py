@@ -19,10 +19,10 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from semid_lib.data.table import category_column, text_column
-from semid_lib.workbench import arguments, workers
+from semid_lib.workbench import workers
 from semid_lib.workbench.atomic import fresh_file
 from semid_lib.workbench.store import sha256
-from semid_lib.workbench.text import shown
+from semid_lib.workbench.text import check_list, shown
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
@@ -150,7 +150,7 @@ def embed_batches(
 
 def _checked(texts: Sequence[str]) -> list[str]:
     """The texts by position; a Series would look them up by its index."""
-    texts = arguments.listed("texts", texts, "a list of texts")
+    texts = check_list("texts", texts, "a list of texts")
     if not texts:
         raise ValueError("no texts to embed")
     for at, text in enumerate(texts):

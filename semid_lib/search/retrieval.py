@@ -16,8 +16,7 @@ from tqdm.auto import tqdm
 
 from semid_lib.decoding.ranking import Ranked, checked_mask, top_k
 from semid_lib.ids import embed as encoders
-from semid_lib.workbench import arguments
-from semid_lib.workbench.text import characters, normal, shown, words
+from semid_lib.workbench.text import characters, check_count, check_list, normal, shown, words
 
 _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
 
@@ -116,7 +115,7 @@ class BM25(_Scored):
     floor = 0.0  # every matching word adds more than 0
 
     def __init__(self, texts: Sequence[str]):
-        texts = arguments.listed("texts", texts, "one text per item")
+        texts = check_list("texts", texts, "one text per item")
         if (wrong := next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)) is not None:
             raise ValueError(f'the text of item row {wrong} is {shown(texts[wrong])}, expected text, "" for none')
         try:
@@ -278,8 +277,8 @@ def checked_queries(queries: Sequence[str], k: int) -> list[str]:
     >>> checked_queries(["Cafe\\u0301"], k=1) == ["Caf\\u00e9"]
     True
     """
-    arguments.count("k", k)
-    queries = arguments.listed("queries", queries, "a list of texts")
+    check_count("k", k)
+    queries = check_list("queries", queries, "a list of texts")
     for position, query in enumerate(queries):
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"query {position} is {shown(query)}, expected some text")

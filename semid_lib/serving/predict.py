@@ -36,10 +36,9 @@ from semid_lib.data.item_ids import ItemIds
 from semid_lib.serving import batch_io
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench import remote, workers
-from semid_lib.workbench.arguments import count
 from semid_lib.workbench.atomic import fresh_file
 from semid_lib.workbench.store import sha256
-from semid_lib.workbench.text import shown
+from semid_lib.workbench.text import check_count, shown
 
 BLOCK = 4096  # records that are answered, and saved, together
 _BLOCK_BYTES = 2**21  # or fewer that have so many bytes: their item ids take up to 100 MiB while they are read
@@ -152,7 +151,7 @@ def check(input_path: str | Path, output_path: str | Path, k: int, queries: bool
 @contextlib.contextmanager
 def _opened(where: str | Path | Source, path: Path | None, k: int, queries: bool) -> Iterator[Source]:
     """Open the input; refuse it, or the output path, before anything is written."""
-    count("topk", k)
+    check_count("topk", k)
     if path is not None and path.suffix not in ENDINGS:
         raise ValueError(f"{path} ends in {path.suffix!r}, expected {', '.join(ENDINGS)}")
     if path is not None and not path.parent.is_dir():

@@ -23,9 +23,9 @@ from semid_lib.search.generative import LightSearch
 from semid_lib.search.retrieval import checked_queries
 from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card
-from semid_lib.workbench import arguments, remote
+from semid_lib.workbench import remote
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
-from semid_lib.workbench.text import one_line, shown
+from semid_lib.workbench.text import check_flag, check_histories, one_line, shown
 
 Searcher = LightSearch | LanguageModelSearch | VLLMSearch  # or any class with their trie, n_items, search and save
 _SHOWN = 30  # rows of an answer in a notebook
@@ -129,7 +129,7 @@ class Recommender:
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
         self.ids, self.items = ids, items.reset_index(drop=True)
-        self.exclude_seen = arguments.flag("exclude_seen", exclude_seen)
+        self.exclude_seen = check_flag("exclude_seen", exclude_seen)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
         self.item_ids = ItemIds(self.items)
@@ -211,7 +211,7 @@ class Recommender:
             Without a model of the next item, for an unknown item id (the message names history and position), and for
             arguments that do not fit.
         """
-        histories = arguments.histories(histories)
+        histories = check_histories(histories)
         rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
         return self._with_item_ids(self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity))
 

@@ -1,9 +1,16 @@
-"""One spelling for text: how titles, brands, categories, rules and queries are stored and compared."""
+"""Text and values from users: how text is stored and compared, how messages quote values, and checks of arguments.
+
+A check returns the value in one form, or raises a ValueError that names the value and what was expected.
+"""
 
 import html
 import re
 import unicodedata
+from collections.abc import Mapping, Set
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import regex
 
 # a character of a script that puts no spaces between words, with its marks: a pattern of the package regex
@@ -14,6 +21,8 @@ _CHARACTER = regex.compile(rf"(?V1){UNSPACED}")
 _TRADEMARKS = str.maketrans("™℠", "  ")  # letters to NFKC: "Pilot™" would be "pilottm"
 _CONTROLS = regex.compile(r"[\p{Cc}\u2028\u2029]")
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors
+_MOST = 2**24
+_ONE_USER = "for one user, write recommend([[1, 2, 3]])"
 
 
 def normal(text: str) -> str:
@@ -95,3 +104,86 @@ def shown(value, length: int = 60) -> str:
     """A value as a message quotes it: on one line, in at most so many characters."""
     text = re.sub(r"\s*\n\s*", " ", repr(value))
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def check_count(name: str, value: Any) -> int:
+    """A number of items or beams, as an int; NumPy's integers are welcome.
+
+    Raises
+    ------
+    ValueError
+        If the value is no integer, below 1 or above 2^24, where the lists of one user would take 200 MB.
+
+    Examples
+    --------
+    >>> check_count("k", 3.0)
+    Traceback (most recent call last):
+    ValueError: k must be a whole number of at least 1, got 3.0
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    if value > _MOST:
+        raise ValueError(f"{name} is {shown(value)}, expected at most {_MOST}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """A choice, as a bool. Raises ValueError for anything but True and False (NumPy's included), such as "no"."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def check_list(name: str, values: Any, expected: str) -> list:
+    """Several values in order: a list, array, Series or generator as a list.
+
+    Parameters
+    ----------
+    name : str
+        The argument, in the plural.
+    values : iterable
+    expected : str
+        For the message of an error.
+
+    Raises
+    ------
+    ValueError
+        For one text, a table, a mapping, a set (it has no order) and what is not iterable.
+    """
+    if not _is_list(values):
+        what = f"a {type(values).__name__}" if hasattr(values, "columns") else shown(values)
+        raise ValueError(f"{name} are {what}, expected {expected}")
+    return list(values)
+
+
+def check_histories(values: Any) -> list:
+    """Several histories in order, each as it is; what they hold is checked by the caller.
+
+    Raises
+    ------
+    ValueError
+        If the values are no list of lists, such as one flat history.
+
+    Examples
+    --------
+    >>> check_histories(((7, 9), []))
+    [(7, 9), []]
+    >>> check_histories([7, 9])
+    Traceback (most recent call last):
+    ValueError: history 0 is 7, expected a list of items: for one user, write recommend([[1, 2, 3]])
+    """
+    found = check_list("histories", values, f"a list of histories: {_ONE_USER}")
+    for at, history in enumerate(found):
+        if not _is_list(history):
+            raise ValueError(f"history {at} is {shown(history)}, expected a list of items: {_ONE_USER}")
+    return found
+
+
+def _is_list(values: Any) -> bool:
+    if isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns"):
+        return False
+    try:
+        iter(values)
+    except TypeError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from semid_lib.next_item.baselines import ItemKNN, Popularity
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench import arguments
+from semid_lib.workbench.text import check_count
 
 SMALL = [[0, 1], [1, 2]]
 METHODS = {"popularity": Popularity(SMALL, 40).rank, "item_knn": ItemKNN(list(map(np.array, SMALL)), 40).rank}
@@ -102,8 +102,8 @@ def test_a_k_that_no_memory_holds_is_refused(asked, way, k):
 
 @given(st.sampled_from([np.int8, np.uint8, np.int64, int]), st.integers(1, 100))
 def test_integers_of_numpy_count(kind, k):
-    assert arguments.count("k", kind(k)) == k
-    assert type(arguments.count("k", kind(k))) is int
+    assert check_count("k", kind(k)) == k
+    assert type(check_count("k", kind(k))) is int
 
 
 @pytest.mark.parametrize(
