@@ -45,7 +45,10 @@ def run_of(notebook: dict[str, Any]) -> Run | None:
     seconds = notebook["metadata"].get("papermill", {}).get("duration")
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     found = _ORIGIN.search("\n".join("".join(output.get("text", "")) for output in outputs))
-    return Run(*found.groups(), seconds) if found and seconds else None
+    if not found or not seconds:
+        return None
+    data, scale, commit, hardware, day = found.groups()
+    return Run(data, scale, commit, hardware, day, seconds)
 
 
 def how_to_run(chapter: str, run: Run | None) -> str:
@@ -140,7 +143,7 @@ def runs_table(notebooks: dict[str, dict[str, Any]]) -> str:
     executed = {chapter: run for chapter, run in runs.items() if run}
     if executed:
         lines.append(f"| all | | | | | {_duration(sum(run.seconds for run in executed.values()))} |")
-    machines = {run.hardware: [] for run in executed.values()}
+    machines: dict[str, list[str]] = {run.hardware: [] for run in executed.values()}
     for chapter, run in executed.items():
         machines[run.hardware].append(chapter[:2])
     where = [f"- chapters {', '.join(chapters)}: {machine}" for machine, chapters in machines.items()]

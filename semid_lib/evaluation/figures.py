@@ -10,6 +10,7 @@ Conventions for every function that draws a figure:
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,8 +50,8 @@ COLOURS = {
     "T5": "#d62728",  # the network of TIGER
 }
 MAIN, SECOND = "#1f77b4", "#2ca02c"
-CHANCE = {"color": "black", "linestyle": ":", "linewidth": 1}
-EXACT = {"color": "black", "linestyle": "--", "linewidth": 1}
+CHANCE: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1}
+EXACT: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 # raw keys of results, as a page shows them
 LABELS = {
@@ -122,7 +123,7 @@ def response_times(milliseconds: Sequence[float]) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     axis.ecdf(milliseconds, color=MAIN)
     for name, share, height in (("median", 50, 0.05), ("99%", 99, 0.4)):
-        value = np.percentile(milliseconds, share)
+        value = float(np.percentile(milliseconds, share))
         axis.axvline(value, **CHANCE)
         axis.text(value, height, f" {name}: {value:.1f} ms")
     axis.set(xscale="log", xlabel="milliseconds", ylabel="share of responses within", ylim=(0, 1))

@@ -29,7 +29,7 @@ def fine_tuning_loss(losses: pd.DataFrame, floor: float) -> Figure:
 def prefix_accuracy(accuracy: pd.DataFrame) -> Figure:
     """Share of first answers whose first codes are right, a line per method. accuracy: a row per method."""
     figure, axis = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
-    for name, share in accuracy.iterrows():
+    for name, share in zip(map(str, accuracy.index), accuracy.to_numpy(), strict=True):
         style = CHANCE if name == "most common prefix" else {"color": colour(name), "marker": "o"}
         if name.endswith(", free"):
             style = style | {"linestyle": "--"}
@@ -91,7 +91,7 @@ def validation_against_time(runs: Mapping[str, Mapping[int, Any]], item_knn: flo
         for seed, run in of_seeds.items():
             curve = pd.DataFrame(run.epochs).dropna()
             label = LABELS[name] if seed == min(of_seeds) else None
-            style = {"color": colour(LABELS[name]), "marker": "o", "markersize": 3}
+            style: dict[str, Any] = {"color": colour(LABELS[name]), "marker": "o", "markersize": 3}
             axis.plot(curve["seconds"], curve["validation"], **style, label=label)
     axis.axhline(item_knn, color=colour("item-kNN"), linestyle="--", label="item-kNN, no training")
     axis.set(xscale="log", xlabel="seconds of training", ylabel="Recall@10, validation", ylim=0)
@@ -167,7 +167,7 @@ def trie(tree: Any) -> Figure:
             for code, child in tree.children(depth, node).items():
                 x, y = (place[depth][node], place[depth + 1][child]), (-depth, -depth - 1)
                 axis.plot(x, y, color="grey", linewidth=1, zorder=1)
-                axis.text(np.mean(x), np.mean(y), code, ha="center", va="center", backgroundcolor="w")
+                axis.text(float(np.mean(x)), float(np.mean(y)), code, ha="center", va="center", backgroundcolor="w")
     for depth, places in enumerate(place):
         axis.scatter(places, [-depth] * len(places), color=MAIN, zorder=2)
     for leaf in range(tree.n_items):

@@ -67,7 +67,7 @@ def labels(names: Iterable, width: int = 32, kind: str = "label") -> Labels:
 
 def _different(names: Sequence[str]) -> list[str]:
     """Names of which equal ones are numbered."""
-    found = {}
+    found: dict[str, None] = {}
     for name in names:
         number, label = 1, name
         while label in found:
@@ -186,11 +186,11 @@ def draw_map(axis, places: np.ndarray, groups: Sequence, members: Sequence, meth
     kind : str
         As in `labels`.
     """
-    names, groups = labels(members, kind=kind), pd.Series(list(groups), dtype=object)
-    others = ~groups.isin(list(members)).to_numpy()
+    names, of_items = labels(members, kind=kind), pd.Series(list(groups), dtype=object)
+    others = ~of_items.isin(list(members)).to_numpy()
     if others.any():
         axis.scatter(*places[others].T, s=4, color=_GREY, label="other")
     for at, (member, name) in enumerate(zip(members, names.drawn, strict=True)):
-        axis.scatter(*places[(groups == member).to_numpy()].T, s=6, color=plt.get_cmap("tab10")(at), label=name)
+        axis.scatter(*places[(of_items == member).to_numpy()].T, s=6, color=plt.get_cmap("tab10")(at), label=name)
     axis.set(xticks=[], yticks=[], xlabel=f"{method} 1 (no unit)", ylabel=f"{method} 2 (no unit)")
     return names.note

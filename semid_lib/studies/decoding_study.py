@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -69,7 +69,9 @@ def train(task: Similar, sizes: Scale, seed: int, progress: bool = False) -> tup
         eos_token_id=None,
     )
     model = Qwen3ForCausalLM(config)
-    loader = torch.utils.data.DataLoader(task.pairs, batch_size=256, shuffle=True)
+    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+        cast(Any, task.pairs), batch_size=256, shuffle=True
+    )
     settings = training.TrainingConfig.sized(1, sizes.similar_steps, len(loader), seed=seed)
     return model, training.fit(_WithLoss(model), loader, settings, progress=progress)
 

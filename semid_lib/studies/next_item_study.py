@@ -104,7 +104,7 @@ def difference_table(ahead: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     names = {name: f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name] for name in ahead}
     lines = {
         f"{LABELS['timeline']} − {names[name]}": {
-            metric_name(metric): f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
+            metric_name(str(metric)): f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
             for metric, line in each.loc[shown].iterrows()
         }
         for name, each in ahead.items()

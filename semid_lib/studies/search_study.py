@@ -142,7 +142,8 @@ def example_counts(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Training examples of each task, and how many of them are distinct."""
     texts = [row["prompt"][0]["content"] + row["completion"][0]["content"] for row in rows]
     table = pd.DataFrame({"task": [row["task"] for row in rows], "example": texts})
-    return table.groupby("task")["example"].agg(examples="size", distinct="nunique").rename(index=words)
+    counts = pd.DataFrame(table.groupby("task")["example"].agg(examples="size", distinct="nunique"))
+    return counts.rename(index=words)
 
 
 def words(key: str) -> str:
