@@ -1,4 +1,4 @@
-"""Figures of the chapters on catalogues, vectors and IDs: 01 to 03. Conventions: `evaluation.figures`."""
+"""Figures of the chapters on catalogues, vectors, IDs and queries: 01 to 04. Conventions: `evaluation.figures`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -129,4 +129,40 @@ def distortion_by_bits(sweep: Mapping[int, np.ndarray]) -> Figure:
         axis.plot(np.log2(size) * np.arange(1, len(distortion) + 1), distortion, "o-", label=f"{size} codes per level")
     axis.set(xlabel="bits per item (levels x log2 of the codebook size)", ylabel="distortion", ylim=0)
     axis.legend(frameon=False)
+    return figure
+
+
+def query_lengths(synthetic: pd.Series, real: pd.Series | None, longest: int = 14) -> Figure:
+    """Share of the queries against their number of words. real: of the data set's own queries, if it has any."""
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    lines = {"synthetic": (synthetic, MAIN)} | ({} if real is None else {"the data set's own": (real, "black")})
+    for label, (n_words, shade) in lines.items():
+        share = np.bincount(n_words.clip(upper=longest), minlength=longest + 1) / len(n_words)
+        axis.plot(np.arange(longest + 1), share, "o-", color=shade, label=label)
+    axis.set(xlabel=f"words per query ({longest}: or more)", ylabel="share of the queries", ylim=0)
+    axis.legend(frameon=False)
+    return figure
+
+
+def round_trips(ranks: pd.Series, family: pd.Series, n_items: int, real: pd.DataFrame | None) -> Figure:
+    """Share of queries whose item has at most a rank, a line per family, sorted by Recall@10.
+
+    ranks, family: of each synthetic query. real: columns rank and share (weight) of the data set's own queries.
+    """
+    figure, axis = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+    at = np.unique(np.geomspace(1, n_items, 60).astype(int))
+    ordered = (ranks <= 10).groupby(family).mean().sort_values(ascending=False).index
+    for place, (name, label) in enumerate(zip(ordered, plotting.labels(ordered).drawn, strict=True)):
+        of_family = np.sort(ranks[family == name])
+        found = np.searchsorted(of_family, at, side="right") / len(of_family)
+        axis.plot(at, found, color=plt.get_cmap("viridis")(place / len(ordered)), label=label)
+    if real is not None:
+        weight = real["share"].to_numpy() / real["share"].sum()
+        found = np.array([(weight * (real["rank"] <= rank)).sum() for rank in at])
+        axis.plot(at, found, "--", color="black", label="the data set's own")
+    axis.plot(at, at / n_items, **CHANCE, label="by chance")
+    axis.axvline(10, color="lightgrey", linewidth=1, zorder=0)
+    axis.set(xscale="log", xlabel="rank r of the item by cosine", ylim=(0, 1.02))
+    axis.set_ylabel("share of the queries found by then")
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
