@@ -28,6 +28,7 @@ from papermill.parameterize import parameterize_notebook
 from semid_lib.workbench import store
 
 ROOT = Path(__file__).resolve().parent.parent
+slow = pytest.mark.slow  # needs a built book
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: pages are loaded in a real browser only")
 # what a page loads by itself, as (element, attribute)
 LOADED = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("embed", "src")]
@@ -79,6 +80,7 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@slow
 def test_every_link_leads_somewhere(book, pages):
     anchors = {file: {one["id"] for one in soup.find_all(id=True)} for file, soup in pages.items()}
     wrong = []
@@ -95,6 +97,7 @@ def test_every_link_leads_somewhere(book, pages):
     assert wrong == []
 
 
+@slow
 def test_pages_and_styles_name_no_other_host_to_load_from(book, pages):
     loaded = []
     for file, soup in pages.items():
@@ -110,6 +113,7 @@ def test_pages_and_styles_name_no_other_host_to_load_from(book, pages):
     assert [(name, what) for name, what in loaded if re.match(r"(\w+:)?//", what)] == []
 
 
+@slow
 def test_every_picture_has_words_instead(pages):
     pictures = [(file.name, one) for file, soup in pages.items() for one in soup.find_all("img")]
     assert pictures
@@ -117,6 +121,7 @@ def test_every_picture_has_words_instead(pages):
     assert without == []
 
 
+@slow
 def test_chapters_say_how_to_run_them_and_status_lists_them(pages):
     [status] = [soup.get_text() for file, soup in pages.items() if file.name == "status.html"]
     for file, soup in pages.items():
@@ -138,6 +143,7 @@ def names(book) -> list[str]:
 
 
 @in_a_browser
+@slow
 def test_pages_ask_no_other_host_and_complain_of_nothing(tab, book, url):
     for name in names(book):
         tab.open(f"{url}/{name}")
@@ -163,6 +169,7 @@ TOO_WIDE = """
 
 @in_a_browser
 @pytest.mark.parametrize("width", [1300, 390])
+@slow
 def test_nothing_is_wider_than_its_box(tab, book, url, width):
     found = {}
     for name in names(book):
@@ -182,6 +189,7 @@ RAW = re.compile(
 )
 
 
+@slow
 def test_no_output_shows_raw_keys_missing_numbers_or_paths(pages):
     raw = {
         file.name: found
@@ -193,6 +201,7 @@ def test_no_output_shows_raw_keys_missing_numbers_or_paths(pages):
 
 @in_a_browser
 @pytest.mark.parametrize("place", ["server", "file"])
+@slow
 def test_search_finds_a_word(tab, book, url, place):
     root = url if place == "server" else book.as_uri()
     tab.open(f"{root}/search.html?q=codeword")
@@ -210,6 +219,7 @@ Promise.allSettled(document.getAnimations().map((one) => one.finished))  // colo
 
 
 @in_a_browser
+@slow
 def test_pages_are_accessible(tab, book, url):
     """No serious or critical finding of axe-core, which `make setup` installs with axe-playwright-python."""
     carrier = importlib.util.find_spec("axe_playwright_python")

@@ -12,6 +12,8 @@ from semid_lib.data.folder import open_store, write_folder
 
 CHAPTERS = [runner.NOTEBOOKS / f"{name}.py" for name in runner.in_order()]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cold_catalogue(tmp_path_factory):
