@@ -185,14 +185,6 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
         embed.embed(["a"])
 
 
-def test_normalize():
-    vectors = np.array([[3, 4], [0, 0], [0, -2]], dtype=np.float32)
-    unit = embed.normalize(vectors)
-    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0, -1]], rtol=1e-6)
-    assert unit.dtype == np.float32
-    np.testing.assert_array_equal(vectors[0], [3, 4])
-
-
 def test_statistics_by_hand():
     vectors = np.array([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, -4.0]])
     found = embed.statistics(vectors, ["pen", "", "pen", "tent"])

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -25,15 +24,6 @@ def fitted(vectors):
 
 def left(vectors, quantizer, codes):
     return codebooks.distortion(vectors, quantizer.decode(codes))
-
-
-def test_a_case_in_the_plane():
-    result = quantize.fit_residual_kmeans(SQUARE, n_levels=2, codebook_size=2)
-    assert {tuple(centre) for centre in result.codebooks[0].tolist()} == {(0.0, 0.5), (10.0, 0.5)}
-    assert {tuple(offset) for offset in result.codebooks[1].tolist()} == {(0.0, -0.5), (0.0, 0.5)}
-    assert result.codes[0, 0] == result.codes[1, 0] != result.codes[2, 0] == result.codes[3, 0]
-    assert result.codes[0, 1] == result.codes[2, 1] != result.codes[1, 1] == result.codes[3, 1]
-    np.testing.assert_array_equal(result.decode(result.codes), SQUARE)
 
 
 def test_codes_equal_brute_force_and_do_not_depend_on_neighbours(vectors, fitted):
@@ -91,18 +81,13 @@ def test_many_copies_of_one_vector_take_one_code_and_leave_the_rest_to_others(ve
     hnp.arrays(np.int64, st.tuples(st.integers(1, 5), st.just(2)), elements=st.integers(-9, 9)),
     st.integers(1, 4),
 )
-@settings(max_examples=60)
-def test_nearest_equals_brute_force_in_any_block(vectors, codebook, block):
-    # integers: every distance is exact, so ties are real
+@settings(max_examples=40)
+def test_nearest_equals_brute_force_in_any_block_and_far_from_the_origin(vectors, codebook, block):
+    # integers: every distance is exact, so ties are real; at 4096 they are exact in float32, their squares are not
     squared = ((vectors[:, None] - codebook[None]) ** 2).sum(axis=2)
-    found = quantize.nearest(vectors.astype(np.float32), codebook.astype(np.float32), block)
-    np.testing.assert_array_equal(found, squared.argmin(axis=1))
-
-
-def test_nearest_far_from_the_origin():
-    # distances do not change when everything moves: 0.25 apart at 4096 is exact in float32, its square is not
-    vectors = np.array([[0.0], [0.25], [0.5], [0.75]], dtype=np.float32) + np.float32(4096)
-    np.testing.assert_array_equal(quantize.nearest(vectors, vectors), [0, 1, 2, 3])
+    for origin in (0, 4096):
+        found = quantize.nearest(np.float32(vectors + origin), np.float32(codebook + origin), block)
+        np.testing.assert_array_equal(found, squared.argmin(axis=1))
 
 
 def test_decode_sums_codewords_and_takes_prefixes():
@@ -172,12 +157,6 @@ def test_a_wide_beam_finds_the_best_codes_of_all(vectors):
     assert narrow >= middle >= wide and narrow > wide
 
 
-def test_a_beam_does_not_mind_the_origin(vectors):
-    far = vectors + 1000
-    moved = quantize.fit_residual_kmeans(far, n_levels=2, codebook_size=8)
-    assert left(far, moved, moved.encode(far, 8)) <= left(far, moved, moved.encode(far))
-
-
 def test_codes_are_those_of_faiss_with_our_codebooks_and_no_worse_than_with_its_own(vectors, fitted):
     import faiss
 
@@ -194,18 +173,6 @@ def test_codes_are_those_of_faiss_with_our_codebooks_and_no_worse_than_with_its_
     own.train(vectors)
     of_theirs = codebooks.distortion(vectors, own.decode(own.compute_codes(vectors)))
     assert left(vectors, fitted, fitted.codes) < 1.05 * of_theirs
-
-
-def test_the_library_of_lucidrains_finds_the_same_codes(vectors, fitted):
-    from vector_quantize_pytorch import ResidualVQ
-
-    peer = ResidualVQ(dim=6, num_quantizers=3, codebook_size=8, rotation_trick=False).eval()
-    for layer, codebook in zip(peer.layers, fitted.codebooks, strict=True):
-        layer._codebook.embed.data.copy_(torch.from_numpy(codebook)[None])
-    with torch.no_grad():
-        decoded, codes, _ = peer(torch.from_numpy(vectors)[None])
-    np.testing.assert_array_equal(codes[0].numpy(), fitted.codes)
-    np.testing.assert_allclose(decoded[0].numpy(), fitted.decode(fitted.codes), atol=1e-5)
 
 
 def test_last_level_costs_are_distances(vectors, fitted):

@@ -80,14 +80,6 @@ def test_the_history_tells_the_truth(model, vectors):
     assert best.utilization == (1, 1)
 
 
-def test_eight_clear_clusters_get_eight_codes():
-    rng = np.random.default_rng(1)
-    label = rng.integers(8, size=400)
-    model = fit_rqvae(10 * np.eye(8)[label] + 0.1 * rng.normal(size=(400, 8)), short(8, latent_dim=8))
-    pairs = np.unique(np.column_stack([label, model.codes[:, 0]]), axis=0)
-    assert len(pairs) == 8, "a code holds two clusters, or a cluster two codes"
-
-
 def test_dead_codewords_come_back(vectors):
     """All codewords but one far away from any latent: the quantizer must fetch them back during training."""
     torch.manual_seed(0)

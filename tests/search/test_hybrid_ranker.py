@@ -109,6 +109,7 @@ def test_probabilities_sum_to_one_and_give_the_loss(catalogue, briefly):
         assert float(scorer((asked, items))) == pytest.approx(-float(own.mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_texts_do_not_say(catalogue):
     scorer, asked, items, losses = trained(catalogue)
     found = constrained_beam_search(scorer, asked, PrefixTrie.build(catalogue[0]), 10, 1)

@@ -4,7 +4,6 @@ import math
 import re
 import sys
 
-import bm25s
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,13 +118,6 @@ def test_words_of_a_run_are_pairs_of_neighbours_and_marks_stay_with_their_letter
     assert terms("A 茶 cup 2 for 水、火") == ["茶", "cup", "for", "水", "火"]  # alone, as in Lucene
     assert terms("ที่ดิน", singles=True) == ["ที่", "ดิ", "น", "ที่ดิ", "ดิน"]
     assert terms("葛\U000e0100飾区 का") == ["葛飾", "飾区", "का"]
-
-
-@given(st.text(st.characters(codec="ascii", exclude_characters="&")))
-@settings(max_examples=40)
-def test_ascii_has_the_words_of_bm25s(text):
-    [expected] = bm25s.tokenize([text], stopwords=[], return_ids=False, show_progress=False)
-    assert terms(text) == terms(text, singles=True) == expected
 
 
 SPELLINGS = [
