@@ -37,7 +37,7 @@ def assert_a_set_of_ids(quantizer, vectors):
 
 
 @given(catalogues())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_residual_k_means_is_exact(catalogue):
     vectors, _ = catalogue
     size = quantize.suggest_codebook_size(len(vectors))
@@ -49,7 +49,7 @@ def test_residual_k_means_is_exact(catalogue):
 
 
 @given(catalogues())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_an_rq_vae(catalogue):
     vectors, _ = catalogue
     config = rqvae.RQVAEConfig(
@@ -59,7 +59,7 @@ def test_an_rq_vae(catalogue):
 
 
 @given(catalogues(min_distinct=1), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_controls_and_figures(catalogue, one_category):
     vectors, titles = catalogue
     labels = np.array(["shop"] * len(titles) if one_category else titles)
@@ -78,7 +78,7 @@ def test_controls_and_figures(catalogue, one_category):
 
 
 @given(catalogues(), st.integers(0, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_new_items_find_a_place_under_frozen_codebooks(catalogue, n_new):
     vectors, _ = catalogue
     fitted = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)), 5)
@@ -101,7 +101,7 @@ def test_one_text_has_no_semantic_ids_and_says_so(vectors):
 
 
 @given(catalogues(min_distinct=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_search(catalogue):
     vectors, titles = catalogue
     bm25, dense = retrieval.BM25(titles), retrieval.Dense(vectors)

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -250,9 +251,8 @@ def write_folder(
     folder = Path(folder)
     check_output(folder, overwrite)
     with fresh_folder(folder) as new:
-        for other in folder.iterdir() if folder.is_dir() else ():
-            if not DATA_FILE.fullmatch(other.name):
-                _copy(other, new / other.name)
+        if folder.is_dir():  # the files of others; links stay links, also to nowhere
+            shutil.copytree(folder, new, symlinks=True, ignore=partial(_ours, folder), dirs_exist_ok=True)
         _write_lines(new / "items.jsonl.gz", map(_json_line, items))
         if sequences is not None:
             _write_histories(new, sequences, timestamps)
@@ -260,12 +260,9 @@ def write_folder(
             _write_lines(new / "queries.jsonl.gz", map(_json_line, queries))
 
 
-def _copy(path: Path, target: Path) -> None:
-    """Copy a file or folder; links stay links, also to nowhere."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.copytree(path, target, symlinks=True)
-    else:
-        shutil.copy2(path, target, follow_symlinks=False)
+def _ours(folder: Path, path: str, names: list[str]) -> list[str]:
+    """The files of the data set among the names in a folder, which are not copied."""
+    return [name for name in names if Path(path) == folder and DATA_FILE.fullmatch(name)]
 
 
 def check_output(folder: str | Path, overwrite: bool = False) -> None:

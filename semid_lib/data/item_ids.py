@@ -1,6 +1,6 @@
-"""The shop's own item ids, text or integers, and the rows of the item table that they name.
+"""Item ids, text or integers as the shop has them, and their rows in the item table.
 
-The library counts in rows. Ids come in and go out at its edges, and only through this module.
+The library works with rows. Only this module converts between ids and rows, at the edges of the library.
 """
 
 import decimal
@@ -8,7 +8,6 @@ import re
 import uuid
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from numbers import Integral
 from typing import NoReturn
 
 import numpy as np
@@ -18,6 +17,7 @@ from semid_lib.data.readers import is_nothing
 from semid_lib.workbench.text import has_controls, shown
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,18})(\.0+)?")  # pandas writes whole numbers as 7.0 where some are missing
+_ID_TYPES = {int, str, np.str_, *(np.dtype(code).type for code in np.typecodes["AllInteger"])}  # bool is none
 _LARGEST_IN_JSON = 2**53 - 1  # a browser reads JSON numbers as float64, and rounds larger integers
 
 
@@ -93,22 +93,19 @@ class ItemIds:
         ----------
         item_ids : iterable of int or str
         where : str
-            What the message of an error begins with, such as "history 3".
+            Beginning of the message of an error, such as "history 3".
 
         Raises
         ------
         UnknownItemError
             If an id is not in the catalogue; the message gives its position.
         """
-        item_ids = item_ids.tolist() if hasattr(item_ids, "tolist") else list(item_ids)  # NumPy's integers as Python's
-        row_of = self.row_of
-        found = [row_of.get(str(item_id), -1) if type(item_id) in (int, str) else -1 for item_id in item_ids]
-        if -1 not in found:  # the fast way: a service reads 64,000 ids of one request
-            return np.array(found, dtype=np.int64)
-        found = []
-        for at, item_id in enumerate(item_ids):
+        ids = item_ids.tolist() if hasattr(item_ids, "tolist") else list(item_ids)
+        found = [self.row_of.get(str(item_id), -1) if type(item_id) in _ID_TYPES else -1 for item_id in ids]
+        if -1 in found:
+            at = found.index(-1)
             try:
-                found.append(self.row(item_id))
+                self.row(ids[at])
             except UnknownItemError as error:
                 raise UnknownItemError(f"{where}{', ' if where else ''}position {at}: {error}") from error
         return np.array(found, dtype=np.int64)
@@ -183,4 +180,4 @@ def _in_int64(value: int | str) -> bool:
 
 
 def _is_id(value) -> bool:
-    return (isinstance(value, str) and bool(value)) or (isinstance(value, Integral) and not isinstance(value, bool))
+    return type(value) in _ID_TYPES and value != ""

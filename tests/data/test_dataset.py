@@ -425,10 +425,12 @@ def test_same_time_share_by_hand():
 def test_write_folder_overwrites_only_when_told_and_keeps_files_of_others(tmp_path, monkeypatch):
     folder = write(tmp_path / "shop", README__md="ours", items__csv="old", queries_old__jsonl="old")
     (folder / "nowhere").symlink_to("gone")
+    write(folder / "backup", items__csv="older")
     with pytest.raises(ValueError, match="shop is not empty"):
         write_folder(folder, ITEMS)
     write_folder(folder, ITEMS, overwrite=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "items.jsonl.gz", "nowhere"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "backup", "items.jsonl.gz", "nowhere"]
+    assert (folder / "backup" / "items.csv").read_text() == "older"
     with pytest.raises(ValueError, match=r"README.md is a file, expected a folder"):
         write_folder(folder / "README.md", ITEMS)
     monkeypatch.chdir(folder)
