@@ -343,7 +343,7 @@ parts["select on the trie"] = seconds - parts.sum()
 # sets of IDs; if a catalogue is too large for one, it gets as many items as it can handle.
 
 # %%
-step_rows = other_decoders.compare(
+step_rows = study.compare(
     ids.unique, n_users=8, beam_width=50, seconds=sizes.peer_seconds
 )
 plotting.rounded(pd.DataFrame(step_rows).set_index("method"))

@@ -1,22 +1,20 @@
-"""How others keep decoding inside a set of semantic IDs: the mask and the selection of one step, side by side.
+"""One step of constrained decoding by other libraries: mask the codes that cannot follow, and select the best beams.
 
-B users hold W beams each, and a model gives log-probabilities over a vocabulary in which the codes of all levels are
-distinct tokens, as an LLM has it: token = FIRST + level x codebook_size + code. What a decoder carries over from the
-step before is made by `prepare`, anew for every step that is timed, since libraries keep the masks of a state. It is
-not part of the time, which favours the matchers: a beam search copies and advances them at every step.
+B users have W beams each, and a model gives log-probabilities over a vocabulary in which the codes of all levels are
+distinct tokens, as an LLM has it: token = FIRST + level x codebook_size + code. `decoding_study.compare`
+times them: it makes the state of a decoder anew before every step, because libraries keep the masks of a state. That is
+not timed, which favours the matchers: in a beam search they are copied and advanced at every step.
 """
 
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
-from tqdm.auto import tqdm
 
 from semid_lib.decoding import beam_search
 from semid_lib.decoding.trie import PrefixTrie
@@ -24,12 +22,7 @@ from semid_lib.decoding.trie import PrefixTrie
 FIRST, END = 3, 1  # tokens before those of semantic IDs: padding, end, unknown
 
 
-class Step(NamedTuple):
-    """What a decoder holds before one step."""
-
-    prefixes: torch.Tensor  # (B, W, level) int64 codes, those of a user in ascending order, then dead ones
-    scores: torch.Tensor  # (B, W) float32; -inf for a beam that is not alive
-    log_probabilities: torch.Tensor  # (B * W, V) float32, normalized over the vocabulary
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (B, W) float32, beams and tokens (B, W) int64
 
 
 def random_ids(n: int, n_levels: int, codebook_size: int, seed: int = 0) -> np.ndarray:
@@ -38,33 +31,16 @@ def random_ids(n: int, n_levels: int, codebook_size: int, seed: int = 0) -> np.n
     return np.column_stack(np.unravel_index(number, (codebook_size,) * n_levels)).astype(np.int64)
 
 
-def random_step(ids: np.ndarray, level: int, n_users: int, beam_width: int, codebook_size: int, seed: int = 0) -> Step:
-    """Distinct real prefixes, likelier the more items they have; one alone is alive at level 0. Scores are random."""
-    rng = np.random.default_rng(seed)
-    rows, count = np.zeros(1, dtype=np.int64), np.array([len(ids)])
-    if level:
-        key = np.ravel_multi_index(ids[:, :level].T, (codebook_size,) * level)
-        _, rows, count = np.unique(key, return_index=True, return_counts=True)
-    alive = min(beam_width, len(rows))
-    weight = np.log(count) + rng.gumbel(size=(n_users, len(rows)))  # the greatest are a sample without replacement
-    chosen = np.sort(np.argpartition(-weight, alive - 1, axis=1)[:, :alive], axis=1)
-    chosen = chosen[:, np.arange(beam_width) % alive]
-    scores = -rng.exponential(5 * level, size=(n_users, beam_width)).astype(np.float32)
-    scores[:, alive:] = -np.inf
-    logits = 2 * rng.standard_normal((n_users * beam_width, FIRST + ids.shape[1] * codebook_size), dtype=np.float32)
-    prefixes = torch.from_numpy(ids[rows[chosen], :level])
-    return Step(prefixes, torch.from_numpy(scores), torch.from_numpy(logits).log_softmax(dim=-1))
-
-
 class Peer:
     """A way to constrain one step, built for (n, L) IDs, L > 1.
 
-    `prepare(level, prefixes)` gives a state, `step(level, state, scores, log_probabilities)` the W best continuations
-    of each user in any order: values (B, W) float32, beams and tokens (B, W) int64. Those of value -inf mean nothing.
+    `prepare(level, prefixes)` gives the state before a step, `step(level, state, scores, log_probabilities)` the W best
+    continuations of each user in any order; those of value -inf mean nothing.
     """
 
-    limit: int | None = None  # more items it does not take, or not in a minute
-    n_bytes: int | None = None  # None: the library does not say
+    name = ""
+    limit: int | None = None  # it does not take more items, or not in a minute
+    n_bytes: int | None = None  # None if the library does not say
 
     def __init__(self, ids: np.ndarray, codebook_size: int):
         self.n_levels, self.codebook_size = ids.shape[1], codebook_size
@@ -76,7 +52,7 @@ class Peer:
 
 
 class TriePeer(Peer):
-    """This library: `decode.select` in plain torch."""
+    """This library: `beam_search.select` in plain torch."""
 
     name, compiled = "here, torch", False
 
@@ -91,16 +67,15 @@ class TriePeer(Peer):
             node = self.trie.step(above, node, prefixes[..., above])
         return node
 
-    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> Found:
         first, n_beams = FIRST + level * self.codebook_size, scores.shape[1]
         if level == 0:  # a user has one row
             state, scores, log_probabilities = state[:, :1], scores[:, :1], log_probabilities[::n_beams]
         codes = log_probabilities[:, first : first + self.codebook_size].view(*scores.shape, -1)
         beam = beam_search.Beam(state, scores, state, state)
         found = beam_search.select(self.trie, level, beam, codes, n_beams, compiled=self.compiled)
-        missing = n_beams - found.node.shape[1]
-        values = pad(found.score, (0, missing), value=-torch.inf)
-        return values, pad(found.parent, (0, missing)), pad(found.code, (0, missing)) + first
+        missing = (0, n_beams - found.node.shape[1])
+        return pad(found.score, missing, value=-torch.inf), pad(found.parent, missing), pad(found.code, missing) + first
 
 
 class CompiledTriePeer(TriePeer):
@@ -109,11 +84,11 @@ class CompiledTriePeer(TriePeer):
     name, compiled = "here, compiled", True
 
 
-def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> Callable[[int, torch.Tensor], list[int]]:
-    """A `prefix_allowed_tokens_fn` for `generate` that admits these (n, L) sequences of tokens: nested dicts.
+def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> partial:
+    """A `prefix_allowed_tokens_fn` for `generate` that allows these (n, L) sequences of tokens, by nested dicts.
 
-    prompt_length: how many tokens come before, 1 for an encoder-decoder. What begins no sequence, as `generate`'s
-    dead beams do, may go on with token 0, for transformers refuses an empty list.
+    prompt_length: tokens before the sequence, 1 for an encoder-decoder. After tokens that begin no sequence, as in
+    unused beams of `generate`, token 0 is allowed: transformers refuses an empty list.
 
     >>> follow = allowed_tokens_fn(np.array([[5, 7], [5, 8]]), prompt_length=1)
     >>> follow(0, torch.tensor([1, 5])), follow(0, torch.tensor([1, 6]))
@@ -124,19 +99,17 @@ def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> Callable[[in
         node = trie
         for token in tokens:
             node = node.setdefault(token, {})
+    return partial(_follow, trie, prompt_length)
 
-    def follow(_: int, sequence: torch.Tensor) -> list[int]:
-        node = trie
-        for token in sequence[prompt_length:].tolist():
-            node = node.get(token, {})
-        return list(node) or [0]
 
-    follow.trie = trie
-    return follow
+def _follow(trie: dict, prompt_length: int, _: int, sequence: torch.Tensor) -> list[int]:
+    for token in sequence[prompt_length:].tolist():
+        trie = trie.get(token, {})
+    return list(trie) or [0]
 
 
 class TransformersPeer(Peer):
-    """What most repositories do: nested dicts behind transformers' own processor, and the selection of its beam search.
+    """Nested dicts behind transformers' own processor, as in most repositories, and the selection of its beam search.
 
     Its bookkeeping of sequences and stopping criteria is left out.
     """
@@ -151,8 +124,8 @@ class TransformersPeer(Peer):
         self.allowed = allowed_tokens_fn(self.tokens(ids), prompt_length=1)
 
     @property
-    def n_bytes(self) -> int:
-        total, nodes = 0, [self.allowed.trie]
+    def n_bytes(self) -> int:  # type: ignore[override]
+        total, nodes = 0, [self.allowed.args[0]]
         while nodes:
             total += sum(map(sys.getsizeof, nodes))
             nodes = [child for node in nodes for child in node.values()]
@@ -161,7 +134,7 @@ class TransformersPeer(Peer):
     def prepare(self, level: int, prefixes: torch.Tensor):
         return pad(torch.from_numpy(self.tokens(prefixes.flatten(0, 1).numpy())), (1, 0))
 
-    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> Found:
         values = self.processor(self.allowed, scores.shape[1])(state, log_probabilities)
         values = (values.view(*scores.shape, -1) + scores[:, :, None]).view(len(scores), -1)
         values, index = values.topk(2 * scores.shape[1])
@@ -171,16 +144,14 @@ class TransformersPeer(Peer):
 
 
 class StaticPeer(Peer):
-    """STATIC (arXiv 2602.22647, "Vectorizing the Trie"), written anew from its description.
+    """STATIC (arXiv 2602.22647, "Vectorizing the Trie"), written from its description.
 
-    From the paper: dense tables for the first two levels (which codes may follow; the state that two codes lead to),
-    below them a sparse matrix of states in compressed rows of (column, next state) pairs, of which as many are read
-    for every beam as the widest state of the level has; a scatter into the vocabulary; top-K over all beams and
-    tokens; next states gathered, except after the last code. State 0 is the sink.
-    Ours: values are scattered into -inf, instead of a mask applied to them; reads beyond a row repeat its last pair,
-    so that no validity mask is needed; level 0 has one row per user; answers are padded where fewer than W are left;
-    and `window`: only the tokens of the level are looked at, which stands for the paper's one vocabulary of codes for
-    all levels. Without it all V tokens are, as by an implementation that knows nothing of levels.
+    From the paper: dense tables for the first two levels; below them a sparse matrix of states in compressed rows of
+    (column, next state) pairs, of which as many are read for every beam as the widest state of the level has; a scatter
+    into the vocabulary; top-K over all beams and tokens; next states gathered, except after the last code. State 0 is
+    the sink. Ours: values are scattered into -inf instead of masked; reads beyond a row repeat its last pair; level 0
+    has one row per user; lists are padded to W; and only the tokens of the level are read (`window`), like the paper's
+    one vocabulary of codes for all levels.
     """
 
     name, window = "STATIC", True
@@ -196,8 +167,8 @@ class StaticPeer(Peer):
         self.next_state[ids[starts[1], 0], column[1]] = torch.arange(1, len(starts[1]) + 1, dtype=torch.int32)
         self.forbidden = [torch.ones(self.width, dtype=torch.bool), self.next_state == 0]
         self.forbidden[0][column[0]] = False
-        # the sink has a pair of its own, so that pair p > 0 leads to state p + the number of states of two codes
-        n_pairs, pointer, self.branching = 1, [0], [0, 0]
+        # the sink has a pair, too, so that pair p > 0 leads to state p + the number of states of two codes
+        n_pairs, pointer, self.branching = 1, np.zeros(1, dtype=np.int64), [0, 0]
         for above, below in pairwise(starts[1:]):
             first = np.searchsorted(below, above)
             pointer, n_pairs = np.append(pointer, n_pairs + first), n_pairs + len(below)
@@ -218,7 +189,7 @@ class StaticPeer(Peer):
         pairs = self.pairs[torch.minimum(place, self.pointer[state + 1][:, None] - 1)]
         return pairs[..., 0].long(), pairs[..., 1]
 
-    def follow(self, level: int, state: torch.Tensor | None, column: torch.Tensor) -> torch.Tensor:
+    def follow(self, level: int, state: Any, column: torch.Tensor) -> torch.Tensor:
         """The states that columns lead to, (N,) -> (N,); of one code, the code itself."""
         if level < 2:
             return self.next_state[state, column].long() if level else column - self.first_column(0)
@@ -231,7 +202,7 @@ class StaticPeer(Peer):
             state = self.follow(above, state, prefixes[..., above].flatten() + self.first_column(above))
         return state
 
-    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> Found:
         n_users, beam_width = scores.shape
         first = FIRST + level * self.codebook_size - self.first_column(level)  # the token of column 0
         values, score = log_probabilities[:, first : first + self.width], scores.view(-1, 1)
@@ -258,16 +229,18 @@ class WideStaticPeer(StaticPeer):
 
 
 class GrammarPeer(Peer):
-    """A library for structured output: a state per beam, of which it writes the allowed tokens as bits.
+    """A library for structured output: a state per beam, whose allowed tokens the library writes as bits.
 
-    The bits are unpacked and applied by us, alike for all: on a processor this was faster than the libraries' own
-    kernels (2.3 ms against .5 for xgrammar; those of the others need a C++ compiler or numba).
+    We unpack and apply the bits, which is faster on a CPU than the libraries' own kernels.
     """
+
+    state: Any  # (tokens) -> the state after them
+    fill: Any  # (states, bits): sets the bits of the allowed tokens, (n_states, ceil(n_tokens / 32)) int32
 
     def prepare(self, level: int, prefixes: torch.Tensor):
         return [self.state(prefix) for prefix in self.tokens(prefixes.flatten(0, 1).numpy()).tolist()]
 
-    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> tuple:
+    def step(self, level: int, state, scores: torch.Tensor, log_probabilities: torch.Tensor) -> Found:
         bits = np.zeros((len(state), (self.n_tokens + 31) // 32), dtype=np.int32)
         self.fill(state, bits)
         forbidden = np.unpackbits((~bits).view(np.uint8), axis=1, count=self.n_tokens, bitorder="little")
@@ -291,11 +264,7 @@ class GrammarPeer(Peer):
 
 
 class OutlinesPeer(GrammarPeer):
-    """outlines_core: a regular expression over characters becomes a table of tokens per state.
-
-    A token is one character, not its text, and the IDs are alternatives in order, not nested as a trie: the table is
-    the same, the first compiles four times and the second about ten times faster.
-    """
+    """outlines_core: a regular expression over characters, one per token, with the IDs as alternatives in order."""
 
     name, limit = "outlines_core", 100_000
 
@@ -315,16 +284,13 @@ class OutlinesPeer(GrammarPeer):
             guide.advance(token, return_tokens=False)
         return guide
 
-    def fill(self, state: list, bits: np.ndarray) -> None:
-        for row, guide in enumerate(state):
+    def fill(self, states: list, bits: np.ndarray) -> None:
+        for row, guide in enumerate(states):
             guide.write_mask_into(bits.ctypes.data + row * bits.strides[0], bits.shape[1], bits.itemsize)
 
 
 class XgrammarPeer(GrammarPeer):
-    """xgrammar: an EBNF of one nested rule, whose terminals are tokens by their numbers.
-
-    The obvious grammar, IDs as alternatives of quoted text, took 30 ms to accept one token at 10,000 items.
-    """
+    """xgrammar: an EBNF of one nested rule, whose terminals are tokens by their numbers."""
 
     name, limit = "xgrammar", 100_000
 
@@ -372,87 +338,10 @@ class LLGuidancePeer(GrammarPeer):
         assert matcher.consume_tokens(prefix)
         return matcher
 
-    def fill(self, state: list, bits: np.ndarray) -> None:
-        rows = [(matcher, row) for row, matcher in enumerate(state)]
+    def fill(self, states: list, bits: np.ndarray) -> None:
+        rows = [(matcher, row) for row, matcher in enumerate(states)]
         self.executor.unsafe_compute_mask_ptr(rows, bits.ctypes.data, bits.strides[0], len(bits))
 
 
-PEERS = (
-    TriePeer,
-    CompiledTriePeer,
-    TransformersPeer,
-    StaticPeer,
-    WideStaticPeer,
-    OutlinesPeer,
-    XgrammarPeer,
-    LLGuidancePeer,
-)
-
-
-def check(peer: Peer, ids: np.ndarray, level: int, step: Step) -> None:
-    """Raise ValueError unless the peer's answer has the values of brute force, each of another real continuation."""
-    truth = torch.full((*step.scores.shape, peer.n_tokens), -torch.inf)
-    for user, beam in np.ndindex(step.scores.shape):
-        follows = (ids[:, :level] == step.prefixes[user, beam].numpy()).all(axis=1)
-        token = torch.from_numpy(peer.tokens(ids[follows, : level + 1])[:, -1])
-        values = step.log_probabilities[user * step.scores.shape[1] + beam, token]
-        truth[user, beam, token] = values + step.scores[user, beam]
-    values, beams, tokens = peer.step(level, peer.prepare(level, step.prefixes), step.scores, step.log_probabilities)
-    values, order = values.sort(dim=1, descending=True)
-    beams, tokens = beams.gather(1, order), tokens.gather(1, order)
-    place, alive, truth = beams * peer.n_tokens + tokens, values > -torch.inf, truth.flatten(1)
-    if not values.equal(truth.sort(dim=1, descending=True).values[:, : values.shape[1]]):
-        raise ValueError(f"{peer.name}, level {level}: not the best values")
-    distinct = all(len(row[real].unique()) == real.sum() for row, real in zip(place, alive, strict=True))
-    if not distinct or not truth.gather(1, place)[alive].equal(values[alive]):
-        raise ValueError(f"{peer.name}, level {level}: a value is not that of a beam and token of its own")
-
-
-def compare(
-    ids: np.ndarray, n_users: int = 8, beam_width: int = 50, seconds: float = 1.0, seed: int = 0, progress: bool = False
-) -> list[dict]:
-    """One line a method: items, seconds to build, MB, and the milliseconds of a step at each level.
-
-    All get the same steps over (n, L) IDs, L > 1. A method that does not take so many items gets a random part of
-    them, one whose library is not installed is left out. A step is repeated for `seconds` (twice at least) and the
-    fastest counts; the state of a step is made anew and not timed. Raises ValueError for a method whose best values
-    differ from those of `TriePeer`.
-    """
-    codebook_size, rows = int(ids.max()) + 1, []
-    shuffled = np.random.default_rng(seed).permutation(ids)
-    steps: dict[tuple[int, int], Step] = {}
-    truth: dict[tuple[int, int], torch.Tensor] = {}
-    for kind in tqdm(PEERS, desc="methods", disable=not progress):
-        part = shuffled[: kind.limit or len(ids)]
-        try:
-            started = time.perf_counter()
-            peer = kind(part, codebook_size)
-        except ImportError:
-            continue
-        row = {"method": kind.name, "items": len(part), "build s": time.perf_counter() - started}
-        row["MB"] = np.nan if peer.n_bytes is None else peer.n_bytes / 1e6
-        for level in range(ids.shape[1]):
-            at = len(part), level
-            if at not in steps:
-                steps[at] = random_step(part, level, n_users, beam_width, codebook_size, seed)
-                _, truth[at] = _fastest(TriePeer(part, codebook_size), level, steps[at], 0.0)
-            best, values = _fastest(peer, level, steps[at], seconds)
-            if not truth[at].equal(values):
-                raise ValueError(f"{kind.name} chooses other beams than {PEERS[0].name} at level {level}")
-            row[f"level {level} ms"] = 1000 * best
-        row["mean ms"] = np.mean([row[f"level {level} ms"] for level in range(ids.shape[1])])
-        rows.append(row)
-    return rows
-
-
-def _fastest(peer: Peer, level: int, step: Step, seconds: float) -> tuple[float, torch.Tensor]:
-    """The seconds of the fastest step, and the values it chose, best first."""
-    times, spent = [], 0.0
-    with torch.inference_mode():
-        while len(times) < 2 or spent < seconds:
-            state = peer.prepare(level, step.prefixes)
-            started = time.perf_counter()
-            values, _, _ = peer.step(level, state, step.scores, step.log_probabilities)
-            times.append(time.perf_counter() - started)
-            spent += times[-1] if len(times) > 1 else 0.0  # the first is set aside: it may compile, or make tables
-    return min(times[1:]), values.sort(dim=1, descending=True).values
+PEERS: tuple[Any, ...] = (TriePeer, CompiledTriePeer, TransformersPeer, StaticPeer, WideStaticPeer)
+GRAMMARS = (OutlinesPeer, XgrammarPeer, LLGuidancePeer)

@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForCondition
 
 from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.studies import other_decoders
+from semid_lib.studies import decoding_study, other_decoders
 from semid_lib.workbench import store
 
 FIRST = other_decoders.FIRST  # tokens before those of semantic IDs
@@ -176,7 +176,7 @@ def main() -> int:
         "search": lambda: searches(options.items // 10),
         "subset": lambda: subsets(options.items // 10),
         "agreement": lambda: agreement(options.cases),
-        "step": lambda: other_decoders.compare(
+        "step": lambda: decoding_study.compare(
             other_decoders.random_ids(options.items, 4, 256), seconds=1.0, progress=True
         ),
     }
