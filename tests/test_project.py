@@ -134,7 +134,7 @@ def test_the_book_has_a_reference_of_each_room():
     assert pages == rooms - {".", "cli"}  # `semid --help` is that of the command
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "serving/http"])
+@pytest.mark.parametrize("room", [*ROOMS, "serving/http", "studies/growth"])
 def test_a_room_stays_small(room):
     files = [path for path in LIBRARY if path.parent == ROOT / "semid_lib" / room]
     assert 0 < len(files) <= 8
@@ -285,7 +285,7 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.serving.http.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
         ("semid_lib.studies.cold_start", "numpy pandas torch fastapi"),
         ("semid_lib.studies.costs", "pandas torch sklearn scipy"),
-        ("semid_lib.studies.growth", "pandas torch sklearn scipy"),
+        ("semid_lib.studies.growth.laws", "pandas torch sklearn scipy"),
     ],
 )
 def test_importing_a_module_loads_only_what_it_needs(module, unwanted):

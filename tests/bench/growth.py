@@ -1,6 +1,6 @@
 """How time and memory grow with the catalogue, stage by stage: every point in a process of its own, on one thread.
 
-What a catalogue of n items looks like is taken from a real one (`semid_lib.studies.growth_stages`). Rows are
+What a catalogue of n items looks like is taken from a real one (`semid_lib.studies.growth`). Rows are
 written after every point; a second run at the same commit on the same machine keeps the points that are there. A
 point that would take longer than the budget or more memory than is allowed, by the curve so far, is
 left out, and a row says so.
@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from semid_lib.studies import growth
+from semid_lib.studies.growth import catalogue, laws
+from semid_lib.studies.growth import points as growth
 from semid_lib.workbench import store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,7 +40,7 @@ def one(stage: str, n: int, like) -> dict:
 
     import torch
 
-    from semid_lib.studies import growth_stages
+    from semid_lib.studies.growth import stages as growth_stages
 
     torch.set_num_threads(1)
     # an allocation beyond this fails here, instead of the kernel choosing somebody to end
@@ -94,7 +95,7 @@ def kept_points(shelf: store.Store, like: str) -> tuple[list[growth.Point], list
     ]
     if len(same) < len(rows):
         print(f"{len(rows) - len(same)} rows of another commit, machine or data set are measured again")
-    points = [point for point in growth.points(same) if isinstance(point, growth.Point)]
+    points = [point for point in growth.from_rows(same) if isinstance(point, growth.Point)]
     turns = [
         {name: row[name] for name in ("key", "value", "unit")}
         for row in same
@@ -118,7 +119,7 @@ def must_rows(points: list, turns: list[dict]) -> list[dict]:
     note("trie_of_1e7_build_s", "trie, build", 10**7, lambda point: point.cost)
     note("trie_of_1e7_open_s", "trie, open", 10**7, lambda point: point.cost)
     large = [point for point in points if point.stage == "mask step, 400 beams" and point.n >= 10**5]
-    if law := growth.laws(large).get("mask step, 400 beams"):
+    if law := growth.fit_all(large).get("mask step, 400 beams"):
         found["mask_step_exponent"] = law.exponent
     speeds = {row["key"].split("/")[-1]: row["value"] for row in turns}
     if turns:
@@ -132,7 +133,7 @@ def must_rows(points: list, turns: list[dict]) -> list[dict]:
 def fit_rows(points: list, stages: dict, memory: float) -> list[dict]:
     """Exponents with intervals, bends, and where each stage stops being sensible."""
     limits = {name: stage.limit for name, stage in stages.items()}
-    lines = growth.sensible(growth.laws(points), growth.laws(points, "peak", 2**22), limits, memory)
+    lines = laws.sensible(growth.fit_all(points), growth.fit_all(points, "peak", 2**22), limits, memory)
     made = []
     for line in lines:
         stage, by = line.pop("stage"), line.pop("by")
@@ -159,10 +160,10 @@ def main() -> int:
     options = parser.parse_args()
 
     from semid_lib.data import dataset
-    from semid_lib.studies import growth_stages
+    from semid_lib.studies.growth import stages as growth_stages
 
     shop = dataset.load(options.data)
-    like = growth_stages.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
+    like = catalogue.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
     if options.one == "embedding in turns":
         texts = [f"{at} {text}" for at, text in enumerate((like.texts * 2)[: options.items])]
         print(json.dumps(embedding_in_turns(texts)))
@@ -183,7 +184,7 @@ def run(options, growth_stages, like, name: str) -> int:
     found: list = [point for point in known if point.stage not in wanted]
 
     def record() -> None:
-        rows = growth.rows(found, units) + turns + must_rows(found, turns)
+        rows = growth.as_rows(found, units) + turns + must_rows(found, turns)
         rows += fit_rows(found, stages, growth_stages.MEMORY)
         shelf.record("growth", [row | {"like": name} for row in rows])
 

@@ -1,7 +1,7 @@
 """Whether a large catalogue fits into a small machine: peak of resident memory from its files to recommendations.
 
 Each stage has a process of its own, as chapters have, and takes what the ones before it left on disk. Items are those
-of the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.studies.growth_stages`). The
+of the demo shop again and again, vectors are made to be like those of `--data` (`semid_lib.studies.growth`). The
 model is not trained, and of the texts the encoder reads the first few only; neither changes what has to be in memory.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from semid_lib.data import dataset, table
 from semid_lib.ids import embed, quantize
-from semid_lib.studies import growth, growth_stages
+from semid_lib.studies.growth import catalogue, points, stages
 from semid_lib.workbench import store
 
 MUST = "<= 4"  # GiB, for a million items
@@ -53,7 +53,7 @@ def read(options: argparse.Namespace) -> None:
 def vectors(options: argparse.Namespace) -> None:
     """Texts and embeddings: batches of texts in, vectors on disk."""
     encoder, shop = embed.Encoder(), dataset.load(options.data)
-    like = growth_stages.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
+    like = catalogue.sample(shop, store.Store(shop.name, options.scale, shop.fingerprint))
 
     def made() -> Iterator[np.ndarray]:
         at = 0
@@ -61,7 +61,7 @@ def vectors(options: argparse.Namespace) -> None:
             texts = embed.item_texts(items)
             if not at:
                 encoder(texts[:512])
-            yield growth_stages.vectors_like(like, len(texts), seed=at)
+            yield catalogue.vectors_like(like, len(texts), seed=at)
             at += len(texts)
 
     shelf_in(options.where).save_batches("embeddings", "vectors", made())
@@ -96,7 +96,7 @@ def model(options: argparse.Namespace, then: Callable = lambda recommender: None
 def answer(recommender) -> None:
     ids = recommender.items["item_id"].to_numpy()
     rng = np.random.default_rng(0)
-    recommender.recommend([rng.choice(ids, 10).tolist() for _ in range(growth_stages.N_USERS)], k=growth_stages.K)
+    recommender.recommend([rng.choice(ids, 10).tolist() for _ in range(stages.N_USERS)], k=stages.K)
 
 
 def model_and_answer(options: argparse.Namespace) -> None:
@@ -131,7 +131,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.one:
         STAGES[options.one](options)
-        print(growth_stages._memory("VmHWM"))
+        print(stages.memory("VmHWM"))
         return 0
     rows = []
     with tempfile.TemporaryDirectory() as found:
@@ -143,7 +143,7 @@ def main() -> int:
             command = [sys.executable, __file__, "--data", options.data, "--scale", options.scale]
             command += ["--one", name, "--where", found]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            peak, seconds = float(said.stdout.split()[-1]) / growth.GIB, time.perf_counter() - started
+            peak, seconds = float(said.stdout.split()[-1]) / points.GIB, time.perf_counter() - started
             must = MUST if options.items == 10**6 else None
             rows.append({"key": f"memory/{name}, GiB", "value": round(peak, 3), "must": must, "wish": None})
             rows[-1] |= {"n": options.items, "wall": round(seconds, 1)}

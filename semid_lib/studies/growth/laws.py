@@ -1,11 +1,11 @@
-"""How a cost grows with the catalogue: power laws with intervals from measured points, and what follows from them.
+"""Power laws with intervals from measured costs, and what follows from them.
 
 Most costs here are close to a n^b over the sizes that one machine can measure, which is a line in logarithms:
 
     (1)  log cost = log a + b log n + error
 
-fitted by least squares, with Student's t for the interval of b. Where a line does not do there are two others: a fixed
-cost beside the one that grows, such as reading the history before items are looked at,
+fitted by least squares, with Student's t for the interval of b. Where a line does not fit there are two others: a fixed
+cost besides the one that grows, such as reading the history before items are looked at,
 
     (2)  log cost = log(c + a n^b) + error
 
@@ -17,41 +17,20 @@ Beyond the last measured point a law is an extrapolation: it assumes that nothin
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-GIB = 2**30
 REACH = 10  # times the largest measured size: a law is asked nothing beyond
-_MATTERS = 0.15  # a smaller change of the exponent is no bend, a smaller share of the smallest cost not a fixed cost
-_SIGNIFICANT = 0.01  # and it has to be unlikely by chance, whichever of the forms that were tried it is
-
-
-class Point(NamedTuple):
-    """One stage, measured at one size of the catalogue."""
-
-    stage: str
-    n: int  # items
-    cost: float  # in the unit of the stage, such as seconds or milliseconds a user
-    peak: float  # bytes of memory at the highest, the inputs included, above what the imported libraries take
-    kept: float  # bytes of the arrays that are kept to answer from, or are the result
-    wall: float  # seconds of the whole measurement, with making its inputs
-
-
-class LeftOut(NamedTuple):
-    """A point that was not measured, since the curve so far says that it would take too much."""
-
-    stage: str
-    n: int
-    expected: float  # seconds, or bytes
-    why: str  # "time" or "memory"
+_MATTERS = 0.15  # a smaller change of the exponent is no bend, a smaller share of the smallest cost no fixed cost
+_SIGNIFICANT = 0.01  # level of the F-test, divided by the number of forms tried
 
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted cost; made by `fit`."""
+    """A cost as a function of the number of items; made by `fit`."""
 
     exponent: float  # b, after a bend b + d
     low: float  # of its 95% interval; infinite where two points leave nothing to judge by
@@ -220,127 +199,10 @@ def _first(is_so: Callable[[float], bool], start: float = 1.0) -> float:
     for _ in range(60 if found else 0):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_so(middle) else (middle, high)
-    return _short(float(high))
+    return short(float(high))
 
 
-# --- points, measured one after the other ---
-
-
-def walk(
-    stages: Iterable[str],
-    sizes: Sequence[int],
-    measure: Callable[[str, int], Point],
-    budget: float,
-    memory: float = 12 * GIB,
-    known: Iterable[Point] = (),
-) -> Iterator[Point | LeftOut]:
-    """Each stage at each size, from small to large, until a point would take more than `budget` seconds or `memory`.
-
-    What a point would take is said by the law of the last three before it, or two; the first two are measured whatever
-    they take, since a law needs them. A point in `known` is not measured again. After one that is left out, or that
-    took infinitely long, no larger one is tried.
-
-    >>> slow = lambda stage, n: Point(stage, n, cost=n, peak=1.0, kept=1.0, wall=n)
-    >>> [(type(one).__name__, one.n) for one in walk(["a"], [10, 100, 1000], slow, budget=200)]
-    [('Point', 10), ('Point', 100), ('LeftOut', 1000)]
-    """
-    there = {(point.stage, point.n): point for point in known}
-    for stage in stages:
-        points: list[Point] = []
-        for n in sorted(sizes):
-            if points and not math.isfinite(points[-1].wall):
-                break
-            if (stage, n) not in there and len(points) > 1:
-                wall, peak = (expected(points, name, n) for name in ("wall", "peak"))
-                if wall > budget or peak > memory:
-                    yield LeftOut(stage, n, *((peak, "memory") if peak > memory else (wall, "time")))
-                    break
-            point = there.get((stage, n)) or measure(stage, n)
-            points.append(point)
-            yield point
-
-
-def half_decades(low: float, high: float) -> list[int]:
-    """Sizes from low to high, two a decade, which is as far apart as a bend may be found.
-
-    >>> half_decades(1000, 100_000)
-    [1000, 3162, 10000, 31623, 100000]
-    """
-    first, last = round(2 * math.log10(low)), round(2 * math.log10(high))
-    return [round(10 ** (half / 2)) for half in range(first, last + 1)]
-
-
-_FLOOR = {"wall": 0.1, "peak": 2.0**24}  # seconds, bytes: what is below tells nothing about what is to come
-
-
-def expected(points: Sequence[Point], name: str, n: int) -> float:
-    """What the `wall` or `peak` of a point would be at n, by the last three there are, or two."""
-    last = points[-3:]  # what is fixed at small sizes says little about larger ones
-    return fit([point.n for point in last], [max(getattr(point, name), _FLOOR[name]) for point in last]).at(n)
-
-
-def rows(points: Iterable[Point | LeftOut], units: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Points as rows for `Store.record`: time, peak memory in MiB and bytes an item; and what was left out."""
-    made = []
-    for point in points:
-        name = f"{point.stage} ({units[point.stage]})"
-        if isinstance(point, LeftOut):
-            facts = {"stage": point.stage, "n": point.n, "why": point.why}
-            made.append({"key": f"growth_left_out/{name}/{point.n}", "value": _short(point.expected), **facts})
-            continue
-        facts = {"stage": point.stage, "n": point.n}
-        time = {"unit": units[point.stage], "wall": _short(point.wall)}
-        made += [
-            {"key": f"growth_time/{name}/{point.n:,}", "value": _short(point.cost), **facts, **time},
-            {"key": f"growth_memory/{point.stage}/{point.n:,}", "value": _short(point.peak / 2**20), **facts},
-            {"key": f"growth_bytes/{point.stage}/{point.n:,}", "value": _short(point.kept / point.n), **facts},
-        ]
-    return made
-
-
-def points(rows: Iterable[Mapping[str, Any]]) -> list[Point | LeftOut]:
-    """The points that `rows` wrote, read from result rows of any kind; an empty list if there are none.
-
-    >>> point = Point("trie", 1000, cost=0.5, peak=2.0**20, kept=12_000.0, wall=1.0)
-    >>> points(rows([point], {"trie": "s"})) == [point]
-    True
-    """
-    found: dict[tuple[str, int], dict[str, float]] = {}
-    left: list[Point | LeftOut] = []
-    for row in rows:
-        topic = row["key"].split("/")[0]
-        if topic == "growth_left_out":
-            left.append(LeftOut(row["stage"], row["n"], row["value"], row["why"]))
-        elif topic in ("growth_time", "growth_memory", "growth_bytes"):
-            one = found.setdefault((row["stage"], row["n"]), {})
-            one[topic] = row["value"]
-            if topic == "growth_time":
-                one["wall"] = row["wall"]
-    whole = [
-        Point(stage, n, one["growth_time"], one["growth_memory"] * 2**20, one["growth_bytes"] * n, one["wall"])
-        for (stage, n), one in found.items()
-        if len(one) == 4
-    ]
-    return whole + left
-
-
-def laws(points: Iterable[Point | LeftOut], name: str = "cost", least: float = 0.0) -> dict[str, Law]:
-    """The law of each stage with two or more points: of `cost`, `peak` or `kept`.
-
-    least: smaller values are not counted; a peak of a few MiB is within what the allocator does.
-    """
-    by_stage: dict[str, list[Point]] = {}
-    for point in points:
-        if isinstance(point, Point) and getattr(point, name) > least:
-            by_stage.setdefault(point.stage, []).append(point)
-    return {
-        stage: fit([point.n for point in measured], [getattr(point, name) for point in measured])
-        for stage, measured in by_stage.items()
-        if len(measured) > 1
-    }
-
-
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """To six digits that count."""
     return float(f"{value:.6g}")
 
