@@ -148,3 +148,28 @@ def cost_against_traffic(money: pd.DataFrame, cold: pd.DataFrame, rented: float,
     right.set(xscale="log", xlabel="requests per day", ylabel="cold responses (%)", ylim=(0, 103))
     figure.legend(loc="outside upper center", ncol=3, frameon=False)
     return figure
+
+
+# --- growth: chapter 09 ---
+
+
+def costs_by_size(
+    points: pd.DataFrame, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, limit: float | None = None
+) -> Figure:
+    """Costs by catalogue size on logarithmic axes: dots of this run, circles of published points, a curve per stage.
+
+    points: columns stage, n, value, published. curves: sizes and fitted costs by stage. limit: a dotted line.
+    """
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    for (stage, published), some in points.groupby(["stage", "published"], sort=False):
+        fill = {"marker": "o", "markerfacecolor": "none"} if published else {"marker": "."}
+        axis.plot(some["n"], some["value"], linestyle="none", color=colour(stage), **fill)
+    for stage, (sizes, costs) in curves.items():
+        axis.plot(sizes, costs, color=colour(stage), lw=1, label=stage)
+    if limit is not None:
+        axis.axhline(limit, **CHANCE)
+    axis.set(xscale="log", yscale="log", xlabel="items", ylabel=label)
+    axis.spines[["top", "right"]].set_visible(False)
+    if curves:
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

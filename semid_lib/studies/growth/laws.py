@@ -68,6 +68,11 @@ class Law:
         start = 1.0 if self.at(self.n_from) >= limit else self.n_from
         return _first(lambda n: self.at(n) >= limit * (1 - 1e-12), start)
 
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """A hundred sizes between the smallest and the largest measured one, and the costs there."""
+        sizes = np.geomspace(self.n_from, self.n_to, 100)
+        return sizes, np.array([self.at(n) for n in sizes])
+
     @property
     def _form(self) -> "_Form":
         return _Form(self.fixed is not None, None if self.bend is None else math.log(self.bend))
@@ -202,6 +207,15 @@ def _first(is_so: Callable[[float], bool], start: float = 1.0) -> float:
     return short(float(high))
 
 
+def two_digits(number: float) -> str:
+    """A number with two significant digits.
+
+    >>> two_digits(1_384_000), two_digits(0.0521)
+    ('1,400,000', '0.052')
+    """
+    return f"{float(f'{number:.2g}'):,.10g}"
+
+
 def short(value: float) -> float:
     """To six digits that count."""
     return float(f"{value:.6g}")
@@ -210,12 +224,23 @@ def short(value: float) -> float:
 def sensible(
     costs: Mapping[str, Law], peaks: Mapping[str, Law], limits: Mapping[str, float], memory: float
 ) -> list[dict[str, Any]]:
-    """For each stage its exponent with the interval, and the first n at which it is no longer sensible.
+    """The exponent of each stage, and the first n at which it is too slow or too large.
 
-    limits: the greatest sensible cost of each stage; memory: the greatest sensible peak, in bytes. Whichever is
-    reached first counts, and `by` says which; `extrapolated` whether that n lies beyond what was measured. Beyond
-    `REACH` times the largest measured size nothing is said: n is infinite then, and `by` empty.
+    Parameters
+    ----------
+    limits : mapping
+        The highest acceptable cost of each stage.
+    memory : float
+        The highest acceptable peak, in bytes.
 
+    Returns
+    -------
+    list of dict
+        A line per stage. `by` is "time" or "memory", whichever limit is reached first; `extrapolated` means that n is
+        larger than all measured sizes. n is infinite and `by` is empty beyond `REACH` times the largest of them.
+
+    Examples
+    --------
     >>> line = sensible({"a": fit([10, 100], [1, 10])}, {"a": fit([10, 100], [1, 10])}, {"a": 50}, 20)[0]
     >>> line["no longer sensible from"], line["by"], line["extrapolated"]
     (200.0, 'memory', True)
@@ -243,7 +268,7 @@ def sensible(
 
 
 class Offer(NamedTuple):
-    """What a way to answer costs on a catalogue of n items, by its laws."""
+    """The cost of a way to answer on a catalogue of n items, by its laws; nan where memory alone rules it out."""
 
     stage: str
     cost: float  # in the unit of the stage
@@ -252,6 +277,11 @@ class Offer(NamedTuple):
     peak: float  # bytes at the highest, as far as it is known
     extrapolated: bool  # beyond the largest size that was measured
     fits: bool  # within both limits
+
+    def __str__(self) -> str:
+        """The cost in a few characters: a star marks an extrapolation, brackets a limit that is exceeded."""
+        text = "memory" if math.isnan(self.cost) else two_digits(self.cost) + "*" * self.extrapolated
+        return text if self.fits else f"({text})"
 
 
 def offers(
@@ -262,10 +292,10 @@ def offers(
     limits: Mapping[str, float],
     memory: float,
 ) -> dict[str, Offer]:
-    """Each stage of `costs` at n items, but those that were never measured on a tenth of them (`REACH`).
+    """Each stage of `costs` at n items, except those that were never measured on a tenth of them (`REACH`).
 
-    limits and memory are those of `sensible`. Arrays do not bend: a stage that could not keep its own is known not to
-    fit at any size, and its cost is nan where it is not known.
+    limits and memory are those of `sensible`. Arrays grow without bends: a stage whose arrays do not fit into memory is
+    offered at any size, with `fits` false.
     """
     made = {}
     for stage, law in costs.items():
@@ -278,3 +308,11 @@ def offers(
         fits = cost <= limits[stage] and peak <= memory
         made[stage] = Offer(stage, cost, high, holds, peak, n > law.n_to, fits)
     return made
+
+
+def first_that_fits(stages: Sequence[str], found: Mapping[str, Offer]) -> Offer | None:
+    """The first stage whose offer fits; None if none does, or if one before it has no offer."""
+    for stage in stages:
+        if stage not in found or found[stage].fits:
+            return found.get(stage)
+    return None
