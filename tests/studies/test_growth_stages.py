@@ -1,7 +1,6 @@
-"""Catalogues that are made to measure: do they lie as the real one does, and is every stage measured on them?"""
+"""Made catalogues resemble the real one, and every stage is measured on them."""
 
 import dataclasses
-import itertools
 import sys
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from semid_lib.data import dataset
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids import quantize
-from semid_lib.studies import growth_stages as stages
+from semid_lib.studies.growth import catalogue, stages
 from semid_lib.workbench import store
 
 
@@ -25,141 +24,100 @@ def like():
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     codes = quantize.fit_residual_kmeans(vectors, 3, 16).codes
     histories = [rng.integers(0, 300, length) for length in rng.integers(2, 9, 100)]
-    return stages.Sample(vectors, codes, 16, [f"thing {at}" for at in range(300)], histories)
-
-
-@pytest.mark.parametrize("truth", [(0.0, 0.5), (1.0, 1.5), (0.3, 2.0)])
-def test_the_skew_that_codes_were_made_with_is_found_again(truth):
-    codes = stages.catalogue(60_000, (*truth, 0.0), codebook_size=64, n_levels=4)[:, :2]  # no prefix is full
-    assert stages.zipf_exponents(codes, 64) == pytest.approx(truth, abs=0.08)
+    return catalogue.Sample(vectors, codes, 16, [f"thing {at}" for at in range(300)], histories)
 
 
 def test_codes_of_a_made_catalogue_are_as_crowded_as_those_it_is_like(like):
-    exponents = stages.zipf_exponents(like.codes, 16)
-    made = stages.catalogue(300, exponents, 16, 3)
+    exponents = catalogue.zipf_exponents(like.codes, 16)
+    made = catalogue.made_ids(300, exponents, 16, 3)
     assert exponents[1] > 0.2  # clouds are no uniform codes
     uniform = np.random.default_rng(0).integers(0, 16, like.codes.shape)
     real, ours, even = (len(np.unique(codes[:, :2], axis=0)) for codes in (like.codes, made, uniform))
     assert abs(ours - real) < 0.5 * abs(even - real)
-    assert stages.zipf_exponents(made, 16)[1] == pytest.approx(exponents[1], rel=0.25)
+    large = catalogue.made_ids(60_000, (1.0, 1.5, 0.0), codebook_size=64, n_levels=4)[:, :2]  # no prefix is full
+    assert catalogue.zipf_exponents(large, 64) == pytest.approx((1.0, 1.5), abs=0.08)
+    with pytest.raises(ValueError, match=r"of two items or more, got \(3,\)"):
+        catalogue.zipf_exponents(np.zeros(3, dtype=np.int64), 4)
 
 
-@pytest.mark.parametrize(
-    ("n", "size", "n_levels"), [(1, 4, 2), (8, 4, 2), (500, 10, 3), (5000, 16, 4), (30_000, 256, 2)]
-)
+@pytest.mark.parametrize(("n", "size", "n_levels"), [(1, 4, 2), (8, 4, 2), (500, 10, 3), (30_000, 256, 2)])
 @pytest.mark.parametrize("skew", [0.0, 3.0])
 def test_made_ids_are_distinct_and_in_range_however_crowded(n, size, n_levels, skew):
-    ids = stages.catalogue(n, (skew,), size, n_levels, seed=1)
+    ids = catalogue.made_ids(n, (skew,), size, n_levels, seed=1)
     assert ids.shape == (n, n_levels) and ids.dtype == np.int64
-    assert len(np.unique(ids, axis=0)) == n
-    assert ids.min() >= 0 and ids.max() < size
-    assert np.array_equal(ids, stages.catalogue(n, (skew,), size, n_levels, seed=1))
+    assert len(np.unique(ids, axis=0)) == n and ids.min() >= 0 and ids.max() < size
+    assert np.array_equal(ids, catalogue.made_ids(n, (skew,), size, n_levels, seed=1))
 
 
 @pytest.mark.parametrize("n", [0, 9])
 def test_more_items_than_half_of_all_ids_are_refused(n):
     with pytest.raises(ValueError, match=f"expected 1 to 8 items for 2 levels, got {n}"):
-        stages.catalogue(n, (1.0,), codebook_size=4, n_levels=2)
+        catalogue.made_ids(n, (1.0,), codebook_size=4, n_levels=2)
 
 
-def test_exponents_need_a_table_of_codes():
-    with pytest.raises(ValueError, match=r"of two items or more, got \(3,\)"):
-        stages.zipf_exponents(np.zeros(3, dtype=np.int64), 4)
-
-
-def test_made_vectors_are_near_real_ones(like):
-    made = stages.vectors_like(like, 400, seed=3)
+def test_made_vectors_and_histories_resemble_real_ones(like):
+    made = catalogue.vectors_like(like, 400, seed=3)
     assert made.shape == (400, 24) and made.dtype == np.float32
     assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
     random = np.random.default_rng(0).standard_normal((400, 24))
     random /= np.linalg.norm(random, axis=1, keepdims=True)
     nearest = [np.median((some @ like.vectors.T).max(axis=1)) for some in (made, random)]
     assert nearest[0] > 0.85 > nearest[1]
-
-
-def test_made_histories_grow_with_the_items_and_keep_their_lengths(like):
-    more = stages.histories_like(like, 900)
+    more = catalogue.histories_like(like, 900)
     assert len(more) == 300 and {len(h) for h in more} == {len(h) for h in like.histories}
     assert np.array_equal(more[100], like.histories[0] + 300)
-    assert all(history.max() < 50 for history in stages.histories_like(like, 50))
+    without = like._replace(histories=None)
     with pytest.raises(ValueError, match="no histories"):
-        stages.histories_like(like._replace(histories=None), 10)
+        catalogue.histories_like(without, 10)
+    assert stages.STAGES.keys() - stages.stages_for(without).keys() == {"item-kNN, fit", "item-kNN"}
 
 
-def test_without_histories_the_neighbours_are_left_out(like):
-    left_out = stages.STAGES.keys() - stages.stages_for(like._replace(histories=None)).keys()
-    assert left_out == {"item-kNN, fit", "item-kNN"}
-    assert stages.stages_for(like) == stages.STAGES
-
-
-def test_random_beams_are_nodes_in_ascending_order_and_dead_ones_at_the_end():
-    trie = PrefixTrie.build(stages.catalogue(40, (1.0,), 8, 3))
+def test_random_beams_are_nodes_in_ascending_order_with_unused_ones_at_the_end():
+    trie = PrefixTrie.build(catalogue.made_ids(40, (1.0,), 8, 3))
     beam = stages.random_beams(trie, 1, 5, 20, np.random.default_rng(0))
-    dead = beam.node == trie.n_nodes(1)
-    assert beam.node.shape == (5, 20) and dead.any() and not dead[:, 0].any()
-    assert torch.equal(beam.score == -torch.inf, dead)
-    assert (beam.node.diff(dim=1)[~dead[:, 1:]] > 0).all()
+    unused = beam.node == trie.n_nodes(1)
+    assert beam.node.shape == (5, 20) and unused.any() and not unused[:, 0].any()
+    assert torch.equal(beam.score == -torch.inf, unused)
+    assert (beam.node.diff(dim=1)[~unused[:, 1:]] > 0).all()
     assert stages.random_beams(trie, 0, 5, 20, np.random.default_rng(0)).node.tolist() == [[0]] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [name for name in stages.STAGES if name not in ("embedding", "T5, exact scoring")])
 def test_every_stage_is_measured(stage, like):
     state = torch.random.get_rng_state()
     point = stages.measure(stage, 100, like, seconds=0.0)
     assert (point.stage, point.n) == (stage, 100)
     assert point.cost > 0 and point.kept > 0
-    assert torch.equal(torch.random.get_rng_state(), state)  # what is drawn for a stage disturbs nobody
+    assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is as before
+    if stage == "trie, build":
+        ids = catalogue.made_ids(100, catalogue.zipf_exponents(like.codes, 16))
+        assert point.kept == PrefixTrie.build(ids).n_bytes
 
 
-class Clock:
-    """Seconds that pass only where a run says so, and a memory of the process that a test sets."""
+def test_a_point_contains_the_median_the_peak_and_the_slowest_of_several_runs(like, monkeypatch):
+    now, memory = 0.0, {"VmRSS": 100.0, "VmHWM": 350.0}
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(stages, "memory", memory.get)
+    monkeypatch.setattr(stages, "_warm", {"known"})
 
-    def __init__(self, monkeypatch, **memory):
-        self.now = 0.0
-        monkeypatch.setattr(stages.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(stages, "_memory", lambda name: float(memory[name]))
-        monkeypatch.setattr(stages, "_warm", {"known"})
-
-    def takes(self, *seconds):
-        left = itertools.cycle(seconds)
+    def takes(*seconds):
+        left = iter(seconds)
 
         def run():
-            self.now += next(left)
+            nonlocal now
+            now += next(left)
 
         return run
 
+    def known(unit, *runs, per=1.0):
+        work = stages.Work(runs, lambda _: 5.0, per)
+        monkeypatch.setitem(stages.STAGES, "known", stages.Stage(unit, 1.0, "", lambda *_: work))
 
-def known_stage(monkeypatch, unit, prepare):
-    monkeypatch.setitem(stages.STAGES, "known", stages.Stage(unit, 1.0, "", prepare))
-
-
-@pytest.mark.parametrize(("highest", "peak"), [(350, 250.0), (60, 0.0)])
-def test_a_point_holds_what_was_measured(like, monkeypatch, highest, peak):
-    clock = Clock(monkeypatch, VmRSS=100, VmHWM=highest)
-
-    def prepare(like, n, seed):
-        clock.now += 7.0
-        return stages.Work(clock.takes(1.0, 3.0, 2.0), lambda _: 5.0)
-
-    known_stage(monkeypatch, "s", prepare)
-    point = stages.measure("known", 10, like, seconds=5.5)  # three runs of 6 s
-    assert point == stages.Point("known", 10, 2.0, peak, 5.0, 13.0)
-
-
-def test_an_answer_costs_milliseconds_a_user_and_is_not_timed_at_first(like, monkeypatch):
-    clock = Clock(monkeypatch, VmRSS=0, VmHWM=0)
-    slow, fast = clock.takes(9.0, 0.4, 0.4), clock.takes(0.1)
-    known_stage(monkeypatch, "ms a user", lambda *_: stages.Work((fast, slow), lambda _: 1.0, per=8))
-    assert stages.measure("known", 10, like, seconds=0.0).cost == pytest.approx(50.0)  # 0.4 s for eight users
-
-
-def test_what_is_kept_is_what_the_arrays_hold(like):
-    ids = stages.catalogue(100, stages.zipf_exponents(like.codes, 16))
-    assert stages.measure("trie, build", 100, like, seconds=0.0).kept == PrefixTrie.build(ids).n_bytes
-    assert stages.measure("dense", 100, like, seconds=0.0).kept == 100 * 24 * 4
-
-
-def test_an_unknown_stage_is_refused_with_those_there_are(like):
+    known("s", takes(1.0, 3.0, 2.0))
+    assert stages.measure("known", 10, like, seconds=5.5) == stages.Point("known", 10, 2.0, 250.0, 5.0, 6.0)
+    known("ms a user", takes(0.1, 0.1), takes(9.0, 0.4), per=8)  # the first run is not timed
+    assert stages.measure("known", 10, like, seconds=0.0).cost == pytest.approx(50.0)
     with pytest.raises(ValueError, match="'sorting' is none of embedding, residual k-means"):
         stages.measure("sorting", 10, like)
 
@@ -177,16 +135,15 @@ def test_the_peak_counts_what_a_run_takes_and_gives_back(like, monkeypatch):
     assert again == pytest.approx(small, rel=0.2)  # the large one before it is forgotten
 
 
-def test_a_sample_is_read_from_what_the_chapters_wrote(tmp_path, like):
+def test_a_sample_is_read_from_the_artefacts_of_the_chapters(tmp_path, like):
     shop = dataset.load("demo")
-    shelf = store.Store("demo", "smoke", shop.fingerprint, root=tmp_path)
+    artefacts = store.Store("demo", "smoke", shop.fingerprint, root=tmp_path)
     n = len(shop.items)
     vectors = np.random.default_rng(0).standard_normal((n, 8)).astype(np.float32)
-    shelf.save("embeddings", {"vectors": 3 * vectors})
+    artefacts.save("embeddings", {"vectors": 3 * vectors})
     codes = np.zeros((n, 3), dtype=np.int64)
-    shelf.save("semantic_ids", {"kmeans_codes": codes, "codebooks": np.zeros((3, 32, 8), dtype=np.float32)})
-    found = stages.sample(shop, shelf)
+    artefacts.save("semantic_ids", {"kmeans_codes": codes, "codebooks": np.zeros((3, 32, 8), dtype=np.float32)})
+    found = catalogue.sample(shop, artefacts)
     assert np.allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
     assert found.codebook_size == 32 and len(found.texts) == n and len(found.histories) == len(shop.histories)
-    cold = stages.sample(dataclasses.replace(shop, histories=None), shelf)
-    assert cold.histories is None
+    assert catalogue.sample(dataclasses.replace(shop, histories=None), artefacts).histories is None
