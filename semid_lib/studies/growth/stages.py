@@ -237,8 +237,9 @@ def _t5(n_users: int, seed: int):
     from transformers import T5Config, T5ForConditionalGeneration
 
     n_tokens = 3 + N_LEVELS * CODEBOOK_SIZE
-    sizes: dict[str, Any] = {"d_model": 128, "d_ff": 1024, "num_layers": 4, "num_heads": 6, "d_kv": 64}
-    config = T5Config(vocab_size=n_tokens, **sizes, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)  # type: ignore[call-arg]
+    sizes = {"d_model": 128, "d_ff": 1024, "num_layers": 4, "num_heads": 6, "d_kv": 64}
+    tokens_of = {"vocab_size": n_tokens, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    config = T5Config(**sizes, **tokens_of)  # type: ignore[arg-type]
     with seeded(seed):
         model = T5ForConditionalGeneration(config).eval()
         for name, weight in model.named_parameters():
