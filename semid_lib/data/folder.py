@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -48,17 +47,12 @@ _DATA_ENDINGS = re.compile(
 _PLAIN = re.compile(r"[^\s\x00-\x1f\x7f\ufeff]+")  # text that a line of tab-separated values keeps as it is
 
 
-class Contents(NamedTuple):
-    """The files of one data set, read and checked; the columns are described in `data.Dataset`."""
+def read_folder(
+    folder: str | Path, columns: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, tuple | None, pd.DataFrame | None, str]:
+    """Read and check the files of one data set: items, fields of the histories, queries, fingerprint.
 
-    items: pd.DataFrame
-    histories: tuple | None  # user_ids, items, offsets, times: the fields of `data.Histories`
-    queries: pd.DataFrame | None
-    fingerprint: str
-
-
-def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Contents:
-    """Read and check the files of one data set.
+    They are described in `dataset.Dataset` and `dataset.Histories`.
 
     Parameters
     ----------
@@ -69,7 +63,7 @@ def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Con
     Raises
     ------
     ValueError
-        See `data.load`.
+        See `dataset.load`.
 
     Examples
     --------
@@ -83,9 +77,8 @@ def read_folder(folder: str | Path, columns: Sequence[str] | None = None) -> Con
     files = _data_files(Path(folder))
     items = table.read(files["items"], columns)
     ids = ItemIds(items[["item_id"]])
-    histories = read_histories(files, ids) if _has_histories(files) else None
     queries = read_queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
-    return Contents(items, histories, queries, _fingerprint(files))
+    return items, read_histories(files, ids), queries, _fingerprint(files)
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -119,7 +112,7 @@ def open_store(data: str | Path, scale: str, root: str | Path | None = None) -> 
 
 def has_histories(folder: str | Path) -> bool:
     """Whether a data set has histories, without reading them. Raises ValueError if the folder holds no data set."""
-    return _has_histories(_data_files(Path(folder)))
+    return any(kind.startswith("sequences") for kind in _data_files(Path(folder)))
 
 
 def files_of(folder: str | Path) -> list[Path]:
@@ -181,10 +174,6 @@ def _refuse_look_alikes(folder: Path, read: set[str]) -> None:
                 )
 
 
-def _has_histories(files: dict[str, Path]) -> bool:
-    return any(kind.startswith("sequences") for kind in files)
-
-
 def _name(path: Path) -> str:
     return path.name.removesuffix(".gz")
 
@@ -219,7 +208,7 @@ def write_folder(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write one data set that `data.load` reads, gzipped; equal content gives equal bytes.
+    """Write one data set that `dataset.load` reads, gzipped; equal content gives equal bytes.
 
     Histories become `sequences.tsv.gz`, or `sequences.jsonl.gz` if an id holds white space. The folder appears
     atomically: a reader finds the old data set or the new one. With `overwrite`, files that are no part of a data set

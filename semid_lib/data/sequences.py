@@ -64,21 +64,21 @@ def _rows(path: Path, number: int, item_ids, ids: ItemIds) -> np.ndarray:
 # --- histories ---
 
 
-def read_histories(files: dict[str, Path], ids: ItemIds) -> tuple:
-    """User ids, item rows, offsets, and times or None: the fields of `dataset.Histories`.
+def read_histories(files: dict[str, Path], ids: ItemIds) -> tuple | None:
+    """User ids, item rows, offsets, and times or None (the fields of `dataset.Histories`); None without a file.
 
     files: paths of `sequences.jsonl`, or of `sequences.tsv` and optionally `timestamps.tsv`, by name.
     """
     is_json = "sequences.jsonl" in files
-    path = files["sequences.jsonl" if is_json else "sequences.tsv"]
+    path = files.get("sequences.jsonl" if is_json else "sequences.tsv")
+    if path is None:
+        return None
     timed = files.get("timestamps.tsv", path)
     line_of: dict[str, int] = {}
     rows, seconds = [], []
     for number, user_id, item_ids, times_of_user in _json_users(path) if is_json else _tsv_users(path, timed):
         if readers.is_nothing(user_id):
-            _fail(
-                path, number, f"user {shown(user_id)} is a word for a missing value: name the user or remove the line"
-            )
+            _fail(path, number, f"user {shown(user_id)} is a word for a missing value: name the user")
         if user_id in line_of:
             _fail(path, number, f"user {shown(user_id)} occurs before, in line {line_of[user_id]}")
         line_of[user_id] = number

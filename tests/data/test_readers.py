@@ -30,6 +30,15 @@ def read(tmp_path, content, wanted=("sku",), name="shop.csv", layout=None, **how
     return readers.read(path, wanted, layout, **how)
 
 
+def arrow_bytes(table: pa.Table, kind: str) -> bytes:
+    """A table as a Parquet file, an Arrow file or an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    makers = {"parquet": pq.ParquetWriter, "arrow": pa.ipc.new_file, "stream": pa.ipc.new_stream}
+    with makers[kind](sink, table.schema) as file:
+        file.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
 def test_separators_and_marked_encodings_are_found_out(tmp_path, separator, encoding):
@@ -123,16 +132,10 @@ def test_json_lines_a_json_list_parquet_and_arrow_hold_the_same(tmp_path):
     records = [{"sku": "A-1", "size": 3, "tags": ["a"]}, {"sku": "A-2", "size": None, "tags": []}]
     lines = "".join(json.dumps(record) + "\n" for record in records)
     whole = pa.Table.from_pylist(records)
-    sink = {name: pa.BufferOutputStream() for name in ("parquet", "arrow", "stream")}
-    pq.write_table(whole, sink["parquet"])
-    with pa.ipc.new_file(sink["arrow"], whole.schema) as writer:
-        writer.write_table(whole)
-    with pa.ipc.new_stream(sink["stream"], whole.schema) as writer:
-        writer.write_table(whole)
-    contents = {"a.jsonl": lines, "b.json": json.dumps(records, indent=2), "c.ndjson": lines}
-    contents |= {"d.parquet": sink["parquet"], "e.arrow": sink["arrow"], "f.arrow": sink["stream"]}
-    for name, content in contents.items():
-        written_bytes = content.encode() if isinstance(content, str) else content.getvalue().to_pybytes()
+    contents = {"a.jsonl": lines.encode(), "b.json": json.dumps(records, indent=2).encode(), "c.ndjson": lines.encode()}
+    contents |= {"d.parquet": arrow_bytes(whole, "parquet"), "e.arrow": arrow_bytes(whole, "arrow")}
+    contents |= {"f.arrow": arrow_bytes(whole, "stream")}
+    for name, written_bytes in contents.items():
         table = read(tmp_path, written_bytes, name=name)
         assert [list(map(bool, row)) for row in table.frame.isna().to_numpy()] == [[False] * 3, [False, True, False]]
         assert table.frame["sku"].tolist() == ["A-1", "A-2"], name
@@ -178,14 +181,10 @@ def test_all_records_of_json_give_their_names(tmp_path):
         readers.names_of(tmp_path / "orders.jsonl")
 
 
-@pytest.mark.parametrize("name", ["a.PARQUET", "a.arrow"])
-def test_types_that_hold_text_or_numbers_in_another_way_are_those_of_their_values(tmp_path, name):
+@pytest.mark.parametrize(("name", "kind"), [("a.PARQUET", "parquet"), ("a.arrow", "stream")])
+def test_types_that_pandas_supports_in_part_are_those_of_their_values(tmp_path, name, kind):
     columns = {"sku": pa.array(["A", "B", "A"]).dictionary_encode(), "price": pa.array([1.5, 2, 3], pa.float16())}
-    sink = pa.BufferOutputStream()
-    table = pa.table(columns)
-    with pa.ipc.new_stream(sink, table.schema) if name == "a.arrow" else pq.ParquetWriter(sink, table.schema) as file:
-        file.write_table(table)
-    frame = read(tmp_path, sink.getvalue().to_pybytes(), name=name).frame
+    frame = read(tmp_path, arrow_bytes(pa.table(columns), kind), name=name).frame
     assert frame.to_dict("list") == {"sku": ["A", "B", "A"], "price": [1.5, 2, 3]}
     assert list(map(str, frame.dtypes)) == ["string[pyarrow]", "float[pyarrow]"]
 
@@ -207,13 +206,11 @@ def test_a_folder_of_parts_is_one_table(tmp_path):
         readers.read(folder)
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_two_columns_of_one_name_are_refused(tmp_path, name):
-    table, sink = pa.table([[1], ["a"], ["b"]], names=["sku", "name", "name"]), pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) if name == "a.arrow" else pq.ParquetWriter(sink, table.schema) as file:
-        file.write_table(table)
-    with pytest.raises(ValueError, match=rf"{name} has the column 'name' twice"):
-        read(tmp_path, sink.getvalue().to_pybytes(), name=name)
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path, kind):
+    content = arrow_bytes(pa.table([[1], ["a"], ["b"]], names=["sku", "name", "name"]), kind)
+    with pytest.raises(ValueError, match=rf"a\.{kind} has the column 'name' twice"):
+        read(tmp_path, content, name=f"a.{kind}")
 
 
 @pytest.mark.parametrize("given", [{"encoding": "nope"}, {"encoding": "base64"}, {"escape": "ab"}, {"separator": ""}])
@@ -239,14 +236,9 @@ def test_lists_as_python_prints_them_are_read(texts):
     assert readers.literal(str(texts)) == texts
 
 
-@pytest.mark.parametrize("end", ["parquet", "arrow"])
-def test_a_folder_whose_name_a_shell_would_expand(tmp_path, monkeypatch, end):
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_folder_whose_name_a_shell_would_expand(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~").mkdir()
-    found = pa.table({"item_id": [1], "title": ["Pen"]})
-    if end == "parquet":
-        pq.write_table(found, tmp_path / "~" / "items.parquet")
-    else:
-        with pa.OSFile(str(tmp_path / "~" / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, found.schema) as file:
-            file.write_table(found)
+    (tmp_path / "~" / f"items.{kind}").write_bytes(arrow_bytes(pa.table({"item_id": [1], "title": ["Pen"]}), kind))
     assert list(dataset.load("~").items["title"]) == ["Pen"]

@@ -236,7 +236,8 @@ def _interactions(
         found[name] = pd.Series([value if value is None else str(value) for value in read], dtype="str")
         missing[columns[name]] = found[name].isna().to_numpy()
     if "timestamp" in columns:
-        missing[columns["timestamp"]] = _missing(table.frame[columns["timestamp"]])
+        times_read = table.frame[columns["timestamp"]].tolist()
+        missing[columns["timestamp"]] = np.array([is_nothing(value) for value in times_read], dtype=bool)
     counts["interactions"] = len(found)
     counts |= {f"interactions_without_{name}": int(absent.sum()) for name, absent in missing.items()}
     complete = ~np.any(list(missing.values()), axis=0)
@@ -256,11 +257,3 @@ def _interactions(
         values = table.frame[column].iloc[kept]
         found["time"] = times.nanoseconds(values, lambda at, problem: table.fail(kept[at], problem, column), unit)
     return writing.in_time_order(found)
-
-
-def _missing(column: pd.Series) -> np.ndarray:
-    if pd.api.types.is_numeric_dtype(column):  # in Arrow's columns NaN is not null
-        return np.isnan(column.to_numpy(np.float64, na_value=np.nan))
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return column.isna().to_numpy()
-    return np.array([is_nothing(value) for value in column.tolist()], dtype=bool)
