@@ -169,7 +169,7 @@ n_neighbours = min(10, len(unit) - 1)
 distance = near = np.empty((len(unit), 0), dtype=int)
 if n_neighbours:
     neighbours = NearestNeighbors(n_neighbors=n_neighbours, metric="cosine")
-    distance, near = neighbours.fit(unit).kneighbors()  # without the item itself
+    distance, near = neighbours.fit(unit).kneighbors()  # without the item
 rng = np.random.default_rng(SEED)
 chosen = rng.choice(len(unit), min(3, len(unit)), replace=False)
 for row in chosen:

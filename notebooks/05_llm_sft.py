@@ -67,7 +67,8 @@ if len(shop.items) < 100:
 # %%
 study = search_study.load(shop, artefacts, sizes, SEED)
 ids, queries = study.ids, study.queries
-print(f"{len(queries.train):,} training and {len(queries.test):,} test queries")
+print(f"{len(queries.train):,} queries to train on,", end=" ")
+print(f"{len(queries.test):,} to test on")
 print(f"{len(study.new_items):,} of {len(ids):,} items have no queries,")
 print(f"{len(study.hidden):,} of these are hidden")
 
@@ -112,8 +113,8 @@ else:
 n_words = len(tokenizer)
 
 # %%
-known_texts = study.known_texts()
-tokens = vocabulary.extend_vocabulary(model, tokenizer, ids, known_texts, seed=SEED)
+texts = study.known_texts()
+tokens = vocabulary.extend_vocabulary(model, tokenizer, ids, texts, seed=SEED)
 facts = base_models.facts_of(model)
 print(f"{facts.n_parameters:,} parameters in {facts.n_layers} layers;")
 print(f"{n_words:,} tokens and {sum(map(len, tokens)):,} new ones for codes,")
@@ -198,7 +199,8 @@ tokenized = examples.tokenize(rows, tokenizer, config.max_length)
 # %%
 some = tokenized.select(range(min(20, len(rows))))
 one = min(some, key=lambda example: len(example["input_ids"]))
-tokens_and_labels = pd.DataFrame({"token": one["input_ids"], "label": one["labels"]})
+columns = {"token": one["input_ids"], "label": one["labels"]}
+tokens_and_labels = pd.DataFrame(columns)
 tokens_and_labels.map(
     lambda token: "·" if token == -100 else repr(tokenizer.decode([token]))
 )

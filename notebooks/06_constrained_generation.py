@@ -131,7 +131,8 @@ print(task.pairs[0].tolist())
 
 # %%
 model, epochs = study.train(task, sizes, SEED, progress=True)
-print(f"loss {epochs[0].loss:.2f} -> {epochs[-1].loss:.2f} nats per code", end=" ")
+begin, end = epochs[0].loss, epochs[-1].loss
+print(f"loss {begin:.2f} -> {end:.2f} nats per code", end=" ")
 print(f"in {epochs[-1].seconds:.0f} s; {model.num_parameters():,} parameters")
 
 # %% [markdown]
@@ -144,7 +145,7 @@ print(f"in {epochs[-1].seconds:.0f} s; {model.num_parameters():,} parameters")
 prompts = task.held_out[: sizes.prompts]
 contexts = {
     "input_ids": task.as_tokens[prompts],
-    "attention_mask": torch.ones(len(prompts), trie.n_levels, dtype=torch.long),
+    "attention_mask": torch.ones_like(task.as_tokens[prompts]),
 }
 length = {"max_new_tokens": trie.n_levels, "min_new_tokens": trie.n_levels}
 sampled = model.generate(**contexts, **length, do_sample=True)
@@ -160,9 +161,9 @@ is_item = {
     "best ten, free": study.items_of(best_ten, task, trie) >= 0,
     "best ten, constrained": constrained >= 0,
 }
-validity = {
-    name: each.reshape(len(prompts), -1).mean(axis=1) for name, each in is_item.items()
-}
+validity = {}
+for name, each in is_item.items():
+    validity[name] = each.reshape(len(prompts), -1).mean(axis=1)
 plotting.interval_table(validity, "validity rate").round(4)
 
 # %% [markdown]
@@ -184,7 +185,8 @@ print(f"{np.prod(ids.sizes, dtype=float) / trie.n_items:,.0f}")
 itself = trie.subset(excluded=torch.from_numpy(prompts[:, None]))
 k = min(10, trie.n_items - 1)
 started = time.perf_counter()
-exact = beam_search.exact_ranking(scorer, contexts, trie, k, itself, progress=True).items
+query = (scorer, contexts, trie)
+exact = beam_search.exact_ranking(*query, k, itself, progress=True).items
 exact_ms = 1000 * (time.perf_counter() - started) / len(prompts)
 truth = task.neighbours[prompts, 0]
 limit = metrics.recall_at_k(metrics.ranks(exact.numpy(), truth), 10).mean()
@@ -281,9 +283,10 @@ title = shop.items["title"].map(lambda text: one_line(text, 36))
 print("prompt:", title[prompts[prompt]])
 columns = {"plain": by_vocabulary, "at most 2 per first code": diverse}
 lists = {name: rows[prompt].tolist()[:6] for name, rows in columns.items()}
+first = ids.unique[:, 0]
 pd.DataFrame(
     {
-        name: [f"{ids.unique[row][0]}: {title[row]}" * (row >= 0) for row in rows]
+        name: [f"{first[row]}: {title[row]}" * (row >= 0) for row in rows]
         for name, rows in lists.items()
     }
 )
@@ -361,9 +364,10 @@ plotting.rounded(pd.DataFrame(step_rows).set_index("method"))
 values = {f"validity/{name}": each.mean() for name, each in validity.items()}
 for width, line in beam_rows.items():
     values |= {f"beam_{width}/{name}": each for name, each in line.items()}
+n_prompts = len(prompts)
 rows = [
-    {"key": f"decoding/{name}", "value": round(float(value), 6), "n": len(prompts)}
-    for name, value in values.items()
+    {"key": f"decoding/{name}", "value": round(float(one), 6), "n": n_prompts}
+    for name, one in values.items()
 ]
 rows += [{"key": "decoding/speedup_over_generate", "value": round(speedup, 2)}]
 rows = [row | {"seed": SEED} for row in rows]
@@ -371,7 +375,8 @@ _ = artefacts.record("06_constrained_generation", rows)
 
 # %%
 assert (constrained >= 0).all() or trie.n_items < 10
-free, kept = (validity[f"best ten, {how}"].mean() for how in ("free", "constrained"))
+free = validity["best ten, free"].mean()
+kept = validity["best ten, constrained"].mean()
 print(f"validity: free {free:.3f}, constrained {kept:.3f}")
 found_by_50 = beams.loc[50, "share of the exact top 10"]
 print(f"beam 50 finds {found_by_50:.1%} of the exact top ten")

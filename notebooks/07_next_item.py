@@ -79,7 +79,7 @@ print(f"{len(split.test.targets):,} test users,", end=" ")
 print(f"{split.n_too_short} others have too short a history")
 repeats = dataset.repeat_share(split.validation)
 print(f"{repeats:.1%} of the validation targets are in the user's history:")
-print(f"lists {'leave out' if split.test.exclude_seen else 'may hold'} seen items")
+print(f"lists leave out seen items: {split.test.exclude_seen}")
 
 # %%
 unseen = ~np.isin(split.test.targets, split.train.items)
@@ -88,7 +88,7 @@ print(f"{unseen.sum()} test targets do not occur in training")
 if shop.histories.times is not None:
     ties = dataset.same_time_share(shop.histories)
     facts_of_task["same time"] = ties
-    print(f"{ties:.0%} of the users have their last two items at the same time")
+    print(f"{ties:.0%} of the users have two last items at the same time")
 
 # %% [markdown]
 # Four mistakes that occur in published code:
@@ -110,7 +110,8 @@ if shop.histories.times is not None:
 # %%
 validation = recipes.sample(split.validation, sizes.validation_users)
 test = recipes.sample(split.test, sizes.test_users)
-print(f"{len(validation.targets):,} validation and {len(test.targets):,} test users")
+print(f"{len(validation.targets):,} validation users,", end=" ")
+print(f"{len(test.targets):,} test users")
 if len(test.targets) < 100:
     print("too few users: telling methods apart takes hundreds")
 
@@ -214,8 +215,9 @@ trained = {
     seed: recipes.train_timeline(task, ids, vectors, seed, progress=True)
     for seed in seeds
 }
+seen_out = {"exclude_seen": validation.exclude_seen}
 recommenders = {
-    seed: Recommender(run.model, ids, shop.items, exclude_seen=validation.exclude_seen)
+    seed: Recommender(run.model, ids, shop.items, **seen_out)
     for seed, run in trained.items()
 }
 study.run_table({"timeline": trained})
@@ -249,9 +251,8 @@ print(f"{np.sum(np.log(ids.sizes)) + np.log(len(ids)):.2f} nats per item")
 # benchmark in a fraction of an hour: its row shows what a small TIGER reaches, not the paper's.
 
 # %%
-sasrec = {
-    seed: recipes.train_sasrec(task, len(ids), seed, progress=True) for seed in seeds
-}
+train = partial(recipes.train_sasrec, task, len(ids), progress=True)
+sasrec = {seed: train(seed) for seed in seeds}
 tiger = {
     seed: recipes.train_tiger(task, tiger_ids, seed, progress=True)
     for seed in seeds[: sizes.tiger_seeds]
@@ -329,8 +330,9 @@ plt.show()
 # beam of 50):
 
 # %%
+allowing = partial(measure, k=10, exclude_seen=False)
 seen_allowed = {
-    f"{name}_seen_allowed": [measure(rank, k=10, exclude_seen=False) for rank in ranks]
+    f"{name}_seen_allowed": [allowing(rank) for rank in ranks]
     for name, ranks in methods.items()
     if test.exclude_seen
 }
@@ -356,7 +358,8 @@ late_methods = {
     "timeline_refit": late,
     "timeline_item_knn_refit": partial(late, prior=late_knn.prior),
 }
-refitted = {name: [measure(rank, k=LENGTH)] for name, rank in late_methods.items()}
+measure_all = partial(measure, k=LENGTH)
+refitted = {name: [measure_all(rank)] for name, rank in late_methods.items()}
 study.table(refitted, headline)
 
 # %% [markdown]
@@ -387,7 +390,8 @@ print("history:", *titles[test.histories[user][-4:]], sep="\n  ")
 print("next:", titles[test.targets[user]], sep="\n  ")
 loaded = Recommender.from_pretrained(folder)
 history = shop.item_ids.at(test.histories[user]).tolist()
-before, after = (one.recommend([history], k=5) for one in (recommender, loaded))
+before = recommender.recommend([history], k=5)
+after = loaded.recommend([history], k=5)
 assert np.allclose(before.scores, after.scores, atol=1e-4)
 after
 

@@ -61,7 +61,8 @@ print(artefacts.origin())
 # %%
 study = search_study.load(shop, artefacts, sizes, SEED)
 ids, queries = study.ids, study.queries
-print(f"{len(queries.train):,} training and {len(queries.test):,} test queries")
+print(f"{len(queries.train):,} queries to train on,", end=" ")
+print(f"{len(queries.test):,} to test on")
 print(f"{len(study.new_items):,} of {len(ids):,} items have no queries")
 
 # %% [markdown]
@@ -133,7 +134,8 @@ def validate(model):
     return metrics.recall_at_k(metrics.ranks(found, items), 10).mean()
 
 
-print(f"{study.held_back.sum():,} of {len(queries.train):,} queries held back,")
+n_held, n_all = study.held_back.sum(), len(queries.train)
+print(f"{n_held:,} of {n_all:,} queries held back,")
 print(f"{len(held):,} of them answered after each epoch")
 before_training = validate(hybrid)
 print(f"Recall@10 on them before training: {before_training:.3f}")

@@ -239,7 +239,8 @@ _ = artefacts.record("11_who_is_served", rows)
 best = beam_table.loc["exact", "recall@10"]
 narrow = beam_table.loc[widths[0], "recall@10"]
 print(f"Recall@10: exact {best:.4f}, beam of {widths[0]} {narrow:.4f}")
-print(f"coverage of the timeline model: {in_lists.loc['timeline', 'coverage']:.1%}")
+coverage = in_lists.loc["timeline", "coverage"]
+print(f"coverage of the timeline model: {coverage:.1%}")
 print(f"{clock.seconds:.0f} s in all, without the runs that it found")
 
 # %% [markdown]
