@@ -178,7 +178,7 @@ if later:
 
 # %%
 recommender = Recommender.from_pretrained(artefacts.checked("recommender"))
-few = recipes.sample(split.test, 1000)
+few = recipes.sample(split.test, min(1000, sizes.test_users or 1000))
 recommender.rank(few.histories.select(slice(50)), 10)  # the first call is slow
 widest = min(sizes.beam_width, len(ids))
 widths = [w for w in (10, 20, 50, 100, 200, 500, 1000) if w <= widest]

@@ -65,7 +65,7 @@ _DEMO: dict[str, Any] = {
     "lm_dim": 256,
     "lm_vocabulary": 3000,
     "test_queries": 200,
-    "test_users": 1000,
+    "test_users": 600,
 }
 
 
