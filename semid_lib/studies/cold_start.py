@@ -1,12 +1,12 @@
-"""How long the service takes from nothing to its first answer, part by part, and how fast it answers after that.
+"""The time from nothing to the first answer of the service, part by part, and of the answers after it.
 
-Every start is a fresh process of the same service (`semid_lib.serving.http.web`); a few of its steps are wrapped in
-clocks, and what is left over counts as "server and first answer". "Nothing" is a machine that has the files in its
-memory and nothing else to do: what a provider does before our process begins (find a machine, fetch the image, start
-the container) and reading files from a disk or a network for the first time are not in these numbers.
+Every start is a fresh process of the same service (`semid_lib.serving.http.web`). Some of its steps are timed, and the
+rest counts as "server and first answer". The files are in the memory of the machine, which does nothing else. The times
+do not include what a provider does before our process begins (find a machine, fetch the image, start the container),
+nor the first read of the files from a disk or a network.
 
-The parts before "our imports" are the price of Python and of other people's libraries, the others are ours. "text
-encoder" is the import and the loading of the one that reads queries, for a service that answers nothing else.
+The parts before "our imports" are Python and other libraries, the others are ours. "text encoder" is the import and the
+loading of the one that reads queries, for a service that answers nothing else.
 """
 
 import compileall
@@ -26,7 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:  # the measured process begins with this module, and its imports must cost nothing
     import pandas as pd
@@ -79,7 +80,7 @@ class Start(NamedTuple):
 
 
 def measure(folder: str | Path, questions: Sequence[dict], way: Way = Way()) -> Start:
-    """Start the service in a fresh process, ask the first question until it is answered, then all others in turn.
+    """Start the service in a fresh process, repeat the first request until it is answered, then send all others.
 
     folder: what `Recommender.save_pretrained` wrote. questions: bodies for POST /search where they hold "query", else
     for /recommend. Of a forked start only the time since the fork counts.
@@ -109,6 +110,7 @@ def measure(folder: str | Path, questions: Sequence[dict], way: Way = Way()) -> 
             start_new_session=True,
         )
         stack.callback(_stop, process)
+        assert process.stdin and process.stdout
         line = process.stdout.readline()  # just before the server begins
         if not line:
             raise ValueError(_last_words(said) or f"the service of {folder} ended before it began")
@@ -129,10 +131,10 @@ def table(
     repeats: int = 5,
     progress: bool = False,
 ) -> "pd.DataFrame":
-    """One row a start: the `PARTS` in seconds, "total", and "p50" and "p99" of the warm answers in milliseconds.
+    """A row per start: the `PARTS` in seconds, "total", and "p50" and "p99" of the warm answers in milliseconds.
 
-    Indexed by way and repeat; the ways take turns, so that a busy minute of the machine falls on all of them. Errors as
-    of `measure`.
+    The index is way and repeat. The ways take turns, so that a busy minute of the machine affects all of them. Raises
+    the errors of `measure`.
     """
     import numpy as np
     import pandas as pd
@@ -176,15 +178,15 @@ def example_requests(folder: Path, shop: "Dataset", n: int, seed: int) -> list[d
 
 
 def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
-    """What importing a module costs, in a fresh process: seconds and modules of each package, the slowest first.
+    """Seconds and modules of each package that a module imports, in a fresh process, the slowest package first.
 
-    By `python -X importtime`, which slows everything down a little; a package counts without what it imports. Modules
-    that come with Python are one line.
+    `python -X importtime` slows everything down a little. A package counts without the packages that it imports;
+    Python's standard library is one line.
     """
     import pandas as pd
 
     command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(Way(), None))
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(Way(), Path()))
     seconds: dict[str, list[float]] = {}
     for line in run.stderr.splitlines():
         head, _, rest = line.partition("import time:")
@@ -200,7 +202,7 @@ def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
 # --- the process that asks ---
 
 
-def _environment(way: Way, temporary: Path | None) -> dict[str, str]:
+def _environment(way: Way, temporary: Path) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(_PACKAGE.parent)}
     environment.pop("SEMID_TOKEN", None)
     if way.bytecode != "all":
@@ -246,8 +248,8 @@ def _ask(connection: http.client.HTTPConnection, question: dict) -> None:
         raise ValueError(f"{question} was answered with {answer.status}: {content.decode()[:200]}")
 
 
-def _parts(stamps: dict[str, float], started: float, answered: float) -> dict[str, float]:
-    """The time between process start and first answer, by part; what no clock was on is of the last one."""
+def _parts(stamps: dict[str, Any], started: float, answered: float) -> dict[str, float]:
+    """The time between process start and first answer, by part; time without a clock belongs to the last one."""
     parts = {"interpreter": stamps["begun"] - started, **stamps["spent"]} if stamps else {}
     parts[PARTS[-1]] = answered - started - sum(parts.values())
     return {part: parts[part] for part in PARTS if part in parts}
@@ -258,6 +260,7 @@ def _last_words(said: Path) -> str:
 
 
 def _stop(process: subprocess.Popen) -> None:
+    assert process.stdin and process.stdout
     with closing(process.stdin), closing(process.stdout):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
@@ -272,13 +275,15 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _serve() -> None:
-    """The service with clocks: what `semid_lib.serving.http.web` does, and a line of stamps before it opens."""
-    begun, spent = time.monotonic(), {}
+    """The service with clocks: `web.serve`, and a line of stamps before the server opens."""
+    begun = time.monotonic()
+    spent: dict[str, float] = {}
+    inside: dict[str, float] = {}  # of from_pretrained
     facts = json.loads(os.environ.pop("SEMID_COLD_START"))
     folder, port, nothing = (facts.pop(name) for name in ("folder", "port", "nothing"))
     way = Way(**facts)
     if not way.collector:
-        gc.disable()  # as `web` does first of all
+        gc.disable()  # as `semid serve` does first of all
     for part, modules in _LIBRARIES.items():
         _clocked(spent, part, lambda modules=modules: [importlib.import_module(module) for module in modules])()
     compiled_at = sys.pycache_prefix
@@ -290,25 +295,22 @@ def _serve() -> None:
 
     from semid_lib.ids import embed
     from semid_lib.serving import recommender, saved
-    from semid_lib.serving.http import service
+    from semid_lib.serving.http.service import Service
 
-    inside = {}  # of from_pretrained
-    embed.Encoder.__init__ = _clocked(spent, "text encoder", embed.Encoder.__init__)
-    hashlib.file_digest = _clocked(inside, "checksums", hashlib.file_digest)
-    saved.read_items = _clocked(inside, "item table", saved.read_items)
+    _clock(embed.Encoder, "__init__", spent, "text encoder")
+    _clock(hashlib, "file_digest", inside, "checksums")
+    _clock(saved, "read_items", inside, "item table")
+    _clock(recommender.Recommender, "from_pretrained", spent, "weights")
+    _clock(web, "create_app", spent, "app")
     if not way.checksums:
-        saved.check_files = lambda *_, **__: None
-    loaded = _clocked(spent, "weights", recommender.Recommender.from_pretrained)
-    recommender.Recommender.from_pretrained = staticmethod(loaded)
-    web.create_app = _clocked(spent, "app", web.create_app)
-    one, batches = service.Service.warm_up, service.Service.warm_up_rest
+        _replace(saved, "check_files", lambda *_, **__: None)
     if way.batches_first or way.forked:  # a fork beside the thread of the other warm-up would leave its locks locked
-        service.Service.warm_up = _clocked(spent, "warm-up", lambda self: (one(self), batches(self)))
-        service.Service.warm_up_rest = lambda self: None
-    else:
-        service.Service.warm_up = _clocked(spent, "warm-up", one)
+        one, batches = Service.warm_up, Service.warm_up_rest
+        _replace(Service, "warm_up", lambda self: (one(self), batches(self)))
+        _replace(Service, "warm_up_rest", lambda self: None)
+    _clock(Service, "warm_up", spent, "warm-up")
     run = uvicorn.run
-    uvicorn.run = lambda *args, **more: _open(run, way, begun, spent, inside, args, more)
+    _replace(uvicorn, "run", lambda *args, **more: _open(run, way, begun, spent, inside, args, more))
     try:
         web.serve(folder, port=port)
     except (ValueError, OSError, ImportError) as error:
@@ -338,3 +340,13 @@ def _clocked(spent: dict[str, float], part: str, work: Callable) -> Callable:
             spent[part] = spent.get(part, 0.0) + time.monotonic() - started
 
     return clocked
+
+
+def _replace(owner: Any, name: str, work: Callable) -> None:
+    setattr(owner, name, work)
+
+
+def _clock(owner: Any, name: str, spent: dict[str, float], part: str) -> None:
+    """Add the time of a function or method to a part, wherever it is called."""
+    work = _clocked(spent, part, getattr(owner, name))
+    _replace(owner, name, staticmethod(work) if isinstance(getattr(owner, name), MethodType) else work)

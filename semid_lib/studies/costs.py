@@ -1,4 +1,4 @@
-"""What an endpoint costs a month, and who has to wait, for a policy of when it may sleep.
+"""Cost per month of an endpoint, and how many requests have to wait, for a policy of when it may stop.
 
 A container is up from the request that wakes it until `window` seconds have passed without one. Requests come as a
 Poisson process of rate $\\lambda$ a second, each is served in $s$ seconds beside others, and waking takes $C$ seconds,
@@ -188,7 +188,7 @@ def break_even(service: Service, sleeps: Price, awake: Price, profile: Sequence[
     unit = Traffic(1.0, tuple(profile))
 
     def time_up(per_day: float) -> float:
-        return float((1 - cycle(replace(unit, per_day=per_day).rates, service, window).asleep).mean())
+        return float(np.mean(1 - cycle(replace(unit, per_day=per_day).rates, service, window).asleep))
 
     if time_up(1e12) <= ratio:  # hours without any request, in which one that sleeps is never up
         return float("inf")

@@ -1,12 +1,11 @@
 """Starts of the real service in processes of their own: what is measured, not how long it takes."""
 
-import json
 import time
 
 import pytest
 
 from semid_lib.studies import cold_start
-from semid_lib.studies.cold_start import PARTS, WAYS, Way
+from semid_lib.studies.cold_start import PARTS, Way
 
 
 @pytest.fixture
@@ -15,32 +14,22 @@ def questions(shop):
     return [{"item_ids": ids[:at], "k": 3} for at in range(6)]
 
 
-def test_a_fork_answers_without_any_of_the_parts_before(served_folder, questions):
-    seconds, warm_ms = cold_start.measure(served_folder, questions, Way(forked=True))
-    assert tuple(seconds) == PARTS[-1:] and len(warm_ms) == 5
-
-
+@pytest.mark.slow
 def test_a_start_has_all_parts_and_takes_no_longer_than_the_wait_for_it(served_folder, questions):
     begun = time.monotonic()
     seconds, warm_ms = cold_start.measure(served_folder, questions)
     waited = time.monotonic() - begun
     assert tuple(seconds) == tuple(part for part in PARTS if part != "text encoder")
     assert all(value > 0 for value in seconds.values())
-    assert sum(seconds.values()) + sum(warm_ms) / 1000 < waited
-    assert sum(seconds.values()) > 0.5 * waited  # compiling what is compiled already and stopping are the rest
+    assert 0.3 * waited < sum(seconds.values()) + sum(warm_ms) / 1000 < waited
 
 
+@pytest.mark.slow
 def test_parts_that_are_left_out_cost_nothing(served_folder, questions):
+    seconds, warm_ms = cold_start.measure(served_folder, questions, Way(forked=True))
+    assert tuple(seconds) == PARTS[-1:] and len(warm_ms) == 5
     seconds, _ = cold_start.measure(served_folder, questions[:1], Way(checksums=False, bytecode="not ours"))
-    assert "checksums" not in seconds
-    assert seconds["weights"] > 0
-
-
-def test_what_no_clock_was_on_is_of_the_server():
-    stamps = {"begun": 12.0, "spent": {"weights": 2.0, "app": 0.5}}
-    parts = cold_start._parts(stamps, started=11.0, answered=16.0)
-    assert list(parts.items()) == [("interpreter", 1.0), ("weights", 2.0), ("app", 0.5), (PARTS[-1], 1.5)]
-    assert cold_start._parts({}, started=11.0, answered=16.0) == {PARTS[-1]: 5.0}
+    assert "checksums" not in seconds and seconds["weights"] > 0
 
 
 def test_a_table_by_hand(monkeypatch):
@@ -64,26 +53,20 @@ def test_a_table_by_hand(monkeypatch):
     assert found[["p50", "p99"]].loc["quick"].isna().all(axis=None)
 
 
-def test_a_folder_that_cannot_be_served_says_why(served_folder, questions):
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_served_and_a_refused_request_say_why(served_folder, questions):
+    with pytest.raises(ValueError, match="no question"):
+        cold_start.measure(served_folder, [])
+    with pytest.raises(ValueError, match="answered with 422"):
+        cold_start.measure(served_folder, [{"item_ids": [5]}])
     with open(served_folder / "model.safetensors", "ab") as weights:
         weights.write(b"x")
     with pytest.raises(ValueError, match=r"model\.safetensors is not the file that was saved"):
         cold_start.measure(served_folder, questions)
 
 
-def test_a_question_that_is_refused_is_an_error(served_folder):
-    with pytest.raises(ValueError, match="answered with 422"):
-        cold_start.measure(served_folder, [{"item_ids": [5]}])
-    with pytest.raises(ValueError, match="no question"):
-        cold_start.measure(served_folder, [])
-
-
 def test_imports_are_counted_by_package():
-    found = cold_start.imports("semid_lib.evaluation.metrics")
-    assert {"numpy", "semid_lib", "Python's own"} <= set(found.index)
+    found = cold_start.imports("numpy.ma")
+    assert {"numpy", "Python's own"} <= set(found.index)
     assert found["seconds"].is_monotonic_decreasing and (found["modules"] >= 1).all()
-    assert found.loc["numpy", "modules"] > 10 and found.loc["semid_lib", "modules"] == 2
-
-
-def test_a_way_stays_json():
-    assert all(Way(**json.loads(json.dumps(vars(way)))) == way for way in WAYS.values())
+    assert found.loc["numpy", "modules"] > 10

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,12 +28,13 @@ def simulate(rate, service, window, n_requests, seed=0):
     return np.array(waits), 1 - up / arrivals[-1]
 
 
-@pytest.mark.parametrize("rate", [0.005, 0.05, 0.2])
+@pytest.mark.parametrize("rate", [0.005, 0.2])
 @pytest.mark.parametrize("window", [2.0, 20.0])
 def test_closed_forms_agree_with_a_simulation(rate, window):
-    n = 60_000
+    n = 40_000
     waits, asleep = simulate(rate, ENDPOINT, window, n)
     found = cycle(rate, ENDPOINT, window)
+    assert (1 / rate) / (found.up + 1 / rate) == pytest.approx(found.asleep)  # (2) and (3) give (4)
     assert found.asleep == pytest.approx(asleep, abs=0.012)
     assert found.cold == pytest.approx((waits > 0).mean(), abs=0.012)
     for t in (0.5, 2.0, 3.9):
@@ -49,14 +49,6 @@ def test_quantiles_agree_with_a_simulation():
     assert 0.5 < paid.p99 - ENDPOINT.seconds < 3.9
     assert paid.p99 - ENDPOINT.seconds == pytest.approx(np.quantile(waits, 0.99), abs=0.3)
     assert paid.p50 - ENDPOINT.seconds == np.quantile(waits, 0.5) == 0
-
-
-def test_seconds_up_in_a_cycle_are_those_of_the_simulation():
-    rate, window = 0.1, 20.0
-    _, asleep = simulate(rate, ENDPOINT, window, 60_000)
-    found = cycle(rate, ENDPOINT, window)
-    assert (1 / rate) / (found.up + 1 / rate) == pytest.approx(found.asleep)  # (2) and (3) give (4)
-    assert found.up == pytest.approx((1 / rate) * (1 - asleep) / asleep, rel=0.05)
 
 
 def test_without_a_cold_start_and_a_window_only_the_work_is_paid():
@@ -100,11 +92,6 @@ def test_hours_count_by_themselves():
     assert kept.cold_share == 0 and kept.money == pytest.approx(PRICE.per_second * MONTH / 2)
     half = bill(ENDPOINT, PRICE, Traffic(600, shop_hours), Policy(60, warm_hours=tuple(range(8, 14))))
     assert half.cold_share == pytest.approx(one.cold_share / 2)
-
-
-def test_longer_windows_cost_more_and_wake_less():
-    bills = [bill(ENDPOINT, PRICE, Traffic(500, EVEN), Policy(window)) for window in (0, 10, 60, 300, 1200)]
-    assert all(a.money < b.money and a.cold_share > b.cold_share for a, b in pairwise(bills))
 
 
 @pytest.mark.parametrize("profile", [EVEN, tuple(float(hour % 12) for hour in range(24))])
