@@ -19,7 +19,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: the head of this file says how to")
 
-from semid_lib.decoding import adapters
+from semid_lib.decoding import scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.base_models import small_model
@@ -111,8 +111,8 @@ def test_another_thread_may_ask(through_vllm):
 def test_tokens_that_do_not_fit_are_refused(recommender, folder, tmp_path):
     recommender.searcher.save(tmp_path)
     path = tmp_path / "llm" / "semantic_id_tokens.json"
-    tokens, end_token = adapters.load_tokens(path)
-    adapters.save_tokens(path, [ids[:-1] for ids in tokens], end_token)
+    tokens, end_token = scorers.load_tokens(path)
+    scorers.save_tokens(path, [ids[:-1] for ids in tokens], end_token)
     with pytest.raises(ValueError, match=r"does not fit .* level 0 has 11 tokens, the trie has codes up to 11"):
         VLLMSearch(tmp_path / "llm", recommender.trie)
     with pytest.raises(ValueError, match=r"semantic_id_tokens\.json is not the file that was saved"):

@@ -21,8 +21,8 @@ from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.workbench.text import check_count, shown
 
 Normalization = Literal["vocabulary", "level"]
-_COMPILED_FROM = 64  # beams of a batch; for fewer torch is as fast, and nothing has to be compiled
-_BLOCK = 32  # candidates looked at together when most are to be set aside
+_COMPILED_FROM = 64  # beams of a batch; for fewer, torch is fast enough and numba need not be loaded
+_BLOCK = 32  # candidates that are skipped together
 
 
 class Scorer(Protocol):
@@ -76,9 +76,9 @@ def constrained_beam_search(
 ) -> Beams:
     """Find the k most probable items per context by beam search over a prefix trie.
 
-    Exact if beam_width is at least the number of prefixes. A narrower beam can miss items whose first codes score low.
-    It still returns min(k, items allowed) items, unless diversity is given or the model gives items probability 0,
-    which are never returned. Equal scores are ordered by semantic ID.
+    Exact if beam_width is at least the number of prefixes. A narrower beam can miss items whose first codes score low,
+    but returns min(k, items allowed) items, unless diversity is given or the model gives items probability 0. Equal
+    scores are ordered by semantic ID.
 
     Parameters
     ----------
@@ -95,8 +95,7 @@ def constrained_beam_search(
     diversity : (m, p), optional
         At most m items under one prefix of p codes: the best lists that the candidates of the beam allow.
     compiled : bool, optional
-        Choose candidates by the compiled loop instead of torch, by default where it is faster. It needs CPU tensors of
-        float32 and numba. The answer is the same.
+        Use the compiled loop instead of torch (CPU, float32, numba), by default where it is faster.
 
     Returns
     -------
@@ -123,18 +122,16 @@ def constrained_beam_search(
         expected = f"1 <= k <= beam_width. Set beam_width to {k} or more"
         raise ValueError(f"k is {k} and beam_width {beam_width}: expected {expected}")
     subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
-    state, scores = scorer.begin(contexts, normalization)
-    _check_device(scores, trie)
+    state, scores = _begun(scorer, contexts, normalization, trie)
     zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
     beam = Beam(zeros, torch.zeros(zeros.shape, device=zeros.device), zeros, zeros)
     subset = None if subset is None else subset.for_contexts(len(scores))
     prefix = zeros  # the node at depth `diversity.prefix_length` above each beam
     for level in range(trie.n_levels):
         is_last = level == trie.n_levels - 1
-        width = k if is_last and diversity is None else beam.node.shape[1] * trie.branching[level]
-        beam = select(
-            trie, level, beam, _normalized(scores, normalization), width if is_last else beam_width, subset, compiled
-        )
+        every = beam.node.shape[1] * trie.branching[level]
+        width = beam_width if not is_last else k if diversity is None else every
+        beam = select(trie, level, beam, _normalized(scores, normalization), width, subset, compiled)
         if diversity is not None:
             prefix = beam.node if level < diversity.prefix_length else prefix.gather(1, beam.parent)
         if not beam.node.shape[1] or is_last:
@@ -170,15 +167,6 @@ def exact_ranking(
         Prefixes that are extended together.
     progress : bool
 
-    Returns
-    -------
-    Beams
-
-    Raises
-    ------
-    ValueError
-        As `constrained_beam_search` does.
-
     Examples
     --------
     >>> class Coin:  # a model for which every code has probability 1/2
@@ -190,8 +178,7 @@ def exact_ranking(
     """
     k, block = check_count("k", k), check_count("block", block)
     subset, _ = _checked(scorer, trie, allowed, normalization, None)
-    state, scores = scorer.begin(contexts, normalization)
-    _check_device(scores, trie)
+    state, scores = _begun(scorer, contexts, normalization, trie)
     everything = torch.full((len(scores), trie.n_items), -torch.inf, device=scores.device)
     with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
 
@@ -368,7 +355,7 @@ def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.T
 
 
 def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Tensor:
-    scores = scores.float()  # log-probabilities of several codes are added: half precision would tie them
+    scores = scores.float()  # sums of half-precision scores would tie
     return scores.log_softmax(dim=-1) if normalization == "level" else scores
 
 
@@ -376,9 +363,11 @@ def _nan_at(level: int) -> ValueError:
     return ValueError(f"NaN at level {level}: expected log-probabilities. Check the weights, or score in float32")
 
 
-def _check_device(scores: torch.Tensor, trie: PrefixTrie) -> None:
+def _begun(scorer: Scorer, contexts, normalization: Normalization, trie: PrefixTrie):
+    state, scores = scorer.begin(contexts, normalization)
     if scores.device != trie.item.device:
         raise ValueError(f"the model is on {scores.device}, the trie on {trie.item.device}: move it with trie.to(...)")
+    return state, scores
 
 
 def _check_codes(scores: torch.Tensor, trie: PrefixTrie, level: int) -> None:
@@ -392,11 +381,10 @@ def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | 
         raise ValueError(f"the model generates {scorer.n_levels} levels, the trie has {trie.n_levels}")
     if normalization not in ("vocabulary", "level"):
         raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
-    if diversity is not None:
-        diversity = _checked_diversity(diversity, trie.n_levels)
     if isinstance(allowed, Subset) and allowed.trie is not trie:
         raise ValueError("allowed is a subset of another trie")
-    return (allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)), diversity
+    subset = allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)
+    return subset, None if diversity is None else _checked_diversity(diversity, trie.n_levels)
 
 
 def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) -> Diversity:
@@ -405,7 +393,6 @@ def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) ->
         if prefix_length > n_levels:
             raise ValueError
     except (TypeError, ValueError):
-        raise ValueError(
-            f"diversity must be (at least 1, a prefix length from 1 to {n_levels}), got {shown(diversity)}"
-        ) from None
+        expected = f"(at least 1, a prefix length from 1 to {n_levels})"
+        raise ValueError(f"diversity is {shown(diversity)}, expected {expected}") from None
     return Diversity(n_items, prefix_length)

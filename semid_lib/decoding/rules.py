@@ -122,9 +122,9 @@ def seen(histories: Sequence[Sequence[int]], n_items: int) -> np.ndarray:
     array([[ True, False,  True],
            [False, False, False]])
     """
-    histories = checked_rows(histories, n_items)
-    mask = np.zeros((len(histories), n_items), dtype=bool)
-    for user, rows in enumerate(histories):
+    checked = checked_rows(histories, n_items)
+    mask = np.zeros((len(checked), n_items), dtype=bool)
+    for user, rows in enumerate(checked):
         mask[user, rows] = True
     return mask
 
@@ -139,7 +139,7 @@ def _key(value: Hashable) -> Hashable:
     return folded(value) if isinstance(value, str) else value
 
 
-def _holding(kind: str, held: list[Collection], wanted: tuple) -> np.ndarray:
+def _holding(kind: str, held: Sequence[Collection], wanted: tuple) -> np.ndarray:
     """Which items hold a wanted value; each that is wanted must be held by some item."""
     keyed = [{_key(value): value for value in values} for values in held]
     spelling = {key: value for names in keyed for key, value in names.items()}

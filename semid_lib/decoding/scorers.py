@@ -7,12 +7,17 @@ section 4). The prompt is read and kept once per context, no cache is reordered,
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from semid_lib.decoding.trie import PrefixTrie
+
+_TOKENS_FORMAT = "semid tokens 1"
 _LOGITS_AT_ONCE = 2**24  # entries of (positions x vocabulary) computed together: 64 MiB of float32
 
 
@@ -189,6 +194,47 @@ class EncoderDecoderScorer:
         if self.model.config.scale_decoder_outputs:
             hidden = hidden * self.model.model_dim**-0.5
         return _code_scores(self.model.lm_head, hidden, self.tokens[level], state.normalization)
+
+
+def check_tokens(tokens: Sequence[np.ndarray], trie: PrefixTrie, vocab_size: int | None = None) -> None:
+    """Raise ValueError unless every code of the trie has a separate token within its level, below `vocab_size`."""
+    if len(tokens) != trie.n_levels:
+        raise ValueError(f"tokens of {len(tokens)} levels, the trie has {trie.n_levels}")
+    for level, (ids, size) in enumerate(zip(map(np.asarray, tokens), trie.sizes, strict=True)):
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"tokens of level {level} are {ids.shape} {ids.dtype}, expected a row of integers")
+        if len(ids) < size:
+            raise ValueError(f"level {level} has {len(ids)} tokens, the trie has codes up to {size - 1}")
+        wrong = ids[(ids < 0) | (ids >= (np.inf if vocab_size is None else vocab_size))]
+        if len(wrong):
+            raise ValueError(f"token {wrong[0]} of level {level} is outside the vocabulary of {vocab_size}")
+        found, count = np.unique(ids, return_counts=True)
+        if (count > 1).any():
+            raise ValueError(f"token {found[count > 1][0]} is of two codes of level {level}")
+
+
+def save_tokens(path: str | Path, tokens: Sequence[np.ndarray], end_token: int) -> None:
+    """Write the tokens, and the one that ends an answer, as JSON."""
+    content = {
+        "format": _TOKENS_FORMAT,
+        "tokens": [np.asarray(ids).tolist() for ids in tokens],
+        "end_token": int(end_token),
+    }
+    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def load_tokens(path: str | Path) -> tuple[tuple[np.ndarray, ...], int]:
+    """Read tokens and end_token that `save_tokens` wrote; ValueError naming the file for anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["format"] != _TOKENS_FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, expected {_TOKENS_FORMAT!r}")
+        levels, end_token = content["tokens"], content["end_token"]
+        if not all(type(n) is int and 0 <= n < 2**31 for n in [*(n for ids in levels for n in ids), end_token]):
+            raise ValueError("expected integers >= 0")
+        return tuple(np.array(ids, dtype=np.int64) for ids in levels), end_token
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a file of tokens: {error}") from error
 
 
 def _inputs(model, contexts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

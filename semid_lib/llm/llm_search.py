@@ -15,8 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from semid_lib.decoding.adapters import check_tokens, load_tokens, save_tokens
-from semid_lib.decoding.scorers import CausalScorer
+from semid_lib.decoding.scorers import CausalScorer, check_tokens, load_tokens, save_tokens
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs, trained_tokens
 from semid_lib.llm.base_models import load_base

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semid_lib.decoding.adapters import check_tokens, level_of_tokens, load_tokens
+from semid_lib.decoding.adapters import level_of_tokens
+from semid_lib.decoding.scorers import check_tokens, load_tokens
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.llm.examples import prompt_for
 from semid_lib.llm.llm_search import TOKENS

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from semid_lib.workbench.weights import digest
 
 _FORMAT = 3
+_DAMAGED = (ValueError, KeyError, TypeError, OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,7 @@ class TrainingConfig:
 
     @classmethod
     def sized(cls, n_epochs: int, min_steps: int, steps_per_epoch: int, n_looks: int = 15, **settings) -> Self:
-        """Settings with `n_epochs`, but at least `min_steps` steps, and about `n_looks` validations.
-
-        Examples
-        --------
-        >>> TrainingConfig.sized(30, min_steps=1200, steps_per_epoch=24).n_epochs
-        50
-        """
+        """Settings with `n_epochs`, but at least `min_steps` steps, and about `n_looks` validations."""
         n_epochs = max(n_epochs, math.ceil(min_steps / steps_per_epoch))
         return cls(n_epochs=n_epochs, validate_every=max(1, round(n_epochs / n_looks)), **settings)
 
@@ -103,12 +98,9 @@ def fit(
 ) -> list[Epoch]:
     """Train the model in place and leave it with its best weights on validation.
 
-    AdamW without weight decay on vectors (biases, norms), clipped gradients, bfloat16 where the GPU has it. The random
-    generators of Python, NumPy and torch are seeded inside, and restored afterwards.
-
-    Several processes each take every n-th sequence of a batch. The loss is the mean over the whole batch: the means of
-    the processes are weighted by `model.n_targets(batch)` if that method exists, else by their sequences. The first
-    process alone validates, shows progress and writes checkpoints.
+    AdamW without weight decay on vectors (biases, norms), clipped gradients, bfloat16 where the GPU has it. The global
+    random generators are seeded inside, and restored afterwards. Several processes each take every n-th sequence of a
+    batch; their losses are weighted by `model.n_targets(batch)` if that method exists, else by their sequences.
 
     Parameters
     ----------
@@ -122,13 +114,8 @@ def fit(
     progress : bool
     folder : path, optional
         For checkpoints, every `save_every` steps and after each epoch; only the newest is kept, and each is written
-        atomically. A run that finds one resumes from it, and on CPU ends with the same weights as a run that was never
-        stopped.
+        atomically. A run that finds one resumes from it, and on CPU ends with the same weights as without a stop.
     save_every : int
-
-    Returns
-    -------
-    list of Epoch
 
     Raises
     ------
@@ -225,7 +212,9 @@ def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, run, ba
 
 def _order(loader: DataLoader) -> list[list[int]]:
     """The batches of the next epoch as indices, drawn as by iterating over the loader; process 0 draws for all."""
-    indices: DataLoader = DataLoader(cast("Any", _places(loader)), batch_sampler=loader.batch_sampler, collate_fn=list)
+    indices: DataLoader = DataLoader(
+        cast("Any", range(len(cast("Sized", loader.dataset)))), batch_sampler=loader.batch_sampler, collate_fn=list
+    )
     [order] = broadcast_object_list([list(indices)])
     return order
 
@@ -235,19 +224,19 @@ def _batches(accelerator: Accelerator, loader: DataLoader, order: list[list[int]
     n, index = accelerator.num_processes, accelerator.process_index
     # if sequences are fewer than processes, each is repeated, which does not change the mean
     shares = [(batch if len(batch) >= n else batch * n)[index::n] for batch in order]
-    generator = torch.Generator()  # iterating draws a number, which `_order` has already drawn
+    return _reader(loader, shares)
+
+
+def _reader(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
+    """The data in other batches; iterating draws a seed, here from a separate generator."""
     return DataLoader(
         loader.dataset,
-        batch_sampler=shares,
-        generator=generator,
+        batch_sampler=batches,
+        generator=torch.Generator(),
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
     )
-
-
-def _places(loader: DataLoader) -> range:
-    return range(len(cast("Sized", loader.dataset)))
 
 
 def _weight(accelerator: Accelerator, model: torch.nn.Module, batch) -> torch.Tensor:
@@ -279,25 +268,14 @@ def _accelerator() -> Accelerator:
 
 def _adamw(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    matrices = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay}
+    vectors = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
+    return torch.optim.AdamW([matrices, vectors], lr=config.learning_rate)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's random numbers on the CPU inside the block, for initial weights, and restore them afterwards.
-
-    Examples
-    --------
-    >>> with seeded(3):
-    ...     first = torch.rand(2)
-    >>> with seeded(3):
-    ...     torch.equal(torch.rand(2), first)
-    True
-    """
+    """Seed torch's random numbers on the CPU inside the block, for initial weights, and restore them afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -324,11 +302,11 @@ def _alone_in(folder: str | Path | None, accelerator: Accelerator) -> Iterator[N
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock, is_free = FileLock(Path(folder) / "lock", timeout=0), True
-    if accelerator.is_main_process:
-        try:
+    try:
+        if accelerator.is_main_process:
             lock.acquire()
-        except Timeout:
-            is_free = False
+    except Timeout:
+        is_free = False
     if not broadcast_object_list([is_free])[0]:
         raise ValueError(f"another process trains in {folder}: wait for it, or choose another folder")
     try:
@@ -338,36 +316,23 @@ def _alone_in(folder: str | Path | None, accelerator: Accelerator) -> Iterator[N
 
 
 def _identity(model: torch.nn.Module, loader: DataLoader) -> dict[str, Any]:
-    """Digests that a run must share with the one in its folder.
-
-    Of the model: its modules, its config if that is a dataclass, the shapes of its weights and the content of its
-    buffers, which training does not change. Of the data: all batches in the order of the data set.
-    """
+    """What a run must share with the one in its folder: modules, config, shapes and buffers of the model; all data."""
     config = getattr(model, "config", None)
     shapes = {name: f"{weight.dtype} {tuple(weight.shape)}" for name, weight in model.named_parameters()}
     parts = [repr(model), repr(config) if is_dataclass(config) else "", dict(model.named_buffers()), shapes]
-    places, sampler = _places(loader), loader.batch_sampler
+    n, sampler = len(cast("Sized", loader.dataset)), loader.batch_sampler
     size = getattr(sampler, "batch_size", 1)
-    blocks = [list(places[start : start + size]) for start in places[::size]]
+    blocks = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
     order = f"{type(loader.sampler).__name__}, {type(sampler).__name__}, seed {getattr(sampler, 'seed', None)}"
-    # a separate generator, since iterating draws a number
-    batches: DataLoader = DataLoader(
-        loader.dataset, batch_sampler=blocks, collate_fn=loader.collate_fn, generator=torch.Generator()
-    )
-    return {
-        "n_sequences": len(places),
-        "batches": f"{len(loader)} of {size}",
-        "order": order,
-        "model": digest(parts),
-        "data": digest(batches),
-    }
+    shown = {"n_sequences": n, "batches": f"{len(loader)} of {size}", "order": order}
+    return shown | {"model": digest(parts), "data": digest(_reader(loader, blocks))}
 
 
 class _Checkpoints:
     """The newest state of a run in `folder/step_<n>`, complete as soon as it has that name.
 
-    accelerate writes model, optimizer, schedule and the random states of each process; `run.pt` has the rest. All are
-    read with `weights_only`, which runs no code of the file.
+    accelerate writes model, optimizer, schedule and random states; `run.pt` has the rest. Both are read with
+    `weights_only`, which runs no code of the file.
     """
 
     def __init__(self, accelerator, folder: Path, loader: DataLoader, config, identity: dict, save_every: int):
@@ -377,8 +342,7 @@ class _Checkpoints:
         self.config, self.save_every = config, save_every
         processes = {"n_processes": accelerator.num_processes}
         self.settings = {"format": _FORMAT} | processes | asdict(config) | identity
-        # accelerate would warn at each save that the tied weights of a T5 are kept once
-        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # at each save: tied weights are kept once
 
     def save(self, run: _Run) -> None:
         target = self.folder / f"step_{(run.epoch - 1) * len(self.loader) + run.step:09d}"
@@ -387,11 +351,10 @@ class _Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             state = vars(run) | {"epochs": [tuple(epoch) for epoch in run.epochs]}
             torch.save({"settings": self.settings, "run": state} | self._order_state(), partial / "run.pt")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
             partial.replace(target)
             for other in self.folder.glob("step_*"):
                 if other != target:
@@ -403,7 +366,6 @@ class _Checkpoints:
         found = sorted(path for path in self.folder.glob("step_*") if path.suffix != ".partial")
         if not found:
             return _Run()
-        errors = (ValueError, KeyError, TypeError, OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
         try:
             saved = torch.load(found[-1] / "run.pt", map_location="cpu", weights_only=True)
             run = _Run(**saved["run"] | {"epochs": [Epoch(*epoch) for epoch in saved["run"]["epochs"]]})
@@ -414,7 +376,7 @@ class _Checkpoints:
                 if "generator" in saved:
                     cast("Any", self.loader.sampler).generator.set_state(saved["generator"])
                 self.accelerator.load_state(str(found[-1]))
-        except errors as error:
+        except _DAMAGED as error:
             raise ValueError(f"{found[-1]} is damaged: delete it to train from the start ({error!r})") from error
         if other is not None:
             raise ValueError(f"{self.folder} holds another run: {other}. Choose another folder, or delete that run")

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from semid_lib.decoding import adapters
+from semid_lib.decoding import adapters, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.base_models import small_model
@@ -56,7 +56,7 @@ class Case:
     def __init__(self, folder: Path):
         self.folder, self.ids = folder, SemanticIDs.load(folder / "ids.npz")
         self.trie = PrefixTrie.build(self.ids.unique)
-        self.tokens, self.end = adapters.load_tokens(folder / "llm" / "semantic_id_tokens.json")
+        self.tokens, self.end = scorers.load_tokens(folder / "llm" / "semantic_id_tokens.json")
         words = np.random.default_rng(1).choice(WORDS, (N_QUERIES, 40))
         self.queries = {"short": [" ".join(row[:5]) for row in words], "long": [" ".join(row) for row in words]}
         spelled = [tuple(int(self.tokens[level][code]) for level, code in enumerate(row)) for row in self.ids.unique]

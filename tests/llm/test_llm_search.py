@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from semid_lib.decoding import adapters
+from semid_lib.decoding import adapters, scorers
 from semid_lib.decoding.beam_search import constrained_beam_search
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
@@ -191,13 +191,13 @@ def test_tokens_that_do_not_fit_are_refused_before_vllm_starts(vllm, ours, folde
         VLLMSearch(folder, wide)
     ours.save(tmp_path)
     path = tmp_path / "llm" / "semantic_id_tokens.json"
-    tokens, end_token = adapters.load_tokens(path)
+    tokens, end_token = scorers.load_tokens(path)
     for wrong, message in [
         (tokens[:2], "tokens of 2 levels, the trie has 3"),
         ((*tokens[:2], tokens[1]), "two levels"),
         ((*tokens[:2], tokens[2] + 10_000), "outside the vocabulary"),
     ]:
-        adapters.save_tokens(path, wrong, end_token)
+        scorers.save_tokens(path, wrong, end_token)
         with pytest.raises(ValueError, match=message):
             VLLMSearch(tmp_path / "llm", ours.trie)
     path.unlink()
