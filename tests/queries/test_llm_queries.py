@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from chat_server import answer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.queries import llm_queries, local_model
@@ -37,6 +37,7 @@ def test_parse_answer(text, expected):
     assert parse_answer(text, 3) == expected
 
 
+@settings(max_examples=50)
 @given(st.text() | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
 def test_parse_answer_never_fails_otherwise(text):
     try:

@@ -43,8 +43,8 @@ def test_saved_queries_are_loaded(store, saved):
 def test_a_killed_writer_leaves_the_old_queries_or_the_new(store, saved):
     new = made(seed=1)
     known = {parts[0]["query"][0]: parts for parts in (saved, new)}
-    for attempt in range(10):
-        finished = killed(lambda: synthesis.save_queries(store, *new), 0.004 * attempt)
+    for attempt in range(6):
+        finished = killed(lambda: synthesis.save_queries(store, *new), 0.006 * attempt)
         found = synthesis.load_queries(store)
         parts = known[found.train["query"][0]]
         np.testing.assert_allclose(found.train_vectors, parts[2], atol=2e-3)

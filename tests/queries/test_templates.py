@@ -9,7 +9,6 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib.data import dataset
 from semid_lib.queries.endpoint import Endpoint
 from semid_lib.queries.item_facts import facts_of, words
 from semid_lib.queries.synthesis import synthesize
@@ -99,7 +98,7 @@ def test_typos_stay_close_to_the_title(title, letters):
         assert all(word[0] in letters for word in wrong)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(items, st.integers(1, 10), st.integers(0, 5), weights)
 def test_any_item_gives_clean_queries(item, n, seed, weights):
     found = item_queries(str(seed), n, *item, weights=weights)
@@ -200,8 +199,8 @@ def test_missing_fields_are_empty_and_other_values_are_refused():
             of(items=pd.DataFrame({"title": ["Red gel pen", value]}))
 
 
-def test_the_demo_shop_has_queries_of_real_length_in_the_wanted_shares():
-    demo = dataset.load("demo").items.head(400)
+def test_the_demo_shop_has_queries_of_real_length_in_the_wanted_shares(demo_items):
+    demo = demo_items.head(150)
     found = synthesize(demo, 8)
     assert len(found) == 8 * len(demo)
     n_words = found["query"].map(lambda query: len(words(query)))
