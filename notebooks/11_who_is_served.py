@@ -244,9 +244,9 @@ print(f"coverage of the timeline model: {coverage:.1%}")
 print(f"{clock.seconds:.0f} s in all, without the runs that it found")
 
 # %% [markdown]
-# **What this chapter shows.** One average hides large differences: between popular and rare targets, between items in
-# training and new ones, and between a split by user and a split by time. The beam width is a minor choice in
-# comparison.
+# **What this chapter shows.** In the published runs, one average hides large differences: between popular and rare
+# targets, between items in training and new ones, and between leave-one-out and a time-based split. The beam width is a
+# minor choice in comparison.
 #
 # **What it does not show**: whether users like the lists. All measures are about one next item per user.
 #
