@@ -292,7 +292,9 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
 
 def _failure(error: Exception) -> dict[str, str]:
     """The error in one line; the log gets all of it."""
-    if hasattr(error, "ename"):  # of a cell
+    from papermill import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):  # of a cell
         _log(re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
         line = f"{error.ename}: {error.evalue}"
     else:

@@ -83,7 +83,9 @@ def _follow(
 ) -> bool:
     """Start each node when those before it have succeeded, first what most others wait for; whether all succeeded."""
     waiting_for = {node: sum(node in _all_before(other, graph) for other in graph) for node in graph}
-    sorter, ready, running, n_failed = TopologicalSorter(graph), [], {}, 0
+    sorter, n_failed = TopologicalSorter(graph), 0
+    ready: list[str] = []
+    running: dict[str, subprocess.Popen] = {}
     sorter.prepare()
     try:
         while sorter.is_active():

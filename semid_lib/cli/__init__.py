@@ -12,11 +12,11 @@ from semid_lib.cli import chapters, demo, deploy, importing, models, options
 app = options.group(help="Generative recommendation with semantic IDs. `semid COMMAND --help` has an example of each.")
 app.command(epilog=demo.EXAMPLES["demo"])(demo.demo)
 app.add_typer(importing.app, name="import")
-for command in (chapters.run, chapters.train, chapters.sweep, chapters.summary, chapters.folder):
-    app.command(epilog=chapters.EXAMPLES[command.__name__])(command)
+for name, example in chapters.EXAMPLES.items():
+    app.command(name, epilog=example)(getattr(chapters, name))
 app.add_typer(chapters.results, name="results")
-for command in (models.predict, models.serve, models.push):
-    app.command(epilog=models.EXAMPLES[command.__name__])(command)
+for name, example in models.EXAMPLES.items():
+    app.command(name, epilog=example)(getattr(models, name))
 app.add_typer(deploy.app, name="deploy")
 
 

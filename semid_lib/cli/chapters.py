@@ -57,7 +57,7 @@ def run(
         failed = schedule.run_all(chapters or [], data, scale, jobs, folder)
         print(schedule.summary(data, scale, folder))
         raise typer.Exit(failed)
-    if len(chapters or []) != 1:
+    if chapters is None or len(chapters) != 1:
         raise typer.BadParameter("expected one chapter with --only or --parameter")
     asked, bar = sweeps.parameters_from(parameter or []), progress and sys.stderr.isatty()
     raise typer.Exit(schedule.run_one(folder / f"{chapters[0]}.py", data, scale, asked, artefacts, label, bar))

@@ -53,6 +53,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     from semid_lib.data import dataset
     from semid_lib.ids import assignment, embed, quantize
     from semid_lib.next_item import recipes
+    from semid_lib.next_item.timeline import Timeline
     from semid_lib.search import hybrid_ranker, retrieval
     from semid_lib.search.generative import LightSearch
     from semid_lib.serving.recommender import Recommender
@@ -76,6 +77,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
         ids.sizes, vectors.shape[1], word_weight=hybrid_ranker.balanced_weight(cosines, matches)
     )
     search = LightSearch(hybrid_ranker.HybridRanker(config, ids.unique, vectors), words)
+    assert isinstance(trained.model, Timeline)
     Recommender(trained.model, ids, shop.items, search).save_pretrained(folder)
     _say(f"Recall@10 on validation: {trained.best.validation:.3f}")
 

@@ -41,17 +41,17 @@ def predict(
     answered are in OUTPUT.rejected with line and reason. Exit codes: 0 all were answered, 2 some were rejected, 1 the
     run failed.
     """
-    if (input_path is None) == (data is None):
-        raise typer.BadParameter("expected one of --input and --data")
     if data is None and user:
         raise typer.BadParameter("--user selects customers of a data set: expected --data as well")
     if data is not None and queries:
         raise typer.BadParameter("--data gives histories: expected --input with --queries")
+    if (input_path is None) == (data is None):
+        raise typer.BadParameter("expected one of --input and --data")
     from semid_lib.serving import predict as batch
     from semid_lib.serving.batch_io import DataHistories
     from semid_lib.workbench.workers import chosen
 
-    source = input_path if data is None else DataHistories(data, user or None)
+    source = DataHistories(data, user or None) if data is not None else str(input_path)
     if output_path is None:
         recommender = batch.Recommender.from_pretrained(model, revision=revision)
         raise typer.Exit(_print(batch.answers(recommender, source, topk, queries)))

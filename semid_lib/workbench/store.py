@@ -1,9 +1,8 @@
-"""Named artefacts with their provenance, and result rows: the only way chapters pass things on.
+"""Artefacts with their provenance, and result rows: chapters exchange files only through a store.
 
-One folder per data set and scale, `artefacts/<data>/<scale>/`, holds everything that a run wrote; `folder_name` gives
-the name of a data set's folder, here and everywhere else. An artefact is one safetensors file with arrays and, in its
-header, their provenance: data, commit, seed, and a digest of each artefact that was loaded before. Loading an artefact
-that was made from other data, or from an artefact that has changed since, is an error.
+`artefacts/<data>/<scale>/` holds all that a run wrote. An artefact is a safetensors file of arrays; its header has
+their provenance: data, commit, seed and a digest of each artefact that was loaded before. Loading an artefact of other
+data, or one made from an artefact that has changed since, is an error.
 """
 
 import hashlib
@@ -30,23 +29,18 @@ from semid_lib.workbench.weights import DTYPES, header_of, mapped, save_weights
 
 __all__ = ["check_files", "check_names", "sha256", "write_json"]  # callers know them from here
 _REPOSITORY = Path(__file__).resolve().parents[2]
-RUN = "SEMID_RUN"  # environment variable: what `chapters.run` tells the kernel of a chapter, as JSON
+RUN = "SEMID_RUN"  # environment variable that describes a run to the kernel of its chapter, as JSON
 
 
 def default_root() -> Path:
-    """`SEMID_ARTEFACTS` if set; else `artefacts` in the repository, or in the working folder without one.
-
-    Of an address, such as "s3://bucket/runs", the copy on this machine.
-    """
+    """`SEMID_ARTEFACTS` (of an address, its local copy), else `artefacts` in the repository or the working folder."""
     if named := os.environ.get("SEMID_ARTEFACTS"):
         return remote.local(named)
     return (_REPOSITORY if (_REPOSITORY / "pyproject.toml").is_file() else Path.cwd()) / "artefacts"
 
 
 def data_name(data: str | Path) -> str:
-    """The name of a data set, as it is in the keys of rows: "demo", or that of its folder.
-
-    A folder that is called demo is "demo_folder", so that it is never taken for the demo shop.
+    """The name of a data set in the keys of rows: "demo", or that of its folder ("demo_folder" if it is called demo).
 
     >>> data_name("demo"), data_name("data/beauty/"), data_name("s3://bucket/shop"), data_name("./demo")
     ('demo', 'beauty', 'shop', 'demo_folder')
@@ -58,20 +52,11 @@ def data_name(data: str | Path) -> str:
 
 
 def folder_name(data: str, fingerprint: str) -> str:
-    """The name of the folder that holds the artefacts of a data set: readable, unique, and safe in a shell and in make.
+    """The name of the folder with the artefacts of a data set: readable, unique, and safe in a shell and in make.
 
-    It follows the content: two folders of one name have artefacts of their own, and data that were moved or copied
-    find theirs again. After an edit of the data there is a new folder; the old one may be deleted.
+    It follows the content: folders of one name have separate artefacts, and moved or copied data find theirs again.
+    The fingerprint is "" for rows that belong to no data set, such as those of a benchmark.
 
-    Parameters
-    ----------
-    data : str
-        The data set's name (`data_name`).
-    fingerprint : str
-        Of the data's content (`folder.fingerprint`); "" for rows that belong to no data set, such as those of a bench.
-
-    Examples
-    --------
     >>> folder_name("my shop & co", "1a2b3c4d5e6f"), folder_name("demo", "9f8e7d6c"), folder_name("random", "")
     ('my_shop_co-1a2b3c4d', 'demo', 'random')
     """
@@ -83,10 +68,9 @@ def folder_name(data: str, fingerprint: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """Arrays, read as `artefact["name"]`, and the facts that were saved with them.
+    """Arrays, read as `artefact["name"]`, and the facts saved with them.
 
-    The arrays are mapped from the file: what nobody looks at is not read, and what is changed in one changes in this
-    process alone, never in the file.
+    The arrays are memory-mapped. A change to one stays in this process.
     """
 
     arrays: dict[str, np.ndarray]
@@ -99,13 +83,16 @@ class Artefact:
 class Store:
     """The artefacts and rows of one data set at one scale.
 
-    data: the data set's name. fingerprint: of its content (`data.Dataset.fingerprint`); artefacts of another content
-    are refused. root: by default `SEMID_ARTEFACTS` or `default_root()`.
+    Artefacts loaded from a store are parents of those saved in it later, see `provenance`. A root at
+    "s3://bucket/folder" has a local copy at `folder`: artefacts and rows are fetched when read and sent when written.
 
-    What is loaded from a store counts as a parent of all that is saved in it later: `provenance` names both.
-
-    A root at "s3://bucket/folder" has a copy on this machine, in which `folder` lies: artefacts and rows are brought
-    there when they are asked for and sent when they are written, and what stands at `path` by `bring` and `send`.
+    Parameters
+    ----------
+    data, scale : str
+    fingerprint : str
+        Of the data's content; artefacts of other content are refused.
+    root : str or Path, optional
+        By default `SEMID_ARTEFACTS` or `default_root()`.
     """
 
     def __init__(self, data: str, scale: str, fingerprint: str, root: str | Path | None = None):
@@ -117,10 +104,7 @@ class Store:
         self._parents: dict[str, str] = {}  # digests of the artefacts that were loaded
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
-        """Write arrays of numbers, and facts (JSON) about them, under a name; whole or not at all.
-
-        Raises ValueError for an array that holds something else than numbers.
-        """
+        """Write arrays of numbers, and facts (JSON) about them, atomically; others raise ValueError."""
         for key, array in arrays.items():
             if np.asarray(array).dtype.kind not in "biuf":
                 raise ValueError(f"array {key!r} of artefact {name!r} is {np.asarray(array).dtype}, expected numbers")
@@ -136,10 +120,9 @@ class Store:
         return target
 
     def save_batches(self, name: str, key: str, batches: Iterable[np.ndarray], **facts) -> Path:
-        """`save` one array whose rows come in batches, of which one at a time is in memory; whole or not at all.
+        """`save` one array whose rows come in batches; one batch at a time is in memory.
 
-        batches: (n, ...) arrays of one dtype and one shape of a row, at least one. Raises ValueError for another one,
-        and for an array that holds something else than numbers.
+        The batches are (n, ...) arrays of one dtype and row shape, at least one; others raise ValueError.
 
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as root:
@@ -180,26 +163,25 @@ class Store:
         return origin
 
     def has(self, name: str) -> bool:
-        """Whether a chapter has written this artefact."""
+        """Whether this artefact exists."""
         file = self._file(name)
         return file.is_file() if self._place is None else remote.exists(f"{self._place}/{file.name}")
 
     def load(self, name: str) -> Artefact:
-        """Read an artefact.
+        """Load an artefact; its arrays are memory-mapped.
 
         Raises
         ------
         FileNotFoundError
-            If no chapter has written it.
+            If it does not exist.
         ValueError
-            If it is damaged, was made from other data, or from an artefact that has changed since; see `check`.
+            If it is damaged, or `check` refuses it.
         """
         path = self._file(name)
         if not self.has(name):
             where = f"{self._place or self.folder}/{path.name}"
-            raise FileNotFoundError(
-                f"{where} is not there: run the chapter that writes {name!r} with the same DATA and SCALE first"
-            )
+            do = f"run the chapter that writes {name!r} with the same DATA and SCALE first"
+            raise FileNotFoundError(f"{where} is missing: {do}")
         with _readable(path):
             arrays, metadata = mapped(self.bring(path.name))
             artefact = Artefact(arrays, json.loads(metadata["facts"]))
@@ -209,51 +191,34 @@ class Store:
         return artefact
 
     def check(self, origin: Mapping[str, Any], path: Path) -> None:
-        """Refuse what does not belong to the data and artefacts of this store.
+        """Raise ValueError for what was made from other data, or from an artefact (at any depth) that changed since.
 
-        Parameters
-        ----------
-        origin : mapping
-            What `provenance` returned when it was written.
-        path : Path
-            Where it is, for the message.
-
-        Raises
-        ------
-        ValueError
-            If it was made from other data, or from an artefact (or, in turn, an artefact of that) that has changed.
+        `origin` is what `provenance` returned when it was written; `path` is for the message.
         """
         waiting, seen = [(origin, path)], set()
         while waiting:
             origin, path = waiting.pop()
             again = f"run {origin.get('chapter') or 'the chapter that writes it'} again"
             if (found := origin.get("fingerprint", "")) != self.fingerprint:
-                raise ValueError(
-                    f"{path} was made from other data (fingerprint {found[:12]}, expected {self.fingerprint[:12]}): "
-                    f"{again}"
-                )
+                other = f"fingerprint {found[:12]}, expected {self.fingerprint[:12]}"
+                raise ValueError(f"{path} was made from other data ({other}): {again}")
             for name, digest in origin.get("parents", {}).items():
                 now = self.origin_of(name)
                 if now and now.get("digest") != digest:
-                    raise ValueError(
-                        f"{path} is out of date: it was made from {name!r} with digest {digest}, which has digest "
-                        f"{now.get('digest')} now: {again}"
-                    )
+                    changed = f"digest {digest}, which has digest {now.get('digest')} now"
+                    raise ValueError(f"{path} is out of date: it was made from {name!r} with {changed}: {again}")
                 if now and name not in seen:
                     seen.add(name)
                     waiting.append((now, self._file(name)))
 
     def checked(self, name: str) -> Path:
-        """The folder of a model, such as a Recommender. Raises ValueError as `check` does, if it names a provenance."""
+        """The folder of a model, such as a Recommender. Raises ValueError as `check` does."""
         if origin := self.origin_of(name):
             self.check(origin, self.path(name))
         return self.path(name)
 
     def origin_of(self, name: str) -> dict[str, Any]:
-        """The provenance of an artefact or of a model's folder, as it is on this machine; empty without one.
-
-        The digest of a model is that of the checksums of its files.
-        """
+        """The provenance of an artefact or of a model's folder on this machine; empty without one."""
         if self._file(name).is_file():
             with _readable(self._file(name)), safe_open(self._file(name), framework="numpy") as file:
                 return json.loads((file.metadata() or {}).get("facts", "{}")).get("provenance", {})
@@ -268,11 +233,11 @@ class Store:
         return self.folder / f"{name}.safetensors"
 
     def path(self, name: str) -> Path:
-        """A folder for what writes itself, such as a Recommender."""
+        """A folder for what writes its own files, such as a Recommender."""
         return self.folder / name
 
     def bring(self, name: str = "") -> Path:
-        """`path`, with what is there in the store where the root is an address. Raises as `places.fetch` does."""
+        """`path`, fetched first where the root is an address. Raises as `remote.fetch` does."""
         if self._place is not None:
             remote.fetch(f"{self._place}/{name}".rstrip("/"))
         return self.folder / name
@@ -290,15 +255,13 @@ class Store:
         """One line for the top of a page: data, scale, commit and machine of this run."""
         facts = self.provenance()
         changed = ", changed" if facts["dirty"] else ""
-        return (
-            f"{self.data}, {self.scale}; {facts['commit'][:8] or 'no commit'}{changed}; "
-            f"{facts['hardware']}; {facts['written'][:10]}"
-        )
+        code = f"{facts['commit'][:8] or 'no commit'}{changed}"
+        return f"{self.data}, {self.scale}; {code}; {facts['hardware']}; {facts['written'][:10]}"
 
     def provenance(self) -> dict[str, Any]:
-        """Where something written now comes from: data, commit, machine, chapter, seed, and digests of its parents.
+        """The origin of what is written now: data, commit, machine, chapter, seed, and digests of its parents.
 
-        chapter and seed are those of the run (`chapters.run`); None in a notebook that was opened by hand.
+        Chapter and seed are None outside a run of `semid run`.
         """
         run = _run()
         return {
@@ -314,23 +277,22 @@ class Store:
         }
 
     def record(self, chapter: str, rows: list[dict[str, Any]]) -> Path:
-        """Keep the result rows of a chapter, replacing those of its last run.
+        """Save the result rows of a chapter in place of those of its last run.
 
-        Each row needs `key` (such as "next_item/item_knn/recall@10") and `value`; `ci95`, `n`, `seed` and `seconds`
-        are the usual others. Provenance is added here, and the data set's name goes into the key.
-
-        In a run of the chapter (`chapters.run`) they replace the old rows when the run has succeeded: of a run that
-        fails, no rows are kept.
+        Each row needs `key` (such as "next_item/item_knn/recall@10") and `value`; `ci95`, `n`, `seed` and `seconds` are
+        usual. Provenance and the data set's name are added here. A chapter run by `semid run` gets its rows when it
+        has succeeded; a run that fails leaves none.
         """
         for row in rows:
             if not {"key", "value"} <= row.keys():
                 raise ValueError(f"row {row} has no key or no value")
         origin, run = self.provenance() | {"chapter": chapter}, _run()
         seed = {"seed": origin.pop("seed")}
-        complete = [
-            {**({} if "seeds" in row else seed), **row, "key": _with_data(row["key"], self.data), **origin}
-            for row in rows
-        ]
+        complete = []
+        for row in rows:
+            topic, _, rest = row["key"].partition("/")
+            key = {"key": f"{topic}/{self.data}/{rest}"}
+            complete.append({**({} if "seeds" in row else seed), **row, **key, **origin})
         path = self.folder / "rows" / f"{chapter}.json"
         if run.get("chapter") == chapter:
             path = pending_rows(path, run["id"])
@@ -346,20 +308,14 @@ class Store:
         return [row for file in files for row in read_json(file, list)]
 
 
-def _with_data(key: str, data: str) -> str:
-    topic, _, rest = key.partition("/")
-    return f"{topic}/{data}/{rest}"
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """One sentence where an artefact is damaged, or a file that is none."""
     try:
         yield
     except (SafetensorError, LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged, or no artefact ({error!r}): delete it and run the chapter that writes it again"
-        ) from error
+        again = "delete it and run the chapter that writes it again"
+        raise ValueError(f"{path} is damaged, or no artefact ({error!r}): {again}") from error
 
 
 def pending_rows(path: Path, run: str) -> Path:
@@ -403,19 +359,15 @@ def hardware() -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        return name.replace("(R)", "").replace("(TM)", "")
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: *(.*)", file.read_text(encoding="utf-8"), re.M) if file.is_file() else None
+    return re.sub(r"\((R|TM)\)", "", found[1]).strip() if found else platform.processor() or platform.machine()
 
 
 def commit() -> dict[str, Any]:
-    """The commit that this code runs at and whether the working tree differs from it; empty outside a git checkout.
+    """The commit of this code, and whether the working tree differs from it; empty outside a git checkout.
 
-    Where the code was sent without its repository, the environment variable SEMID_COMMIT may name it, with a + behind
-    it if the tree differed.
+    Without a repository, SEMID_COMMIT may name it, with a + if the tree differed.
     """
     if name := os.environ.get("SEMID_COMMIT"):
         return {"commit": name.rstrip("+"), "dirty": name.endswith("+")}

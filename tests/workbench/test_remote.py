@@ -146,9 +146,7 @@ def test_artefacts_and_rows_lie_in_a_store(place, monkeypatch, tmp_path):
     shelf = store.Store("demo", "smoke", "f")
     assert not shelf.has("things")
     assert shelf.rows() == []
-    with pytest.raises(
-        FileNotFoundError, match=rf"{place}/demo/smoke/things.safetensors is not there: run the chapter"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"{place}/demo/smoke/things.safetensors is missing: run the chapter"):
         shelf.load("things")
     shelf.save("things", {"a": np.arange(3)})
     shelf.save_batches("many", "a", [np.ones(2), np.ones(1)])
