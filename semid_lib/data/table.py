@@ -4,7 +4,7 @@
 batches, so that only the values of one batch are Python objects at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -113,16 +113,27 @@ def _chosen(path: Path, names: list[str], columns: Sequence[str] | None) -> list
 def _checked(piece: Table) -> pd.DataFrame:
     """The columns of some records, checked; the first bad value raises."""
     columns = {name: piece.frame[name].tolist() for name in piece.frame}
-    for name in _CHECKS.keys() & columns.keys():
-        for at, value in enumerate(columns[name]):
-            try:
-                columns[name][at] = _CHECKS[name](value)
-            except ValueError as error:
-                piece.fail(at, f"{name} is {shown(value)}, {error}")
-    return pd.DataFrame({name: typed(values) for name, values in columns.items()})
+    return pd.DataFrame({name: typed(_checked_values(name, values, piece)) for name, values in columns.items()})
+
+
+def _checked_values(name: str, values: list, piece: Table) -> list:
+    if name not in _CHECKS:
+        return values
+    return each(values, _CHECKS[name], lambda at, problem: piece.fail(at, f"{name} is {problem}"))
 
 
 # --- values ---
+
+
+def each(values: Iterable, read: Callable, fail: Callable[[int, str], NoReturn]) -> list:
+    """All values as `read` returns them; `fail(at, problem)` raises for the first that it refuses."""
+    found = list(values)
+    for at, value in enumerate(found):
+        try:
+            found[at] = read(value)
+        except ValueError as error:
+            fail(at, f"{shown(value)}, {error}")
+    return found
 
 
 def typed(values: list) -> pd.Series:
@@ -171,8 +182,8 @@ def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
 def category_paths(value, separator: str = ">") -> list[list[str]]:
     """Categories of one item as a list of paths from the root down; a flat list of strings is one path.
 
-    Text, as in CSV, is a JSON or Python list, or one path with a separator. null, NaN and "" are no path, and null in a
-    list is left out; arrays, as a table read from Parquet has them, are lists. Raises ValueError if the value is
+    Text, as in CSV, is a JSON or Python list, or one path with a separator. null, NaN and "" mean no path; null in a
+    list is left out; arrays, as in a table read from Parquet, are lists. Raises ValueError if the value is
     anything else, or if a path is empty.
 
     >>> category_paths(["Office", "Paper"]), category_paths("Office > Paper"), category_paths("['Office']")
@@ -215,7 +226,7 @@ def text_column(items: pd.DataFrame, name: str) -> list[str]:
     >>> text_column(pd.DataFrame({"description": ["Blue.", None, ["Two parts", "in a list"]]}), "description")
     ['Blue.', '', 'Two parts\\nin a list']
     """
-    return _each(items, name, _text)
+    return _column(items, name, _text)
 
 
 def category_column(items: pd.DataFrame) -> list[list[list[str]]]:
@@ -228,17 +239,14 @@ def category_column(items: pd.DataFrame) -> list[list[list[str]]]:
     >>> category_column(pd.DataFrame({"categories": [["Shop", "Camping"], None]}))
     [[['Shop', 'Camping']], []]
     """
-    return _each(items, "categories", category_paths)
+    return _column(items, "categories", category_paths)
 
 
-def _each(items: pd.DataFrame, name: str, read: Callable) -> list:
-    found = []
-    for row, value in enumerate(items.get(name, [None] * len(items))):
-        try:
-            found.append(read(value))
-        except ValueError as error:
-            raise ValueError(f"item row {row}: {name} is {shown(value)}, {error}") from error
-    return found
+def _column(items: pd.DataFrame, name: str, read: Callable) -> list:
+    def fail(row: int, problem: str) -> NoReturn:
+        raise ValueError(f"item row {row}: {name} is {problem}")
+
+    return each(items.get(name, [None] * len(items)), read, fail)
 
 
 def _text(value) -> str:
@@ -255,16 +263,16 @@ def _text(value) -> str:
 
 
 def arrow_table(items: pd.DataFrame, place: Callable[[int], str] = "row {}".format) -> "pa.Table":
-    """An item table as Parquet holds it, so that a table that cannot be written is refused before anything is trained.
+    """Convert an item table to Arrow, so that a table that Parquet cannot hold is refused before training.
 
-    Reading it back gives equal values, with four exceptions: a missing value (NaN, NaT) is null, a tuple or array is a
-    list, integers among decimal numbers become such numbers, and all records of a column have the same names.
+    Reading it back gives equal values, except that missing values (NaN, NaT) are null, tuples and arrays are lists,
+    integers among floats become floats, and all records of a column have the same names.
 
     Parameters
     ----------
     items : pandas.DataFrame
-    place : function of int, optional
-        How a message calls a row, counted from 1.
+    place : callable, optional
+        Name of a row, counted from 1, in messages.
 
     Raises
     ------
@@ -300,7 +308,7 @@ def arrow_table(items: pd.DataFrame, place: Callable[[int], str] = "row {}".form
 
 
 def _held(values: pd.Series | list) -> "pa.Array | None":
-    """Values as an Arrow array, or None if it cannot hold them as they are."""
+    """Values as an Arrow array, or None if Arrow cannot hold them unchanged."""
     import pyarrow as pa
 
     try:
@@ -315,7 +323,7 @@ def _held(values: pd.Series | list) -> "pa.Array | None":
 
 
 def _same(value, read) -> bool:
-    """Whether a value and what is read back are equal: Arrow turns text into bytes, and times into dates, silently."""
+    """Whether a value is read back unchanged: Arrow silently turns text into bytes and times into dates."""
     if isinstance(value, dict):
         return read is not None and all(_same(value.get(name), read[name]) for name in read)
     if isinstance(value, list | tuple | np.ndarray):

@@ -1,8 +1,8 @@
-"""Times of interactions in whatever unit they come: recognized when only one reading is sensible, refused otherwise.
+"""Times of interactions in any unit: a number is read in the unit that puts it between 1990 and 2100.
 
-Between 1990 and 2100 few numbers have two readings: 1.4e9 can only be seconds, 1.4e12 milliseconds, 20140513 a date.
-Where two overlap, the reading that is listed first wins: 2014051310 is an hour of 2014 and not a second of 2033. Years,
-months, day numbers and .NET ticks are recognized, too, but refused.
+Few numbers have two such readings: 1.4e9 can only be seconds, 1.4e12 milliseconds, 20140513 a date. If a number has
+two, the first in `_READINGS` is taken: 2014051310 is an hour of 2014, not a second of 2033. Years, months, day numbers
+and .NET ticks are recognized but refused.
 """
 
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def nanosecond(number: float) -> int | None:
 
 
 def check_seconds(times: np.ndarray, fail: Fail) -> None:
-    """Refuse whole Unix seconds, (n,) int64, that lie after 2100 or are plainly something else.
+    """Refuse Unix seconds, (n,) int64, that lie after 2100 or are clearly in another unit.
 
     Examples
     --------

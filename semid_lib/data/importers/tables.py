@@ -14,7 +14,7 @@ from semid_lib.data.importers.values import decimal_sign, line_of, number, plain
 from semid_lib.data.importers.writing import ImportReport
 from semid_lib.data.item_ids import read_ids
 from semid_lib.data.readers import Table, is_nothing
-from semid_lib.data.table import arrow_table, category_paths, check_ids, typed
+from semid_lib.data.table import arrow_table, category_paths, check_ids, each, typed
 from semid_lib.data.text_files import Layout
 from semid_lib.workbench.text import shown
 
@@ -185,7 +185,11 @@ def _fields(
     values: dict[str, list] = {str(name): table.frame[name].tolist() for name in table.frame}
     read: dict[str, Callable] = {"title": line_of, "brand": line_of, "description": text_of}
     read["categories"] = partial(category_paths, separator=separator)
-    fields = {"item_id": ids} | {ours: _each(table, columns[ours], read[ours]) for ours in read if ours in columns}
+    fields = {"item_id": ids} | {
+        ours: each(values[columns[ours]], read[ours], partial(table.fail, column=columns[ours]))
+        for ours in read
+        if ours in columns
+    }
     if "price" in columns:
         texts = values[columns["price"]]
         sign = sign or decimal_sign(texts)
@@ -203,16 +207,6 @@ def _fields(
         except ValueError as error:
             left_out.append(f"column {name!r}: {error}")
     return fields, left_out
-
-
-def _each(table: Table, column: str, read: Callable) -> list:
-    values = table.frame[column].tolist()
-    for at, value in enumerate(values):
-        try:
-            values[at] = read(value)
-        except ValueError as error:
-            table.fail(at, f"{shown(value)}, {error}", column)
-    return values
 
 
 def _of_one_type(name: str, values: list) -> list:
