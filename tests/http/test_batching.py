@@ -1,8 +1,7 @@
-"""Questions that wait together are answered together; nothing is lost, mixed up or answered twice."""
+"""Requests that wait together are answered together; none is lost, mixed up or answered twice."""
 
 import asyncio
 import threading
-import time
 
 import pytest
 from hypothesis import given
@@ -48,33 +47,19 @@ async def waiting(batcher, n):
         await asyncio.sleep(0.001)
 
 
-def test_answers_come_to_those_who_asked_in_batches():
-    async def scenario(batcher, work):
-        first = asyncio.create_task(batcher.ask("a", [0]))
-        await asyncio.sleep(0.01)  # the thread is busy with it while the others come
-        others = [asyncio.create_task(batcher.ask("a", [n, n + 100])) for n in range(1, 6)]
-        await waiting(batcher, 10)
-        work.release.set()
-        return await asyncio.gather(first, *others)
-
-    answers, work = run(scenario)
-    assert answers == [[0], *([2 * n, 2 * n + 200] for n in range(1, 6))]
-    assert [len(batch) for _, batch in work.batches] == [1, 4, 4, 2]
-    assert work.most_at_once == 1
-
-
-def test_kinds_are_kept_apart_and_the_oldest_goes_first():
+def test_each_request_gets_its_answers_in_batches_of_a_kind_the_oldest_first():
     async def scenario(batcher, work):
         tasks = [asyncio.create_task(batcher.ask("x", [0]))]
-        await asyncio.sleep(0.01)
-        tasks += [asyncio.create_task(batcher.ask(kind, [n])) for n, kind in enumerate("babcab", start=1)]
-        await waiting(batcher, 6)
+        await asyncio.sleep(0.01)  # the thread is busy with it while the others come
+        tasks += [asyncio.create_task(batcher.ask(kind, [n, n + 100])) for n, kind in enumerate("babcab", start=1)]
+        await waiting(batcher, 12)
         work.release.set()
         return await asyncio.gather(*tasks)
 
     answers, work = run(scenario)
-    assert answers == [[2 * n] for n in range(7)]
-    assert work.batches[1:] == [("b", [1, 3, 6]), ("a", [2, 5]), ("c", [4])]
+    assert answers == [[0], *([2 * n, 2 * n + 200] for n in range(1, 7))]
+    assert work.batches[1:] == [("b", [1, 101, 3, 103]), ("a", [2, 102, 5, 105]), ("c", [4, 104]), ("b", [6, 106])]
+    assert work.most_at_once == 1
 
 
 def test_a_full_queue_takes_all_of_a_request_or_nothing():
@@ -149,21 +134,3 @@ def test_a_question_that_fails_spoils_no_other_of_its_batch():
     (good, bad, fine), work = run(scenario)
     assert (good, fine) == (["goodgood"], ["finefine"]) and isinstance(bad, ZeroDivisionError)
     assert [batch for _, batch in work.batches] == [["good", "bad", "fine"], ["good"], ["bad"], ["fine"]]
-
-
-def test_what_was_accepted_is_answered_before_the_end():
-    def slow(kind, questions):
-        time.sleep(0.03)
-        return Counting.__call__(work, kind, questions)
-
-    work = Counting()
-
-    async def main():
-        async with Batcher(slow, max_batch=2, max_queue=100) as batcher:
-            tasks = [asyncio.create_task(batcher.ask("a", [n])) for n in range(9)]
-            await asyncio.sleep(0.01)
-            work.release.set()
-        assert all(task.done() for task in tasks)
-        return [task.result() for task in tasks]
-
-    assert asyncio.run(main()) == [[2 * n] for n in range(9)]
