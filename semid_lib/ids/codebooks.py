@@ -250,18 +250,24 @@ def _entropy(counts: np.ndarray) -> float:
 def _expected_information(sizes: np.ndarray, other_sizes: np.ndarray) -> float:
     """Mean mutual information of two random partitions with these group sizes.
 
-    Pairs of groups with equal sizes count once. scikit-learn visits all pairs: ten seconds for 10,000 groups.
+    Pairs of groups with equal sizes count once. scikit-learn visits all pairs (ten seconds for 10,000 groups), and
+    scipy's hypergeometric distribution takes fifty times as long as the gamma functions here.
     """
-    from scipy.special import xlogy  # slow to import
-    from scipy.stats import hypergeom
+    from scipy.special import gammaln, xlogy  # slow to import
 
     n = sizes.sum()
     others, times = np.unique(other_sizes, return_counts=True)
     total = 0.0
     for size, n_groups in zip(*np.unique(sizes, return_counts=True), strict=True):
-        common = np.arange(1, size + 1)[:, None]  # items that both groups hold
-        information = xlogy(common / n, n * common / (size * others))  # (size, len(others))
-        total += n_groups * np.sum(times * hypergeom.pmf(common, n, size, others) * information)
+        common, at = np.meshgrid(np.arange(1, size + 1), np.arange(len(others)))  # items that both groups hold
+        possible = (common <= others[at]) & (common >= size + others[at] - n)
+        common, at = common[possible], at[possible]
+        other = others[at]
+        ways = gammaln([size + 1, n - size + 1]).sum() - gammaln(n + 1) + gammaln(other + 1) + gammaln(n - other + 1)
+        ways -= gammaln(common + 1) + gammaln(size - common + 1) + gammaln(other - common + 1)
+        ways -= gammaln(n - size - other + common + 1)  # log of the hypergeometric probability
+        term = np.exp(ways) * xlogy(common / n, n * common / (size * other))
+        total += n_groups * np.sum(term * times[at])
     return float(total)
 
 
