@@ -19,7 +19,7 @@
 # | --- | --- |
 # | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 10); result rows of `semid deploy measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, if both models exist; result rows |
-# | runs in | half a minute at `smoke`, one minute at `laptop`, mostly starts of the service |
+# | runs in | about a minute, mostly for starts of the service |
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl

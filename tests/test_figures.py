@@ -44,8 +44,8 @@ ALLOWED = {
     ],
     "index.md": [(_NINE, "a chapter's title")],
     "08_modal_deployment.py": [
-        ("at 0, 30, 100 and 400 s, with a window of 60 s, a cold start of 5 s and an answer of 1 s", "by hand"),
-        ("it is ready at 5 s", "the same example, computed in the next cell"),
+        ("at 0, 30, 100 and 400 s, a window of 60 s, a cold start of 5 s, a response of 1 s", "by hand"),
+        ("which is ready at 5 s", "the same example, computed in the next cell"),
     ],
     "runpod.md": [
         ("closes a connection after 100 seconds", "RunPod's documentation"),
