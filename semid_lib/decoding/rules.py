@@ -1,8 +1,8 @@
-"""Business rules: which items may come out, as boolean masks over the rows of the item table.
+"""Business rules: which items may be returned, as boolean masks over the rows of the item table.
 
-A rule is a plain NumPy array: (n_items,) bool for everybody, or (n_users, n_items) where users differ, as from
-`np.stack([for_ann, for_bob])`. NumPy composes them: `&` for both, `|` for either, `~` for all but these, and the two
-shapes broadcast. Hand the result over as `allowed=`.
+A rule is a NumPy array: (n_items,) bool for all users, or (n_users, n_items) if users differ, as from
+`np.stack([for_ann, for_bob])`. Combine rules with `&`, `|` and `~`; the two shapes broadcast. Pass the result as
+`allowed=`.
 
 >>> items = pd.DataFrame({"item_id": [7, 8, 9], "brand": ["Ash", "Birch", "Ash"], "price": [12.0, 30.0, None]})
 >>> brand(items, "ash") & ~items_with_ids(items, [9])
@@ -25,11 +25,17 @@ from semid_lib.workbench.text import folded, shown
 def category(items: pd.DataFrame, *names: str) -> np.ndarray:
     """Items of at least one of these categories, at any level of any of their paths: (n_items,) bool.
 
-    A name is compared with whole names of a path, as `text.folded` spells them: case, width and the form of an accented
-    letter make no difference. The same name may stand below several others: `category(items, "Makeup") &
-    category(items, "Face")` tells them apart. Without names, no item matches. Raises ValueError for a name that no item
-    has, with the closest that exist, and for a cell that holds no category paths.
+    A name is compared with complete names of a path, ignoring case, width and the form of accented letters
+    (`text.folded`). If a name occurs below several others, combine them: `category(items, "Makeup") & category(items,
+    "Face")`. Without names, no item matches.
 
+    Raises
+    ------
+    ValueError
+        For a name that no item has (the message has the closest), and for a cell without category paths.
+
+    Examples
+    --------
     >>> items = pd.DataFrame({"categories": [[["Home", "Clocks"]], [], [["Gifts"], ["Home", "Rugs"]]]})
     >>> category(items, "home"), category(items, "Clocks") & category(items, "Home")
     (array([ True, False,  True]), array([ True, False, False]))
@@ -40,12 +46,18 @@ def category(items: pd.DataFrame, *names: str) -> np.ndarray:
 
 
 def one_of(items: pd.DataFrame, column: str, *values) -> np.ndarray:
-    """Items that hold one of these values in a column: (n_items,) bool.
+    """Items with one of these values in a column: (n_items,) bool.
 
-    Text is compared whole, as `text.folded` spells it, and never equals a number: "7" is not 7. None and NaN match
-    nothing, and no values no item. Raises ValueError for a column that is not there or holds lists, and for a value
-    that no item has, with the closest that exist: a typing error would otherwise empty the shop without a word.
+    Text is compared as a whole, spelled as by `text.folded`, and never equals a number: "7" is not 7. None and NaN
+    match nothing. Without values, no item matches.
 
+    Raises
+    ------
+    ValueError
+        For a column that is missing or holds lists, and for a value that no item has (the message has the closest).
+
+    Examples
+    --------
     >>> one_of(pd.DataFrame({"style": ["bold", "Plain", "bold"]}), "style", "BOLD")
     array([ True, False,  True])
     """
@@ -57,15 +69,15 @@ def one_of(items: pd.DataFrame, column: str, *values) -> np.ndarray:
 
 
 def brand(items: pd.DataFrame, *names: str) -> np.ndarray:
-    """Items of one of these brands: (n_items,) bool; `one_of` says what matches and what is refused."""
+    """Items of one of these brands: (n_items,) bool, see `one_of`."""
     return one_of(items, "brand", *names)
 
 
 def price(items: pd.DataFrame, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Items with a price from low to high, both included: (n_items,) bool; see `between`.
+    """Items with a price from low to high, both included: (n_items,) bool, see `between`.
 
-    An item without a price never matches, so that `~price(items, high=20)` holds it.
-
+    Examples
+    --------
     >>> price(pd.DataFrame({"price": [5, 20, None, 19.95]}), high=19.95)
     array([ True, False, False,  True])
     """
@@ -75,10 +87,16 @@ def price(items: pd.DataFrame, low: float | None = None, high: float | None = No
 def between(items: pd.DataFrame, column: str, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Items with a number from low to high, both included, in a column: (n_items,) bool.
 
-    None is no bound. An item without a value (None, NaN) never matches, not even without bounds. True counts as 1, so
-    that `low=1` finds what is in stock, be it counted or only marked. Raises ValueError if there is no such column,
-    for text such as "$12.99" in it (CSV holds nothing else), for a bound that is NaN, and if low is above high.
+    An item without a value (None, NaN) never matches, even without bounds. True counts as 1, so that `low=1` finds what
+    is in stock, be it counted or only marked.
 
+    Raises
+    ------
+    ValueError
+        For a missing column, text in it such as "$12.99" (CSV holds nothing else), a bound that is NaN, or low > high.
+
+    Examples
+    --------
     >>> between(pd.DataFrame({"stock": [3, 0, None]}), "stock", low=1).tolist()
     [True, False, False]
     """
@@ -96,11 +114,15 @@ def between(items: pd.DataFrame, column: str, low: float | None = None, high: fl
 
 
 def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int | str]) -> np.ndarray:
-    """The items with these ids of the shop, in any order, repeated or not: (n_items,) bool.
+    """Items with these external ids, in any order: (n_items,) bool; `~items_with_ids(items, blocked)` blocks them.
 
-    A block list is `~items_with_ids(items, blocked)`. Raises ValueError for an id that is no item's, and for one id
-    instead of several.
+    Raises
+    ------
+    ValueError
+        For an unknown id, and for one id instead of several.
 
+    Examples
+    --------
     >>> items_with_ids(pd.DataFrame({"item_id": ["A-1", "A-2", "A-3"]}), ["A-3", "A-1"])
     array([ True, False,  True])
     """
@@ -113,11 +135,17 @@ def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int | str]) -> np.nda
 
 
 def seen(histories: Sequence[Sequence[int]], n_items: int) -> np.ndarray:
-    """The items of each history of item rows (not external ids): (n_users, n_items) bool, a byte each.
+    """Items of each history of item rows (not external ids): (n_users, n_items) bool.
 
-    For "only what this shopper had before" in small batches; to leave out what a shopper had, `exclude_seen=True` is
-    the cheap way. Raises ValueError for a row outside 0 .. n_items - 1, naming the history.
+    To leave out seen items, `exclude_seen=True` needs less memory.
 
+    Raises
+    ------
+    ValueError
+        Naming the history for a row outside 0 .. n_items - 1.
+
+    Examples
+    --------
     >>> seen([[2, 0, 2], []], n_items=3)
     array([[ True, False,  True],
            [False, False, False]])

@@ -1,9 +1,9 @@
-"""transformers models as scorers for constrained beam search: an encoder-decoder (T5) and any decoder-only model.
+"""transformers models as scorers for constrained beam search: T5 and decoder-only models.
 
-`model.generate` reads the prompt once per beam and copies the whole cache whenever beams change places. Here beams are
+`model.generate` encodes the prompt once per beam and copies the cache whenever beams change places. Here beams are
 neighbours in one sequence: a step feeds the last code of all beams of a context side by side, and an attention mask
-lets each see the prompt, its own earlier codes and nothing of the others (tree attention; SpecInfer, arXiv 2305.09781,
-section 4). The prompt is read and kept once per context, no cache is reordered, and the models stay as they are.
+lets each attend to the prompt and to its own earlier codes (tree attention; SpecInfer, arXiv 2305.09781, section 4).
+The prompt is encoded once per context, no cache is reordered, and the models are not changed.
 """
 
 import copy
@@ -25,26 +25,33 @@ class State(NamedTuple):
     """What decoding carries from level to level."""
 
     cache: Any  # a transformers cache of keys and values, one row per context; never changed in place
-    path: torch.Tensor  # (B, W, n) int64: the places, among all codes fed so far, of the codes of each beam
-    depth: tuple[int, ...]  # of each code fed so far, the level; -1 for a decoder's start token
-    prompt_mask: torch.Tensor  # (B, n_prompt) bool: which tokens of the context are real
+    path: torch.Tensor  # (B, W, n) int64: positions of the codes of each beam among all codes fed so far
+    depth: tuple[int, ...]  # the level of each code fed so far; -1 for a decoder's start token
+    prompt_mask: torch.Tensor  # (B, n_prompt) bool: real tokens of the context
     normalization: str
 
 
 class CausalScorer:
-    """A decoder-only transformers model (Qwen3, Llama, ...) that writes semantic IDs after a prompt.
+    """A decoder-only transformers model (Qwen3, Llama, ...) that generates semantic IDs after a prompt.
 
-    model: with a plain linear head over the vocabulary and "sdpa" or "eager" attention. tokens: per level the token of
-    each code, (n_codes,) integers. Contexts are what a tokenizer returns: `input_ids` and `attention_mask`, (B, T)
-    each, padded on either side.
+    Contexts are the output of a tokenizer: `input_ids` and `attention_mask`, (B, T) each, padded on either side. Scores
+    under "vocabulary" are those of `generate`; under "level" the rest of the vocabulary is not computed.
 
-    Scores under "vocabulary" are what `generate` ranks by: log-probabilities over everything the model could write.
-    Under "level" the rest of the vocabulary is never computed.
+    Beams side by side need a model that uses positions and attention masks as given. Models that count positions in the
+    cache (ALiBi), keep a recurrent state or change their logits would score wrongly, so a few tokens are compared with
+    the model's own logits first.
 
-    Beams side by side need a model that takes positions and an attention mask as given. Most do; those that count
-    places in the cache (ALiBi), keep a recurrent state or hide a step behind the head would answer wrongly, so a
-    few tokens are compared with the model's own logits first. Raises ValueError for a model that differs, with
-    attention that takes no mask, or for tokens that are not in its vocabulary.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With a plain linear head and "sdpa" or "eager" attention.
+    tokens : per level, (n_codes,) int arrays
+        The token of each code.
+
+    Raises
+    ------
+    ValueError
+        For a model whose scores differ, another attention, or tokens outside the vocabulary.
     """
 
     def __init__(self, model, tokens: Sequence[np.ndarray]):
@@ -56,13 +63,15 @@ class CausalScorer:
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise ValueError(f"{type(model).__name__} changes its logits ({name}), which is not supported")
         if model.config.is_encoder_decoder or "local" in (getattr(config, "attention_layers", None) or ()):
-            raise ValueError(f"{type(model).__name__} is no decoder-only model whose every layer sees the whole prompt")
+            raise ValueError(
+                f"{type(model).__name__} is not a decoder-only model whose layers all attend to the whole prompt"
+            )
         self.window = getattr(config, "sliding_window", None) if _has_sliding_layers(config) else None
         self.layer_types = set(getattr(config, "layer_types", None) or ())
         self._probe()
 
     def begin(self, contexts: Mapping[str, torch.Tensor], normalization: str = "vocabulary"):
-        """Read the prompts and score the first code: -> state, scores (B, 1, n_codes)."""
+        """Encode the prompts and score the first code: state, scores (B, 1, n_codes)."""
         from transformers import DynamicCache
 
         ids, mask = _inputs(self.model, contexts)
@@ -79,7 +88,7 @@ class CausalScorer:
         return State(cache, path, (), mask, normalization), self._scores(hidden, 0, normalization)
 
     def advance(self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor):
-        """Feed the codes of all beams and score the next level: -> state, scores (B, W, n_codes)."""
+        """Feed the codes of all beams and score the next level: state, scores (B, W, n_codes)."""
         path = _longer(state.path, parents, len(state.depth))
         n_fed = len(state.depth) + codes.shape[1]
         prompt = state.prompt_mask[:, None].expand(-1, codes.shape[1], -1)
@@ -96,7 +105,7 @@ class CausalScorer:
 
     @torch.inference_mode()
     def _probe(self) -> None:
-        """Raise ValueError unless two beams over a few tokens get the scores that the model itself gives them."""
+        """Raise ValueError unless two beams over a few tokens get the model's own scores."""
         name, was_training = type(self.model).__name__, self.model.training
         self.model.eval()
         codes = torch.tensor([[0, len(level) - 1] for level in self.tokens[:2]], device=self.model.device)
@@ -138,10 +147,21 @@ class CausalScorer:
 
 
 class EncoderDecoderScorer:
-    """A T5 of transformers that reads a history and writes semantic IDs, as TIGER does (Rajput et al. 2023).
+    """A T5 of transformers that encodes a history and generates semantic IDs, as TIGER does (Rajput et al. 2023).
 
-    tokens: per level the token of each code in the decoder's vocabulary. Contexts: `input_ids` and `attention_mask`,
-    (B, T) each. The encoder runs once per context, and so does the cross-attention's part of it.
+    Contexts are `input_ids` and `attention_mask`, (B, T) each. The encoder and its part of the cross-attention run once
+    per context.
+
+    Parameters
+    ----------
+    model : T5ForConditionalGeneration
+    tokens : per level, (n_codes,) int arrays
+        The token of each code in the decoder's vocabulary.
+
+    Raises
+    ------
+    ValueError
+        For another model, or tokens outside the vocabulary.
     """
 
     def __init__(self, model, tokens: Sequence[np.ndarray]):
@@ -154,7 +174,7 @@ class EncoderDecoderScorer:
         self.n_levels = len(self.tokens)
 
     def begin(self, contexts: Mapping[str, torch.Tensor], normalization: str = "vocabulary"):
-        """Read the histories and score the first code: -> state, scores (B, 1, n_codes)."""
+        """Encode the histories and score the first code: state, scores (B, 1, n_codes)."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         ids, mask = _inputs(self.model, contexts)
@@ -167,19 +187,19 @@ class EncoderDecoderScorer:
         return state, self._decode(state, start, 0, encoded)
 
     def advance(self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor):
-        """Feed the codes of all beams and score the next level: -> state, scores (B, W, n_codes)."""
+        """Feed the codes of all beams and score the next level: state, scores (B, W, n_codes)."""
         from transformers import EncoderDecoderCache
 
         path = _longer(state.path, parents, len(state.depth))
         cache = EncoderDecoderCache(_branch(state.cache.self_attention_cache), state.cache.cross_attention_cache)
         depth = state.depth + (level,) * codes.shape[1]
         state = State(cache, path, depth, state.prompt_mask, state.normalization)
-        # the keys and values of the encoder's output are in the cache; the tensor itself is looked at no more
+        # keys and values of the encoder's output are in the cache; the tensor itself is not used any more
         ids = self.tokens[level].to(codes.device)[codes]
         return state, self._decode(state, ids, level + 1, state.prompt_mask[..., None])
 
     def _decode(self, state: State, ids: torch.Tensor, level: int, encoded: torch.Tensor) -> torch.Tensor:
-        """Run the decoder's blocks as the model itself does, but with positions that are levels and not places."""
+        """Run the decoder's blocks as the model does, but with levels as positions."""
         decoder = self.model.get_decoder()
         hidden = decoder.embed_tokens(ids)
         attention = decoder.block[0].layer[0].SelfAttention
@@ -238,7 +258,7 @@ def load_tokens(path: str | Path) -> tuple[tuple[np.ndarray, ...], int]:
 
 
 def _inputs(model, contexts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (B, T) int64 and which of them are real, (B, T) bool, where the model is."""
+    """Tokens (B, T) int64 and which of them are real, (B, T) bool, on the device of the model."""
     if model.training:
         raise ValueError("the model is in training mode, with dropout on: call its eval() first")
     ids, mask = contexts["input_ids"].to(model.device), contexts["attention_mask"].to(model.device).bool()
@@ -266,25 +286,25 @@ def _has_sliding_layers(config) -> bool:
 
 
 def _branch(cache):
-    """A copy that can grow without the original: transformers caches put new tensors in place of the old ones."""
+    """A copy that can grow without the original: caches replace tensors and do not change them."""
     branch = copy.copy(cache)
     branch.layers = [copy.copy(layer) for layer in cache.layers]
     return branch
 
 
 def _longer(path: torch.Tensor, parents: torch.Tensor, n_fed: int) -> torch.Tensor:
-    """The paths of the surviving beams with their new codes, which are fed as the places n_fed, n_fed + 1, ..."""
+    """The paths of the surviving beams with their new codes, at positions n_fed, n_fed + 1, ..."""
     own = n_fed + torch.arange(parents.shape[1], device=path.device).expand(len(path), -1)
     return torch.cat([path.gather(1, parents[..., None].expand(-1, -1, path.shape[2])), own[..., None]], dim=2)
 
 
 def _own(path: torch.Tensor, n_fed: int) -> torch.Tensor:
-    """Which of the codes fed so far belong to each beam: (B, W, n_fed) bool."""
+    """The codes fed so far that belong to each beam: (B, W, n_fed) bool."""
     return torch.zeros((*path.shape[:2], n_fed), dtype=torch.bool, device=path.device).scatter_(2, path, True)
 
 
 def _code_scores(head, hidden: torch.Tensor, tokens: torch.Tensor, normalization: str) -> torch.Tensor:
-    """Scores of the codes, (B, W, dim) -> (B, W, n_codes) float32; the whole vocabulary only for its normalizer."""
+    """Scores of the codes, (B, W, dim) -> (B, W, n_codes) float32; other tokens only enter the normalizer."""
     tokens = tokens.to(hidden.device)
     if normalization == "level":
         bias = None if head.bias is None else head.bias[tokens]

@@ -1,7 +1,6 @@
 """The trie in transformers' generate, in vLLM and as text for grammar libraries."""
 
 import json
-import sys
 from itertools import product
 from types import SimpleNamespace
 
@@ -126,7 +125,7 @@ def generate(case, beams, **more):
         return case.model.generate(case.prompts, attention_mask=torch.ones_like(case.prompts), **settings)
 
 
-@pytest.mark.parametrize("beams", [2, 10, 30])
+@pytest.mark.parametrize("beams", [1, 30])
 @pytest.mark.parametrize("end", [None, END])
 def test_beams_equal_those_of_prefix_allowed_tokens_fn(case, beams, end):
     length = case.trie.n_levels + (end is not None)
@@ -134,7 +133,8 @@ def test_beams_equal_those_of_prefix_allowed_tokens_fn(case, beams, end):
     ours = generate(case, beams, logits_processor=[processor], max_new_tokens=length)
     theirs = generate(case, beams, prefix_allowed_tokens_fn=by_prefix(case, end), max_new_tokens=length)
     assert torch.equal(ours.sequences, theirs.sequences)
-    assert torch.equal(ours.sequences_scores, theirs.sequences_scores)
+    if beams > 1:
+        assert torch.equal(ours.sequences_scores, theirs.sequences_scores)
     rows = processor.items(ours.sequences).view(3, beams)
     assert rows.min() >= 0 and all(len(set(each.tolist())) == beams for each in rows)
     written = ours.sequences[:, case.length :][:, : case.trie.n_levels].numpy()
@@ -142,7 +142,7 @@ def test_beams_equal_those_of_prefix_allowed_tokens_fn(case, beams, end):
 
 
 def test_each_context_keeps_to_its_subset(case):
-    for seed in range(4):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         allowed = rng.random((3, len(case.ids))) < 0.4
         excluded = rng.integers(-1, 40, (3, 3))
@@ -158,13 +158,6 @@ def test_each_context_keeps_to_its_subset(case):
         assert all(allowed[context, row] for context in range(3) for row in rows[context])
 
 
-def test_one_subset_serves_all_contexts(case):
-    allowed = np.arange(40) % 3 == 0
-    processor = TrieLogitsProcessor(case.trie, case.tokens, case.length, 4, case.trie.subset(allowed))
-    rows = processor.items(generate(case, 4, logits_processor=[processor]).sequences)
-    assert (rows % 3 == 0).all() and rows.min() >= 0
-
-
 @pytest.mark.parametrize("temperature", [0.3, 3.0])
 def test_sampling_draws_items_only(case, temperature):
     allowed = np.random.default_rng(0).random((3, 40)) < 0.2
@@ -176,13 +169,6 @@ def test_sampling_draws_items_only(case, temperature):
     rows = processor.items(found.sequences).view(3, 20)
     assert all(allowed[context, row] for context in range(3) for row in rows[context])
     assert (found.sequences[:, case.length + 3] == END).all()
-
-
-def test_greedy_is_the_first_child_of_the_best(case):
-    processor = TrieLogitsProcessor(case.trie, case.tokens, case.length)
-    ours = generate(case, 1, logits_processor=[processor]).sequences
-    theirs = generate(case, 1, prefix_allowed_tokens_fn=by_prefix(case)).sequences
-    assert torch.equal(ours, theirs) and processor.items(ours).min() >= 0
 
 
 @pytest.mark.parametrize("more", [{}, {"renormalize_logits": True}, {"do_sample": True, "temperature": 0.5}])
@@ -332,15 +318,6 @@ def test_vllm_refuses_bad_settings(engine):
     del engine.settings["semid_tokens"]
     with pytest.raises(ValueError, match="additional_config has no 'semid_tokens'"):
         engine.make()
-
-
-def test_without_vllm_one_sentence_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm.v1.sample.logits_processor", None)
-    adapters._vllm_processor.cache_clear()
-    with pytest.raises(ImportError, match="pip install 'vllm"):
-        adapters.VLLMTrieProcessor  # noqa: B018
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        adapters.nothing  # noqa: B018
 
 
 # --- vLLM itself ---
