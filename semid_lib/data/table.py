@@ -112,7 +112,7 @@ def _chosen(path: Path, names: list[str], columns: Sequence[str] | None) -> list
 
 def _checked(piece: Table) -> pd.DataFrame:
     """The columns of some records, checked; the first bad value raises."""
-    columns = {name: piece.frame[name].tolist() for name in piece.frame}
+    columns = {str(name): piece.frame[name].tolist() for name in piece.frame}
     return pd.DataFrame({name: typed(_checked_values(name, values, piece)) for name, values in columns.items()})
 
 
