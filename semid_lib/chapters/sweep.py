@@ -1,9 +1,8 @@
-"""A grid over the parameters of one chapter, with all rows in one table (`semid sweep`).
+"""Run a chapter at each point of a grid of parameters, and collect all rows in one table (`semid sweep`).
 
-Every point of the grid has artefacts of its own in `artefacts/sweeps/<data>/<scale>/<chapter>/<point>/`; what the
-chapters before it wrote is linked there, never copied or changed. Points that have run are not run again, so a sweep
-that was stopped goes on, and a larger grid adds to a smaller one. Next to the points lie `table.parquet` and
-`table.csv` (a line a row and point, with the parameters as columns) and `table.md` (mean and spread over seeds).
+Each point has its own artefacts in `artefacts/sweeps/<data>/<scale>/<chapter>/<point>/`, with links to what earlier
+chapters wrote. Points that are up to date are skipped, so a stopped sweep resumes and a larger grid adds to a smaller
+one. `table.parquet` and `table.csv` have a line a row and point, `table.md` mean and spread over seeds.
 """
 
 import ast
@@ -62,8 +61,15 @@ def parameters_from(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def grid(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """All combinations of KEY=VALUE,VALUE as parameters. Raises ValueError for anything else or a key twice.
+    """All combinations of KEY=VALUE,VALUE as parameters.
 
+    Raises
+    ------
+    ValueError
+        For anything else, and a key or a value twice.
+
+    Examples
+    --------
     >>> grid(["SEED=0,1", "N_LEVELS=3"])
     [{'SEED': 0, 'N_LEVELS': 3}, {'SEED': 1, 'N_LEVELS': 3}]
     """
@@ -88,7 +94,7 @@ def point_name(parameters: Mapping[str, Any]) -> str:
 
 
 def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
-    """Make a point's folder, with links to what the chapters before wrote. Raises ValueError if that is not there."""
+    """Make a point's folder, with links to what earlier chapters wrote. Raises ValueError if that is missing."""
     shared, own = (open_store(data, scale, where).folder for where in (root, point))
     own.mkdir(parents=True, exist_ok=True)
     earlier, stages = runner.before(source.stem, source.parent), runner.stages(source.parent)
@@ -117,10 +123,19 @@ def run(
     source: Path, points: Sequence[Mapping[str, Any]], data: str = "demo", scale: str = "laptop",
     root: str | Path | None = None, jobs: int = 1,
 ) -> list[Path]:  # fmt: skip
-    """Run the points that have not run; returns the folders of those that have now, in the order of the grid.
+    """Run the points that are out of date, each in its own process, `jobs` at once.
 
-    Points are processes of their own, `jobs` at once. A point that fails does not stop the others. Raises ValueError
-    if two points would have one folder, for unknown parameters, and if a chapter before was not run.
+    A point that fails does not stop the others.
+
+    Returns
+    -------
+    list of Path
+        The folders of the points that have run, in the order of the grid.
+
+    Raises
+    ------
+    ValueError
+        If two points share a folder, for an unknown parameter, and if an earlier chapter has not run.
     """
     root = Path(root or store.default_root()).resolve()
     home = folder(source.stem, data, scale, root)
@@ -148,7 +163,7 @@ def run(
 
 
 def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) -> Path:
-    """Where the points and the table of a sweep are."""
+    """The folder with the points and tables of a sweep."""
     root = Path(root or store.default_root()).resolve()
     return open_store(data, scale, root / "sweeps").folder / chapter
 
@@ -158,7 +173,7 @@ def _has_run(place: Path, source: Path, data: str, scale: str, point: Mapping[st
 
 
 def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:
-    """The rows of all points, one line a row and point: the swept parameters, then what the row says."""
+    """The rows of all points: a line a row and point, with the swept parameters first."""
     lines = []
     for place in places:
         executed = runner.folder_of(data, scale, place)
@@ -184,7 +199,7 @@ def over_seeds(rows: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
 
 
 def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> str:
-    """Write the three tables; returns the Markdown one."""
+    """Write the three tables and return the Markdown one."""
     plain = rows.assign(**{name: rows[name].map(repr) for name in swept if rows[name].dtype == object})
     for file, written in ((home / "table.parquet", plain.to_parquet), (home / "table.csv", plain.to_csv)):
         with atomic.fresh_file(file) as partial:

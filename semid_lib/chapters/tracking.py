@@ -1,10 +1,8 @@
-"""Runs in MLflow: one run a chapter, in the experiment of its data set and scale.
+"""Log runs in MLflow: one run a chapter, in the experiment of its data set and scale.
 
-Parameters are those of the chapter's parameters cell, metrics its result rows, artefacts its figures, the executed
-notebook, the log and the rows; tags say commit, data, machine and how it ended. Without `MLFLOW_TRACKING_URI` runs go
-to `mlflow.db` (SQLite) and `mlruns/` in the folder of artefacts. `SEMID_TRACKING=0` switches all of it off.
-
-A chapter's results are files; MLflow only shows them. So whatever goes wrong here is one warning, never an error.
+Parameters come from the parameters cell, metrics from the result rows. Artefacts are the figures, the executed
+notebook, the log and the rows. Without `MLFLOW_TRACKING_URI` runs go to `mlflow.db` (SQLite) and `mlruns/` in the
+folder of artefacts. `SEMID_TRACKING=0` turns logging off. A problem here is one warning: results are files.
 """
 
 import base64
@@ -32,13 +30,13 @@ def enabled() -> bool:
 
 
 def uri(root: str | Path | None = None) -> str:
-    """Where runs go: `MLFLOW_TRACKING_URI` if set, else the SQLite file in the folder of artefacts."""
+    """The tracking server: `MLFLOW_TRACKING_URI`, else the SQLite file in the folder of artefacts."""
     local = Path(root or store.default_root()).resolve() / "mlflow.db"
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local}"
 
 
 def metric_name(key: str) -> str:
-    """A row's key as MLflow allows it: no @, nothing but letters, digits and _-./ and spaces, 250 characters at most.
+    """A row's key as MLflow allows it: ASCII letters, digits, _-./ and spaces, at most 250 characters.
 
     >>> metric_name("next_item/demo/timeline/recall@10")
     'next_item/demo/timeline/recall_at_10'
@@ -47,7 +45,7 @@ def metric_name(key: str) -> str:
 
 
 def metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Rows as metrics: the value, the ends of its interval and its spread over seeds, each under a name of its own.
+    """Rows as metrics: the value, the ends of its interval and its spread over seeds.
 
     >>> metrics([{"key": "next_item/shop/mine/mrr", "value": 0.5, "ci95": [0.4, 0.6]}])
     {'next_item/shop/mine/mrr': 0.5, 'next_item/shop/mine/mrr_low': 0.4, 'next_item/shop/mine/mrr_high': 0.6}
@@ -62,7 +60,7 @@ def metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def figures(notebook: Mapping[str, Any]) -> list[bytes]:
-    """The PNG images among the outputs of an executed notebook, in their order."""
+    """The PNG images among the outputs of an executed notebook, in order."""
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     return [base64.b64decode("".join(image)) for image in images]
@@ -74,10 +72,22 @@ def log_run(
     files: Iterable[Path],
     root: str | Path | None = None,
 ) -> str | None:
-    """Keep one run of a chapter in MLflow; its id, or None if it is not tracked.
+    """Log one run of a chapter.
 
-    facts: what `chapters.run` wrote of it. files: kept as they are; the figures of those that are notebooks, too.
-    root: the folder of artefacts that holds the database, by default `store.default_root()`.
+    Parameters
+    ----------
+    facts : mapping
+        What `runner.run` returns.
+    rows : list of dict
+    files : iterable of Path
+        Logged as they are, with the figures of notebooks.
+    root : str or Path, optional
+        The folder of artefacts with the database; by default `store.default_root()`.
+
+    Returns
+    -------
+    str or None
+        The run's id; None if it was not logged.
     """
     if not enabled():
         return None
@@ -85,8 +95,8 @@ def log_run(
         return _log_run(facts, rows, list(files), Path(root or store.default_root()).resolve())
     except Exception as error:  # a server that is down, a disk that is full: the chapter's results are there
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        hint = "; `pip install semid-lib[track]` or SEMID_TRACKING=0" if isinstance(error, ImportError) else ""
-        _logger.warning("%s is not tracked in MLflow, its results are kept (%s)%s", facts["chapter"], reason, hint)
+        hint = ". Install semid-lib[track] or set SEMID_TRACKING=0" if isinstance(error, ImportError) else ""
+        _logger.warning("MLflow did not log %s (%s); results are saved%s", facts["chapter"], reason, hint)
         return None
 
 
@@ -127,7 +137,7 @@ def _log_run(facts: Mapping[str, Any], rows: list[dict[str, Any]], files: list[P
 
 
 def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What a run is found by; MLflow's own page shows the commit under its name for it."""
+    """The tags of a run; MLflow's page shows the commit under its own name for it."""
     names = ("chapter", "state", "data", "fingerprint", "scale", "commit", "dirty", "hardware", "error", "group")
     tags = {name: str(facts[name])[:5000] for name in names if facts.get(name) not in (None, "")}
     tags["seconds"] = f"{facts['seconds']:.1f}"

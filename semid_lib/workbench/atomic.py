@@ -1,7 +1,7 @@
-"""Files and folders that are replaced whole: a reader, or a run after a kill, finds the old content or the new one.
+"""Files and folders that are replaced atomically: readers find the old content or the new one, also after a kill.
 
-Each is written beside its place under a name of its own and renamed when it is on the disk, so a failed or killed write
-changes nothing, and two writers at once do not mix. Folders that a killed writer left are removed by the next one.
+Each is written next to its target under a temporary name of its own, flushed, and renamed. Two writers do not mix, and
+folders left by a killed writer are removed by the next one. Checksums and JSON files are here, too.
 """
 
 import contextlib
@@ -25,12 +25,9 @@ _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 @contextlib.contextmanager
 def fresh_file(target: str | Path) -> Iterator[Path]:
-    """A name to write a file under, which takes the place of `target` at the end of the block.
+    """A temporary name to write a file under; it replaces `target` at the end of the block.
 
-    Parameters
-    ----------
-    target : str or Path
-        Its folder is made if there is none.
+    The folder of `target` is made if it does not exist.
 
     Examples
     --------
@@ -59,21 +56,17 @@ def fresh_file(target: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def fresh_folder(target: str | Path) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of `target` at the end of the block.
+    """An empty folder to write into; it replaces `target` at the end of the block.
 
-    The old folder goes with all that it holds, so check before that it holds nothing of others. On Linux both change
-    places in one step. Elsewhere the old one is renamed first; a reader calls `settled` for the case of a kill there.
-
-    Parameters
-    ----------
-    target : str or Path
+    The old folder is removed with all it holds, so check it first (`check_only`). On Linux both change places in one
+    step. Elsewhere the old one is renamed first; readers call `settled` in case of a kill in between.
 
     Raises
     ------
     ValueError
-        If `target` is a file, the current folder or one that holds it, or a mount point, which cannot be replaced.
+        As `check_replaceable`.
     OSError
-        If something cannot be written; the old folder is as it was.
+        If something cannot be written; the old folder is unchanged.
 
     Examples
     --------
@@ -103,12 +96,9 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: str | Path) -> None:
-    """Refuse, before anything is written, what `fresh_folder` cannot replace.
+    """Refuse a folder that `fresh_folder` cannot replace, before anything is written.
 
-    Raises
-    ------
-    ValueError
-        For a file, the current folder or one that holds it, and a mount point.
+    Raises ValueError for a file, the current folder or one that holds it, and a mount point.
     """
     target = Path(os.path.realpath(folder))
     if target.exists() and not target.is_dir():
@@ -118,12 +108,9 @@ def check_replaceable(folder: str | Path) -> None:
 
 
 def check_only(folder: str | Path, names: Collection[str]) -> None:
-    """Refuse to replace a folder that holds files of others; hidden ones of ours and of systems do not count.
+    """Refuse to replace a folder with other files than `names`; hidden files of ours and of systems do not count.
 
-    Raises
-    ------
-    ValueError
-        Naming the first file or folder that is none of `names`.
+    Raises ValueError that names the first of them.
     """
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
         if path.name not in names and not (path.is_file() and _UNIMPORTANT.fullmatch(path.name)):
@@ -134,7 +121,7 @@ def check_only(folder: str | Path, names: Collection[str]) -> None:
 
 
 def settled(target: str | Path) -> Path:
-    """The folder as a path; where a kill came between two renames of `fresh_folder`, the old one is put back."""
+    """The folder as a path; if a kill came between two renames of `fresh_folder`, the old one is restored."""
     target = Path(target)
     if not target.exists():
         for old in _left_by(target, _ASIDE):
@@ -144,9 +131,9 @@ def settled(target: str | Path) -> Path:
 
 
 def check_files(folder: Path, sums: dict[str, str], names: Iterable[str] = ()) -> None:
-    """Hold the files of a folder against checksums, by name, that were saved with it; `names` must be among them.
+    """Compare the files of a folder with checksums by name; `names` must be among them.
 
-    Raises ValueError naming the first file that is missing or differs, or lies outside the folder (`check_names`).
+    Raises ValueError that names the first file that is missing, differs, or is outside the folder (`check_names`).
     """
     check_names([*names, *sums], folder)
     for name in dict.fromkeys([*names, *sums]):
@@ -157,9 +144,7 @@ def check_files(folder: Path, sums: dict[str, str], names: Iterable[str] = ()) -
 
 
 def check_names(names: Iterable[str], where: str | Path) -> None:
-    """Hold names that were read from a file against paths inside a folder, such as "llm/model.safetensors".
-
-    Raises ValueError naming the first that could lead out of it, is hidden, or is not plain.
+    """Refuse names, read from a file, that are not plain paths inside a folder, such as "llm/model.safetensors".
 
     >>> check_names(["model.safetensors", "../model.safetensors"], "here")
     Traceback (most recent call last):
@@ -189,14 +174,14 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def write_json(path: Path, content) -> None:
-    """Write JSON, whole or not at all; NaN is refused, since it is no JSON."""
+    """Write JSON atomically; NaN raises ValueError, since it is no JSON."""
     with reported(path), fresh_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def reported(target: Path) -> Iterator[None]:
-    """One sentence where a file cannot be written, such as on a full disk."""
+    """Turn an OSError, such as of a full disk, into one sentence about the file."""
     try:
         yield
     except OSError as error:

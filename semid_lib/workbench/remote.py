@@ -1,13 +1,11 @@
-"""Places outside this machine, such as `s3://bucket/folder`, wherever a folder or a file is taken.
+"""Folders and files at addresses such as `s3://bucket/folder`.
 
-A place has a copy on this machine, below `SEMID_CACHE` (by default `~/.cache/semid-lib`), where work is done and from
-which files are mapped: `fetch` brings there what has changed in the store, `send` brings back what has changed here.
-What an object store shows of a file is all of it or, while it is written, what was there before; so it is here.
+An address has a local copy below `SEMID_CACHE` (by default `~/.cache/semid-lib`). `fetch` brings there what has changed
+in the store, `send` sends what has changed here. A file is replaced atomically on both sides.
 
-All traffic is that of pyarrow's file systems. They take credentials, endpoint and region from the environment
-(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_REGION, ...) or where the store's own tools left them; none is an argument
-here, none may stand in an address, and none is written anywhere. What goes wrong is one sentence: a ValueError for what
-has to be changed first, a ConnectionError for what may pass when it is tried again.
+pyarrow's file systems do all transfers. They read credentials, endpoint and region from the environment
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_REGION, ...); none is an argument, part of an address, or written anywhere.
+Errors are one sentence: ValueError for what has to be changed first, ConnectionError for what may pass on a retry.
 """
 
 import contextlib
@@ -30,7 +28,7 @@ _MISSING = r"NO_SUCH_BUCKET|NO_SUCH_KEY|RESOURCE_NOT_FOUND|HTTP status 404|Bucke
 
 
 def is_remote(where: str | Path) -> bool:
-    """Whether it is the address of a place outside this machine.
+    """Whether it is an address outside this machine.
 
     >>> is_remote("s3://bucket/shop"), is_remote("data/shop")
     (True, False)
@@ -39,13 +37,14 @@ def is_remote(where: str | Path) -> bool:
 
 
 def local(where: str | Path) -> Path:
-    """Where its copy is on this machine, whether there is one or not; a path of this machine is its own.
+    """The path of its local copy, which need not exist; a path of this machine is returned as it is.
 
-    Raises ValueError for an address that holds a key, a parameter, or a part that would lead elsewhere.
+    Raises ValueError for an address with a key, a parameter, or a part that leads elsewhere.
     """
-    if not is_remote(where):
+    address = _REMOTE.match(where) if isinstance(where, str) else None
+    if address is None:
         return Path(where)
-    scheme, path = _REMOTE.match(where).groups()
+    scheme, path = address.groups()
     parts = path.rstrip("/").split("/")
     if re.search(r"[@?#]", path):
         raise ValueError(f"an address of {scheme} holds @, ? or #: credentials and endpoint belong in the environment")
@@ -56,7 +55,7 @@ def local(where: str | Path) -> Path:
 
 
 def exists(where: str) -> bool:
-    """Whether there is such a file or folder in the store. Raises as `fetch` does."""
+    """Whether the store has this file or folder. Raises as `fetch` does."""
     from pyarrow import fs
 
     system, path = _opened(where)
@@ -65,16 +64,22 @@ def exists(where: str) -> bool:
 
 
 def fetch(where: str | Path) -> Path:
-    """The copy of a file or of a whole folder, made to agree with the store; a path of this machine as it is.
+    """Update the local copy of a file or folder, and return its path; a path of this machine is returned as it is.
 
-    Only files that are not here as they are there are downloaded, each under another name first; one that has gone
-    there goes here, too, unless it never was there. Raises ValueError if there is nothing, or no right to see it, and
-    ConnectionError if the store cannot be asked, breaks off, or a file changes while it is read.
+    Only changed files are downloaded. Files deleted in the store are deleted here if they came from there.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing, or no right to see it.
+    ConnectionError
+        If the store cannot be reached, breaks off, or a file changes while it is read.
     """
     if not is_remote(where):
         return Path(where)
     from pyarrow import fs
 
+    where = str(where)
     here, (system, path) = local(where), _opened(where)
     with _plain_errors(where):
         info = system.get_file_info(path)
@@ -99,16 +104,16 @@ def fetch(where: str | Path) -> Path:
 
 
 def send(where: str | Path, whole: bool = False) -> None:
-    """Bring a file or a folder back: the files of its copy that are new or have changed here, the oldest first.
+    """Send the files of a local copy that are new or have changed, oldest first.
 
-    So what was written last, such as a list of checksums, arrives last. A file that is not here goes there, too; of a
-    folder only if it is sent as a whole, and at the end. Nothing is done for a path of this machine. Raises as `fetch`
-    does.
+    So what was written last, such as a list of checksums, arrives last. A file that was deleted here is deleted there;
+    in a folder only if `whole`, and at the end. Nothing happens for a path of this machine. Raises as `fetch` does.
     """
     if not is_remote(where):
         return
     from pyarrow import fs
 
+    where = str(where)
     here, (system, path) = local(where), _opened(where)
     if not here.exists():
         with _plain_errors(where):
@@ -149,7 +154,7 @@ def _download(system: "fs.FileSystem", path: str, target: Path) -> None:
 
 
 def _seen(system: "fs.FileSystem", path: str) -> dict[str, Any]:
-    """What tells one content of an object from the next."""
+    """What tells two contents of an object apart."""
     with system.open_input_file(path) as file:
         facts = file.metadata() or {}
         tag = next((value.decode() for name, value in facts.items() if name.lower() == "etag"), None)
@@ -166,7 +171,7 @@ def _note_of(file: Path) -> Path:
 
 
 def _noted(file: Path) -> dict[str, Any] | None:
-    """What the file was, there and here, when both were last the same."""
+    """The state of the file, there and here, when both were last the same."""
     try:
         return json.loads(_note_of(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -192,7 +197,7 @@ def _opened(where: str) -> tuple["fs.FileSystem", str]:
 
 @contextlib.contextmanager
 def _plain_errors(where: str) -> Iterator[None]:
-    """What pyarrow raises, as one sentence about the place."""
+    """Turn pyarrow's errors into one sentence about the address."""
     try:
         yield
     except ConnectionError:

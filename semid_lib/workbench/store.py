@@ -100,7 +100,7 @@ class Store:
         root = root or os.environ.get("SEMID_ARTEFACTS") or default_root()
         name = folder_name(data, fingerprint)
         self.folder = remote.local(root) / name / scale
-        self._place = f"{root.rstrip('/')}/{name}/{scale}" if remote.is_remote(root) else None
+        self._place = f"{str(root).rstrip('/')}/{name}/{scale}" if remote.is_remote(root) else None
         self._parents: dict[str, str] = {}  # digests of the artefacts that were loaded
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:

@@ -122,7 +122,7 @@ def check_count(name: str, value: Any) -> int:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
-    if value > _MOST:
+    if int(value) > _MOST:
         raise ValueError(f"{name} is {shown(value)}, expected at most {_MOST}")
     return int(value)
 

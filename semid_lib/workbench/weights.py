@@ -47,7 +47,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping
     if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
         from safetensors.numpy import save_file
     else:
-        from safetensors.torch import save_file
+        from safetensors.torch import save_file  # type: ignore[assignment]
 
         _check_finite(path, tensors)  # else they could not be loaded
     with fresh_file(path) as partial:

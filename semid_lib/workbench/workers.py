@@ -112,7 +112,7 @@ class Cluster:
         if ray.is_initialized():
             raise RuntimeError("Ray is running in this process already, expected ray.shutdown() before")
         with ExitStack() as opened:
-            settings = {"address": self.address, "log_to_driver": False, "logging_level": logging.ERROR}
+            settings: dict[str, Any] = {"address": self.address, "log_to_driver": False, "logging_level": logging.ERROR}
             if self.address is None:
                 folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
                 # one level down, since Ray opens its folder to everybody; the one above stays closed
@@ -145,19 +145,23 @@ class Cluster:
         """
         import ray
 
-        new_worker = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=-1, max_task_retries=_RETRIES)(_Worker)
-        shared, workers, sent, row = ray.put(load), [], deque(), 0
+        new_worker: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=-1, max_task_retries=_RETRIES)(
+            _Worker
+        )
+        shared, row, n_workers = ray.put(load), 0, self.n_workers or 1
+        workers: list[Any] = []
+        sent: deque[_Sent] = deque()
         try:
             for batch in batches:
                 ready = set(_ready(sent))
-                while sent and (sent[0].answer in ready or len(sent) >= _AHEAD * self.n_workers):
+                while sent and (sent[0].answer in ready or len(sent) >= _AHEAD * n_workers):
                     yield _received(sent.popleft())
-                if len(workers) < self.n_workers:
+                if len(workers) < n_workers:
                     workers.append(new_worker.remote())
                 busy = Counter(one.worker for one in sent if one.answer not in ready)
-                worker = min(range(len(workers)), key=lambda at: (busy[at], -at))
-                answer = workers[worker].__call__.remote([shared], batch)  # in a list: an error of `load` is an answer
-                sent.append(_Sent(answer, worker, row, row + len(batch) - 1))
+                idlest = min(range(len(workers)), key=lambda at: (busy[at], -at))
+                answer = workers[idlest].__call__.remote([shared], batch)  # in a list: an error of `load` is an answer
+                sent.append(_Sent(answer, idlest, row, row + len(batch) - 1))
                 row += len(batch)
             while sent:
                 yield _received(sent.popleft())
@@ -219,9 +223,9 @@ def _received(one: _Sent) -> pa.Table:
         raise BatchError(f"a worker died over {rows}, {_RETRIES + 1} times: {error}") from error
     if answer.column_names == _FAILED:
         message, trace = (column[0].as_py() for column in answer.columns)
-        error = BatchError(f"{rows}: {message}")
-        error.add_note(trace)
-        raise error
+        failure = BatchError(f"{rows}: {message}")
+        failure.add_note(trace)
+        raise failure
     return answer
 
 

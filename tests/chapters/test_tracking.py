@@ -79,7 +79,7 @@ def test_a_server_that_is_down_is_one_warning(tmp_path, files, monkeypatch, capl
     with caplog.at_level(logging.WARNING, tracking.__name__):
         assert tracking.log_run(FACTS, ROWS, files, tmp_path / "artefacts") is None
     [warning] = [record.getMessage() for record in caplog.records if record.name == tracking.__name__]
-    assert warning.startswith("01_toy is not tracked in MLflow, its results are kept (")
+    assert warning.startswith("MLflow did not log 01_toy (")
 
 
 def test_without_mlflow_the_warning_names_the_extra(tmp_path, monkeypatch, caplog):
