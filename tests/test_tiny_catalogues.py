@@ -48,6 +48,7 @@ def test_residual_k_means_is_exact(catalogue):
     assert codebooks.distortion(vectors, fitted.decode(fitted.encode(vectors, beam_width=8))) < 1e-10
 
 
+@pytest.mark.slow
 @given(catalogues())
 @settings(max_examples=4, deadline=None)
 def test_an_rq_vae(catalogue):
