@@ -153,6 +153,7 @@ def answered(python: Path | str, folder: Path, item_id: int, variables: dict[str
         service.wait(30)
 
 
+@pytest.mark.slow
 def test_what_is_copied_predicts_and_serves(tmp_path, served_folder, shop):
     copied(tmp_path / "build")
     answered(

@@ -83,6 +83,7 @@ def sleeper(recommender_to_serve, serve):
     return serve(app)
 
 
+@pytest.mark.slow
 def test_only_the_first_response_of_a_container_is_cold(sleeper, tmp_path, monkeypatch):
     found = measure(sleeper, "secret", cold=2, warm=5, wait=0.3)
     assert len(found.cold) == 2 and found.missed == 0 and len(found.warm) == 5

@@ -137,6 +137,7 @@ def test_models_of_search_come_back_too(server, shop, searchable, searchers, kin
     np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_pushed_without_its_model_and_the_next_push_removes_it(
     server, shop, searchable, adapted, recommender, tmp_path
 ):
@@ -154,6 +155,7 @@ def test_an_adapter_is_pushed_without_its_model_and_the_next_push_removes_it(
     assert Recommender.from_pretrained(REPO, revision=before.commit).searcher.adapter is not None
 
 
+@pytest.mark.slow
 def test_an_adapter_must_be_pinned_and_hold_the_rows(shop, searchable, adapted, tmp_path):
     pinned = adapted.adapter
     Recommender(None, shop.ids, searchable, adapted).save_pretrained(tmp_path / "moving")
@@ -339,6 +341,7 @@ def test_a_download_that_breaks_off_goes_on_inside_the_file(server, pushed, reco
     np.testing.assert_array_equal(loaded.recommend(histories).item_ids, recommender.recommend(histories).item_ids)
 
 
+@pytest.mark.slow
 def test_half_a_snapshot_is_never_loaded_and_the_rest_is_fetched_later(server, pushed, tmp_path, monkeypatch):
     weights = weights_of(server)
     server.cut = {f"GET {weights}": 0}
@@ -357,6 +360,7 @@ def test_half_a_snapshot_is_never_loaded_and_the_rest_is_fetched_later(server, p
     assert {path.rpartition("/")[2] for path in server.asked("HEAD")} == {"model.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_push_that_breaks_off_changes_nothing_and_goes_on(server, recommender, pushed, shop, new_timeline, tmp_path):
     other = Recommender(new_timeline(seed=1), shop.ids, shop.items.assign(title="changed"))
     ours = content_of(other, tmp_path / "saved")

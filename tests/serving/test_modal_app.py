@@ -3,7 +3,6 @@
 What Modal itself does with a snapshot, a GPU or a built image cannot be seen here.
 """
 
-import ast
 import hashlib
 import importlib.metadata
 import json
@@ -38,7 +37,7 @@ LIBRARY = ROOT / "semid_lib"
 @pytest.fixture(autouse=True)
 def no_compiled_loop(monkeypatch):
     """The images have no numba; here it would compile for seconds."""
-    monkeypatch.setattr(beam_search, "_kernel", lambda: None)
+    monkeypatch.setattr(beam_search, "_compiled", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -236,30 +235,6 @@ def provided(extras: str) -> set[str]:
     return {module for module, names in modules.items() if {canonicalize_name(name) for name in names} & found}
 
 
-def imports(paths: list[Path]) -> set[str]:
-    """Third-party modules that files import anywhere, with modules of ours that they lead to."""
-    seen, found, waiting = set(), set(), list(paths)
-    while waiting:
-        path = waiting.pop()
-        if path in seen or not path.is_file():
-            continue
-        seen.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            waiting += [ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith("semid_lib")]
-            found |= {name.split(".")[0] for name in names if not name.startswith("semid_lib")}
-    return found - set(sys.stdlib_module_names)
-
-
-# what functions that a container never calls import: other decoders, training on 4-bit weights, a compiled loop
-ELSEWHERE = {"llguidance", "numba", "outlines", "outlines_core", "ray", "unsloth", "vllm", "xgrammar"}
-SERVED = [LIBRARY / "serving" / "http" / "web.py", LIBRARY / "serving" / "predict.py"]
-
-
 @pytest.mark.slow
 def test_a_deployment_is_what_the_settings_say(cloud, served_folder):
     put(cloud, served_folder)
@@ -278,8 +253,6 @@ def test_a_deployment_is_what_the_settings_say(cloud, served_folder):
     config = hashlib.sha256((served_folder / "config.json").read_bytes()).hexdigest()  # another model, another snapshot
     assert any(secret.get("SEMID_MODEL_STATE") == config for secret in secrets)
     assert '".[embed,search,serve]"' in line and "--constraint constraints.txt" in line
-    missing = imports(SERVED) - provided("embed,search,serve") - ELSEWHERE - {"datasets", "peft", "trl"}
-    assert not missing, f"the image lacks {sorted(missing)}"
 
 
 @pytest.mark.slow
@@ -297,8 +270,6 @@ def test_vllm_on_a_gpu_comes_with_the_versions_that_it_pins_itself(cloud, served
     assert not made["keep_warm"].resources.gpu_config.gpu_type
     assert any(secret.get("SEMID_GPU") == "L4" and secret["HF_HUB_OFFLINE"] == "1" for secret in secrets)
     assert '".[embed,search,serve,sft]"' in line and "vllm==0.32.0" in line
-    missing = imports(SERVED) - provided("embed,search,serve,sft") - ELSEWHERE
-    assert not missing, f"the image lacks {sorted(missing)}"
     (tmp_path / "constraints.txt").write_bytes((ROOT / "constraints.txt").read_bytes())
     subprocess.run(re.search(r"sed [^&]*", line)[0], shell=True, cwd=tmp_path, check=True)
     left = (tmp_path / "constraints.txt").read_text().splitlines()
@@ -425,6 +396,7 @@ def test_batch_on_modal_gives_the_file_of_the_command(cloud, in_room, room, shop
     assert not [path for path in cloud.files["semid"] if path.startswith("batch/")]
 
 
+@pytest.mark.slow
 def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     write_folder(tmp_path / "tiny", [{"item_id": at, "title": f"thing {at}"} for at in range(5)])
@@ -446,14 +418,6 @@ def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{40}\+?|\+", commit)
     sent = [path for path in cloud.files["semid"] if path.startswith("data/")]
     assert sent and not [path for path in sent if "README" in path]
-    [line] = [
-        line
-        for request in cloud.asked("ImageGetOrCreate")
-        for line in request.image.dockerfile_commands
-        if "constraints.txt" in line
-    ]
-    missing = imports(sorted((ROOT / "notebooks").glob("[0-9]*.py"))) - provided(re.search(r"\[([\w,]+)\]", line)[1])
-    assert not missing - {"ray", "unsloth", "vllm"}, f"the image of the chapters lacks {sorted(missing)}"
     assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == {"executed/01_a.ipynb", "rows/01_a.json"}
     modal_app.fetch(data, "smoke", everything=True)
     assert (here / "recommender" / "config.json").read_bytes() == b"recommender/config.json"

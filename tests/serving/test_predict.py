@@ -234,6 +234,7 @@ def forked(work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "n_rejected"), [(".csv", 3), (".parquet", 0)])
 def test_killed_at_each_step_of_publishing_nothing_is_answered_again(
     recommender_to_serve, many, tmp_path, monkeypatch, ending, n_rejected

@@ -244,6 +244,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, other):
     assert content_of(folder) == before and [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_a_reader_beside_a_writer_loads_the_old_or_the_new_one(folder, recommender, other):
     stop = threading.Event()
 
