@@ -65,6 +65,8 @@ class _TokenTrie:
 class TrieLogitsProcessor:
     """Restricts `generate` of transformers to the trie: greedy, sampling or beams, and any vocabulary.
 
+    Use::
+
         processor = TrieLogitsProcessor(trie, tokens, prompt_length=inputs.input_ids.shape[1], beam_width=10)
         found = model.generate(**inputs, logits_processor=[processor], num_beams=10, num_return_sequences=10,
                                max_new_tokens=trie.n_levels, do_sample=False)

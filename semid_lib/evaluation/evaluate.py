@@ -37,7 +37,7 @@ def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None,
     Parameters
     ----------
     rank : callable
-        rank(histories, k, exclude_seen=..., **options) -> an object with `items`, (n, k) item rows.
+        `rank(histories, k, exclude_seen=..., **options)` returns an object with `items`, (n, k) item rows.
     examples : data.Examples
     k : int
         Length of the lists.

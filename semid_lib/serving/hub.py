@@ -155,7 +155,7 @@ def push(folder: str | Path, repo: str, private: bool = True, replaced: Sequence
     repo : str
     private : bool
     replaced : sequence of str
-        Patterns such as "llm/*": files in the repository that match, and that the folder does not have, are deleted.
+        Patterns such as `llm/*`: files in the repository that match, and that the folder does not have, are deleted.
 
     Raises
     ------
