@@ -32,6 +32,7 @@ _VLLM = "vllm==0.32.0"  # no extra, since its wheels are for GPU boxes; it needs
 # and other versions of these packages
 _VLLM_PINS = ("apache-tvm-ffi", "lark", "llvmlite", "numba", "numpy")
 _SERVING = "embed,search,serve"  # as in the Dockerfile
+_CHAPTERS = f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger"
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
 _DAY = 24 * 3600
 _REFUSALS = (ValueError, OSError, ImportError, RuntimeError, modal.exception.Error)
@@ -144,9 +145,9 @@ def _image(extras: str, vllm: bool = False, extra_index: str | None = None) -> m
 
 _EXTRA_INDEX = None if SETTINGS.gpu else os.environ.get("PIP_EXTRA_INDEX_URL")
 IMAGE = _image(_SERVING + ",sft" * bool(SETTINGS.gpu), SETTINGS.engine == "vllm", _EXTRA_INDEX)
-CHAPTERS_IMAGE = _image(
-    f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger", extra_index=_EXTRA_INDEX
-).add_local_dir(_REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"])
+CHAPTERS_IMAGE = _image(_CHAPTERS, extra_index=_EXTRA_INDEX).add_local_dir(
+    _REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"]
+)
 CHAPTERS_IMAGE = CHAPTERS_IMAGE.add_local_file(_REPOSITORY / "dvc.yaml", "/root/dvc.yaml")  # which chapters need which
 
 _ENVIRONMENT: dict[str, str | None] = {

@@ -3,6 +3,7 @@
 What Modal itself does with a snapshot, a GPU or a built image cannot be seen here.
 """
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -233,6 +234,44 @@ def provided(extras: str) -> set[str]:
         ]
     modules = importlib.metadata.packages_distributions()
     return {module for module, names in modules.items() if {canonicalize_name(name) for name in names} & found}
+
+
+def imports(paths: list[Path]) -> set[str]:
+    """Third-party modules that files import anywhere, with modules of ours that they lead to."""
+    seen, found, waiting = set(), set(), list(paths)
+    while waiting:
+        path = waiting.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            waiting += [ROOT / f"{name.replace('.', '/')}.py" for name in names if name.startswith("semid_lib")]
+            found |= {name.split(".")[0] for name in names if not name.startswith("semid_lib")}
+    return found - set(sys.stdlib_module_names)
+
+
+def test_the_images_install_what_the_code_imports():
+    served = [LIBRARY / "serving" / "http" / "web.py", LIBRARY / "serving" / "predict.py"]
+    # what functions that a container never calls import
+    elsewhere = {
+        "datasets",
+        "llguidance",
+        "numba",
+        "outlines",
+        "outlines_core",
+        "peft",
+        "ray",
+        "trl",
+        "vllm",
+        "xgrammar",
+    }
+    missing = imports(served) - provided(modal_app._SERVING) - elsewhere - {"unsloth"}
+    assert not missing, f"the image of the endpoint lacks {sorted(missing)}"
+    missing = imports(sorted((ROOT / "notebooks").glob("[0-9]*.py"))) - provided(modal_app._CHAPTERS)
+    assert not missing - {"ray", "unsloth", "vllm"}, f"the image of the chapters lacks {sorted(missing)}"
 
 
 @pytest.mark.slow
