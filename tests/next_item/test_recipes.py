@@ -134,7 +134,7 @@ def test_each_model_is_trained_once(shop_folder, model, split, capsys, monkeypat
     ("split", "times", "message"),
     [
         ("leave_one_out", [[1], [1, 2], [3, 4]], "leave-one-out needs a user with 3 interactions, there are 3 users"),
-        ("time", [[7, 7, 7], [7, 7, 7, 7]], "all interactions have time 7, a time-based split needs several"),
+        ("time", [[7, 7, 7], [7, 7, 7, 7]], "the split would start at times 7, 7 and 7: expected increasing times"),
         ("time", [[second] for second in range(20)], "no user has interactions before time"),
         ("random", [[1, 2, 3]], "split is 'random', expected one of leave_one_out, time"),
     ],
