@@ -94,7 +94,7 @@ def forbidden(mask, excluded, context):
     return set(np.flatnonzero(~row).tolist()) | set(excluded[context])
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(shops(), st.integers(1, 25), st.integers(0, 8), st.integers(1, 30), st.sampled_from([0.0, 0.4]))
 def test_wide_beams_and_the_exact_ranking_score_every_item_and_narrow_beams_fill_lists(
     shop, k, spare, block, impossible
@@ -336,7 +336,7 @@ def test_exact_ranking_names_nan_and_bad_sizes():
             exact_ranking(Ones([1, 2]), [0], trie, k, block=block)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.sampled_from([1, 3, 40]), st.booleans())
 def test_both_ways_choose_the_same_among_many_candidates(seed, n_values, width, rules):
     """Scores of few different values, so that many are equal; long rows, so that blocks are skipped."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -274,6 +274,7 @@ def test_an_array_too_many_is_refused(saved):
     refused(saved, "leaf_start.2")
 
 
+@settings(max_examples=40)
 @given(distinct_ids(max_items=8), st.data())
 def test_a_changed_byte_gives_an_error_or_a_trie(ids, data):
     with tempfile.TemporaryDirectory() as folder:

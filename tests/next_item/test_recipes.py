@@ -115,6 +115,7 @@ def test_two_processes_that_are_stopped_end_as_one_that_is_not(shop_folder, tmp_
         np.testing.assert_allclose(two.state_dict()[name], weight, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "split"), [("timeline", "time"), ("tiger", "leave_one_out"), ("sasrec", "leave_one_out")]
 )
@@ -158,6 +159,7 @@ def test_validation_of_users_who_buy_again_may_find_seen_items(task):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_chapter_finds_the_runs_of_the_command_and_no_others(shop_folder, task, monkeypatch):
     recipes.train("timeline", str(shop_folder), "smoke")
     artefacts, usual = task
