@@ -202,7 +202,7 @@ for part in comparison.dropna(axis=1):
         print(f"{part}: RQ-VAE {change} compared with residual k-means")
 
 # %% [markdown]
-# Both quantizers fit their own items best, so read the column of held-out items for a growing catalogue. In the
+# Both quantizers fit their own items best, so read the column of [held-out items](../book/notation.md "held-out item") for a growing catalogue. In the
 # published run on Amazon Beauty, the RQ-VAE is 18% below k-means on fitted items, but only 5% on held-out ones. Later
 # chapters use residual k-means: it needs no tuning, takes seconds, and its prefixes are plain clusters.
 

@@ -280,8 +280,8 @@ print(f"{added.left_over} need a disambiguation code, the others moved")
 
 # %% [markdown]
 # The quantizer gives each new item its codes. If they are taken, the item moves to a free last code; if the prefix is
-# full, it needs a disambiguation code, and the ID may be longer than the model can generate. Removing an item frees its
-# ID (`assignment.remove_items`).
+# full, it needs a [disambiguation code](../book/notation.md), and the ID may be longer than the model can generate.
+# Removing an item frees its ID (`assignment.remove_items`).
 #
 # Do the codebooks still fit what arrives? The [drift](../book/notation.md) report compares the squared errors of new and
 # old items: first for this random tenth, then for the largest label as if it were new. It has the ratio of the means,

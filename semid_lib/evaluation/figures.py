@@ -162,8 +162,8 @@ def costs_by_size(
     """
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
     for (stage, published), some in points.groupby(["stage", "published"], sort=False):
-        fill = {"marker": "o", "markerfacecolor": "none"} if published else {"marker": "."}
-        axis.plot(some["n"], some["value"], linestyle="none", color=colour(stage), **fill)
+        marker, fill = ("o", "none") if published else (".", colour(str(stage)))
+        axis.plot(some["n"], some["value"], marker, color=colour(str(stage)), markerfacecolor=fill)
     for stage, (sizes, costs) in curves.items():
         axis.plot(sizes, costs, color=colour(stage), lw=1, label=stage)
     if limit is not None:
