@@ -253,7 +253,7 @@ figures_data.distortion_by_bits(sweep)
 plt.show()
 
 # %% [markdown]
-# *Figure 5.* Distortion by the length of the ID in bits; a point is a level. Where the line of a larger codebook is
+# *Figure 5.* [Distortion](../book/notation.md "distortion") by the length of the ID in bits; a point is a level. Where the line of a larger codebook is
 # lower, the same bits are better spent on it than on more levels. Where lines coincide, fewer levels are better, because
 # shorter IDs are faster to generate. The figure does not show the cost of a larger codebook: fewer items share a code,
 # so a model sees each code less often.

@@ -339,7 +339,7 @@ print(f"{cents:.2f} cents")
 # ## 6. Two commands
 #
 # Chapter 07 wrote a model for [histories](../book/notation.md "history"), chapter 10 one for queries. If both use the
-# same semantic IDs, one folder holds both, and one endpoint answers both.
+# same [semantic IDs](../book/notation.md "semantic ID"), one folder holds both, and one endpoint answers both.
 
 # %%
 whole = folder
@@ -370,7 +370,7 @@ print("to deploy:", whole.name if whole else "nothing yet")
 # semid deploy measure --url https://... --cold 3 --warm 100
 # ```
 #
-# It waits until the endpoint has stopped, starts it with a request, and keeps the times as result rows, which this
+# It waits until the endpoint has stopped, starts it with a request, and keeps the times as [result rows](../book/notation.md "result row"), which this
 # chapter reads:
 
 # %%

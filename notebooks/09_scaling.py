@@ -271,7 +271,7 @@ ends
 
 # %% [markdown]
 # If *extrapolated* is true, the size lies beyond all measured ones: only its first digit means anything. *Not in reach*
-# means more than ten times beyond, where the laws say nothing.
+# means that it is further beyond them than the laws hold.
 
 # %% [markdown]
 # ## 6. What to use on N items

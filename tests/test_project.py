@@ -211,7 +211,9 @@ def test_the_links_of_a_chapter_lead_somewhere_in_jupyterlab_too(chapter):
     assert not re.findall(r"\{(?:term|cite)\}`", text), "JupyterLab knows no such role: see for_sphinx in book/pages.py"
     for target in re.findall(r"\]\(([^\s):]+)", text):
         file = (chapter.parent / target).with_suffix(".py" if target.endswith(".ipynb") else Path(target).suffix)
-        assert file.is_file() or target.startswith(("eq-", "https")), f"{target}: no file beside the chapter or of the book"
+        assert file.is_file() or target.startswith(("eq-", "https")), (
+            f"{target}: no file beside the chapter or of the book"
+        )
 
 
 def test_citations_name_the_authors_and_the_year_of_the_bibliography():

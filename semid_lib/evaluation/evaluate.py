@@ -134,7 +134,7 @@ def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[in
     columns = {}
     for name, of_seeds in evaluations.items():
         measured = [figures(each, ks) for each in _as_list(of_seeds)]
-        mean = sum(measured) / len(measured)
+        mean = sum(measured[1:], measured[0]) / len(measured)
         cells = {metric: shown(*line) for metric, line in zip(mean.index, mean.to_numpy(), strict=True)}
         if len(measured) > 1:
             spread = pd.concat([each["mean"] for each in measured], axis=1).std(axis=1)
@@ -227,7 +227,7 @@ def evaluate_queries(
 
     query_vectors = None if query_vectors is None else np.asarray(query_vectors)
 
-    def timed(at: Sequence[int]) -> tuple[np.ndarray, float]:
+    def timed(at: Sequence[int] | np.ndarray) -> tuple[np.ndarray, float]:
         options = {} if query_vectors is None else {"query_vectors": query_vectors[at]}
         if allowed is not None:
             options["allowed"] = allowed[at] if np.ndim(allowed) == 2 and len(allowed) > 1 else allowed
