@@ -42,7 +42,7 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.evaluation import plotting
 from semid_lib.ids import codebooks
-from semid_lib.llm import base_models, costs, examples, fine_tuning, vocabulary
+from semid_lib.llm import base_models, examples, fine_tuning, training_costs, vocabulary
 from semid_lib.llm.llm_search import LanguageModelSearch, generate_freely
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import search_study
@@ -213,8 +213,8 @@ tokens_and_labels.map(
 # divided by the speed, which we measure on a few batches:
 
 # %%
-speed = costs.measured_speed(model, tokenized, config, tokens)
-cost = costs.estimate(model, tokenized, config, tokens, speed)
+speed = training_costs.measured_speed(model, tokenized, config, tokens)
+cost = training_costs.estimate(model, tokenized, config, tokens, speed)
 n_steps = {stage: config.n_steps(stage, len(rows)) for stage in config.stages}
 print(f"{len(rows):,} examples, steps: {n_steps}")
 print(f"{speed:,.0f} tokens per second: {cost.seconds / 60:.1f} minutes")
@@ -232,7 +232,7 @@ print(f"{cost.activations_gib:.2f} for a batch")
 
 # %%
 n_new, for_gpu = sum(map(len, tokens)), fine_tuning.FineTuning()
-known_costs = costs.estimate_known(tokenized, n_new, for_gpu, 1e14)
+known_costs = training_costs.estimate_known(tokenized, n_new, for_gpu, 1e14)
 known_costs.style.format("{:.2g}", subset=known_costs.columns[2:])
 
 # %%

@@ -66,7 +66,8 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import figures
 from semid_lib.evaluation.rows import table_rows
 from semid_lib.serving.recommender import Recommender
-from semid_lib.studies import cold_start, costs
+from semid_lib.studies import endpoint_costs as costs
+from semid_lib.studies import service_start
 from semid_lib.workbench import scale, store
 
 clock = store.Clock()
@@ -94,18 +95,18 @@ else:
 #
 # A *cold start* is everything between a request that finds no running service and its response. We start the service
 # in a fresh process several times and send requests until it responds; timers inside the process measure each part
-# (`semid_lib.studies.cold_start`). Two things are not included: the provider's part (find a machine, fetch an image,
+# (`semid_lib.studies.service_start`). Two things are not included: the provider's part (find a machine, fetch an image,
 # start a container), and the first read of the files from a disk or a network.
 
 # %%
-starts, OURS = None, list(cold_start.OURS)
+starts, OURS = None, list(service_start.OURS)
 if folder is not None:
-    ways = dict(list(cold_start.WAYS.items())[: sizes.cold_ways])
+    ways = dict(list(service_start.WAYS.items())[: sizes.cold_ways])
     n = sizes.warm_answers
-    requests = cold_start.example_requests(folder, shop, n, SEED)
+    requests = service_start.example_requests(folder, shop, n, SEED)
     few, repeats = requests[: 1 + n // 10], sizes.cold_starts
-    starts = cold_start.table(folder, few, ways, repeats, progress=True)
-    parts = starts.loc["as it is", list(cold_start.PARTS)].median()
+    starts = service_start.table(folder, few, ways, repeats, progress=True)
+    parts = starts.loc["as it is", list(service_start.PARTS)].median()
     ours = parts[OURS].sum()
     print(f"{parts.sum():.2f} s to the first response (sum of the medians),")
     print(f"{ours:.2f} s of them in this library, the rest in packages")
@@ -120,7 +121,7 @@ if starts is not None:
 # model would only shorten the part "weights". The most expensive imports:
 
 # %%
-cold_start.imports().head(8).round(3)
+service_start.imports().head(8).round(3)
 
 # %% [markdown]
 # ## 2. What does each measure save?
@@ -143,8 +144,8 @@ if starts is not None:
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Horizontal bars of the seconds to the first response, one for each way to start the service, grey for packages and blue for this library; the fork's is tiny, the ones without compiled code are the longest."}}
 if starts is not None:
-    medians = by_way[[*cold_start.PARTS, "ours"]].median()
-    others = [part for part in cold_start.PARTS if part not in OURS]
+    medians = by_way[[*service_start.PARTS, "ours"]].median()
+    others = [part for part in service_start.PARTS if part not in OURS]
     medians["libraries"] = medians[others].sum(axis=1)
     figures.cold_starts(medians, starts["total"].droplevel("repeat"))
     plt.show()
@@ -169,8 +170,8 @@ if starts is not None:
 # %%
 warm = np.zeros(0)
 if folder is not None:
-    all_warm = cold_start.Way(batches_first=True)
-    warm = np.array(cold_start.measure(folder, requests, all_warm).warm_ms)
+    all_warm = service_start.Way(batches_first=True)
+    warm = np.array(service_start.measure(folder, requests, all_warm).warm_ms)
     p50, p99 = np.percentile(warm, [50, 99])
     print(f"{len(warm)} responses: median {p50:.1f} ms, 99% {p99:.1f} ms")
 
@@ -229,7 +230,7 @@ by_hand([0, 30, 100, 400], cold=5, seconds=1, window=60)
 # $$ P(\text{wait} > t) = \frac{\bigl(1 + \lambda (C - t)\bigr)\, q}{1 + \lambda C q} , \qquad 0 \le t < C . $$ (eq-wait)
 #
 # The cost is the running time multiplied by the price. Ten thousand random requests, by hand and by the equations
-# (`semid_lib.studies.costs`):
+# (`semid_lib.studies.endpoint_costs`):
 
 # %%
 toy = costs.Service(cold_seconds=5, seconds=1, concurrency=8, fill=0.7)

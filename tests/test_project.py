@@ -285,8 +285,8 @@ def test_the_reader_of_imports_reads_them_all():
         ("semid_lib.chapters.runner", "torch mlflow papermill"),
         ("semid_lib.serving.predict", "sklearn transformers sentence_transformers fastapi numba"),
         ("semid_lib.serving.http.web", "sklearn scipy accelerate transformers sentence_transformers numba"),
-        ("semid_lib.studies.cold_start", "numpy pandas torch fastapi"),
-        ("semid_lib.studies.costs", "pandas torch sklearn scipy"),
+        ("semid_lib.studies.service_start", "numpy pandas torch fastapi"),
+        ("semid_lib.studies.endpoint_costs", "pandas torch sklearn scipy"),
         ("semid_lib.studies.growth.laws", "pandas torch sklearn scipy"),
     ],
 )

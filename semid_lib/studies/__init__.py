@@ -1,1 +1,1 @@
-"""What one chapter measures once: growth, costs, other decoders (chapters 06, 08 and 09)."""
+"""What single chapters measure or tabulate: growth, costs, service starts, other decoders (chapters 05 to 11)."""

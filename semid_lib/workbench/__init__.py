@@ -1,1 +1,1 @@
-"""What all rooms use: scale, store, files, workers, training loop, chapters."""
+"""What all rooms use: scale, store, files, remote folders, workers, the training loop."""

@@ -113,7 +113,7 @@ class Scale:
     query_steps: int  # more epochs on few queries, to come to this many steps
     test_queries: int  # synthetic queries that methods of search are measured on, as many from each cell
     cold_starts: int  # of the service, for each way to start it
-    cold_ways: int  # of `cold_start.WAYS`, from the first on
+    cold_ways: int  # of `service_start.WAYS`, from the first on
     warm_answers: int  # that are timed
     growth_from: int  # items of the smallest catalogue on which chapter 09 measures every stage
     growth_to: int  # and of the largest, where the budget allows it

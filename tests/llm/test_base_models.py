@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from semid_lib.llm.base_models import MODELS, facts_of, load_base, small_model, text_half
-from semid_lib.llm.costs import estimate, estimate_cost, estimate_known, measured_speed
 from semid_lib.llm.examples import tokenize
 from semid_lib.llm.fine_tuning import FineTuning, save_model
+from semid_lib.llm.training_costs import estimate, estimate_known, estimate_training, measured_speed
 
 
 @pytest.mark.parametrize("key", MODELS)
@@ -107,7 +107,7 @@ def test_the_estimate_and_the_speed_leave_the_model_as_it_is(extended, few_rows)
     everything = estimate(model, data, FineTuning("full", 0), tokens, speed)
     assert everything.training_gib == pytest.approx(12 * model.num_parameters() / 2**30)
     with pytest.raises(ValueError, match="expected 4, 16 or 32 bits"):
-        estimate_cost(MODELS["qwen3-4b"], 1, 1.0, 1, 1, bits=8)
+        estimate_training(MODELS["qwen3-4b"], 1, 1.0, 1, 1, bits=8)
 
 
 def test_what_known_models_would_take(extended, few_rows):

@@ -95,7 +95,7 @@ def measure(folder: str | Path, questions: Sequence[dict], way: Way = Way()) -> 
             port = free.getsockname()[1]
         said = temporary / "said"
         errors = stack.enter_context(open(said, "w", encoding="utf-8"))
-        command = [sys.executable, "-c", "from semid_lib.studies.cold_start import _serve; _serve()"]
+        command = [sys.executable, "-c", "from semid_lib.studies.service_start import _serve; _serve()"]
         facts = {"folder": str(folder), "port": port, "nothing": str(temporary / "nothing"), **vars(way)}
         environment = _environment(way, temporary) | {"SEMID_COLD_START": json.dumps(facts)}
         if way.bytecode == "all":

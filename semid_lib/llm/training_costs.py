@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
         return self.weights_gib + self.training_gib + self.activations_gib
 
 
-def estimate_cost(
+def estimate_training(
     facts: ModelFacts,
     n_tokens: int,
     tokens_per_second: float,
@@ -62,7 +62,7 @@ def estimate_cost(
 
     Examples
     --------
-    >>> cost = estimate_cost(MODELS["qwen3-4b"], 10**7, 5000, 8192, n_trained=66 * 10**6, bits=4)
+    >>> cost = estimate_training(MODELS["qwen3-4b"], 10**7, 5000, 8192, n_trained=66 * 10**6, bits=4)
     >>> round(cost.weights_gib, 1), round(cost.memory_gib), cost.seconds
     (2.6, 8, 2000.0)
     """
@@ -169,4 +169,4 @@ def _estimate(
     if config.stages[-1] != "full":
         n_trained = n_codes * facts.hidden_size * (1 if facts.tied else 2)
         n_trained += facts.lora_parameters(config.rank) * (config.stages[-1] == "lora")
-    return estimate_cost(facts, n_tokens, speed, config.batch_size * int(lengths.max()), n_trained, bits, on_gpu)
+    return estimate_training(facts, n_tokens, speed, config.batch_size * int(lengths.max()), n_trained, bits, on_gpu)

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from semid_lib.studies import cold_start
-from semid_lib.studies.cold_start import PARTS, Way
+from semid_lib.studies import service_start
+from semid_lib.studies.service_start import PARTS, Way
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def questions(shop):
 @pytest.mark.slow
 def test_a_start_has_all_parts_and_takes_no_longer_than_the_wait_for_it(served_folder, questions):
     begun = time.monotonic()
-    seconds, warm_ms = cold_start.measure(served_folder, questions)
+    seconds, warm_ms = service_start.measure(served_folder, questions)
     waited = time.monotonic() - begun
     assert tuple(seconds) == tuple(part for part in PARTS if part != "text encoder")
     assert all(value > 0 for value in seconds.values())
@@ -26,9 +26,9 @@ def test_a_start_has_all_parts_and_takes_no_longer_than_the_wait_for_it(served_f
 
 @pytest.mark.slow
 def test_parts_that_are_left_out_cost_nothing(served_folder, questions):
-    seconds, warm_ms = cold_start.measure(served_folder, questions, Way(forked=True))
+    seconds, warm_ms = service_start.measure(served_folder, questions, Way(forked=True))
     assert tuple(seconds) == PARTS[-1:] and len(warm_ms) == 5
-    seconds, _ = cold_start.measure(served_folder, questions[:1], Way(checksums=False, bytecode="not ours"))
+    seconds, _ = service_start.measure(served_folder, questions[:1], Way(checksums=False, bytecode="not ours"))
     assert "checksums" not in seconds and seconds["weights"] > 0
 
 
@@ -39,10 +39,10 @@ def test_a_table_by_hand(monkeypatch):
     def measure(folder, questions, way):
         asked.append(way)
         seconds = {"torch": starts[way].pop(0), PARTS[-1]: 0.25}
-        return cold_start.Start(seconds, [] if way is quick else [float(ms) for ms in range(101)])
+        return service_start.Start(seconds, [] if way is quick else [float(ms) for ms in range(101)])
 
-    monkeypatch.setattr(cold_start, "measure", measure)
-    found = cold_start.table("folder", [{}], {"slow": slow, "quick": quick}, repeats=2)
+    monkeypatch.setattr(service_start, "measure", measure)
+    found = service_start.table("folder", [{}], {"slow": slow, "quick": quick}, repeats=2)
     assert asked == [slow, quick, slow, quick]  # the ways take turns
     assert found.index.tolist() == [("slow", 0), ("slow", 1), ("quick", 0), ("quick", 1)]
     assert found.columns.tolist() == [*PARTS, "total", "p50", "p99"]
@@ -56,17 +56,17 @@ def test_a_table_by_hand(monkeypatch):
 @pytest.mark.slow
 def test_a_folder_that_cannot_be_served_and_a_refused_request_say_why(served_folder, questions):
     with pytest.raises(ValueError, match="no question"):
-        cold_start.measure(served_folder, [])
+        service_start.measure(served_folder, [])
     with pytest.raises(ValueError, match="answered with 422"):
-        cold_start.measure(served_folder, [{"item_ids": [5]}])
+        service_start.measure(served_folder, [{"item_ids": [5]}])
     with open(served_folder / "model.safetensors", "ab") as weights:
         weights.write(b"x")
     with pytest.raises(ValueError, match=r"model\.safetensors is not the file that was saved"):
-        cold_start.measure(served_folder, questions)
+        service_start.measure(served_folder, questions)
 
 
 def test_imports_are_counted_by_package():
-    found = cold_start.imports("numpy.ma")
+    found = service_start.imports("numpy.ma")
     assert {"numpy", "Python's own"} <= set(found.index)
     assert found["seconds"].is_monotonic_decreasing and (found["modules"] >= 1).all()
     assert found.loc["numpy", "modules"] > 10
