@@ -6,6 +6,7 @@ disambiguation code as well, as in TIGER (Rajput et al. 2023, section 3.1), so t
 
 import operator
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,6 +122,9 @@ class SemanticIDs:
         compresses, and a small file must not fill the memory.
         """
         try:
+            with open(path, "rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("expected an .npz archive")
             with np.load(path, allow_pickle=False) as saved:
                 if any(part.compress_type for part in saved.zip.infolist()):
                     raise ValueError("its arrays are compressed")

@@ -6,7 +6,7 @@ is spent on a model.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -306,7 +306,7 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
     """
     shape = {name: value for name, value in shape.items() if name != "type"}
     try:
-        config = TimelineConfig(**{**shape, "sizes": tuple(shape["sizes"])})
+        config = _timeline_config(shape)
         check_shapes(path, _shapes(config, ids))
         layers = {name.split(".")[2] for name in shapes_of(path) if name.startswith("encoder.layers.")}
         if len(layers) != config.n_layers:
@@ -324,6 +324,17 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {why}") from error
     return model.to(device)
+
+
+def _timeline_config(shape: Mapping[str, Any]) -> TimelineConfig:
+    """Raises ValueError for an unknown setting, and for one that is missing or does not fit."""
+    unknown = sorted(shape.keys() - {field.name for field in fields(TimelineConfig)})
+    if unknown:
+        raise ValueError(f"{shown(unknown[0])} is no setting of this model")
+    settings = dict.fromkeys(("sizes", "text_dim", "n_items")) | dict(shape)  # what is missing is refused as None
+    if isinstance(settings["sizes"], list):
+        settings["sizes"] = tuple(settings["sizes"])
+    return TimelineConfig(**settings)
 
 
 def _shapes(config: TimelineConfig, ids: SemanticIDs) -> dict[str, tuple[int, ...]]:

@@ -200,7 +200,8 @@ def test_a_compressed_file_is_not_unpacked_and_a_broken_one_is_named(tmp_path):
     np.savez_compressed(tmp_path / "small.npz", **np.load(path))
     with pytest.raises(ValueError, match=r"small\.npz is no file of semantic IDs: its arrays are compressed"):
         SemanticIDs.load(tmp_path / "small.npz")
-    for content in (b"", b"something else", path.read_bytes()[:300]):
+    np.save(tmp_path / "codes.npy", IDS.codes)
+    for content in (b"", b"something else", path.read_bytes()[:300], (tmp_path / "codes.npy").read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"ids\.npz is no file of semantic IDs"):
+        with pytest.raises(ValueError, match=r"ids\.npz is no file of semantic IDs: expected an \.npz archive"):
             SemanticIDs.load(path)

@@ -343,11 +343,25 @@ def test_a_value_of_the_config_of_another_type_is_named(folder, change, message)
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": None}, "sizes is None, expected integers of at least 1"),
+        ({"sizes": "abc"}, "sizes is 'abc', expected integers of at least 1"),
+        ({"more": 1}, "'more' is no setting of this model"),
+    ],
+)
+def test_a_setting_of_the_model_of_another_type_is_named(folder, change, message):
+    model = json.loads((folder / "config.json").read_text())["model"]
+    change_json(folder / "config.json", {"model": model | change})
+    refused(folder, "config.json", f"does not describe model.safetensors: {message}")
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"n_layers": 10**9}, {"n_layers": True}, {"dim": 0}, {"dim": 10**12}, {"n_heads": 3}, {"max_length": 10**9},
-        {"temperature": 0}, {"sizes": "abc"}, {"sizes": None}, {"sizes": [2, 2, 2]}, {"sizes": [4, 4]}, {"n_items": 41},
-        {"text_dim": 1}, {"dropout": 2}, {"more": 1}, {"item_dropout": float("nan")},
+        {"temperature": 0}, {"sizes": [2, 2, 2]}, {"sizes": [4, 4]}, {"n_items": 41},
+        {"text_dim": 1}, {"dropout": 2}, {"item_dropout": float("nan")},
     ],
 )  # fmt: skip
 def test_sealed_configs_that_do_not_fit_are_refused_before_memory_is_taken(folder, change):
