@@ -32,7 +32,7 @@ def import_table(
     user_id: Column = None,
     interaction_item_id: Column = None,
     timestamp: Column = None,
-    time_unit: Annotated[str, typer.Option(help="Of numeric times, such as seconds.")] = "auto",
+    time_unit: Annotated[str, typer.Option(help="Of times: auto, s, ms, us, ns, excel or date.")] = "auto",
     separator: Annotated[str | None, typer.Option(help="Between columns; found out by default.")] = None,
     decimal: Annotated[str | None, typer.Option(help="The sign in prices, . or ,; found out by default.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Of text files, such as latin-1.")] = None,

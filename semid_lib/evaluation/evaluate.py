@@ -38,7 +38,7 @@ def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None,
     ----------
     rank : callable
         `rank(histories, k, exclude_seen=..., **options)` returns an object with `items`, (n, k) item rows.
-    examples : data.Examples
+    examples : dataset.Examples
     k : int
         Length of the lists.
     exclude_seen : bool, optional

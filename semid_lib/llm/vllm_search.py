@@ -35,7 +35,7 @@ _ON_CPU = {"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": 2**
 
 
 class VLLMScorer:
-    """A model in vLLM's engine as a `decoding.Scorer`; equal beams share a request.
+    """A model in vLLM's engine as a `beam_search.Scorer`; equal beams share a request.
 
     Parameters
     ----------

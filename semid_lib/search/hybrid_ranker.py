@@ -81,7 +81,7 @@ class State(NamedTuple):
 
 
 class HybridRanker(nn.Module):
-    """Scores codes for queries; a `decoding.scorers.Scorer`.
+    """Scores codes for queries; a `beam_search.Scorer`.
 
     Parameters
     ----------

@@ -130,14 +130,14 @@ class DataHistories:
     Parameters
     ----------
     where : str
-        A folder that `data.load` reads, or "demo".
+        A folder that `dataset.load` reads, or "demo".
     users : sequence of str, optional
         User ids to select, in this order; None for all.
 
     Raises
     ------
     ValueError
-        If the data set has no histories or not this user, and what `data.load` raises.
+        If the data set has no histories or not this user, and what `dataset.load` raises.
 
     Examples
     --------

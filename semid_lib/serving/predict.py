@@ -167,7 +167,7 @@ def _opened(where: str | Path | Source, path: Path | None, k: int, queries: bool
 
 def _loader(recommender: Recommender, k: int, queries: bool) -> workers.Load:
     if (recommender.searcher if queries else recommender.model) is None:
-        kind, chapter = ("search", "05") if queries else ("next-item", "07")
+        kind, chapter = ("search", "05 or 10") if queries else ("next-item", "07")
         raise ValueError(f"the folder has no {kind} model: train one (chapter {chapter})")
     return partial(_Answerer, recommender, k, queries)
 

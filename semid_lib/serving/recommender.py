@@ -330,7 +330,7 @@ class Recommender:
         engine : str
             "vllm" to let a language model answer through vLLM (`vllm_search`).
         fingerprint : str, optional
-            Refuse a recommender that was not made from data with this fingerprint (`data.Dataset.fingerprint`).
+            Refuse a recommender that was not made from data with this fingerprint (`dataset.Dataset.fingerprint`).
 
         Raises
         ------

@@ -202,7 +202,7 @@ def check_provenance(provenance: Mapping[str, Any], fingerprint: str, where: obj
     provenance : mapping
         As `store.Store.provenance` gives it.
     fingerprint : str
-        Of the data now, `data.Dataset.fingerprint`.
+        Of the data now, `dataset.Dataset.fingerprint`.
     where : object
         What the message begins with.
 

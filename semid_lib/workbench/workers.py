@@ -1,6 +1,6 @@
 """One function on many batches, in order: in this process, in workers on this machine, or on a cluster of machines.
 
-`embed.embed`, `assignment.codes_of`, `queries.synthesize` and `predict.predict` take `run`: `here` by default, or the
+`embed.embed`, `assignment.codes_of`, `synthesis.synthesize` and `predict.predict` take `run`: `here` by default, or the
 `map` of a `Cluster`, whose workers are actors of Ray (Moritz et al. 2018). Chapters pass `chosen()`, which reads the
 environment. Both apply the same function to the same batches, so the answers and their order are the same. Where a sum
 of floating-point numbers depends on the number of threads (a worker has one), the last digit may differ.

@@ -124,7 +124,7 @@ def test_blocks_of_long_lines_are_short(input_path, monkeypatch):
     [
         ({"output_path": "out.xlsx"}, "ends in '.xlsx'"),
         *(({"k": wrong}, "topk must be a whole number of at least 1, got") for wrong in (0, "3", True)),
-        ({"queries": True, "input_path": "q.txt"}, "no search model: train one"),
+        ({"queries": True, "input_path": "q.txt"}, r"no search model: train one \(chapter 05 or 10\)"),
         ({"input_path": "in.csv", "output_path": "in.csv"}, "is the input as well"),
         ({"input_path": "in.csv"}, "expected one 'user_id'"),
         ({"output_path": "nowhere/out.csv"}, "nowhere is not a folder: create it"),

@@ -240,7 +240,7 @@ def _interactions(
     unknown = complete & (found["item"] < 0).to_numpy()
     if unknown.any() and unknown_items == "error":
         at = int(unknown.argmax())
-        expected = "expected one of the items file, or unknown_items='drop'"
+        expected = "expected one of the items file; `--unknown-items drop` leaves such interactions out"
         table.fail(at, f"item {found['item_id'][at]!r} is unknown, {expected}")
     counts["interactions_with_unknown_item"] = int(unknown.sum())
     kept = np.flatnonzero(complete & ~unknown)

@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 def sample(shop, shelf) -> Sample:
-    """The sample of a `data.Dataset`, with what chapters 01 and 02 have written in its `store.Store`."""
+    """The sample of a `dataset.Dataset`, with what chapters 01 and 02 have written in its `store.Store`."""
     vectors = embed.normalize(shelf.load("embeddings")["vectors"])
     histories = None if shop.histories is None else list(shop.histories)
     found = shelf.load("semantic_ids")
