@@ -36,9 +36,9 @@ def select(trie, level, beam, scores, width, subset) -> Beam | None:
         np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
     is_last = level == trie.n_levels - 1
     n_alive = _fill(
-        beam.node.numpy(),
-        beam.score.numpy(),
-        scores.numpy(),
+        beam.node.contiguous().numpy(),  # numba would compile the loop again for another layout
+        beam.score.contiguous().numpy(),
+        scores.contiguous().numpy(),
         scores.amax(dim=(1, 2)).numpy(),
         trie.code[level].numpy(),
         trie.child_start[level].numpy(),

@@ -157,7 +157,7 @@ def as_leaves(excluded: torch.Tensor | np.ndarray | None, trie: "PrefixTrie") ->
     if not integers or excluded.ndim != 2 or (excluded.numel() and int(excluded.max()) >= trie.n_items):
         found = f"{excluded.dtype} {tuple(excluded.shape)}"
         raise ValueError(f"excluded is {found}, expected (contexts, m) integer rows below {trie.n_items}")
-    leaf = trie.leaf_of_item()[excluded.clamp(min=0)]
+    leaf = trie._leaf[excluded.clamp(min=0)].long()  # few of them: the whole array is not converted
     return _unique(torch.where(excluded >= 0, leaf, trie.n_items), trie.n_items)
 
 

@@ -358,6 +358,16 @@ def test_both_ways_choose_the_same_among_many_candidates(seed, n_values, width, 
         beam = two
 
 
+def test_the_loop_is_compiled_for_one_layout_of_its_arrays():
+    """A second compilation takes seconds, in which a request waits."""
+    trie = PrefixTrie.build(np.array([[0], [1], [2]]))
+    wide = torch.zeros((2, 2), dtype=torch.long)
+    beam = beam_search.Beam(wide[:, :1], torch.zeros(2, 2)[:, :1], wide[:, :1], wide[:, :1])  # as after dead beams
+    beam_search.select(trie, 0, beam, torch.zeros(3).expand(2, 1, 3), 2, compiled=True)
+    kernel = pytest.importorskip("semid_lib.decoding.kernel")
+    assert {array.layout for signature in kernel._fill.signatures for array in signature} == {"C"}
+
+
 @pytest.mark.slow
 def test_without_numba_torch_does_the_work():
     program = (
