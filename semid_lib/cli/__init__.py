@@ -16,7 +16,7 @@ for name, example in chapters.EXAMPLES.items():
     app.command(name, epilog=example)(getattr(chapters, name))
 app.add_typer(chapters.results, name="results")
 for name, example in models.EXAMPLES.items():
-    app.command(name, epilog=example)(getattr(models, name))
+    app.command(name, epilog=example, cls=options.Answers if name == "predict" else None)(getattr(models, name))
 app.add_typer(deploy.app, name="deploy")
 
 
@@ -31,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0 for success, 1 for an error that the user can mend (one sentence on stderr), 2 for wrong usage
-        or if `predict` rejected some records, 130 for Ctrl-C. Any other error is a bug and is raised.
+        The exit code: 0 for success, 1 for an error that the user can mend (one sentence on stderr), 2 for wrong usage,
+        130 for Ctrl-C. Of `predict`, 2 means that some records were rejected, and wrong usage is 1. Any other error is
+        a bug and is raised.
 
     Examples
     --------

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from semid_lib.cli.options import Data, Queries, Scale, TopK, group
+from semid_lib.cli.options import Answers, Data, Queries, Scale, TopK, group
 
 app = group(
     help="Use Modal: send a model, answer files, run chapters, measure an endpoint. The endpoint itself is deployed by "
@@ -26,7 +26,7 @@ def upload(
     print(f"{folder} is in the Volume as {name!r}. Next: modal deploy -m semid_lib.serving.modal_app")
 
 
-@app.command(epilog="Example: semid deploy predict --input histories.txt --output answers.csv")
+@app.command(epilog="Example: semid deploy predict --input histories.txt --output answers.csv", cls=Answers)
 def predict(
     input_path: Annotated[Path, typer.Option("--input", "--input-path", metavar="FILE")],
     output_path: Annotated[Path, typer.Option("--output", "--output-path", metavar="FILE")],

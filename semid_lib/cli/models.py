@@ -59,8 +59,9 @@ def predict(
         run = chosen(workers, ray_address)
         how = {"k": topk, "queries": queries, "progress": True, "run": run}
         outcome = batch.predict_folder(model, source, output_path, revision, **how)
-    except (Exception, KeyboardInterrupt):
-        if batch.can_resume(output_path):
+    except (Exception, KeyboardInterrupt) as error:
+        of_the_same_work = not isinstance(error, ValueError | ImportError | BlockingIOError)
+        if of_the_same_work and batch.can_resume(output_path):
             print("Finished blocks are kept: fix the cause and run the same command to resume.", file=sys.stderr)
         raise
     print(f"{outcome.answered} records answered, {outcome.rejected} rejected: {output_path}", file=sys.stderr)

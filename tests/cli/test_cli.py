@@ -41,7 +41,7 @@ def test_options_of_an_import_are_the_parameters_of_its_function(name):
 
 
 def test_exit_codes(tmp_path, capsys, monkeypatch):
-    assert main(["predict"]) == 2 and main(["no-such-command"]) == 2
+    assert main(["serve"]) == 2 and main(["no-such-command"]) == 2
     capsys.readouterr()
     assert main(["import", "table", "--items", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err

@@ -156,13 +156,18 @@ def test_exit_codes(served_folder, input_path, tmp_path, capsys):
     assert "resume" not in capsys.readouterr().err  # nothing was kept there
     assert run(model=tmp_path) == 1
     assert "config.json is missing" in capsys.readouterr().err
+    (tmp_path / "out.csv.parts").mkdir()
+    with batch._locked(tmp_path / "out.csv"):
+        assert run() == 1
+    assert "resume" not in capsys.readouterr().err  # the blocks are of the other run
     input_path.write_text("ann x\n")
     assert run() == 2
     words = ["predict", "--model", str(served_folder)]
     assert main([*words, "--input", str(input_path)]) == 2
     assert capsys.readouterr().err.endswith("line 1: item id 'x' is not in the catalogue\n")
     for wrong in ([], ["--data", "demo", "--queries"], ["--input", "x.txt", "--data", "demo"], ["--user", "ann"]):
-        assert main([*words, *wrong]) == 2
+        assert main([*words, *wrong]) == 1  # 2 would say that records were rejected
+    assert main([*words, "--no-such-option"]) == main(["predict"]) == main(["deploy", "predict"]) == 1
 
 
 # --- interruptions ---
