@@ -101,7 +101,7 @@ run: | $(INSTALLED) ## run a chapter (NOTEBOOK=07_next_item) and those it needs,
 
 sweep: | $(INSTALLED) ## run a chapter at each point of a grid: NOTEBOOK=07_next_item SWEEP='SEED=0,1,2'
 	@test -n "$(NOTEBOOK)" && test -n "$(SWEEP)" || { echo "name NOTEBOOK=... and SWEEP='KEY=VALUE,VALUE ...'" >&2; exit 1; }
-	@$(SEMID) sweep $(NOTEBOOK) $(SWEEP) $(ON) $(JOBBED)
+	@$(SEMID) sweep $(NOTEBOOK) $(SWEEP) $(ON) --needed $(JOBBED)
 
 pipeline: $(VENV)/dvc/installed ## the chapters by DVC (dvc.yaml, params.yaml); then .venv/dvc/bin/dvc metrics show, push, pull
 	$(VENV)/dvc/bin/dvc repro

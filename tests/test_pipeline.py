@@ -169,6 +169,7 @@ def test_the_parameters_of_params_yaml_are_those_of_dvc_yaml():
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     assert set(re.findall(r"\$\{(\w+)\}", text)) == known.keys() - {"data"}  # which never meets a shell
     assert known["data"] == known["name"] == "demo"
+    assert (ROOT / known["files"]).is_dir()
 
 
 def test_a_name_that_is_not_that_of_the_artefacts_is_refused(tmp_path, monkeypatch, capsys):

@@ -355,8 +355,10 @@ def made_from(source: Path, shelf: store.Store, parameters: Mapping[str, Any] | 
     `parameters` are those that differ from the defaults in the source. `needs` has a digest of each needed chapter's
     last run and of what it wrote; None if it has not run.
     """
-    files = sorted(_LIBRARY.rglob("*.py"))
-    library = hashlib.sha256("".join(f"{file.name} {store.sha256(file)}\n" for file in files).encode())
+    # words, templates and prices are TOML and Markdown
+    files = sorted(file for file in _LIBRARY.rglob("*") if file.suffix in (".py", ".toml", ".md"))
+    lines = (f"{file.relative_to(_LIBRARY).as_posix()} {store.sha256(file)}\n" for file in files)
+    library = hashlib.sha256("".join(lines).encode())
     folder = shelf.path("executed")
     return {
         "source": store.sha256(source),

@@ -1,5 +1,6 @@
 """Run all chapters that are out of date, several at once, and tell in a table how each ended."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,16 +21,25 @@ from semid_lib.workbench import store
 TRAININGS = {"07_next_item": ("timeline", "tiger", "sasrec")}
 
 
-def run_all(wanted: Sequence[str], data: str, scale: str, jobs: int | None = None, notebooks: Path = NOTEBOOKS) -> int:
+def run_all(
+    wanted: Sequence[str],
+    data: str,
+    scale: str,
+    jobs: int | None = None,
+    notebooks: Path = NOTEBOOKS,
+    again: bool = True,
+) -> int:
     """Run chapters and those they need, each in a process of its own; go on with what needs no chapter that failed.
 
     Parameters
     ----------
     wanted : list of str
-        These run in any case, the others only if they are out of date. Without any, all that are out of date.
+        These run in any case, those they need only if they are out of date. Without any, all that are out of date.
     data, scale : str
     jobs : int, optional
         Chapters that run at once; by default 2, or 1 at full, where a chapter has the accelerator for itself.
+    again : bool
+        Run the wanted chapters in any case; False: only if they are out of date.
 
     Returns
     -------
@@ -51,7 +61,7 @@ def run_all(wanted: Sequence[str], data: str, scale: str, jobs: int | None = Non
 
     def start(node: str, alone: bool) -> subprocess.Popen | None:
         chapter, _, model = node.partition(".")
-        if chapter not in wanted and is_up_to_date(notebooks / f"{chapter}.py", shelf):
+        if not (again and chapter in wanted) and is_up_to_date(notebooks / f"{chapter}.py", shelf):
             return None
         words = ["train", model, f"--before={chapter}"] if model else ["run", chapter, "--only"]
         words += ["--progress"] if jobs == 1 and not model else []
@@ -154,14 +164,19 @@ def run_one(
 
 
 def train_before(source: Path, model: str, data: str, scale: str, train: Callable[[], None]) -> None:
-    """Train a model before its chapter, unless that is up to date, and keep the time for the summary."""
+    """Train a model before its chapter, unless that is up to date, and keep the time for the summary.
+
+    What training prints on stderr goes to `executed/<chapter>.<model>.log`.
+    """
     shelf = open_store(data, scale)
     if is_up_to_date(source, shelf):
         return
-    clock = store.Clock()
-    train()
+    clock, log = store.Clock(), shelf.path("executed") / f"{source.stem}.{model}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as stream, contextlib.redirect_stderr(stream):
+        train()
     facts = {"seconds": round(clock.seconds, 1), "made_from": runner.made_from(source, shelf)}
-    store.write_json(shelf.path("executed") / f"{source.stem}.{model}.json", facts)
+    store.write_json(log.with_suffix(".json"), facts)
 
 
 def state(name: str, shelf: store.Store, notebooks: Path = NOTEBOOKS) -> str:

@@ -37,8 +37,8 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Chapters that run at once; by default 2, 1 at full.")] = None,
     params: Annotated[Path | None, typer.Option(metavar="FILE", help="DVC's params.yaml: data, name, scale.")] = None,
-    artefacts: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where the artefacts go.")] = None,
-    label: Annotated[str, typer.Option("--group", help="A tag in MLflow for runs that belong together.")] = "",
+    artefacts: Annotated[str | None, typer.Option(metavar="FOLDER", help="Of one run, with --only.")] = None,
+    label: Annotated[str, typer.Option("--group", help="A tag in MLflow for one run, with --only.")] = "",
     progress: Annotated[bool, typer.Option("--progress", help="Show a bar over the cells.")] = False,
     notebooks: Notebooks = None,
 ) -> None:
@@ -54,6 +54,8 @@ def run(
     if params:
         data, scale = schedule.of_dvc(params)
     if not only and not parameter:
+        if artefacts or label:
+            raise typer.BadParameter("--artefacts and --group are for one run: expected --only or --parameter as well")
         failed = schedule.run_all(chapters or [], data, scale, jobs, folder)
         print(schedule.summary(data, scale, folder))
         raise typer.Exit(failed)
@@ -95,13 +97,21 @@ def sweep(
     axes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE...", help="Parameters and their values.")],
     data: Data = "demo",
     scale: Scale = "laptop",
-    jobs: Annotated[int, typer.Option(help="Points that run at once.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Points that run at once.")] = 1,
+    needed: Annotated[bool, typer.Option("--needed", help="First run the chapters before it, if out of date.")] = False,
     notebooks: Notebooks = None,
 ) -> None:
     """Run a chapter at each point of a grid, and collect all rows in one table."""
+    from semid_lib.chapters import runner, schedule
     from semid_lib.chapters import sweep as sweeps
 
-    raise typer.Exit(sweeps.run_and_report(_folder(notebooks) / f"{chapter}.py", axes, data, scale, jobs))
+    source = _folder(notebooks) / f"{chapter}.py"
+    for point in sweeps.grid(axes):
+        runner.check(source, data, scale, point)
+    earlier = runner.before(chapter, source.parent) if needed else []
+    if earlier and (failed := schedule.run_all(earlier, data, scale, notebooks=source.parent, again=False)):
+        raise typer.Exit(failed)
+    raise typer.Exit(sweeps.run_and_report(source, axes, data, scale, jobs))
 
 
 def summary(data: Data = "demo", scale: Scale = "laptop", notebooks: Notebooks = None) -> None:

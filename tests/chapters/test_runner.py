@@ -219,6 +219,12 @@ def test_what_cannot_be_run_is_said_before_anything_runs(notebooks, words, probl
     assert not (Path(os.environ["SEMID_ARTEFACTS"]) / "demo").exists()
 
 
+@pytest.mark.parametrize("option", ["--artefacts=x", "--group=x"])
+def test_options_of_one_run_are_not_ignored_by_a_run_of_several(notebooks, option, capsys):
+    assert main(["run", "01_toy", "--notebooks", str(notebooks), option]) == 2
+    assert "expected --only" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("text", ["", "{", "null"])
 def test_damaged_facts_of_a_run_are_named(notebooks, text, capsys):
     folder().mkdir(parents=True)
@@ -249,10 +255,16 @@ def test_what_makes_a_chapter_stale(notebooks, monkeypatch, tmp_path):
         assert stale(notebooks) == found
         source.write_text(text, encoding="utf-8")
         assert stale(notebooks) == []
-    with monkeypatch.context() as patch:
-        (tmp_path / "other.py").write_text("changed = 1\n", encoding="utf-8")
-        patch.setattr(runner, "_LIBRARY", tmp_path)
-        assert stale(notebooks) == ["01_toy", "02_next"]
+    library, changed = runner._LIBRARY, tmp_path / "library"
+    for name in ("data/folder.py", "data/demo_shop/words.toml", "serving/model_card.md"):
+        shutil.copytree(library, changed, ignore=shutil.ignore_patterns("__pycache__"))
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "_LIBRARY", changed)
+            assert stale(notebooks) == []
+            with open(changed / name, "a", encoding="utf-8") as file:
+                file.write("\n# changed\n")
+            assert stale(notebooks) == ["01_toy", "02_next"]
+        shutil.rmtree(changed)
     runner.run(first, scale="smoke")
     assert stale(notebooks) == []  # it wrote the same again
     first.write_text(SAVING.replace("ones", "zeros"), encoding="utf-8")
@@ -327,7 +339,13 @@ def test_chapters_that_others_wait_for_start_first_and_trainings_precede_their_c
 def test_a_model_is_trained_beforehand_if_its_chapter_is_stale_and_counts_in_the_summary(notebooks, monkeypatch):
     monkeypatch.setattr(schedule, "TRAININGS", {"01_toy": ("tiger",)})
     asked, source = [], notebooks / "01_toy.py"
-    schedule.train_before(source, "tiger", "demo", "smoke", lambda: asked.append(1))
+
+    def train():
+        asked.append(1)
+        print("epoch 1", file=sys.stderr)
+
+    schedule.train_before(source, "tiger", "demo", "smoke", train)
+    assert (folder() / "01_toy.tiger.log").read_text(encoding="utf-8") == "epoch 1\n"
     runner.run(source, scale="smoke")
     assert re.search(r"tiger +trained +0\.0", schedule.summary("demo", "smoke", notebooks))
     schedule.train_before(source, "tiger", "demo", "smoke", lambda: asked.append(2))

@@ -98,6 +98,14 @@ def test_a_sweep_by_hand(source, capfd, monkeypatch):
     assert not places and not sweep._has_run(home / "SEED=1,WIDTH=1", source, "demo", "smoke", {"SEED": 1, "WIDTH": 1})
 
 
+def test_chapters_before_are_run_if_asked_and_out_of_date(source, capfd, monkeypatch):
+    monkeypatch.setattr(sweep, "run_and_report", lambda *_: 0)
+    for started in (1, 0):  # the second time it is up to date
+        assert command(source, "SEED=1", "--needed") == 0
+        assert capfd.readouterr().out.count("01_first: started") == started
+    assert command(source, "SEDE=1", "--needed") == 1
+
+
 @pytest.mark.parametrize("axes", [["SEED"], ["SEED="], ["SEED=1,,2"], ["SEED=1", "SEED=2"], ["SEED=1,1"], ["1=2"]])
 def test_a_grid_that_cannot_be_right_is_refused(axes):
     with pytest.raises(ValueError, match="expected"):

@@ -205,7 +205,8 @@ def _fields(
         try:
             fields[field] = _of_one_type(field, list(map(plain, values[name])))
         except ValueError as error:
-            left_out.append(f"column {name!r}: {error}")
+            reason = re.sub(r"(: leave it out|\. Make them alike, or leave it out)$", "", str(error))
+            left_out.append(reason if reason.startswith("column ") else f"column {name!r}: {reason}")
     return fields, left_out
 
 
