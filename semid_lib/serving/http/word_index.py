@@ -48,7 +48,8 @@ class WordIndex:
 
     def __contains__(self, word: str) -> bool:
         """Whether a text contains a word of `words`, or a longer or shorter form of it."""
-        return any(self._matching(_forms(part), 1) for part in _parts(word))
+        select = "SELECT 1 FROM texts WHERE words MATCH ? LIMIT 1"  # unordered: all texts with the word would be ranked
+        return any(self._database.execute(select, (_forms(part),)).fetchone() for part in _parts(word))
 
     def find(self, query: str, limit: int) -> list[int]:
         """Rows of at most `limit` texts that contain every word of a query, or a word that begins with it.
@@ -56,9 +57,9 @@ class WordIndex:
         The order is that of BM25: short texts and rare words first.
         """
         asked = list(dict.fromkeys(words(query)))
-        return self._matching(" AND ".join(f"({_starting(word)})" for word in asked), limit) if asked else []
-
-    def _matching(self, expression: str, limit: int) -> list[int]:
+        if not asked:
+            return []
+        expression = " AND ".join(f"({_starting(word)})" for word in asked)
         select = "SELECT rowid FROM texts WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?"
         return [row for (row,) in self._database.execute(select, (expression, limit))]
 
