@@ -331,7 +331,8 @@ def _timeline_config(shape: Mapping[str, Any]) -> TimelineConfig:
     unknown = sorted(shape.keys() - {field.name for field in fields(TimelineConfig)})
     if unknown:
         raise ValueError(f"{shown(unknown[0])} is no setting of this model")
-    settings = dict.fromkeys(("sizes", "text_dim", "n_items")) | dict(shape)  # what is missing is refused as None
+    # what is missing is refused as None
+    settings: dict[str, Any] = dict.fromkeys(("sizes", "text_dim", "n_items")) | dict(shape)
     if isinstance(settings["sizes"], list):
         settings["sizes"] = tuple(settings["sizes"])
     return TimelineConfig(**settings)
