@@ -10,7 +10,9 @@ from semid_lib.chapters import runner
 from semid_lib.data import demo_shop
 from semid_lib.data.folder import open_store, write_folder
 
-CHAPTERS = [runner.NOTEBOOKS / f"{name}.py" for name in runner.in_order()]
+CHAPTERS = sorted(runner.NOTEBOOKS.glob("[0-9]*.py"))
+# without histories, chapter 11 continues with the demo shop of chapter 07, on which `make test` runs it
+COLD = [runner.NOTEBOOKS / f"{name}.py" for name in runner.in_order() if not name.startswith("11_")]
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,7 @@ def artefacts(tmp_path_factory):
         os.environ["SEMID_ARTEFACTS"] = before
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("chapter", COLD, ids=lambda path: path.stem)
 def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefacts):
     facts = runner.run(chapter, str(cold_catalogue), "smoke")
     assert facts["state"] == "executed", facts["error"]
@@ -44,7 +46,7 @@ def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefa
     printed = json.dumps(executed)
     assert "cold" in printed
     assert "Warning" not in "".join(_error_output(executed))
-    if chapter.stem in ("07_next_item", "11_who_is_served"):
+    if chapter.stem == "07_next_item":
         assert "cold has no histories" in printed
         assert facts["rows"] == 0
     if chapter.stem == "08_modal_deployment":
@@ -83,7 +85,7 @@ def test_the_first_chapters_run_on_a_few_items_with_any_text(n_items, artefacts,
         assert "Warning" not in "".join(_error_output(executed))
         pages = "".join(page for output in _outputs(executed) for page in output.get("data", {}).get("text/html", ""))
         assert "<script" not in pages and "<b>mud" not in pages
-        assert f"{n_items} items are too few" in json.dumps(executed)
+        assert f"{n_items} items: too few" in json.dumps(executed)
 
 
 def _outputs(notebook) -> list[dict]:
