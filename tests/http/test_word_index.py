@@ -74,3 +74,14 @@ def test_a_word_of_all_texts_is_found_at_the_first():
         assert "jackets" in index
         steps.append(len(count))
     assert 0 < steps[1] < 2 * steps[0]  # of SQLite's machine; in order they would be 300 times as many
+
+
+def test_a_letter_that_begins_a_word_of_all_texts_is_found_at_once():
+    """Typed into the search box of a large catalogue, it would delay all other requests."""
+    steps = []
+    for n in (2000, 20_000):
+        index, count = WordIndex([f"rain jacket {row}" for row in range(n)]), []
+        index._database.set_progress_handler(lambda count=count: count.append(1), 100)
+        assert len(index.find("r", limit=8)) == 8
+        steps.append(len(count))
+    assert 0 < steps[1] < 2 * steps[0]
