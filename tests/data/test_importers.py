@@ -306,7 +306,7 @@ def test_an_import_that_is_killed_leaves_the_old_data_set_or_the_new_one(tmp_pat
     began = time.perf_counter()
     whole = [run("new"), run("old")]
     seconds = (time.perf_counter() - began) / 2
-    for moment in np.random.default_rng(0).uniform(0, 1.3 * seconds, 12):
+    for moment in np.random.default_rng(0).uniform(0, 1.3 * seconds, 30):
         killed(lambda: run("new"), moment)
         assert contents() in whole and data.load(out).histories.times is not None
         assert run("old") == whole[1]

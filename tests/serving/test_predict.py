@@ -217,7 +217,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(recommender_to_serve, many
     start = time.monotonic()
     predict(recommender_to_serve, "", many, whole)
     seconds, n_kills = time.monotonic() - start, 0
-    while n_kills < 6:  # as often as it takes: a run that was resumed has less to do
+    while n_kills < 10:  # as often as it takes: a run that was resumed has less to do
         output.write_text("the old output")
         longest = 0.8 * seconds  # it grows, so that a slow start comes further in the end
         while not killed(lambda: predict(recommender_to_serve, "", many, output), draw.uniform(0.02, 1) * longest):

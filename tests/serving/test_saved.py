@@ -10,12 +10,14 @@ import decimal
 import hashlib
 import json
 import os
+import random
 import re
 import resource
 import shutil
 import signal
 import struct
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -242,6 +244,21 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, other):
 
     assert killed(save_with_little_room, 60)
     assert content_of(folder) == before and [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_folder_is_the_old_or_the_new_recommender(folder, recommender, other):
+    old, moments, began = content_of(folder), random.Random(7), time.perf_counter()
+    other.save_pretrained(folder)
+    seconds, new, n_kills = time.perf_counter() - began, content_of(folder), 0
+    while n_kills < 30:
+        recommender.save_pretrained(folder)
+        done = killed(lambda: other.save_pretrained(folder), moments.uniform(0, seconds))
+        Recommender.from_pretrained(folder)
+        assert content_of(folder) in ([new] if done else [old, new])
+        n_kills += not done
+    other.save_pretrained(folder)
+    assert [path.name for path in folder.parent.iterdir() if path.suffix != ".new"] == ["model"]
 
 
 @pytest.mark.slow
