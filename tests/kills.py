@@ -2,9 +2,12 @@
 
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
+
+from tqdm import tqdm
 
 
 def killed(work: Callable[[], object], seconds: float) -> bool:
@@ -16,6 +19,7 @@ def killed(work: Callable[[], object], seconds: float) -> bool:
     pid = os.fork()
     if not pid:
         status = 1
+        tqdm.set_lock(threading.RLock())  # its own one is shared with the parent, which would wait for it for ever
         try:
             work()
             status = 0

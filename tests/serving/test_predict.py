@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kills import killed
+from tqdm import tqdm
 
 from semid_lib.cli import main
 from semid_lib.data import folder
@@ -231,6 +233,7 @@ def forked(work) -> int:
     """The exit code of a process that does it; negative: the signal that ended it."""
     if not (pid := os.fork()):
         status = 1
+        tqdm.set_lock(threading.RLock())  # see kills.py
         try:
             work()
             status = 0
