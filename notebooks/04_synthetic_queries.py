@@ -322,7 +322,7 @@ some = some.assign(title=short_titles[some["item"]].to_numpy())
 some[["query", "kind", "rank", "title"]]
 
 # %% [markdown]
-# There are two sorts of *lost* queries: those that say nothing about their item, which should be dropped, and those that
+# There are two sorts of *lost* queries: those that do not describe their item, which should be dropped, and those that
 # are fair but too hard for this embedding, such as a typing error in the one important word. The filter cannot separate
 # them. So we apply it to the training part only. **The test keeps lost queries**: otherwise one of the methods that the
 # test compares would have chosen it.

@@ -73,7 +73,7 @@ def half_decades(low: float, high: float) -> list[int]:
     return [round(10 ** (half / 2)) for half in range(first, last + 1)]
 
 
-_FLOOR = {"wall": 0.1, "peak": 2.0**24}  # seconds, bytes: smaller values say nothing about larger sizes
+_FLOOR = {"wall": 0.1, "peak": 2.0**24}  # seconds, bytes: smaller values do not predict larger sizes
 
 
 def expected(points: Sequence[Point], name: str, n: int) -> float:
