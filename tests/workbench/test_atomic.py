@@ -2,16 +2,13 @@
 
 import errno
 import os
-import random
-import threading
-import time
 
 import pytest
-from kills import killed
+from kills import at_line, killed, killed_at
 
 from semid_lib.workbench import atomic
 
-N_FILES = 12
+N_FILES = 2
 
 
 @pytest.fixture(params=["exchange", "two renames"])
@@ -38,15 +35,11 @@ def versions(folder):
 
 
 def test_after_a_kill_the_folder_is_the_old_or_the_new_one_and_the_next_writer_tidies_up(target):
-    moments, interrupted, began = random.Random(19), 0, time.perf_counter()
-    write(target, "first")
-    seconds = time.perf_counter() - began
-    for number in range(30):
-        before = versions(target)
-        done = killed(lambda new=str(number): write(target, new), moments.uniform(0, seconds))
-        assert versions(atomic.settled(target)) in ([{str(number)}] if done else [before, {str(number)}])
-        interrupted += not done
-    assert interrupted
+    line, finished = 0, False
+    while not finished:
+        before, line = versions(target), line + 3
+        finished = killed_at(lambda new=str(line): write(target, new), line, atomic)
+        assert versions(atomic.settled(target)) in ([{str(line)}] if finished else [before, {str(line)}])
     write(target, "last")
     assert versions(target) == {"last"}
     assert [path.name for path in target.parent.iterdir()] == ["shop"]
@@ -72,42 +65,21 @@ def test_a_kill_between_two_renames_leaves_the_old_folder_to_be_found(target, mo
     assert versions(target) == {"new"} and [path.name for path in target.parent.iterdir()] == ["shop"]
 
 
-def test_a_reader_beside_writers_finds_one_whole_folder(target):
-    stop = threading.Event()
+def test_readers_and_other_writers_at_any_moment_of_a_writer_find_one_whole_folder(target):
+    def meanwhile(number):
+        before = versions(atomic.settled(target))
+        assert before in ({"old"}, {"new"})
+        if number % 2:
+            write(target, "other")
+            assert versions(atomic.settled(target)) == {"other"}
 
-    def rewrite(name):
-        number = 0
-        while not stop.is_set():
-            write(target, f"{name}{number}")
-            number += 1
-
-    writers = [threading.Thread(target=rewrite, args=[name]) for name in "ab"]
-    for writer in writers:
-        writer.start()
-    try:
-        whole = 0
-        while whole < 20:
-            handle = os.open(atomic.settled(target), os.O_RDONLY) if atomic.settled(target).exists() else None
-            if handle is None:
-                continue
-            try:
-                assert len({read(handle, f"{at}.txt") for at in range(N_FILES)}) == 1
-                whole += 1
-            except FileNotFoundError:  # the folder that was opened has been replaced and removed
-                pass
-            finally:
-                os.close(handle)
-    finally:
-        stop.set()
-        for writer in writers:
-            writer.join()
-    assert len(versions(target)) == 1
-    assert [path.name for path in target.parent.iterdir()] == ["shop"]
-
-
-def read(handle, name):
-    with open(os.open(name, os.O_RDONLY, dir_fd=handle)) as file:
-        return file.read()
+    line, came = 0, True
+    while came:
+        line += 3
+        write(target, "old")
+        came = at_line(lambda: write(target, "new"), line, lambda line=line: meanwhile(line), atomic)
+        assert versions(target) in ({"new"}, {"other"})
+        assert [path.name for path in target.parent.iterdir()] == ["shop"]
 
 
 def test_what_fails_leaves_the_old_folder_and_nothing_beside(target):
