@@ -37,7 +37,7 @@ from semid_lib.workbench import scale, store, workers
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 results = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -238,7 +238,7 @@ rows = [
     for kind, pairs in agreement.items()
     for pair, value in pairs.items()
 ]
-seconds = round(clock.seconds, 1)
+seconds = round(timer.seconds, 1)
 rows += [{"key": "embeddings/items", "value": len(unit), "seconds": seconds}]
 results.record("01_catalogue_and_embeddings", rows)
 print(f"{len(unit):,} items, {vectors.shape[1]} dimensions, {seconds:.0f} s")

@@ -40,7 +40,7 @@ from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE, shop.name)
 results = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -363,9 +363,9 @@ rows = [
     if np.isfinite(value)
 ]
 rows = [row | {"seed": SEED} for row in rows]
-rows += [{"key": "semantic_ids/seconds", "value": round(clock.seconds, 1)}]
+rows += [{"key": "semantic_ids/seconds", "value": round(timer.seconds, 1)}]
 results.record("02_semantic_ids", rows)
-n_codes, seconds = len(ids.sizes), clock.seconds
+n_codes, seconds = len(ids.sizes), timer.seconds
 print(f"{len(ids):,} items, {n_codes} codes each; {seconds:.0f} s")
 table = pd.Series(figures, name="value").to_frame()
 plotting.rounded(table.rename(lambda name: name.replace("_", " ")), 4)

@@ -36,7 +36,7 @@ from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE, shop.name)
 results = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -329,7 +329,7 @@ rows = [
     for name, value in figures.items()
     if np.isfinite(value)
 ]
-rows += [{"key": "codebooks/seconds", "value": round(clock.seconds, 1)}]
+rows += [{"key": "codebooks/seconds", "value": round(timer.seconds, 1)}]
 results.record("03_codebook_analysis", rows)
 table = pd.Series(figures, name="value").to_frame()
 plotting.rounded(table.rename(lambda name: name.replace("_", " ")))

@@ -51,7 +51,7 @@ from semid_lib.workbench import scale, store, workers
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE, shop.name)
 artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -399,7 +399,7 @@ pd.Series(back._asdict(), name="shape").map(np.shape).to_frame()
 results = {"written": len(written), "kept": len(kept), "train": len(train)}
 results |= {"test": len(test), "lost_on_the_round_trip": n_lost / len(kept)}
 in_title = written["in_title"].mean()
-results |= {"share_of_words_in_the_title": in_title, "seconds": round(clock.seconds, 1)}
+results |= {"share_of_words_in_the_title": in_title, "seconds": round(timer.seconds, 1)}
 rows = [{"key": f"queries/{n}", "value": round(float(v), 6)} for n, v in results.items()]
 rows += [
     {"key": f"queries/round_trip/{kind}/recall@{k}", "value": round(value, 6), "n": n}

@@ -50,7 +50,7 @@ from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE, shop.name)
 artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -367,7 +367,7 @@ result_rows = [
     for name, value in single.items()
 ]
 _ = artefacts.record("05_llm_sft", result_rows)
-print(f"{len(result_rows)} result rows; {clock.seconds:.0f} s in all")
+print(f"{len(result_rows)} result rows; {timer.seconds:.0f} s in all")
 
 # %% [markdown]
 # **What did not work**, in trials (the [log](../book/log.md) has some of the numbers):

@@ -48,7 +48,7 @@ from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE, shop.name)
 artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -382,7 +382,7 @@ found_by_50 = beams.loc[50, "share of the exact top 10"]
 print(f"beam 50 finds {found_by_50:.1%} of the exact top ten")
 print(f"generate: the same list for {same.sum()} of {n} prompts,", end=" ")
 print(f"{speedup:.0f} times the time")
-print(f"{clock.seconds:.0f} s in all")
+print(f"{timer.seconds:.0f} s in all")
 
 # %% [markdown]
 # **What did not work.** Stopping a step early, when no remaining beam can enter the list, is exact and part of the

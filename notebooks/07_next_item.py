@@ -50,7 +50,7 @@ from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop, instead = study.load_shop(DATA)
 if instead:
     print(instead)
@@ -414,7 +414,7 @@ _ = artefacts.record("07_next_item", rows)
 line = ahead["item_knn"].loc["recall@10"]
 print(f"Recall@10, timeline − item-kNN: {line['mean']:+.4f}", end=" ")
 print(f"({line['low']:+.4f} to {line['high']:+.4f})")
-print(f"{clock.seconds:.0f} s in all, without the runs that it found")
+print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 study.table(results, ["recall@10"])
 
 # %% [markdown]

@@ -70,7 +70,7 @@ from semid_lib.studies import endpoint_costs as costs
 from semid_lib.studies import service_start
 from semid_lib.workbench import scale, store
 
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -448,7 +448,7 @@ result_rows = table_rows("deployment", measured)
 artefacts.record("08_modal_deployment", [row | facts for row in result_rows])
 print(f"small model: {money.iloc[0]:.2f} dollars per month")
 print(f"language model: {'measured' if on_gpu else 'not measured'}")
-print(f"the chapter took {clock.seconds:.0f} s")
+print(f"the chapter took {timer.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** Leaving checksums out saves little, because a file in memory is read fast. pandas cannot go

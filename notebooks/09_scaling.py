@@ -41,7 +41,7 @@ from semid_lib.studies.growth import catalogue, laws, points, stages
 from semid_lib.workbench import scale, store, workers
 
 torch.set_num_threads(1)  # so that points compare, here and in the bench
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE)
 artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -143,7 +143,7 @@ walked = list(
     )
 )
 here = [point for point in walked if isinstance(point, points.Point)]
-print(f"{len(here)} points in {clock.seconds:.0f} s")
+print(f"{len(here)} points in {timer.seconds:.0f} s")
 
 # %% [markdown]
 # These are small sizes on a machine that may be busy. The bench measures the same stages up to ten million items, each
@@ -441,7 +441,7 @@ for name, n, limit in PROMISES:
 trie = largest["trie, build"]
 print(f"trie of {trie.n:,} items: {trie.kept / trie.n:.1f} bytes each (< 40)")
 print("conclusions from", "the published bench" if bench else "this run alone")
-print(f"the whole chapter took {clock.seconds:.0f} s")
+print(f"the whole chapter took {timer.seconds:.0f} s")
 
 # %% [markdown]
 # **What did not work.** Uniform random IDs, as in the bench of chapter 06, make all prefixes about equally full: the

@@ -48,7 +48,7 @@ from semid_lib.workbench import training as train
 from semid_lib.workbench.text import one_line
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop = dataset.load(DATA)
 sizes = scale.get(SCALE, shop.name)
 artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
@@ -204,7 +204,7 @@ search_study.table(synthetic)
 # %%
 encode = embed.Encoder(study.embedder)
 encode(asked[:1])
-lap = store.Clock()
+lap = store.Timer()
 for query in asked[:20]:
     encode([query])
 embedding_ms = 1000 * lap.seconds / len(asked[:20])
@@ -346,7 +346,7 @@ plotting.rounded(summary)
 result_rows = search_study.rows(tests)
 single = ratio.rename(index=search_study.key).add_prefix("new_over_old/")
 single = single.to_dict() | {"light_seconds": epochs[-1].seconds}
-single |= {"embedding_ms": embedding_ms, "seconds": clock.seconds}
+single |= {"embedding_ms": embedding_ms, "seconds": timer.seconds}
 result_rows += [
     {"key": f"search/{name}", "value": round(float(value), 6)}
     for name, value in single.items()
@@ -354,7 +354,7 @@ result_rows += [
 ]
 result_rows = [row | {"seed": SEED} for row in result_rows]
 _ = artefacts.record("10_hybrid_ranker", result_rows)
-print(f"{len(result_rows)} result rows; {clock.seconds:.0f} s in all")
+print(f"{len(result_rows)} result rows; {timer.seconds:.0f} s in all")
 
 # %% [markdown]
 # **What did not work**, in trials (the [log](../book/log.md) has some of the numbers):

@@ -41,7 +41,7 @@ from semid_lib.studies import next_item_study as study
 from semid_lib.workbench import scale, store
 
 plotting.use()
-clock = store.Clock()
+timer = store.Timer()
 shop, instead = study.load_shop(DATA)
 if instead:
     print(instead)
@@ -241,7 +241,7 @@ narrow = beam_table.loc[widths[0], "recall@10"]
 print(f"Recall@10: exact {best:.4f}, beam of {widths[0]} {narrow:.4f}")
 coverage = in_lists.loc["timeline", "coverage"]
 print(f"coverage of the timeline model: {coverage:.1%}")
-print(f"{clock.seconds:.0f} s in all, without the runs that it found")
+print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 
 # %% [markdown]
 # **What this chapter shows.** In the published runs, one average hides large differences: between popular and rare

@@ -143,8 +143,7 @@ def check(source: Path, data: str, scale: str, parameters: Mapping[str, Any]) ->
     """
     if not source.is_file():
         raise ValueError(f"no chapter {source.stem!r}, expected one of {', '.join(names(source.parent))}")
-    if scale not in scales.NAMES:
-        raise ValueError(f"SCALE is {scale!r}, expected one of {', '.join(scales.NAMES)}")
+    scales.check(scale)
     if data != "demo" and not (remote.exists(data) if remote.is_remote(data) else Path(data).is_dir()):
         raise ValueError(f"DATA is {data!r}, expected demo or a folder")
     asked = {"DATA": data if data == "demo" or remote.is_remote(data) else str(Path(data).resolve()), "SCALE": scale}
@@ -223,7 +222,7 @@ def _run(source: Path, shelf: store.Store, facts: dict, asked: dict, artefacts: 
         shelf.send(old.relative_to(folder.parent).as_posix())
     for left in rows_file.parent.glob(store.pending_rows(rows_file, "*").name):
         left.unlink()  # of a run that was killed
-    clock, running = store.Clock(), folder / f"{name}.running.ipynb"
+    timer, running = store.Timer(), folder / f"{name}.running.ipynb"
     told = {"chapter": name, "id": run_id, "seed": facts["parameters"].get("SEED")}
     waiting = store.pending_rows(rows_file, run_id)
     try:
@@ -237,7 +236,7 @@ def _run(source: Path, shelf: store.Store, facts: dict, asked: dict, artefacts: 
         if running.exists():
             running.replace(notebook)
     origin = rows[0] if rows else {}
-    facts |= {"seconds": round(clock.seconds, 1), "ended": round(time.time()), "wrote": _written(shelf, name)}
+    facts |= {"seconds": round(timer.seconds, 1), "ended": round(time.time()), "wrote": _written(shelf, name)}
     facts |= {"rows": len(rows)} | {key: origin.get(key, "") for key in ("hardware", "fingerprint")}
     if facts["state"] == "executed":
         (folder / f"{name}.failed.ipynb").unlink(missing_ok=True)

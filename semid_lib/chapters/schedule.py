@@ -171,11 +171,11 @@ def train_before(source: Path, model: str, data: str, scale: str, train: Callabl
     shelf = open_store(data, scale)
     if is_up_to_date(source, shelf):
         return
-    clock, log = store.Clock(), shelf.path("executed") / f"{source.stem}.{model}.log"
+    timer, log = store.Timer(), shelf.path("executed") / f"{source.stem}.{model}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as stream, contextlib.redirect_stderr(stream):
         train()
-    facts = {"seconds": round(clock.seconds, 1), "made_from": runner.made_from(source, shelf)}
+    facts = {"seconds": round(timer.seconds, 1), "made_from": runner.made_from(source, shelf)}
     store.write_json(log.with_suffix(".json"), facts)
 
 

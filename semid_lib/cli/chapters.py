@@ -129,7 +129,7 @@ def folder(data: Data = "demo", scale: Scale = "laptop") -> None:
 
 
 @results.command(epilog="Example: semid results publish --data beauty --scale laptop")
-def publish(data: Data = "demo", scale: Scale = "laptop") -> None:
+def publish(data: Data = "demo", scale: Annotated[str, typer.Option(help="Of the rows.")] = "laptop") -> None:
     """Copy the rows of a run to book/results and write the tables of README and book again."""
     from semid_lib.evaluation import report
 

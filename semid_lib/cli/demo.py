@@ -6,7 +6,6 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +65,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     quantizer = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)))
     ids, _ = assignment.resolve_collisions(quantizer.codes, vectors, quantizer)
     _say(f"3 of 3: train a timeline model on {len(shop.histories):,} histories")
-    sizes = replace(scale.get("laptop"), dim=64, n_layers=1, n_epochs=n_epochs, min_steps=0)
+    sizes = scale.get("laptop", dim=64, n_layers=1, n_epochs=n_epochs, min_steps=0)
     split = dataset.leave_one_out(shop.histories)
     task = recipes.Task(split.train, recipes.sample(split.validation, 500), sizes)
     trained = recipes.train_timeline(task, ids, vectors, progress=progress)

@@ -9,8 +9,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+
+def _known(scale: str) -> str:
+    from semid_lib.workbench.scale import check
+
+    check(scale)
+    return scale
+
+
 Data = Annotated[str, typer.Option(metavar="FOLDER", help="The folder of a data set, or demo.")]
-Scale = Annotated[str, typer.Option(help="smoke, laptop or full.")]
+Scale = Annotated[str, typer.Option(callback=_known, help="smoke, laptop or full.")]
 Model = Annotated[str, typer.Option(metavar="FOLDER", help="What Recommender.save_pretrained wrote, or org/name.")]
 Revision = Annotated[str | None, typer.Option(help="Of org/name: a branch, a tag or, better, a commit.")]
 TopK = Annotated[int, typer.Option("--topk", help="Items in each answer.")]

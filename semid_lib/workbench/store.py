@@ -383,10 +383,10 @@ def commit() -> dict[str, Any]:
         return {"commit": "", "dirty": True}
 
 
-class Clock:
+class Timer:
     """Seconds since it was made, for rows and status lines.
 
-    >>> Clock().seconds >= 0
+    >>> Timer().seconds >= 0
     True
     """
 

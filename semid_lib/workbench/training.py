@@ -301,7 +301,7 @@ def _alone_in(folder: str | Path | None, accelerator: Accelerator) -> Iterator[N
         yield
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    lock, is_free = FileLock(Path(folder) / "lock", timeout=0), True
+    lock, is_free = FileLock(Path(folder) / ".run.lock", timeout=0), True
     try:
         if accelerator.is_main_process:
             lock.acquire()

@@ -4,7 +4,6 @@ import inspect
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +174,7 @@ def test_a_chapter_finds_the_runs_of_the_command_and_no_others(shop_folder, task
         {"ids": recipes.load_ids(artefacts, rqvae=True)},
         {"vectors": 2 * vectors},
         {"task": usual._replace(validation=None)},
-        {"task": usual._replace(sizes=replace(usual.sizes, batch_size=16))},
+        {"task": usual._replace(sizes=scale.get("smoke", batch_size=16))},
         {"task": usual._replace(train=dataset.leave_one_out(usual.train).train)},
     ):
         with pytest.raises(AssertionError, match="not found"):

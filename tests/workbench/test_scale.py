@@ -1,14 +1,12 @@
 """The dial: three settings, none of them empty, no fourth."""
 
-from dataclasses import asdict
-
 import pytest
 
 from semid_lib.workbench import scale
 
 
 def test_sizes_never_shrink_as_the_dial_turns():
-    sizes = [asdict(scale.get(name)) for name in ("smoke", "laptop", "full")]
+    sizes = [vars(scale.get(name)) for name in ("smoke", "laptop", "full")]
     assert [size["name"] for size in sizes] == list(scale.NAMES)
     for field in sizes[0].keys() - {"name"}:
         values = [float("inf") if size[field] is None else size[field] for size in sizes]

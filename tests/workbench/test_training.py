@@ -364,7 +364,7 @@ def test_a_run_that_is_killed_ten_times_ends_as_if_it_were_not(tmp_path):
         assert (folder / "final.safetensors").read_bytes() == save(complete.state_dict())
         assert json.loads((folder / "epochs.json").read_text()) == [list(epoch[:3]) for epoch in expected]
         left = sorted(path.name.split("_")[0] for path in folder.iterdir())
-        assert left == ["epochs.json", "final.safetensors", "lock", "step"]
+        assert left == [".run.lock", "epochs.json", "final.safetensors", "step"]
 
 
 # --- several processes, and half precision ---

@@ -32,7 +32,7 @@ from semid_lib.serving.http.item_index import UnknownError
 from semid_lib.serving.http.middleware import TOKEN, Guard, JsonLines, Limits, Meters, check_token, log
 from semid_lib.serving.http.service import Service, UnableError
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench.store import Clock
+from semid_lib.workbench.store import Timer
 
 _PAGE = Path(__file__).parent / "page"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -238,12 +238,12 @@ def load_app(
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # two heaps instead of eight per core, which rarely
         ctypes.CDLL(None).mallopt(-8, 2)  # shrink: glibc's M_ARENA_MAX
-    clock = Clock()
+    timer = Timer()
     recommender = Recommender.from_pretrained(model, **how)
     app = create_app(recommender, limits, token, loopback_only)
     app.state.service.warm_up()
     source = {} if recommender.source is None else {"source": str(recommender.source)}
-    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(clock.seconds, 2), **source}})
+    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(timer.seconds, 2), **source}})
     return app
 
 
