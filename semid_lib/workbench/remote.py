@@ -55,7 +55,9 @@ def local(where: str | Path) -> Path:
 
 
 def exists(where: str) -> bool:
-    """Whether the store has this file or folder. Raises as `fetch` does."""
+    """Whether this file or folder is there, in the store or on this machine. Raises as `fetch` does."""
+    if not is_remote(where):
+        return Path(where).exists()
     from pyarrow import fs
 
     system, path = _opened(where)

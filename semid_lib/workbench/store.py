@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from semid_lib.workbench import remote, text
-from semid_lib.workbench.atomic import check_files, check_names, fresh_file, read_json, reported, sha256, write_json
-from semid_lib.workbench.weights import DTYPES, header_of, mapped, save_weights
+from semid_lib.workbench.atomic import check_files, check_names, read_json, reported, sha256, write_json
+from semid_lib.workbench.weights import digest, mapped, save_weights
 
 __all__ = ["check_files", "check_names", "sha256", "write_json"]  # callers know them from here
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -97,32 +98,30 @@ class Store:
 
     def __init__(self, data: str, scale: str, fingerprint: str, root: str | Path | None = None):
         self.data, self.scale, self.fingerprint = data, scale, fingerprint
-        root = root or os.environ.get("SEMID_ARTEFACTS") or default_root()
-        name = folder_name(data, fingerprint)
-        self.folder = remote.local(root) / name / scale
-        self._place = f"{str(root).rstrip('/')}/{name}/{scale}" if remote.is_remote(root) else None
+        root = str(root or os.environ.get("SEMID_ARTEFACTS") or default_root()).rstrip("/")
+        self._place = f"{root}/{folder_name(data, fingerprint)}/{scale}"
+        self.folder = remote.local(self._place)
         self._parents: dict[str, str] = {}  # digests of the artefacts that were loaded
 
     def save(self, name: str, arrays: Mapping[str, np.ndarray], **facts) -> Path:
         """Write arrays of numbers, and facts (JSON) about them, atomically; others raise ValueError."""
-        for key, array in arrays.items():
-            if np.asarray(array).dtype.kind not in "biuf":
-                raise ValueError(f"array {key!r} of artefact {name!r} is {np.asarray(array).dtype}, expected numbers")
         # safetensors writes the memory of an array as it lies, so it must lie in order
-        ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
-        digest = _digest(facts)
-        for key in sorted(ordered):
-            _add(digest, key, ordered[key])
+        ordered = {key: np.asarray(arrays[key], order="C") for key in sorted(arrays)}
+        for key, array in ordered.items():
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"array {key!r} of artefact {name!r} is {array.dtype}, expected numbers")
+        origin = self.provenance() | {"digest": digest([json.dumps(facts, sort_keys=True, allow_nan=False), ordered])}
+        origin["parents"].pop(name, None)  # an older one of the same name
         target = self._file(name)
         with reported(target):
-            save_weights(target, ordered, _header(facts, self._origin(name), digest))
+            save_weights(target, ordered, {"facts": json.dumps({**facts, "provenance": origin})})
         self.send(target.name)
         return target
 
     def save_batches(self, name: str, key: str, batches: Iterable[np.ndarray], **facts) -> Path:
         """`save` one array whose rows come in batches; one batch at a time is in memory.
 
-        The batches are (n, ...) arrays of one dtype and row shape, at least one; others raise ValueError.
+        The batches are (n, ...) arrays of one dtype and row shape, with at least one row; others raise ValueError.
 
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as root:
@@ -131,41 +130,25 @@ class Store:
         ...     shelf.load("things")["squares"]
         array([0, 1, 4, 9])
         """
-        target, digest, origin = self._file(name), _digest(facts), self._origin(name)
-        with reported(target), fresh_file(target) as partial, open(partial, "wb") as file:
-            row, n_rows, n_header = None, 0, 0
-            for batch in map(np.asarray, batches):
-                if row is None:
-                    row = batch[:0]
-                    if row.dtype not in DTYPES.values():
-                        raise ValueError(f"array {key!r} of artefact {name!r} is {row.dtype}, expected numbers")
-                    # how many rows there are is known last, and no number of rows is longer than this one
-                    n_header = len(header_of(key, row, 10**18, _header(facts, origin, digest)))
-                    file.seek(n_header)
-                if batch.dtype != row.dtype or batch.shape[1:] != row.shape[1:]:
+        row, n_rows = np.empty(0), 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with reported(self._file(name)), tempfile.TemporaryFile(dir=self.folder) as file:
+            for batch in map(np.ascontiguousarray, batches):
+                row = row if n_rows else batch[:0]
+                if (batch.dtype, batch.shape[1:]) != (row.dtype, row.shape[1:]):
                     found, expected = f"{batch.dtype} {batch.shape[1:]}", f"{row.dtype} {row.shape[1:]}"
                     raise ValueError(f"from row {n_rows} on rows of {key!r} are {found}, expected {expected}")
-                in_order = np.ascontiguousarray(batch)
-                file.write(in_order.data)
-                _add(digest, key, in_order)
+                file.write(batch.data)
                 n_rows += len(batch)
-            if row is None:
-                raise ValueError(f"no rows for {key!r} of artefact {name!r}, expected at least one batch")
-            file.seek(0)
-            file.write(header_of(key, row, n_rows, _header(facts, origin, digest), n_header))
-        self.send(target.name)
-        return target
-
-    def _origin(self, name: str) -> dict[str, Any]:
-        """The provenance of an artefact, of which an older one of the same name is no parent."""
-        origin = self.provenance()
-        origin["parents"].pop(name, None)
-        return origin
+            if not n_rows:
+                raise ValueError(f"no rows for {key!r} of artefact {name!r}, expected at least one")
+            file.flush()
+            rows = np.memmap(file, row.dtype, "r", shape=(n_rows, *row.shape[1:]))
+            return self.save(name, {key: np.asarray(rows)}, **facts)
 
     def has(self, name: str) -> bool:
         """Whether this artefact exists."""
-        file = self._file(name)
-        return file.is_file() if self._place is None else remote.exists(f"{self._place}/{file.name}")
+        return remote.exists(f"{self._place}/{self._file(name).name}")
 
     def load(self, name: str) -> Artefact:
         """Load an artefact; its arrays are memory-mapped.
@@ -179,11 +162,10 @@ class Store:
         """
         path = self._file(name)
         if not self.has(name):
-            where = f"{self._place or self.folder}/{path.name}"
             do = f"run the chapter that writes {name!r} with the same DATA and SCALE first"
-            raise FileNotFoundError(f"{where} is missing: {do}")
+            raise FileNotFoundError(f"{self._place}/{path.name} is missing: {do}")
         with _readable(path):
-            arrays, metadata = mapped(self.bring(path.name))
+            arrays, metadata = mapped(remote.fetch(f"{self._place}/{path.name}"))
             artefact = Artefact(arrays, json.loads(metadata["facts"]))
             origin = dict(artefact.facts["provenance"])
         self.check(origin, path)
@@ -202,10 +184,10 @@ class Store:
             if (found := origin.get("fingerprint", "")) != self.fingerprint:
                 other = f"fingerprint {found[:12]}, expected {self.fingerprint[:12]}"
                 raise ValueError(f"{path} was made from other data ({other}): {again}")
-            for name, digest in origin.get("parents", {}).items():
+            for name, made_of in origin.get("parents", {}).items():
                 now = self.origin_of(name)
-                if now and now.get("digest") != digest:
-                    changed = f"digest {digest}, which has digest {now.get('digest')} now"
+                if now and now.get("digest") != made_of:
+                    changed = f"digest {made_of}, which has digest {now.get('digest')} now"
                     raise ValueError(f"{path} is out of date: it was made from {name!r} with {changed}: {again}")
                 if now and name not in seen:
                     seen.add(name)
@@ -236,16 +218,9 @@ class Store:
         """A folder for what writes its own files, such as a Recommender."""
         return self.folder / name
 
-    def bring(self, name: str = "") -> Path:
-        """`path`, fetched first where the root is an address. Raises as `remote.fetch` does."""
-        if self._place is not None:
-            remote.fetch(f"{self._place}/{name}".rstrip("/"))
-        return self.folder / name
-
     def send(self, name: str = "") -> None:
         """Send what has changed at `path`, or in the whole folder, where the root is an address."""
-        if self._place is not None:
-            remote.send(f"{self._place}/{name}".rstrip("/"))
+        remote.send(f"{self._place}/{name}".rstrip("/"))
 
     def cache(self, name: str) -> Path:
         """A folder shared by all data sets and scales, for what is keyed by its own content."""
@@ -302,8 +277,8 @@ class Store:
 
     def rows(self) -> list[dict[str, Any]]:
         """All result rows, in the order of the chapters."""
-        if self._place is not None and remote.exists(f"{self._place}/rows"):
-            self.bring("rows")
+        if remote.exists(f"{self._place}/rows"):
+            remote.fetch(f"{self._place}/rows")
         files = sorted((self.folder / "rows").glob("[!.]*.json"))
         return [row for file in files for row in read_json(file, list)]
 
@@ -328,21 +303,6 @@ def _run() -> dict[str, Any]:
     return json.loads(os.environ.get(RUN) or "{}")
 
 
-def _digest(facts: Mapping[str, Any]) -> "hashlib._Hash":
-    """A checksum of an artefact's content, to which `_add` adds arrays; it does not depend on place and time."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, allow_nan=False).encode())
-
-
-def _add(digest: "hashlib._Hash", key: str, array: np.ndarray) -> None:
-    digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-
-
-def _header(facts: Mapping[str, Any], origin: Mapping[str, Any], digest: "hashlib._Hash") -> dict[str, str]:
-    """An artefact's metadata; of one length, whatever the digest is."""
-    return {"facts": json.dumps({**facts, "provenance": {**origin, "digest": digest.hexdigest()[:16]}})}
-
-
 @cache
 def hardware() -> str:
     """The machine in words: processors, memory, accelerator; no host name.
@@ -352,8 +312,7 @@ def hardware() -> str:
     """
     import torch  # rows of pure NumPy work need not wait for it
 
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # Windows does not say
-    gib = pages and pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"{os.cpu_count()} x {_processor()}, {gib:.0f} GiB, {', '.join(gpus) or 'no GPU'}"
 

@@ -13,14 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from semid_lib.workbench.atomic import fresh_file
 
-DTYPES = {  # as safetensors calls them
-    "BOOL": np.dtype(bool),
-    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
-    **{f"F{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
-}
 
-
-def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] = {}) -> None:
     """Write a safetensors file, whole or not at all; the same content always gives the same bytes.
 
     Parameters
@@ -52,50 +46,25 @@ def save_weights(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping
         _check_finite(path, tensors)  # else they could not be loaded
     with fresh_file(path) as partial:
         try:
-            save_file(dict(tensors), partial, metadata=None if metadata is None else dict(metadata))
+            save_file(dict(tensors), partial, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error
-        _sort_metadata(partial)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the metadata in the order of their names, which safetensors writes in a random one."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(header["__metadata__"]) > 1:
-            assert len(text) <= size, "the header has grown"
-            file.seek(8)
-            file.write(text.ljust(size))
+        if len(metadata) > 1:  # safetensors writes them in a random order
+            with open(partial, "r+b") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+                header["__metadata__"] = dict(sorted(metadata.items()))
+                file.seek(8)
+                file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
 
 
 def mapped(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and metadata of a safetensors file; pages of an array are copied when they are written to."""
-    with safe_open(path, framework="numpy"):
-        pass  # it holds the header against the size of the file, and raises for the one that is no safetensors file
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-        metadata, arrays = header.pop("__metadata__"), {}
-        for key, entry in header.items():
-            dtype, shape, (low, high) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-            if low == high:  # there is no map of nothing
-                arrays[key] = np.empty(shape, dtype)
-            else:
-                arrays[key] = np.asarray(np.memmap(file, dtype, mode="c", offset=start + low, shape=shape))
-    return arrays, metadata
+    from safetensors.torch import load_file  # that for NumPy reads all of it
 
-
-def header_of(key: str, row: np.ndarray, n_rows: int, metadata: dict[str, str], n_bytes: int = 0) -> bytes:
-    """What stands before the bytes of a single array, filled up with spaces to a multiple of 8 or to n_bytes."""
-    shape = [n_rows, *row.shape[1:]]
-    [dtype] = [name for name, dtype in DTYPES.items() if dtype == row.dtype]
-    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, math.prod(shape) * row.dtype.itemsize]}
-    text = json.dumps({"__metadata__": metadata, key: entry}).encode()
-    text = text.ljust(max(n_bytes - 8, -(-len(text) // 8) * 8))
-    return len(text).to_bytes(8, "little") + text
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    return {name: tensor.numpy() for name, tensor in load_file(path).items()}, metadata
 
 
 def shapes_of(path: str | Path) -> dict[str, tuple[int, ...]]:

@@ -161,7 +161,7 @@ def test_artefacts_and_rows_lie_in_a_store(place, monkeypatch, tmp_path):
     assert again.load("things")["a"].tolist() == [0, 1, 2]
     assert again.load("many")["a"].tolist() == [1, 1, 1]
     assert [row["value"] for row in again.rows()] == [1]
-    assert (again.bring("report") / "page.txt").read_text() == "a page"
+    assert (remote.fetch(f"{place}/demo/smoke/report") / "page.txt").read_text() == "a page"
     elsewhere(monkeypatch, tmp_path / "cache")
     shelf.save("things", {"a": np.arange(2)})
     elsewhere(monkeypatch, tmp_path / "other")

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kills import at_line, killed, killed_at
 from safetensors import safe_open
@@ -158,7 +157,7 @@ def test_an_array_may_have_any_name_or_is_refused(shelf, name):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of files that were left open
-@pytest.mark.parametrize("module", [store, weights, atomic, safetensors.numpy], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [store, weights, atomic], ids=lambda module: module.__name__)
 def test_wherever_a_save_is_interrupted_the_old_or_the_new_artefact_is_whole(shelf, module):
     def stop():
         raise KeyboardInterrupt
@@ -373,7 +372,7 @@ def test_a_damaged_artefact_is_named_with_what_to_do(shelf, damage):
         case "no provenance":
             save_file({"a": np.zeros(3)}, path, {"facts": "[]"})
         case _:
-            path.write_bytes(path.read_bytes().replace(b'"F64"', b'"C64"'))
+            path.write_bytes(path.read_bytes().replace(b'"F64"', b'"X64"'))
     with pytest.raises(ValueError, match=r"mine\.safetensors is damaged, or no artefact .*: delete it and run"):
         shelf.load("mine")
 
@@ -402,6 +401,7 @@ def test_a_model_is_held_against_what_it_was_made_from(chain):
     assert chain.checked("none") == chain.path("none")
 
 
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99))
 def test_a_digest_is_that_of_the_content(sizes, note):
     with tempfile.TemporaryDirectory() as root:
