@@ -4,103 +4,19 @@ The module `folder` says which files a data set has.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from semid_lib.data import folder
+from semid_lib.data import folder, table
 from semid_lib.data.item_ids import ItemIds
-from semid_lib.data.sequences import first_fall
+from semid_lib.data.sequences import Histories, offsets_of, read_histories, read_queries
 from semid_lib.workbench import remote, store
-from semid_lib.workbench.text import shown
-
-
-@dataclass(frozen=True, eq=False)
-class Histories:
-    """The items that each user interacted with, in time order: all histories end to end in flat arrays.
-
-    Raises ValueError if the arrays do not fit together.
-
-    Parameters
-    ----------
-    user_ids : (n_users,) object array of str
-    items : (n_interactions,) int64 array
-        Item rows: positions in the item table, not item ids.
-    offsets : (n_users + 1,) int64 array
-        The history of user position u is `items[offsets[u]:offsets[u + 1]]`.
-    times : (n_interactions,) int64 array, optional
-        Unix seconds; they never fall within a history.
-
-    Examples
-    --------
-    >>> histories = Histories.from_lists([[4, 2, 7], [2]])
-    >>> histories.offsets, histories.lengths
-    (array([0, 3, 4]), array([3, 1]))
-    >>> [history.tolist() for history in histories]
-    [[4, 2, 7], [2]]
-    """
-
-    user_ids: np.ndarray
-    items: np.ndarray
-    offsets: np.ndarray
-    times: np.ndarray | None = None
-
-    def __post_init__(self):
-        n_users, n_items, offsets = len(self.user_ids), len(self.items), self.offsets
-        ends_fit = len(offsets) == n_users + 1 and offsets[0] == 0 and offsets[-1] == n_items
-        if not ends_fit or (np.diff(offsets) < 0).any():
-            raise ValueError(f"offsets are {offsets}, expected {n_users + 1} rising from 0 to {n_items}")
-        if self.times is None:
-            return
-        if len(self.times) != n_items:
-            raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one per interaction")
-        if (user := first_fall(self.times, offsets)) >= 0:
-            raise ValueError(f"times of user {self.user_ids[user]!r} go backwards, expected time order")
-
-    @classmethod
-    def from_lists(cls, lists: Iterable[Sequence[int]], user_ids=None, times=None) -> "Histories":
-        """Histories from a list of item rows per user and, optionally, a list of Unix seconds per user.
-
-        user_ids: strings, by default "0", "1", ... Raises ValueError if lengths differ.
-
-        >>> Histories.from_lists([[4, 2], []], user_ids=["ann", "bob"], times=[[10, 20], []]).times
-        array([10, 20])
-        """
-        lists = list(lists)
-        ids = [str(position) for position in range(len(lists))] if user_ids is None else list(user_ids)
-        lengths = [len(rows) for rows in lists]
-        if times is not None and (found := [len(seconds) for seconds in times]) != lengths:
-            raise ValueError(f"times have lengths {shown(found)}, expected {shown(lengths)}")
-        flat_times = None if times is None else np.fromiter(chain.from_iterable(times), dtype=np.int64)
-        items = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
-        return cls(np.array(ids, dtype=object), items, _offsets(lengths), flat_times)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[position] for position in range(len(self)))
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
-
-    def __getitem__(self, user_position: int) -> np.ndarray:
-        """The item rows of one user, in time order: a view, (length,) int64."""
-        user = range(len(self))[user_position]
-        return self.items[self.offsets[user] : self.offsets[user + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Interactions of each user, (n_users,) int64."""
-        return np.diff(self.offsets)
-
-    def select(self, user_positions) -> "Histories":
-        """The histories of some users in the given order; positions are integers or a boolean mask."""
-        users = np.arange(len(self))[user_positions]
-        return _first_interactions(self, users, self.lengths[users])
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,9 +123,13 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
 
 
 def _load(path: str | Path, name: str, columns: Sequence[str] | None) -> Dataset:
-    items, fields, queries, fingerprint = folder.read_folder(path, columns)
-    histories = None if fields is None else Histories(*fields)
-    return Dataset(name, items, histories, queries, _counts(items, histories, queries), fingerprint)
+    files = folder.data_files(path)
+    items = table.read(files["items"], columns)
+    ids = ItemIds(items)
+    queries = read_queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
+    histories = read_histories(files, ids)
+    counts = _counts(items, histories, queries)
+    return Dataset(name, items, histories, queries, counts, folder.fingerprint(path))
 
 
 def _counts(items: pd.DataFrame, histories: Histories | None, queries: pd.DataFrame | None) -> dict[str, int]:
@@ -363,7 +283,7 @@ def same_time_share(histories: Histories) -> float:
 
 def _split(histories: Histories, n_train, valid, test, n_past, n_too_short: int, moments=None) -> Split:
     """n_train, n_past: interactions of each user before validation and before the test; valid, test: users."""
-    train = _first_interactions(histories, np.arange(len(histories)), n_train)
+    train = histories.first(np.arange(len(histories)), n_train)
     validation = _examples(histories, valid, n_train[valid])
     exclude = repeat_share(validation) < REPEATS_MATTER
     tested = _examples(histories, test, n_past[test])._replace(exclude_seen=exclude)
@@ -378,22 +298,10 @@ def _times(histories: Histories) -> np.ndarray:
 
 def _n_before(histories: Histories, moment: int) -> np.ndarray:
     """Interactions of each user before a moment, (n_users,) int64."""
-    return np.diff(_offsets(_times(histories) < moment)[histories.offsets])
-
-
-def _offsets(lengths) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return np.diff(offsets_of(_times(histories) < moment)[histories.offsets])
 
 
 def _examples(histories: Histories, users: np.ndarray, lengths: np.ndarray) -> Examples:
     """For each of these users, the first `lengths` interactions as history and the next one as target."""
     targets = histories.items[histories.offsets[users] + lengths]
-    return Examples(_first_interactions(histories, users, lengths), targets, users)
-
-
-def _first_interactions(histories: Histories, users: np.ndarray, lengths: np.ndarray) -> Histories:
-    """The first `lengths` interactions of each of these users."""
-    offsets = _offsets(lengths)
-    where = np.arange(offsets[-1]) + np.repeat(histories.offsets[users] - offsets[:-1], lengths)
-    times = None if histories.times is None else histories.times[where]
-    return Histories(histories.user_ids[users], histories.items[where], offsets, times)
+    return Examples(histories.first(users, lengths), targets, users)

@@ -15,11 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from semid_lib.data import readers, table
-from semid_lib.data.item_ids import ItemIds
-from semid_lib.data.sequences import read_histories, read_queries
 from semid_lib.data.text_files import opened
 from semid_lib.workbench import remote
 from semid_lib.workbench.atomic import check_replaceable, fresh_folder
@@ -44,49 +40,21 @@ _LOOKS_LIKE = {
 _DATA_ENDINGS = re.compile(
     r"(csv|tsv|txt|dat|data|json|jsonl|ndjson|parquet|arrow|feather|xlsx?|inter)(\.(gz|bz2|xz|zst|zip))?"
 )
-_PLAIN = re.compile(r"[^\s\x00-\x1f\x7f\ufeff]+")  # text that a line of tab-separated values keeps as it is
-
-
-def read_folder(
-    folder: str | Path, columns: Sequence[str] | None = None
-) -> tuple[pd.DataFrame, tuple | None, pd.DataFrame | None, str]:
-    """Read and check the files of one data set: items, fields of the histories, queries, fingerprint.
-
-    They are described in `dataset.Dataset` and `dataset.Histories`.
-
-    Parameters
-    ----------
-    folder : path
-    columns : sequence of str, optional
-        Of the items, besides `item_id` and `title`; by default all.
-
-    Raises
-    ------
-    ValueError
-        See `dataset.load`.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
-    ...     items, (user_ids, rows, offsets, seconds), queries, fingerprint = read_folder(folder)
-    >>> items["title"].tolist(), user_ids.tolist(), rows.tolist(), offsets.tolist(), seconds, queries
-    (['Soap'], ['ann'], [0, 0], [0, 2], None, None)
-    """
-    files = _data_files(Path(folder))
-    items = table.read(files["items"], columns)
-    ids = ItemIds(items[["item_id"]])
-    queries = read_queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
-    return items, read_histories(files, ids), queries, _fingerprint(files)
 
 
 def fingerprint(folder: str | Path) -> str:
-    """The fingerprint of a data set, as `read_folder` returns it, without reading records.
+    """SHA-256 of name, length and uncompressed bytes of each file of a data set, also of those in folders.
 
     Raises ValueError if the folder holds no data set.
     """
-    return _fingerprint(_data_files(Path(folder)))
+    digest = hashlib.sha256()
+    for path in data_files(folder).values():
+        for file in readers.files(path):
+            name = str(file.relative_to(path.parent)) if path.suffix in table.SUFFIXES else _name(file)
+            digest.update(f"{name}\0{sum(map(len, _blocks(file)))}\0".encode())
+            for block in _blocks(file):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def open_store(data: str | Path, scale: str, root: str | Path | None = None) -> Store:
@@ -112,7 +80,7 @@ def open_store(data: str | Path, scale: str, root: str | Path | None = None) -> 
 
 def has_histories(folder: str | Path) -> bool:
     """Whether a data set has histories, without reading them. Raises ValueError if the folder holds no data set."""
-    return any(kind.startswith("sequences") for kind in _data_files(Path(folder)))
+    return any(kind.startswith("sequences") for kind in data_files(folder))
 
 
 def files_of(folder: str | Path) -> list[Path]:
@@ -125,24 +93,29 @@ def files_of(folder: str | Path) -> list[Path]:
     ...     write_folder(folder, [{"item_id": 7, "title": "Soap"}], [("ann", [7, 7])])
     ...     Path(folder, "notes.txt").touch()
     ...     [file.name for file in files_of(folder)]
-    ['items.jsonl.gz', 'sequences.tsv.gz']
+    ['items.jsonl.gz', 'sequences.jsonl.gz']
     """
-    return [file for path in _existing_files(Path(folder)) for file in readers.files(path)]
+    paths = sorted(path for path in Path(folder).iterdir() if DATA_FILE.fullmatch(path.name))
+    return [file for path in paths for file in readers.files(path)]
 
 
 # --- files ---
 
 
-def _existing_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if DATA_FILE.fullmatch(path.name))
+def data_files(folder: str | Path) -> dict[str, Path]:
+    """The files of a data set by kind ("items", or the name without .gz), in order: each once, and at least the items.
 
-
-def _data_files(folder: Path) -> dict[str, Path]:
-    """Kinds ("items" or the name without .gz) -> paths, in order; each once, and at least the items."""
+    Raises ValueError if the folder holds no data set, two files of a kind, or a file that looks like data but is not
+    read.
+    """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder, expected one that holds one of {ITEM_FILES}")
+    paths = sorted(folder.iterdir())
     found: dict[str, Path] = {}
-    for path in _existing_files(folder):
+    for path in paths:
+        if not DATA_FILE.fullmatch(path.name):
+            continue
         kind = "items" if path.name.startswith("items.") else _name(path)
         if not path.is_file() and path.suffix not in table.SUFFIXES:
             raise ValueError(f"{path} is not a file, expected one: remove it, or the broken link")
@@ -155,39 +128,21 @@ def _data_files(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{folder} holds both sequences.jsonl and {min(other)}, expected one of them")
     if "timestamps.tsv" in found and "sequences.tsv" not in found:
         raise ValueError(f"{folder} has timestamps.tsv but no sequences.tsv: add it, or remove timestamps.tsv")
-    _refuse_look_alikes(folder, {kind.partition(".")[0] for kind in found})
-    return dict(sorted(found.items()))
-
-
-def _refuse_look_alikes(folder: Path, read: set[str]) -> None:
-    """Refuse a file that looks like data but is not read: `sequences.csv`, or `orders.csv` without histories."""
-    for path in sorted(folder.iterdir()):
+    kinds = {kind.partition(".")[0] for kind in found}
+    for path in paths:
         stem, _, ending = path.name.lower().partition(".")
         stem = re.sub(r"[\s_(-]*[0-9][0-9\s_)-]*$", "", stem)  # "orders_2024", "sequences (1)"
         if DATA_FILE.fullmatch(path.name) or not _DATA_ENDINGS.fullmatch(ending):
             continue
         for kind, (expected, names) in _LOOKS_LIKE.items():
-            if stem == kind or (re.fullmatch(names, stem) and kind not in read):
-                raise ValueError(
-                    f"{path} is not read, but looks like {kind}, expected {expected}: import it "
-                    "(semid import table --help), or move it out of the folder"
-                )
+            if stem == kind or (kind not in kinds and re.fullmatch(names, stem)):
+                hint = "import it (semid import table --help), or move it out of the folder"
+                raise ValueError(f"{path} is not read, but looks like {kind}, expected {expected}: {hint}")
+    return dict(sorted(found.items()))
 
 
 def _name(path: Path) -> str:
     return path.name.removesuffix(".gz")
-
-
-def _fingerprint(files: dict[str, Path]) -> str:
-    """SHA-256 of name, length and uncompressed bytes of each file, also of those in folders."""
-    digest = hashlib.sha256()
-    for path in files.values():
-        for file in readers.files(path):
-            name = str(file.relative_to(path.parent)) if path.suffix in table.SUFFIXES else _name(file)
-            digest.update(f"{name}\0{sum(map(len, _blocks(file)))}\0".encode())
-            for block in _blocks(file):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
@@ -210,9 +165,8 @@ def write_folder(
 ) -> None:
     """Write one data set that `dataset.load` reads, gzipped; equal content gives equal bytes.
 
-    Histories become `sequences.tsv.gz`, or `sequences.jsonl.gz` if an id holds white space. The folder appears
-    atomically: a reader finds the old data set or the new one. With `overwrite`, files that are no part of a data set
-    stay.
+    The folder appears atomically: a reader finds the old data set or the new one. With `overwrite`, files that are no
+    part of a data set stay.
 
     Parameters
     ----------
@@ -235,18 +189,18 @@ def write_folder(
     >>> with TemporaryDirectory() as folder:
     ...     write_folder(folder, [{"item_id": 1, "title": "Red lipstick"}], [("ann", [1])])
     ...     sorted(path.name for path in Path(folder).iterdir())
-    ['items.jsonl.gz', 'sequences.tsv.gz']
+    ['items.jsonl.gz', 'sequences.jsonl.gz']
     """
     folder = Path(folder)
     check_output(folder, overwrite)
     with fresh_folder(folder) as new:
         if folder.is_dir():  # the files of others; links stay links, also to nowhere
             shutil.copytree(folder, new, symlinks=True, ignore=partial(_ours, folder), dirs_exist_ok=True)
-        _write_lines(new / "items.jsonl.gz", map(_json_line, items))
+        _write_records(new / "items.jsonl.gz", items)
         if sequences is not None:
-            _write_histories(new, sequences, timestamps)
+            _write_records(new / "sequences.jsonl.gz", _history_records(sequences, timestamps))
         if queries is not None:
-            _write_lines(new / "queries.jsonl.gz", map(_json_line, queries))
+            _write_records(new / "queries.jsonl.gz", queries)
 
 
 def _ours(folder: Path, path: str, names: list[str]) -> list[str]:
@@ -265,42 +219,25 @@ def check_output(folder: str | Path, overwrite: bool = False) -> None:
         raise ValueError(f"{folder} is not empty, expected an empty or new folder (or overwrite)")
 
 
-def _write_histories(new: Path, sequences: Iterable[tuple], timestamps: Iterable[tuple] | None) -> None:
-    users = [(user_id, list(item_ids)) for user_id, item_ids in sequences]
-    seconds = None if timestamps is None else [list(found) for _, found in timestamps]
-    for number, (user_id, _) in enumerate(users, 1):
+def _history_records(sequences: Iterable[tuple], timestamps: Iterable[tuple] | None) -> Iterator[dict]:
+    """The records of `sequences.jsonl`."""
+    pairs = ((user, None) for user in sequences) if timestamps is None else zip(sequences, timestamps, strict=True)
+    for (user_id, item_ids), times in pairs:
         if not isinstance(user_id, str) or readers.is_nothing(user_id):
-            raise ValueError(f"user {number}: id {shown(user_id)}, expected text")
-    names = {user.replace(" ", "") for user, _ in users} | {str(one) for _, ids in users for one in ids}
-    if all(map(_PLAIN.fullmatch, names)):
-        _write_lines(new / "sequences.tsv.gz", map(_tsv_line, users))
-        if seconds is not None:
-            times_of = ((user_id, found) for (user_id, _), found in zip(users, seconds, strict=True))
-            _write_lines(new / "timestamps.tsv.gz", map(_tsv_line, times_of))
-        return
-    records = [{"user_id": user_id, "item_ids": item_ids} for user_id, item_ids in users]
-    if seconds is not None:
-        records = [record | {"timestamps": found} for record, found in zip(records, seconds, strict=True)]
-    _write_lines(new / "sequences.jsonl.gz", map(_json_line, records))
+            raise ValueError(f"user id {shown(user_id)}, expected text")
+        record = {"user_id": user_id, "item_ids": list(item_ids)}
+        yield record if times is None else record | {"timestamps": list(times[1])}
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    n_lines = 0
+def _write_records(path: Path, records: Iterable[dict]) -> None:
+    n_lines, line_of = 0, json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
     # no name and no time of writing, which would change the bytes
     with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
         try:
-            for line in lines:
-                file.write(line.encode() + b"\n")
+            for record in records:
+                file.write(line_of(record).encode() + b"\n")
                 n_lines += 1
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path.name}, line {n_lines + 1} cannot be written: {error}") from error
     if not n_lines:
         raise ValueError(f"no records for {path.name}, expected at least one (or None)")
-
-
-_json_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
-
-def _tsv_line(user: tuple[str, Sequence]) -> str:
-    user_id, values = user
-    return f"{user_id}\t{' '.join(map(str, values))}"

@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 
-from semid_lib.data.readers import is_nothing
+from semid_lib.data.readers import each, is_nothing
 from semid_lib.workbench.text import has_controls, shown
 
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,18})(\.0+)?")  # pandas writes whole numbers as 7.0 where some are missing
@@ -29,8 +29,7 @@ class ItemIds:
     """Item ids in the order of the item table.
 
     An id is an integer or text, as in the column `item_id`. The decimal text of an integer names the same item as the
-    integer, so that ids survive CSV, URLs and browsers. Tables that were imported before SKUs could be ids hold numbers
-    in `item_id` and the shop's ids in `source_id`: they are read by either, and `source_id` is returned.
+    integer, so that ids survive CSV, URLs and browsers.
 
     Parameters
     ----------
@@ -51,18 +50,14 @@ class ItemIds:
 
     def __init__(self, items: pd.DataFrame):
         column = items["item_id"]
-        self._numbers = column.tolist()
-        if "source_id" in items and self._numbers == list(range(1, len(items) + 1)):
-            source = items["source_id"]
-            if source.is_unique and all(isinstance(value, str) for value in source):
-                column = source
-        own = column.tolist()
-        if not pd.api.types.is_integer_dtype(column) and (wrong := [value for value in own if not _is_id(value)]):
-            raise ValueError(f"item_id is {shown(wrong[0])}, expected an integer or text")
-        if (again := column.astype(str).duplicated() if column.dtype == object else column.duplicated()).any():
+        self._with_none = np.array([*column, None], dtype=object)  # row -1 is None
+        self.values = self._with_none[:-1]
+        if not pd.api.types.is_integer_dtype(column):
+            if wrong := [value for value in self.values if not _is_id(value)]:
+                raise ValueError(f"item_id is {shown(wrong[0])}, expected an integer or text")
+            column = column.astype(str)
+        if (again := column.duplicated()).any():
             raise ValueError(f"item_id {column[again].iloc[0]} occurs twice: remove one row")
-        self.values = np.empty(len(own), dtype=object)
-        self.values[:] = own
 
     def __len__(self) -> int:
         return len(self.values)
@@ -70,8 +65,7 @@ class ItemIds:
     @cached_property
     def row_of(self) -> dict[str, int]:
         """Text of each id -> its row."""
-        rows = {str(value): row for row, value in enumerate(self._numbers)}
-        return rows | {str(value): row for row, value in enumerate(self.values)}
+        return {str(value): row for row, value in enumerate(self.values)}
 
     def row(self, item_id: int | str) -> int:
         """The row of one item. Raises UnknownItemError.
@@ -100,22 +94,17 @@ class ItemIds:
         UnknownItemError
             If an id is not in the catalogue; the message gives its position.
         """
-        ids = item_ids.tolist() if hasattr(item_ids, "tolist") else list(item_ids)
-        found = [self.row_of.get(str(item_id), -1) if type(item_id) in _ID_TYPES else -1 for item_id in ids]
-        if -1 in found:
-            at = found.index(-1)
+        rows = []
+        for at, item_id in enumerate(item_ids.tolist() if hasattr(item_ids, "tolist") else item_ids):
             try:
-                self.row(ids[at])
+                rows.append(self.row(item_id))
             except UnknownItemError as error:
                 raise UnknownItemError(f"{where}{', ' if where else ''}position {at}: {error}") from error
-        return np.array(found, dtype=np.int64)
+        return np.array(rows, dtype=np.int64)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """The ids at item rows of any shape: an object array of int or str, None where a row is -1."""
-        rows = np.asarray(rows, dtype=np.int64)
-        found = self.values[rows] if len(self) else np.empty(rows.shape, dtype=object)
-        found[rows < 0] = None
-        return found
+        return self._with_none[np.asarray(rows, dtype=np.int64)]
 
     @cached_property
     def for_json(self) -> list[int] | list[str]:
@@ -124,9 +113,7 @@ class ItemIds:
         return [str(value) if large else value for value in self.values]
 
 
-def read_ids(
-    values: pd.Series, fail: Callable[[int, str], NoReturn], typed: bool = True
-) -> list[int] | list[int | None] | list[str | None]:
+def read_ids(values: pd.Series, fail: Callable[[int, str], NoReturn], typed: bool = True) -> list:
     """The ids of a column: integers if all are, in 64 bits, else text; None for a missing one.
 
     Parameters
@@ -146,37 +133,36 @@ def read_ids(
     >>> read_ids(pd.Series(["007", "8"]), fail, typed=False)
     ['007', '8']
     """
-    found: list = [None if is_nothing(value) else plain_id(value) for value in values.tolist()]
-    for at, value in enumerate(found):
-        if isinstance(value, str):
-            found[at] = value.strip()
-            if has_controls(found[at]):
-                fail(at, f"id {shown(value)}, expected text without line breaks and control characters")
-        elif value is not None and not _is_id(value):
-            fail(at, f"id {shown(value)}, expected an integer or text")
-    there = [value for value in found if value is not None]
-    if not typed and all(_WHOLE.fullmatch(value) and _in_int64(value.partition(".")[0]) for value in there):
-        return [value if value is None else int(value.partition(".")[0]) for value in found]
-    if any(isinstance(value, str) or not _in_int64(value) for value in there):
-        return [value if value is None else str(value) for value in found]
-    return found
+    found = [one.strip() if isinstance(one, str) else one for one in each(values.tolist(), plain_id, fail)]
+    if not typed and all(one is None or _WHOLE.fullmatch(one) for one in found):
+        found = [one and int(one.partition(".")[0]) for one in found]
+    if all(one is None or fits_int64(one) for one in found):
+        return found
+    return [one if one is None else str(one) for one in found]
 
 
-def plain_id(value):
-    """An id that its column holds in another type, as an integer or text: a whole number, a UUID.
+def plain_id(value) -> int | str | None:
+    """An id that its column may hold in another type, as an integer or text; None for a missing one.
 
-    >>> plain_id(7.0), plain_id(decimal.Decimal("7")), plain_id(uuid.UUID(int=7)), plain_id(7.5)
-    (7, 7, '00000000-0000-0000-0000-000000000007', 7.5)
+    Raises ValueError for any other value.
+
+    >>> plain_id(7.0), plain_id(decimal.Decimal("7")), plain_id(uuid.UUID(int=7)), plain_id("NULL")
+    (7, 7, '00000000-0000-0000-0000-000000000007', None)
     """
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _LARGEST_IN_JSON:
+    if is_nothing(value):
+        return None
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    small = isinstance(value, float) and abs(value) <= _LARGEST_IN_JSON
+    if (small or (isinstance(value, decimal.Decimal) and value.is_finite())) and value == int(value):
         return int(value)
-    if isinstance(value, decimal.Decimal) and value.is_finite() and value == int(value):
-        return int(value)
-    return str(value) if isinstance(value, uuid.UUID) else value
+    if not _is_id(value) or (isinstance(value, str) and has_controls(value)):
+        raise ValueError("expected an integer or text without line breaks and control characters")
+    return value
 
 
-def _in_int64(value: int | str) -> bool:
-    return -(2**63) <= int(value) < 2**63
+def fits_int64(value) -> bool:
+    return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
 def _is_id(value) -> bool:

@@ -4,24 +4,22 @@ Input that cannot be read is a ValueError with file, line (row, in Parquet and A
 """
 
 import ast
+import bisect
 import contextlib
 import io
 import json
 import math
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import pandas as pd
 
 from semid_lib.data.text_files import Layout, check_columns, delimited, empty_file, json_records
 from semid_lib.workbench.text import shown
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BATCH = 16_384  # records that become a piece of a table together
 # how databases and pandas write a missing value as text
@@ -33,29 +31,19 @@ _KINDS = {"parquet": "arrow", "arrow": "arrow", "feather": "arrow", "jsonl": "js
 
 
 class Table(NamedTuple):
-    """Records in columns, with the place of each."""
+    """Records in columns."""
 
     path: Path
     frame: pd.DataFrame
-    lines: Sequence[int]  # from 1: where each record begins
-    unit: str = "line"
+    place: Callable[[int], str]  # file and line (row, in Parquet and Arrow) of a record
     typed: bool = True  # False where all values are text, as in CSV
-
-    def place(self, at: int) -> str:
-        return f"{self.path}, {self.unit} {self.lines[at]}"
 
     def fail(self, at: int, problem: str, column: str = "") -> NoReturn:
         """Raise ValueError with the place of a record and, optionally, the column."""
         raise ValueError(f"{self.place(at)}: {f'column {column!r}: ' if column else ''}{problem}")
 
 
-def read(
-    path: str | Path,
-    wanted: Sequence[str] = (),
-    layout: Layout | None = None,
-    only: bool = False,
-    each: Sequence[str] = (),
-) -> Table:
+def read(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None = None, only: bool = False) -> Table:
     """Read a table with certain columns.
 
     Parameters
@@ -69,13 +57,11 @@ def read(
         Of delimited text.
     only : bool
         Keep only the wanted columns.
-    each : sequence of str
-        Fields that every JSON record must have.
 
     Returns
     -------
     Table
-        Delimited text stays text; JSON values are Python objects; Parquet and Arrow keep their types.
+        Delimited text stays text; the values of other formats are Python objects.
 
     Raises
     ------
@@ -91,17 +77,57 @@ def read(
     ...     read(path, ["sku"]).frame.to_dict("list")
     {'sku': ['A-1'], 'name': ['Pen']}
     """
+    return joined(path, pieces(path, wanted, layout, only))
+
+
+def pieces(
+    path: str | Path,
+    wanted: Sequence[str] = (),
+    layout: Layout | None = None,
+    only: bool = False,
+    each: Sequence[str] = (),
+) -> Iterator[Table]:
+    """The table that `read` returns, some thousand records at a time; JSON at once, since every record may have fields
+    of its own.
+
+    each: fields that every JSON record must have.
+    """
     path = Path(path)
-    match _kind(path):
-        case "arrow":
-            table = _arrow_table(path, wanted, only)
-        case "json":
-            table = _json_table(path, wanted, only, each)
-        case _:
-            table = _text_table(path, wanted, layout or Layout(), only)
-    if not len(table.frame):
+    kind = _kind(path)
+    if kind == "arrow":
+        yield from _arrow_pieces(path, wanted, only)
+    elif kind == "json":
+        numbers, records = [], []
+        names: dict[str, None] = {}
+        for number, record in json_records(path, each):
+            numbers.append(number)
+            names |= dict.fromkeys(record)
+            records.append({name: record.get(name) for name in wanted} if only else record)
+        check_columns(path, list(names), wanted if records else ())
+        columns = {name: [record.get(name) for record in records] for name in names if not only or name in wanted}
+        yield _piece(path, pd.DataFrame(columns, dtype=object), numbers)
+    else:
+        rows = delimited(path, wanted, layout or Layout())
+        header = next(rows)[1]
+        kept = [name for name in header if not only or name in wanted]
+        while piece := list(islice(rows, BATCH)):
+            frame = pd.DataFrame([row for _, row in piece], columns=header, dtype="str")[kept]
+            yield _piece(path, frame, [number for number, _ in piece], typed=False)
+
+
+def joined(path: str | Path, found: Iterable[Table]) -> Table:
+    """All pieces of a table as one. Raises ValueError if there are no records."""
+    found = list(found)
+    starts = [0, *accumulate(len(piece.frame) for piece in found)]
+    if not starts[-1]:
         raise empty_file(path)
-    return table
+
+    def place(at: int) -> str:
+        which = bisect.bisect_right(starts, at) - 1
+        return places[which](at - starts[which])
+
+    places = [piece.place for piece in found]
+    return Table(Path(path), pd.concat([piece.frame for piece in found], ignore_index=True), place, found[0].typed)
 
 
 def names_of(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None = None) -> list[str]:
@@ -109,7 +135,8 @@ def names_of(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None
     path = Path(path)
     match _kind(path):
         case "arrow":
-            return list(_arrow_schema(files(path)[0]).names)
+            with _opened_arrow(files(path)[0]) as (names, _):
+                return names
         case "json":
             names = list(dict.fromkeys(chain.from_iterable(record for _, record in json_records(path))))
         case _:
@@ -117,51 +144,6 @@ def names_of(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None
     if not names:
         raise empty_file(path)
     return names
-
-
-def _kind(path: Path) -> str:
-    """ "arrow", "json" or "text"; raises ValueError if there is no such file."""
-    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    if ending in ("xlsx", "xls", "ods"):
-        raise ValueError(f"{path} is a spreadsheet, expected CSV: save the sheet as CSV UTF-8")
-    kind = _KINDS.get(ending, "text")
-    if not path.is_file() and not (path.is_dir() and kind == "arrow"):
-        raise ValueError(f"{path} is not a file, expected CSV, JSON lines, Parquet or Arrow")
-    return kind
-
-
-# --- text ---
-
-
-def _json_table(path: Path, wanted: Sequence[str], only: bool, each: Sequence[str]) -> Table:
-    numbers, records = [], []
-    names: dict[str, None] = {}
-    for number, record in json_records(path):
-        if lacking := [name for name in each if name not in record]:
-            found = f"{shown(list(record))}, expected also {lacking[0]!r}"
-            raise ValueError(f"{path}, line {number}: the fields are {found}")
-        numbers.append(number)
-        names |= dict.fromkeys(record)
-        records.append({name: record.get(name) for name in wanted} if only else record)
-    check_columns(path, list(names), wanted if records else ())
-    kept = [name for name in names if not only or name in wanted]
-    columns = {name: pd.Series([record.get(name) for record in records], dtype=object) for name in kept}
-    return Table(path, pd.DataFrame(columns), numbers)
-
-
-def _text_table(path: Path, wanted: Sequence[str], layout: Layout, only: bool) -> Table:
-    rows = delimited(path, wanted, layout)
-    names = next(rows)[1]
-    kept = [name for name in names if not only or name in wanted]
-    numbers: list[int] = []
-    pieces = [pd.DataFrame(columns=kept, dtype="str")]
-    while piece := list(islice(rows, BATCH)):
-        numbers += [number for number, _ in piece]
-        pieces.append(pd.DataFrame([row for _, row in piece], columns=names, dtype="str")[kept])
-    return Table(path, pd.concat(pieces, ignore_index=True), numbers, typed=False)
-
-
-# --- Parquet and Arrow ---
 
 
 def files(path: str | Path) -> list[Path]:
@@ -180,83 +162,78 @@ def files(path: str | Path) -> list[Path]:
     return found
 
 
-def arrow_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator["pa.RecordBatch"]:
-    """At most `BATCH` rows at a time of one Parquet or Arrow file. Raises ValueError if it cannot be read.
+def _kind(path: Path) -> str:
+    """ "arrow", "json" or "text"; raises ValueError if there is no such file."""
+    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if ending in ("xlsx", "xls", "ods"):
+        raise ValueError(f"{path} is a spreadsheet, expected CSV: save the sheet as CSV UTF-8")
+    kind = _KINDS.get(ending, "text")
+    if not path.is_file() and not (path.is_dir() and kind == "arrow"):
+        raise ValueError(f"{path} is not a file, expected CSV, JSON lines, Parquet or Arrow")
+    return kind
 
-    columns: which to read, in this order; by default all.
-    """
-    with _opened_arrow(path) as file:
-        if hasattr(file, "iter_batches"):
-            batches = file.iter_batches(BATCH, columns=columns)
-        elif hasattr(file, "num_record_batches"):
-            batches = map(file.get_batch, range(file.num_record_batches))
-        else:
-            batches = iter(file)
-        for batch in batches:
-            chosen = batch if columns is None else batch.select(list(columns))
-            yield from (chosen.slice(at, BATCH) for at in range(0, batch.num_rows, BATCH))
+
+def _piece(path: Path, frame: pd.DataFrame, numbers: Sequence[int], unit: str = "line", typed: bool = True) -> Table:
+    return Table(path, frame, lambda at: f"{path}, {unit} {numbers[at]}", typed)
+
+
+def _arrow_pieces(path: Path, wanted: Sequence[str], only: bool) -> Iterator[Table]:
+    first: list[str] = []
+    for file in files(path):
+        with _opened_arrow(file) as (names, batches):
+            check_columns(file, names, wanted)
+            first = first or names
+            if set(names) != set(first):
+                raise ValueError(f"{file} has columns {shown(names)}, expected {shown(first)} as in the first file")
+            kept, row = [name for name in first if not only or name in wanted], 1
+            for batch in batches(kept):
+                for at in range(0, batch.num_rows, BATCH):
+                    part = batch.slice(at, BATCH)
+                    columns = {name: pd.Series(part[name].to_pylist(), dtype=object) for name in kept}
+                    yield _piece(file, pd.DataFrame(columns), range(row, row + len(part)), "row")
+                    row += len(part)
 
 
 @contextlib.contextmanager
-def _opened_arrow(path: Path) -> Iterator:
-    """A reader of a Parquet file, an Arrow file, or an Arrow stream, as the library `datasets` writes it."""
+def _opened_arrow(path: Path) -> Iterator[tuple[list[str], Callable]]:
+    """The columns and a reader of batches of a Parquet file, an Arrow file or an Arrow stream (as of `datasets`)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         if path.suffix.lower() == ".parquet":
-            yield pq.ParquetFile(path.absolute())  # absolute, since pyarrow expands a leading ~
-            return
-        source = pa.memory_map(str(path.absolute()))
-        start = source.read(6)
-        source.seek(0)
-        yield pa.ipc.open_file(source) if start == b"ARROW1" else pa.ipc.open_stream(source)
+            file = pq.ParquetFile(path.absolute())  # absolute, since pyarrow expands a leading ~
+            names, batches = file.schema_arrow.names, lambda columns: file.iter_batches(BATCH, columns=columns)
+        else:
+            source = pa.memory_map(str(path.absolute()))
+            start = source.read(6)
+            source.seek(0)
+            if start == b"ARROW1":
+                reader = pa.ipc.open_file(source)
+                found = map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                found = reader = pa.ipc.open_stream(source)
+            names, batches = reader.schema.names, lambda columns: found
+        if len(set(names)) < len(names):
+            again = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{path} has the column {again!r} twice: rename one")
+        yield names, batches
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _arrow_schema(path: Path) -> "pa.Schema":
-    with _opened_arrow(path) as file:
-        schema = getattr(file, "schema_arrow", None) or file.schema
-    if again := [name for at, name in enumerate(schema.names) if name in schema.names[:at]]:
-        raise ValueError(f"{path} has the column {again[0]!r} twice: rename one")
-    return schema
-
-
-def _arrow_table(path: Path, wanted: Sequence[str], only: bool) -> Table:
-    import pyarrow as pa
-
-    names = names_of(path)
-    check_columns(path, names, wanted)
-    parts = [_arrow_part(file, list(dict.fromkeys(wanted)) if only else names) for file in files(path)]
-    try:
-        whole = pa.concat_tables(parts, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} cannot be read as one table: {error}") from error
-    frame = whole.to_pandas(types_mapper=pd.ArrowDtype, ignore_metadata=True)
-    return Table(path, frame, range(1, len(frame) + 1), "row")
-
-
-def _arrow_part(path: Path, columns: list[str]) -> "pa.Table":
-    import pyarrow as pa
-
-    schema = _arrow_schema(path)
-    check_columns(path, schema.names, columns)
-    schema = pa.schema([schema.field(name) for name in columns])
-    found = pa.Table.from_batches(arrow_batches(path, columns), schema)
-    return found.cast(pa.schema([field.with_type(_plain(field.type)) for field in schema]))
-
-
-def _plain(kind: "pa.DataType") -> "pa.DataType":
-    """The type of the values themselves, for types that pandas supports only in part."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return kind.value_type
-    return pa.float32() if pa.types.is_float16(kind) else kind
-
-
 # --- values ---
+
+
+def each(values: Iterable, read: Callable, fail: Callable[[int, str], NoReturn]) -> list:
+    """All values as `read` returns them; `fail(at, problem)` raises for the first that it refuses."""
+    found = list(values)
+    for at, value in enumerate(found):
+        try:
+            found[at] = read(value)
+        except ValueError as error:
+            fail(at, f"{shown(value)}, {error}")
+    return found
 
 
 def is_nothing(value) -> bool:

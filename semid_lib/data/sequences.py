@@ -1,8 +1,9 @@
-"""Histories and queries of a data folder: records that name items of its item table."""
+"""Histories of users, and the histories and queries of a data folder: records that name items of its item table."""
 
 import re
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,20 +15,111 @@ from semid_lib.data.item_ids import ItemIds
 from semid_lib.data.text_files import empty_file, json_records, text_lines
 from semid_lib.workbench.text import normal, shown
 
-_INTEGER = re.compile("-?[0-9]{1,30}")
+_INTEGER = re.compile("-?[0-9]{1,18}")
 
 
-def _fail(path: Path, number: int, problem: str) -> NoReturn:
-    raise ValueError(f"{path}, line {number}: {problem}")
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """The items that each user interacted with, in time order: all histories end to end in flat arrays.
+
+    Raises ValueError if the arrays do not fit together.
+
+    Parameters
+    ----------
+    user_ids : (n_users,) object array of str
+    items : (n_interactions,) int64 array
+        Item rows: positions in the item table, not item ids.
+    offsets : (n_users + 1,) int64 array
+        The history of user position u is `items[offsets[u]:offsets[u + 1]]`.
+    times : (n_interactions,) int64 array, optional
+        Unix seconds; they never fall within a history.
+
+    Examples
+    --------
+    >>> histories = Histories.from_lists([[4, 2, 7], [2]])
+    >>> histories.offsets, histories.lengths
+    (array([0, 3, 4]), array([3, 1]))
+    >>> [history.tolist() for history in histories]
+    [[4, 2, 7], [2]]
+    """
+
+    user_ids: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+    times: np.ndarray | None = None
+
+    def __post_init__(self):
+        n_users, n_items, offsets = len(self.user_ids), len(self.items), self.offsets
+        ends_fit = len(offsets) == n_users + 1 and offsets[0] == 0 and offsets[-1] == n_items
+        if not ends_fit or (np.diff(offsets) < 0).any():
+            raise ValueError(f"offsets are {offsets}, expected {n_users + 1} rising from 0 to {n_items}")
+        if self.times is None:
+            return
+        if len(self.times) != n_items:
+            raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one per interaction")
+        falls = np.setdiff1d(np.flatnonzero(np.diff(self.times) < 0) + 1, offsets)
+        if len(falls):
+            user = self.user_ids[np.searchsorted(offsets, falls[0], side="right") - 1]
+            raise ValueError(f"times of user {user!r} go backwards, expected time order")
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Sequence[int] | np.ndarray], user_ids=None, times=None) -> "Histories":
+        """Histories from a list of item rows per user and, optionally, a list of Unix seconds per user.
+
+        user_ids: strings, by default "0", "1", ... Raises ValueError if lengths differ.
+
+        >>> Histories.from_lists([[4, 2], []], user_ids=["ann", "bob"], times=[[10, 20], []]).times
+        array([10, 20])
+        """
+        lists = list(lists)
+        ids = [str(position) for position in range(len(lists))] if user_ids is None else list(user_ids)
+        lengths = [len(rows) for rows in lists]
+        if times is not None and (found := [len(seconds) for seconds in times]) != lengths:
+            raise ValueError(f"times have lengths {shown(found)}, expected {shown(lengths)}")
+        flat_times = None if times is None else np.fromiter(chain.from_iterable(times), dtype=np.int64)
+        items = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
+        return cls(np.array(ids, dtype=object), items, offsets_of(lengths), flat_times)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[position] for position in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __getitem__(self, user_position: int) -> np.ndarray:
+        """The item rows of one user, in time order: a view, (length,) int64."""
+        user = range(len(self))[user_position]
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Interactions of each user, (n_users,) int64."""
+        return np.diff(self.offsets)
+
+    def select(self, user_positions) -> "Histories":
+        """The histories of some users in the given order; positions are integers or a boolean mask."""
+        users = np.arange(len(self))[user_positions]
+        return self.first(users, self.lengths[users])
+
+    def first(self, user_positions: np.ndarray, lengths: np.ndarray) -> "Histories":
+        """The first `lengths` interactions of each of these users."""
+        offsets = offsets_of(lengths)
+        where = np.arange(offsets[-1]) + np.repeat(self.offsets[user_positions] - offsets[:-1], lengths)
+        times = None if self.times is None else self.times[where]
+        return Histories(self.user_ids[user_positions], self.items[where], offsets, times)
+
+
+def offsets_of(lengths) -> np.ndarray:
+    """Where each of some lists begins if they are put end to end, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def read_queries(files: list[Path], ids: ItemIds) -> pd.DataFrame | None:
     """The records of some files with the item rows and the source of each, or None without files."""
     found: list[dict] = []
     for path in files:
-        for number, record in json_records(path):
-            if lacking := [name for name in ("query", "item_ids") if name not in record]:
-                _fail(path, number, f"the fields are {shown(list(record))}, expected also {lacking[0]!r}")
+        source = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        for number, record in json_records(path, ("query", "item_ids")):
             if taken := record.keys() & {"item_rows", "source"}:
                 raise ValueError(f"{path} has a field {min(taken)!r}, expected another name (we add it)")
             query, item_ids = record["query"], record["item_ids"]
@@ -36,87 +128,77 @@ def read_queries(files: list[Path], ids: ItemIds) -> pd.DataFrame | None:
             rows = _rows(path, number, item_ids, ids)
             if not 0 < len(rows) == len(set(rows)):
                 _fail(path, number, f"item_ids is {shown(item_ids)}, expected at least one item id, each once")
-            ours = {
-                "query": normal(query),
-                "item_rows": rows,
-                "source": path.name.removesuffix(".gz").removesuffix(".jsonl"),
-            }
-            found.append(record | ours)
-    if not found:
-        if files:
-            raise empty_file(files[0])
-        return None
+            found.append(record | {"query": normal(query), "item_rows": rows, "source": source})
+    if files and not found:
+        raise empty_file(files[0])
     names = dict.fromkeys(["query", "item_rows", "source", *chain.from_iterable(found)])
-    return pd.DataFrame({name: table.typed([record.get(name) for record in found]) for name in names})
+    columns = {name: table.typed([record.get(name) for record in found]) for name in names}
+    return pd.DataFrame(columns) if files else None
 
 
-def _rows(path: Path, number: int, item_ids, ids: ItemIds) -> np.ndarray:
-    """Rows of a list of item ids: (n,) int64."""
-    if not isinstance(item_ids, list) or not all(type(item_id) in (int, str) for item_id in item_ids):
-        _fail(path, number, f"item_ids is {shown(item_ids)}, expected a list of item ids")
-    rows = [ids.row_of.get(str(item_id), -1) for item_id in item_ids]
-    if -1 in rows:
-        unknown = shown(item_ids[rows.index(-1)])
-        _fail(path, number, f"item {unknown} is unknown, expected an item_id of the items file")
-    return np.array(rows, dtype=np.int64)
-
-
-# --- histories ---
-
-
-def read_histories(files: dict[str, Path], ids: ItemIds) -> tuple | None:
-    """User ids, item rows, offsets, and times or None (the fields of `dataset.Histories`); None without a file.
+def read_histories(files: dict[str, Path], ids: ItemIds) -> Histories | None:
+    """The histories of a data set, or None without a file.
 
     files: paths of `sequences.jsonl`, or of `sequences.tsv` and optionally `timestamps.tsv`, by name.
     """
-    is_json = "sequences.jsonl" in files
-    path = files.get("sequences.jsonl" if is_json else "sequences.tsv")
+    path = files.get("sequences.jsonl", files.get("sequences.tsv"))
     if path is None:
         return None
     timed = files.get("timestamps.tsv", path)
     line_of: dict[str, int] = {}
     rows, seconds = [], []
-    for number, user_id, item_ids, times_of_user in _json_users(path) if is_json else _tsv_users(path, timed):
+    users = _json_users(path) if "sequences.jsonl" in files else _tsv_users(path, timed)
+    for number, user_id, item_ids, moments in users:
         if readers.is_nothing(user_id):
             _fail(path, number, f"user {shown(user_id)} is a word for a missing value: name the user")
         if user_id in line_of:
             _fail(path, number, f"user {shown(user_id)} occurs before, in line {line_of[user_id]}")
         line_of[user_id] = number
         rows.append(_rows(path, number, item_ids, ids))
-        if times_of_user is not None:
-            seconds.append(_int64(timed, number, times_of_user, len(item_ids)))
+        if moments is not None:
+            seconds.append(_seconds(timed, number, moments, len(item_ids)))
         if len(seconds) not in (0, len(rows)):
             _fail(path, number, "timestamps in some lines only, expected them in all lines or in none")
     if not rows:
         raise empty_file(path)
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    found = _checked_times(timed, list(line_of.values()), np.concatenate(seconds), offsets) if seconds else None
-    return np.array(list(line_of), dtype=object), np.concatenate(rows), offsets, found
+    histories = Histories.from_lists(rows, line_of, seconds or None)
+    if histories.times is not None:
+        lines = np.repeat(list(line_of.values()), histories.lengths)
+        times.check_seconds(histories.times, lambda at, problem: _fail(timed, lines[at], problem))
+    return histories
+
+
+def _fail(path: Path, number: int, problem: str) -> NoReturn:
+    raise ValueError(f"{path}, line {number}: {problem}")
+
+
+def _rows(path: Path, number: int, item_ids, ids: ItemIds) -> np.ndarray:
+    """Rows of a list of item ids: (n,) int64."""
+    if not isinstance(item_ids, list):
+        _fail(path, number, f"item_ids is {shown(item_ids)}, expected a list of item ids")
+    return ids.rows(item_ids, f"{path}, line {number}")
 
 
 def _json_users(path: Path) -> Iterator[tuple]:
     """Line, user id, item ids, and times or None."""
-    for number, record in json_records(path):
-        if type(user_id := record.get("user_id")) not in (str, int):
+    for number, record in json_records(path, ("user_id", "item_ids")):
+        user_id = record["user_id"]
+        if type(user_id) not in (str, int):
             _fail(path, number, f"user_id is {shown(user_id)}, expected text")
-        yield number, str(user_id), record.get("item_ids"), record.get("timestamps")
+        yield number, str(user_id), record["item_ids"], record.get("timestamps")
 
 
 def _tsv_users(path: Path, timed: Path) -> Iterator[tuple]:
     """Line, user id, item ids, and times or None, which are in a file of their own."""
-    users, times_of = _tsv_lines(path), _tsv_lines(timed) if timed != path else None
-    for number, user_id, item_ids in users:
-        if times_of is None:
-            yield number, user_id, item_ids, None
-            continue
-        if (found := next(times_of, None)) is None:
-            raise ValueError(f"{timed} has no times of user {shown(user_id)}, expected the users of the sequences")
-        number_of_times, other, seconds = found
-        if other != user_id:
-            _fail(timed, number_of_times, f"user {shown(other)}, expected {shown(user_id)} as in the sequences")
-        yield number, user_id, item_ids, seconds
-    if times_of is not None and (extra := next(times_of, None)):
-        _fail(timed, extra[0], f"user {shown(extra[1])}, expected no more users than in the sequences")
+    if timed == path:
+        yield from ((*user, None) for user in _tsv_lines(path))
+        return
+    missing: tuple = (0, None, [])
+    for user, other in zip_longest(_tsv_lines(path), _tsv_lines(timed), fillvalue=missing):
+        if other[1] != user[1]:
+            problem = f"user {shown(other[1])}, expected {shown(user[1])} as in the sequences"
+            _fail(timed, max(user[0], other[0]), problem)
+        yield *user, other[2]
 
 
 def _tsv_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
@@ -128,33 +210,14 @@ def _tsv_lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
         yield number, user_id, rest.split(" ") if rest else []
 
 
-def _int64(path: Path, number: int, values, length: int) -> np.ndarray:
+def _seconds(path: Path, number: int, values, length: int) -> np.ndarray:
     """Times of one user, integers or their decimal text: (length,) int64."""
     if not isinstance(values, list) or len(values) != length:
         _fail(path, number, f"times are {shown(values)}, expected {length} integers, as many as items")
     for value in values:
-        is_integer = type(value) in (int, str) and _INTEGER.fullmatch(str(value))
-        if not is_integer or not -(2**63) <= int(value) < 2**63:
-            _fail(path, number, f"time {shown(value)} is not an integer in int64, expected Unix seconds")
-    return np.array(list(map(int, values)), dtype=np.int64)
-
-
-def _checked_times(path: Path, lines: list[int], found: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    def fail(at: int, problem: str) -> NoReturn:
-        _fail(path, lines[int(np.searchsorted(offsets, at, side="right")) - 1], problem)
-
-    times.check_seconds(found, fail)
-    if (user := first_fall(found, offsets)) >= 0:
-        seconds = found[offsets[user] : offsets[user + 1]].tolist()
-        _fail(path, lines[user], f"times {shown(seconds)} go backwards, expected time order")
-    return found
-
-
-def first_fall(times: np.ndarray, offsets: np.ndarray) -> int:
-    """Position of the first user whose times fall, or -1; from one user to the next, time may go back.
-
-    >>> first_fall(np.array([5, 9, 1, 7, 6]), np.array([0, 2, 5]))
-    1
-    """
-    falls = np.setdiff1d(np.flatnonzero(np.diff(times) < 0) + 1, offsets)
-    return int(np.searchsorted(offsets, falls[0], side="right")) - 1 if len(falls) else -1
+        if type(value) not in (int, str) or not _INTEGER.fullmatch(str(value)):
+            _fail(path, number, f"time {shown(value)} is not a whole number of Unix seconds")
+    seconds = list(map(int, values))
+    if any(later < earlier for earlier, later in pairwise(seconds)):
+        _fail(path, number, f"times {shown(seconds)} go backwards, expected time order")
+    return np.array(seconds, dtype=np.int64)

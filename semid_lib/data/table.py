@@ -4,8 +4,9 @@
 batches, so that only the values of one batch are Python objects at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
+import bisect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,10 +14,9 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import readers
-from semid_lib.data.item_ids import plain_id, read_ids
-from semid_lib.data.readers import Table, is_nothing, literal
-from semid_lib.data.text_files import check_columns, empty_file
-from semid_lib.workbench.text import has_controls, normal, shown
+from semid_lib.data.item_ids import fits_int64, plain_id, read_ids
+from semid_lib.data.readers import Table, each, is_nothing, literal
+from semid_lib.workbench.text import normal, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,88 +52,41 @@ def batches(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[
     ...     [batch["title"].tolist() for batch in batches(f"{folder}/items.parquet")]
     [['Pen', '']]
     """
-    for piece in _arrow_pieces(Path(path), columns):
-        yield _checked(piece)
+    for piece in _checked(path, columns):
+        yield piece.frame
 
 
 def read(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read an item table of any format, in which every item id occurs once. Parameters and errors as of `batches`."""
-    path = Path(path)
-    is_text = path.suffix not in SUFFIXES
-    unchecked = iter([_text_piece(path, columns)]) if is_text else _arrow_pieces(path, columns)
-    pieces = [piece._replace(frame=_checked(piece)) for piece in unchecked]
-    if not pieces:
-        raise empty_file(path)
-    starts = [0, *accumulate(len(piece.lines) for piece in pieces)]
-
-    def place(at: int) -> str:
-        which = int(np.searchsorted(starts, at, side="right")) - 1
-        return pieces[which].place(at - starts[which])
-
-    items = pd.concat([piece.frame for piece in pieces], ignore_index=True)
-    check_ids(items["item_id"], place)
-    if is_text:  # Parquet and Arrow hold one type a column
+    found = readers.joined(path, _checked(path, columns))
+    items = found.frame
+    if not found.typed:
+        items["item_id"] = typed(read_ids(items["item_id"], found.fail, found.typed))
+    check_ids(items["item_id"], found.place)
+    if Path(path).suffix not in SUFFIXES:  # Parquet and Arrow hold one type a column
         try:
-            arrow_table(items, lambda row: place(row - 1).rpartition(", ")[2])
+            arrow_table(items, lambda row: found.place(row - 1).rpartition(", ")[2])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return items
 
 
-def _text_piece(path: Path, columns: Sequence[str] | None) -> Table:
-    table = readers.read(path, REQUIRED, each=REQUIRED)
-    names = _chosen(path, table.frame.columns.tolist(), columns)
-    frame = table.frame[names]
-    if not table.typed:
-        ids = pd.Series(read_ids(frame["item_id"], table.fail, table.typed), dtype=object)
-        frame = frame.assign(item_id=ids)
-    return table._replace(frame=frame)
+def _checked(path: str | Path, columns: Sequence[str] | None) -> Iterator[Table]:
+    """Pieces of the table, `item_id` first; the first bad value raises."""
+    wanted, only = [*REQUIRED, *(columns or [])], columns is not None
+    for piece in readers.pieces(path, wanted, only=only, each=REQUIRED):
+        names = dict.fromkeys(["item_id", *piece.frame])
+        yield piece._replace(frame=pd.DataFrame({name: typed(_values(piece, name)) for name in names}))
 
 
-def _arrow_pieces(path: Path, columns: Sequence[str] | None) -> Iterator[Table]:
-    first: tuple[Path, set[str]] | None = None
-    for file in readers.files(path):
-        names, row = _chosen(file, readers.names_of(file), columns), 1
-        first = first or (file, set(names))
-        if set(names) != first[1]:
-            raise ValueError(f"{file} has columns {shown(names)}, expected those of {first[0].name}")
-        for batch in readers.arrow_batches(file, names):
-            frame = pd.DataFrame({name: pd.Series(batch[name].to_pylist(), dtype=object) for name in names})
-            yield Table(file, frame, range(row, row + len(frame)), "row")
-            row += len(frame)
-
-
-def _chosen(path: Path, names: list[str], columns: Sequence[str] | None) -> list[str]:
-    """The names of the columns to read, `item_id` first."""
-    check_columns(path, names, [*REQUIRED, *(columns or [])])
-    wanted = names if columns is None else {*REQUIRED, *columns}
-    return list(dict.fromkeys(["item_id", *(name for name in names if name in wanted)]))
-
-
-def _checked(piece: Table) -> pd.DataFrame:
-    """The columns of some records, checked; the first bad value raises."""
-    columns = {str(name): piece.frame[name].tolist() for name in piece.frame}
-    return pd.DataFrame({name: typed(_checked_values(name, values, piece)) for name, values in columns.items()})
-
-
-def _checked_values(name: str, values: list, piece: Table) -> list:
+def _values(piece: Table, name: str) -> list:
+    values = piece.frame[name].tolist()
     if name not in _CHECKS:
         return values
     return each(values, _CHECKS[name], lambda at, problem: piece.fail(at, f"{name} is {problem}"))
 
 
 # --- values ---
-
-
-def each(values: Iterable, read: Callable, fail: Callable[[int, str], NoReturn]) -> list:
-    """All values as `read` returns them; `fail(at, problem)` raises for the first that it refuses."""
-    found = list(values)
-    for at, value in enumerate(found):
-        try:
-            found[at] = read(value)
-        except ValueError as error:
-            fail(at, f"{shown(value)}, {error}")
-    return found
 
 
 def typed(values: list) -> pd.Series:
@@ -144,11 +97,10 @@ def typed(values: list) -> pd.Series:
 
 
 def _checked_id(value) -> int | str:
-    value = plain_id(value)
-    is_text = isinstance(value, str) and not is_nothing(value) and not has_controls(value)
-    if not is_text and (type(value) is not int or not -(2**63) <= value < 2**63):
-        raise ValueError("expected an integer in int64 or text")
-    return value
+    found = plain_id(value)
+    if isinstance(found, str) or (found is not None and fits_int64(found)):
+        return found
+    raise ValueError("expected an integer in int64 or text")
 
 
 def _checked_text(value) -> str:
@@ -290,12 +242,10 @@ def arrow_table(items: pd.DataFrame, place: Callable[[int], str] = "row {}".form
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = list(items.columns)
-    for name in names:
-        if not isinstance(name, str) or names.count(name) > 1:
-            what = "occurs twice" if isinstance(name, str) else "is not text"
+    for name, n_columns in Counter(items.columns).items():
+        if not isinstance(name, str) or n_columns > 1:
+            what = "occurs twice" if n_columns > 1 else "is not text"
             raise ValueError(f"column name {shown(name)} {what}: rename the column")
-    for name in names:
         array = _held(items[name])
         if array is None:
             _refuse(name, items[name].tolist(), place)
@@ -333,18 +283,11 @@ def _same(value, read) -> bool:
 
 def _refuse(name: str, values: list, place: Callable[[int], str]) -> NoReturn:
     """Raise for the first value that does not fit, and the first before it that has another type."""
-    fits, fails = 0, len(values)  # lengths of beginnings of the column
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        fits, fails = (fits, middle) if _held(values[:middle]) is None else (middle, fails)
-    wrong, found = values[fits], f"{shown(values[fits])} in {place(fits + 1)}"
-    if _held([wrong]) is not None:
-        for at, value in enumerate(values[:fits]):
-            if _held([value, wrong]) is None:
-                raise ValueError(
-                    f"column {name!r} is {shown(value)} in {place(at + 1)} and {found}: expected one type. "
-                    "Make them alike, or leave it out"
-                )
-    raise ValueError(
-        f"column {name!r} is {found}, expected text, a number of 64 bits, a date, or a list or record of these"
-    )
+    at = bisect.bisect_left(range(len(values)), True, key=lambda last: _held(values[: last + 1]) is None)
+    wrong, found = values[at], f"{shown(values[at])} in {place(at + 1)}"
+    for other in range(at if _held([wrong]) is not None else 0):
+        if _held([values[other], wrong]) is None:
+            both = f"{shown(values[other])} in {place(other + 1)} and {found}"
+            raise ValueError(f"column {name!r} is {both}: expected one type. Make them alike, or leave it out")
+    expected = "text, a number of 64 bits, a date, or a list or record of these"
+    raise ValueError(f"column {name!r} is {found}, expected {expected}")

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -64,11 +65,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        try:
-            with gzip.open(raw) if packed else raw as file:
+        with gzip.open(raw) if packed else raw as file:
+            try:
                 yield cast(BinaryIO, file)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: truncated or corrupt gzip ({error})") from error
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                where = f"after {file.tell():,} bytes of its content"
+                raise ValueError(f"{path}: truncated or corrupt gzip {where} ({error})") from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -137,56 +139,53 @@ def _filled(path: Path, found: Iterable[tuple], is_blank: Callable) -> Iterator[
 # --- JSON ---
 
 
-def json_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line and record of JSON lines; of a `.json` file that holds one list, the number of each record."""
+def json_records(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict]]:
+    """Line and record of JSON lines; of a `.json` file that holds one list, the number of each record.
+
+    needed: fields that every record must have.
+    """
+    found: Iterable = ((number, _json_value(path, number, line)) for number, line in text_lines(path))
     if path.name.removesuffix(".gz").endswith(".json"):
         with opened(path) as file:
             is_list = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
         if is_list:
-            text = "".join(line for _, line in decoded(path))
-            yield from ((at, _object(path, at, one)) for at, one in enumerate(json_value(path, 1, text), 1))
-            return
-    for number, line in text_lines(path):
-        yield number, _object(path, number, json_value(path, number, line))
+            found = enumerate(_json_value(path, 1, "".join(line for _, line in decoded(path))), 1)
+    for number, record in found:
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: {shown(record)} is not a JSON object")
+        if lacking := [name for name in needed if name not in record]:
+            fields = f"{shown(list(record))}, expected also {lacking[0]!r}"
+            raise ValueError(f"{path}, line {number}: the fields are {fields}")
+        yield number, record
 
 
-def _object(path: Path, number: int, value) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}, line {number}: {shown(value)} is not a JSON object")
-    return value
-
-
-def json_value(path: Path, number: int, line: str):
-    """The value of one line of JSON; NaN is null. Raises ValueError with file and line."""
+def _json_value(path: Path, number: int, text: str):
+    """The value of some JSON; NaN is null. Raises ValueError with file and line."""
     try:
-        value = json.loads(line, object_pairs_hook=_each_once, parse_constant=_constant, parse_float=_finite)
-        if "\\ud" in line.lower():
+        value = json.loads(text, object_pairs_hook=_each_once, parse_constant=_finite, parse_float=_finite)
+        if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
         return value
     except json.JSONDecodeError as error:
-        problem = f"broken JSON at column {error.colno} ({error.msg}), the line is {shown(line)}"
+        problem = f"broken JSON at column {error.colno} ({error.msg})"
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
-        problem = f"JSON that cannot be read ({shown(str(error))}), the line is {shown(line)}"
-    raise ValueError(f"{path}, line {number}: {problem}")
+        problem = f"JSON that cannot be read ({shown(str(error))})"
+    raise ValueError(f"{path}, line {number}: {problem}, the line is {shown(text)}")
 
 
 def _each_once(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {name!r} occurs twice")
     return found
 
 
-def _finite(text: str) -> float:
-    if math.isinf(value := float(text)):
+def _finite(text: str) -> float | None:
+    value = float(text)
+    if math.isinf(value):
         raise ValueError(f"{text} does not fit into a number of 64 bits")
-    return value
-
-
-def _constant(text: str) -> None:
-    if text != "NaN":
-        raise ValueError(f"{text} is no number")
+    return None if math.isnan(value) else value
 
 
 # --- delimited text ---
@@ -204,13 +203,11 @@ def delimited(path: Path, wanted: Sequence[str], layout: Layout) -> Iterator[tup
         last, header, separator = _header(path, found, wanted, layout)
     check_columns(path, header, wanted)
     yield last, header
-    if separator is None:
-        first = next(found, None)
-        if first is None:
-            return
-        separator, found = _separator(first[1], (), layout), chain([first], found)
-    width = len(header)
-    rows = _rows(path, found, separator, layout, last)
+    first = next(found, None)
+    if first is None:
+        return
+    separator, width = separator or _separator(first[1], (), layout), len(header)
+    rows = _rows(path, chain([first], found), separator, layout, last)
     for number, row in _filled(path, rows, lambda row: row in ([], [""])):
         if len(row) < width or any(row[width:]):
             raise ValueError(f"{path}, line {number}: {len(row)} fields, expected {width} as in the header")
@@ -262,17 +259,16 @@ def _reader(texts: Iterable[str], separator: str, layout: Layout):
 
 
 def _cells(line: str, separator: str, layout: Layout) -> list[str]:
-    if len(separator) > 1:
-        return line.rstrip("\r\n").split(separator)
-    with contextlib.suppress(csv.Error):
-        return next(_reader([line], separator, layout), [])
-    return [line.rstrip("\r\n")]
+    if len(separator) == 1:
+        with contextlib.suppress(csv.Error):
+            return next(_reader([line], separator, layout), [])
+    return line.rstrip("\r\n").split(separator)
 
 
 def _rows(path: Path, found: Iterator, separator: str, layout: Layout, last: int) -> Iterator[tuple[int, list[str]]]:
     """Rows after line `last` with the line at which each begins; a quoted field may span lines."""
-    if len(separator) > 1:
-        yield from ((number, line.rstrip("\r\n").split(separator)) for number, line in found)
+    if len(separator) > 1:  # there are no quotes
+        yield from ((number, _cells(line, separator, layout)) for number, line in found)
         return
     reader = _reader((line for _, line in found), separator, layout)
     while True:
@@ -290,7 +286,7 @@ def _rows(path: Path, found: Iterator, separator: str, layout: Layout, last: int
 # --- errors ---
 
 
-def empty_file(path: Path) -> ValueError:
+def empty_file(path: str | Path) -> ValueError:
     return ValueError(f"{path} is empty, expected at least one record")
 
 

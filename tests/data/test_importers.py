@@ -159,7 +159,10 @@ BAD_TABLES = [
         {"orders": "user_id,sku,t\nu,A-1,1400000000\nu,A-1,1400000000000\n"},
         r"o\.csv, line 3: column 't': time 1400000000000, expected Unix seconds as",
     ),
-    ({"orders": 'user_id,sku\n"a\tb",A-1\n', "timestamp": ""}, r"line 2: column 'user_id': id 'a\\tb', expected text"),
+    (
+        {"orders": 'user_id,sku\n"a\tb",A-1\n', "timestamp": ""},
+        r"line 2: column 'user_id': 'a\\tb', expected an integer or text",
+    ),
     ({"orders": "user_id,sku,t\n"}, r"o\.csv is empty"),
     ({"orders": "user_id,sku,t\nu,,5\n"}, "no interaction is left"),
     ({"orders": "user_id,sku,t\nu,A-1,1400000000\n", "k_core": 9}, "no interaction is left"),

@@ -70,24 +70,6 @@ def test_columns_of_ids_that_cannot_be_are_refused(values, message):
         ItemIds(pd.DataFrame({"item_id": values}))
 
 
-def test_tables_of_older_imports_are_read_by_their_own_ids_and_by_the_numbers():
-    ids = ItemIds(pd.DataFrame({"item_id": [1, 2, 3], "source_id": ["A-1", "A-2", "17"]}))
-    assert ids.rows(["A-2", 1, "3", 17]).tolist() == [1, 0, 2, 2]
-    assert ids.at([0, 2]).tolist() == ["A-1", "17"]
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"item_id": [1, 2], "source_id": ["eu", "eu"]},
-        {"item_id": [7, 9], "source_id": ["A-1", "A-2"]},
-        {"item_id": [1, 2], "source_id": ["A-1", None]},
-    ],
-)
-def test_another_column_of_that_name_is_no_id(columns):
-    assert ItemIds(pd.DataFrame(columns)).at([0, 1]).tolist() == columns["item_id"]
-
-
 @pytest.mark.parametrize(
     ("values", "ids"),
     [
@@ -103,5 +85,5 @@ def test_ids_of_databases_are_integers_in_64_bits_or_text(values, ids):
         raise ValueError(f"row {at + 1}: {problem}")
 
     assert read_ids(pd.Series(values, dtype=object), fail) == ids
-    with pytest.raises(ValueError, match=r"row 2: id Decimal\('7\.5'\), expected an integer or text"):
+    with pytest.raises(ValueError, match=r"row 2: Decimal\('7\.5'\), expected an integer or text"):
         read_ids(pd.Series([1, Decimal("7.5")], dtype=object), fail)

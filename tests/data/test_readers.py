@@ -30,6 +30,10 @@ def read(tmp_path, content, wanted=("sku",), name="shop.csv", layout=None, **how
     return readers.read(path, wanted, layout, **how)
 
 
+def lines(table) -> list[int]:
+    return [int(table.place(at).rpartition(" ")[2]) for at in range(len(table.frame))]
+
+
 def arrow_bytes(table: pa.Table, kind: str) -> bytes:
     """A table as a Parquet file, an Arrow file or an Arrow stream."""
     sink = pa.BufferOutputStream()
@@ -46,7 +50,7 @@ def test_separators_and_marked_encodings_are_found_out(tmp_path, separator, enco
     layout = Layout(encoding=encoding) if encoding == "cp1252" else None
     table = read(tmp_path, content, layout=layout)
     assert table.frame.to_dict("list") == ROWS
-    assert list(table.lines) == [2, 3]
+    assert lines(table) == [2, 3]
     for name in ("shop.csv.gz", "shop.csv", "SHOP.CSV.GZ"):
         assert read(tmp_path, gzip.compress(content), name=name, layout=layout).frame.to_dict("list") == ROWS
 
@@ -66,14 +70,14 @@ def test_whatever_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, separ
 def test_a_file_without_a_header_takes_the_names_that_are_given(tmp_path):
     table = read(tmp_path, "1::1193::5\n1::661::3\n", ["user"], "ratings.dat", Layout(names=["user", "item", "stars"]))
     assert table.frame.to_dict("list") == {"user": ["1", "1"], "item": ["1193", "661"], "stars": ["5", "3"]}
-    assert list(table.lines) == [1, 2]
+    assert lines(table) == [1, 2]
 
 
 def test_comments_and_the_line_of_excel_come_before_a_header(tmp_path):
     for before in ("# export of 2024-01-01\n", "sep=,\n", "# a, b\n# c\n"):
         table = read(tmp_path, before + written(ROWS))
         assert table.frame.to_dict("list") == ROWS
-        assert table.lines[0] == 2 + before.count("\n")
+        assert lines(table)[0] == 2 + before.count("\n")
     assert read(tmp_path, "sep=:\nsku:name\nA:b\n").frame.to_dict("list") == {"sku": ["A"], "name": ["b"]}
     assert read(tmp_path, "#sku,name\nA,b\n", ["#sku"]).frame.to_dict("list") == {"#sku": ["A"], "name": ["b"]}
 
@@ -82,7 +86,7 @@ def test_comments_and_the_line_of_excel_come_before_a_header(tmp_path):
 def test_lines_of_every_system_with_separators_at_their_end(tmp_path, end):
     table = read(tmp_path, f'sku,name,,{end}A,"b\rc",,{end}D,e,,{end}'.encode())
     assert table.frame.to_dict("list") == {"sku": ["A", "D"], "name": ["b\rc", "e"]}
-    assert list(table.lines) == [2, 4]
+    assert lines(table) == [2, 4]
     with pytest.raises(ValueError, match="line 2: 3 fields, expected 2 as in the header"):
         read(tmp_path, f"sku,name,{end}A,b,c{end}")
 
@@ -124,7 +128,7 @@ def test_a_line_of_the_greatest_length_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["shop.csv.gz", "shop.jsonl.gz"])
 def test_a_damaged_gzip_is_named(tmp_path, damage, name):
     content = written(ROWS) if "csv" in name else json.dumps({"sku": "A", "name": "b" * 50}) + "\n"
-    with pytest.raises(ValueError, match=rf"{name}: truncated or corrupt gzip"):
+    with pytest.raises(ValueError, match=rf"{name}: truncated or corrupt gzip after [0-9,]+ bytes of its content"):
         read(tmp_path, damage(gzip.compress(content.encode())), name=name)
 
 
@@ -150,7 +154,7 @@ def test_json_lines_a_json_list_parquet_and_arrow_hold_the_same(tmp_path):
     [
         ('{"sku": "A"', "broken JSON at column 12"),
         ('{"sku": 1, "sku": 2}', "'sku' occurs twice"),
-        ('{"sku": Infinity}', "Infinity is no number"),
+        ('{"sku": Infinity}', "Infinity does not fit"),
         ('{"sku": 1e400}', "1e400 does not fit"),
         ('{"sku": "\\ud800"}', "JSON that cannot be read"),
         ("[1]", r"\[1\] is not a JSON object"),
@@ -186,7 +190,6 @@ def test_types_that_pandas_supports_in_part_are_those_of_their_values(tmp_path, 
     columns = {"sku": pa.array(["A", "B", "A"]).dictionary_encode(), "price": pa.array([1.5, 2, 3], pa.float16())}
     frame = read(tmp_path, arrow_bytes(pa.table(columns), kind), name=name).frame
     assert frame.to_dict("list") == {"sku": ["A", "B", "A"], "price": [1.5, 2, 3]}
-    assert list(map(str, frame.dtypes)) == ["string[pyarrow]", "float[pyarrow]"]
 
 
 def test_a_folder_of_parts_is_one_table(tmp_path):
@@ -198,12 +201,9 @@ def test_a_folder_of_parts_is_one_table(tmp_path):
     assert readers.names_of(folder) == ["sku", "n"]
     table = readers.read(folder, ["n"])
     assert table.frame["sku"].tolist() == ["A", "B"] and table.frame["n"].isna().tolist() == [False, True]
-    pq.write_table(pa.table({"n": ["text"], "sku": ["C"]}), folder / "part-2.parquet")
-    with pytest.raises(ValueError, match=r"orders\.parquet cannot be read as one table"):
-        readers.read(folder)
     pq.write_table(pa.table({"sku": ["C"]}), folder / "part-2.parquet")
     with pytest.raises(ValueError, match=r"part-2\.parquet has no column 'n'"):
-        readers.read(folder)
+        readers.read(folder, ["n"])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -120,7 +120,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match=rf"b.parquet, row 1: item_id {2**62} occurs before, in a.parquet, row 2"):
         dataset.load(tmp_path)
     pq.write_table(pa.table({"item_id": [5], "title": ["a"], "colour": ["red"]}), whole / "b.parquet")
-    with pytest.raises(ValueError, match=r"b.parquet has columns .*colour.*, expected those of a.parquet"):
+    with pytest.raises(ValueError, match=r"b.parquet has columns .*colour.*, expected .* as in the first file"):
         dataset.load(tmp_path)
     (whole / "b.parquet").write_bytes((whole / "a.parquet").read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"b.parquet cannot be read"):

@@ -383,15 +383,6 @@ def test_ids_are_the_shops_own(recommender_to_serve, shop, tmp_path, kind):
     assert ('"[""' in in_csv) == (kind in ("with spaces", "in brackets"))
 
 
-def test_numbers_that_an_importer_gave_are_answered_with_the_shops_ids(recommender_to_serve, shop, tmp_path):
-    items = recommender_to_serve.items.assign(item_id=range(1, 41), source_id=[f"A-{row}" for row in range(40)])
-    renamed = Recommender(recommender_to_serve.model, shop.ids, items)
-    (tmp_path / "in.txt").write_text(f"ann {items['item_id'][3]}\nann A-3\nann A-40\n")
-    assert predict(renamed, "", tmp_path / "in.txt", tmp_path / "out.jsonl") == Outcome(2, 1)
-    first, second = (json.loads(line)["item_ids"] for line in (tmp_path / "out.jsonl").read_text().splitlines())
-    assert first == second == renamed.recommend([["A-3"]]).item_ids[0].tolist()
-
-
 IDS = ItemIds(pd.DataFrame({"item_id": [3, -1]}))
 
 
