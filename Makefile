@@ -134,10 +134,8 @@ lab: $(INSTALLED) ## open the chapters in JupyterLab; what is saved there is sav
 results: $(INSTALLED) ## publish the rows of a run (DATA, SCALE) in book/results and write its tables anew
 	$(SEMID) results publish $(ON)
 
-bench: $(INSTALLED) ## measure stages, growth, memory, quantizers, decoding beside its peers, Ray, serving, random requests
+bench: $(INSTALLED) ## measure growth, memory, decoding beside its peers, Ray, serving, random requests
 	@$(SEMID) run 08_modal_deployment $(ON)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stages.py --data="$$DATA"
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/quantizers.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/decoding.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/growth.py $(ON)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/bench/memory.py $(ON)

@@ -154,11 +154,10 @@ if starts is not None:
 # *Figure 2.* Bars are sums of medians, dots are single starts. A difference smaller than the spread of the dots is
 # noise. By default, the service
 #
-# - uses Python code that was compiled before, as in an image (otherwise *our code not compiled*, *nothing compiled*);
+# - uses Python code that was compiled before, as in an image (otherwise *our code not compiled*);
 # - turns Python's garbage collector off while it loads, because imports leave almost no garbage (*collector left on*);
 # - loads the compiled loop for batches (numba, chapter 06) during the first responses. They are a little slower: see the
-#   last column of the table. *Batches first*, which only `full` measures, waits for the loop, and much longer if no
-#   compiled one was kept;
+#   last column of the table. *Batches first*, which only `full` measures, waits for the loop;
 # - compares files with the checksums in `config.json` (*without checksums*), because a folder may be half copied.
 
 # %% [markdown]
@@ -274,7 +273,7 @@ on_cpu, on_gpu = endpoint(gpu=False), endpoint(gpu=True)
 own = SMALL_ASSUMED if starts is None else (parts.sum(), p50 / 1000)
 cold_seconds = on_cpu[0] if on_cpu else PLATFORM_SECONDS + own[0]
 small = costs.Service(cold_seconds, own[1], CONCURRENCY, FILL)
-price = costs.Price("small", CORES * CORE + MEMORY * GIB, *READ)
+price = CORES * CORE + MEMORY * GIB
 policies = {
     f"stops after {WINDOW} s": costs.Policy(WINDOW),
     f"stops after {10 * WINDOW} s": costs.Policy(10 * WINDOW),
@@ -285,7 +284,7 @@ print("ASSUMED" if starts is None else "measured", end=": ")
 print(f"cold start {own[0]:.2f} s without the provider, warm {own[1]:.3f} s")
 print("measured" if on_cpu else "ASSUMED", end=": ")
 print(f"cold start {cold_seconds:.2f} s with the provider")
-print(f"{price.per_second * 3600:.3f} dollars per hour ({', '.join(READ)})")
+print(f"{price * 3600:.3f} dollars per hour ({', '.join(READ)})")
 
 
 # %%
@@ -295,7 +294,7 @@ COLUMNS += ("cold per month", "median (s)", "99% (s)", "containers")
 
 def bills(service, price, per_day):
     """One line per policy for so many requests per day."""
-    day = costs.Traffic(per_day, PROFILE)
+    day = costs.traffic(per_day, PROFILE)
     lines = [costs.bill(service, price, day, one) for one in policies.values()]
     index = pd.Index(policies, name=f"{per_day:,.0f} requests per day")
     return pd.DataFrame(lines, index).set_axis(COLUMNS, axis=1)
@@ -310,7 +309,7 @@ def draw(service, price, rented):
     tables = {n: bills(service, price, n) for n in np.logspace(0, 6, 61)}
     money = pd.DataFrame({n: t[COLUMNS[0]] for n, t in tables.items()}).T
     cold = pd.DataFrame({n: t[COLUMNS[2]] for n, t in tables.items()}).T
-    by_second = costs.Price("rented", rented / costs.SECONDS_A_MONTH, "", "")
+    by_second = rented / costs.SECONDS_A_MONTH
     even = costs.break_even(service, price, by_second, PROFILE, WINDOW)
     figures.cost_against_traffic(money, cold, rented, even)
     plt.show()
@@ -395,11 +394,10 @@ for name, pair in {"small model": on_cpu, "language model": on_gpu}.items():
 # %%
 llm_cold, llm_warm = on_gpu or LLM_ASSUMED
 llm = costs.Service(llm_cold, llm_warm, CONCURRENCY, FILL)
-per_second = GPU + GPU_CORES * CORE + GPU_MEMORY * GIB
-gpu_price = costs.Price("LLM", per_second, *READ)
+gpu_price = GPU + GPU_CORES * CORE + GPU_MEMORY * GIB
 print("measured" if on_gpu else "ASSUMED", end=": ")
 print(f"{llm_cold:.1f} s for a cold response, {llm_warm:.2f} s for a warm one")
-print(f"{GPU_NAME}: {per_second * 3600:.2f} dollars per hour")
+print(f"{GPU_NAME}: {gpu_price * 3600:.2f} dollars per hour")
 bills(llm, gpu_price, REQUESTS).round(3)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "The same two panels for a language model on a GPU: the same shapes at far higher cost, the break-even with a rented GPU marked by a dot."}}

@@ -157,8 +157,7 @@ for data in ("random", "demo"):
     except FileNotFoundError:
         published[data] = []
 rows = published["random"]
-bench = points.from_rows(rows)
-bench = [p for p in bench if isinstance(p, points.Point) and p.stage in timed]
+bench = [point for point in points.from_rows(rows) if point.stage in timed]
 print("published points:", len(bench))
 for row in [row for row in rows if row["key"].startswith("growth_time/")][:1]:
     changed = " with uncommitted changes" if row["dirty"] else ""

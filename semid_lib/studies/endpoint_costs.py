@@ -19,7 +19,7 @@ need a second container shows in `Bill.containers`; the starts of containers bey
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,42 +27,6 @@ import numpy as np
 _HOUR = 3600.0
 _DAYS = 365.25 / 12  # of a month
 SECONDS_A_MONTH = 24 * _HOUR * _DAYS
-
-
-@dataclass(frozen=True)
-class Price:
-    """What a container costs while it is up."""
-
-    name: str
-    per_second: float  # all that is billed: GPU, cores, memory; in whatever currency
-    source: str  # where it was read
-    date: str  # and when: prices change
-
-    def __post_init__(self):
-        _check("a price", self.per_second, self.per_second >= 0, "0 or more a second")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """How many requests come, and when."""
-
-    per_day: float
-    profile: tuple[float, ...]  # a weight for each of 24 hours, in any unit
-
-    def __post_init__(self):
-        _check("per_day", self.per_day, self.per_day > 0, "more than 0 requests")
-        fits = len(self.profile) == 24 and min(self.profile) >= 0 and sum(self.profile) > 0
-        _check("profile", self.profile, fits, "24 weights, none below 0 and one above")
-
-    @property
-    def rates(self) -> np.ndarray:
-        """Requests a second in each hour: (24,) float64.
-
-        >>> Traffic(86400, (1,) * 24).rates[:2]
-        array([1., 1.])
-        """
-        weights = np.asarray(self.profile, dtype=np.float64)
-        return self.per_day * weights / weights.sum() / _HOUR
 
 
 @dataclass(frozen=True)
@@ -116,13 +80,26 @@ class Cycle(NamedTuple):
     cold: np.ndarray | float  # (5) at 0, a share of the requests
 
 
+def traffic(per_day: float, profile: Sequence[float]) -> np.ndarray:
+    """Requests a second in each hour, (24,) float64, from those of a day and a weight for each hour in any unit.
+
+    >>> traffic(86400, (1,) * 24)[:2]
+    array([1., 1.])
+    """
+    _check("per_day", per_day, per_day > 0, "more than 0 requests")
+    fits = len(profile) == 24 and min(profile) >= 0 and sum(profile) > 0
+    _check("profile", profile, fits, "24 weights, none below 0 and one above")
+    weights = np.asarray(profile, dtype=np.float64)
+    return per_day * weights / weights.sum() / _HOUR
+
+
 def cycle(rate: np.ndarray | float, service: Service, window: float) -> Cycle:
     """Waking and sleeping of one container that requests reach at `rate` a second.
 
     A request a minute, a window of 59 s and answers of 1 s: a gap of over a minute ends each session.
 
     >>> found = cycle(1 / 60, Service(cold_seconds=0, seconds=1, concurrency=1, fill=1), window=59)
-    >>> round(found.gap, 4), round(found.up), round(found.asleep, 4)
+    >>> round(float(found.gap), 4), round(float(found.up)), round(float(found.asleep), 4)
     (0.3679, 103, 0.3679)
     """
     rate, cold = np.asarray(rate, dtype=np.float64), service.cold_seconds
@@ -131,33 +108,26 @@ def cycle(rate: np.ndarray | float, service: Service, window: float) -> Cycle:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         up = cold + np.where(rate > 0, np.expm1(rate * span) / rate, span)
     asleep = gap / (1 + rate * cold * gap)
-    found = (gap, up, asleep, (1 + rate * cold) * asleep)
-    return Cycle(*(value if value.ndim else float(value) for value in found))
+    return Cycle(gap, up, asleep, (1 + rate * cold) * asleep)
 
 
-def bill(service: Service, price: Price, traffic: Traffic, policy: Policy) -> Bill:
-    """Money and waiting for a month of this traffic, hour by hour by (1) to (5)."""
-    rates = traffic.rates
+def bill(service: Service, per_second: float, rates: np.ndarray, policy: Policy) -> Bill:
+    """Money and waiting for a month of this traffic, hour by hour by (1) to (5).
+
+    per_second: all that is billed for a container that is up, in whatever currency; rates: as of `traffic`.
+    """
     kept = np.full(24, policy.min_containers)
     kept[list(policy.warm_hours)] = np.maximum(kept[list(policy.warm_hours)], 1)
     needed = np.maximum(np.ceil(rates * service.seconds / (service.concurrency * service.fill)), 1)
-    found = cycle(rates, service, policy.window)
-    sleeps = kept == 0
-    containers = np.where(sleeps, (1 - found.asleep) * needed, np.maximum(needed, kept))
-    asleep = np.where(sleeps, found.asleep, 0.0)
+    asleep = np.where(kept == 0, cycle(rates, service, policy.window).asleep, 0.0)
+    containers = np.where(kept == 0, (1 - asleep) * needed, np.maximum(needed, kept))
     share = rates / rates.sum()
     hours_up = float(containers.sum() * _DAYS)
     cold_share = float(share @ (asleep * (1 + rates * service.cold_seconds)))
     p50, p99 = (service.seconds + _wait(quantile, share, rates, asleep, service) for quantile in (0.5, 0.99))
-    return Bill(
-        money=hours_up * _HOUR * price.per_second,
-        hours_up=hours_up,
-        cold_share=cold_share,
-        cold_a_month=cold_share * traffic.per_day * _DAYS,
-        p50=p50,
-        p99=p99,
-        containers=int(max(needed.max(), kept.max())),
-    )
+    cold_a_month = cold_share * float(rates.sum()) * _HOUR * _DAYS
+    most = int(max(needed.max(), kept.max()))
+    return Bill(hours_up * _HOUR * per_second, hours_up, cold_share, cold_a_month, p50, p99, most)
 
 
 def _wait(quantile: float, share: np.ndarray, rates: np.ndarray, asleep: np.ndarray, service: Service) -> float:
@@ -169,35 +139,30 @@ def _wait(quantile: float, share: np.ndarray, rates: np.ndarray, asleep: np.ndar
     return service.cold_seconds if over <= step else service.cold_seconds - (over - step) / slope
 
 
-def break_even(service: Service, sleeps: Price, awake: Price, profile: Sequence[float], window: float) -> float:
+def break_even(service: Service, sleeps: float, awake: float, profile: Sequence[float], window: float) -> float:
     """Requests a day above which a container that never sleeps, at its own price, costs less than one that does.
 
-    Infinity if it never does, 0 if it always does. Both are one container; in closed form for an even day, where (4)
-    gives exp(lambda tau) + lambda C = 1 / (1 - ratio of the prices), else found by halving.
+    sleeps, awake: their prices a second. Infinity if it never does, 0 if it always does. Both are one container; in
+    closed form for an even day, where (4) gives exp(lambda tau) + lambda C = 1 / (1 - ratio of the prices), else found
+    by halving.
 
     >>> fast = Service(cold_seconds=0, seconds=1, concurrency=8, fill=1)
-    >>> half = break_even(fast, Price("a", 2e-4, "", ""), Price("b", 1e-4, "", ""), (1,) * 24, window=59)
-    >>> round(half), round(86400 * np.log(2) / 60)
+    >>> round(break_even(fast, 2e-4, 1e-4, (1,) * 24, window=59)), round(86400 * np.log(2) / 60)
     (998, 998)
     """
-    ratio = awake.per_second / sleeps.per_second if sleeps.per_second else np.inf
-    if ratio >= 1:
-        return float("inf")
-    if ratio <= 0:
+    if awake <= 0:
         return 0.0
-    unit = Traffic(1.0, tuple(profile))
+    day = traffic(1.0, profile)
 
-    def time_up(per_day: float) -> float:
-        return float(np.mean(1 - cycle(replace(unit, per_day=per_day).rates, service, window).asleep))
+    def costs_more(per_day: float) -> bool:
+        return float(np.mean(1 - cycle(per_day * day, service, window).asleep)) * sleeps > awake
 
-    if time_up(1e12) <= ratio:  # hours without any request, in which one that sleeps is never up
+    low, high = 1e-9, 1e12
+    if sleeps <= awake or not costs_more(high):  # or hours without any request, in which one that sleeps is never up
         return float("inf")
-    low, high = 0.0, 1.0
-    while time_up(high) < ratio:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if time_up(middle) < ratio else (low, middle)
+    for _ in range(100):
+        middle = float(np.sqrt(low * high))
+        low, high = (low, middle) if costs_more(middle) else (middle, high)
     return high
 
 

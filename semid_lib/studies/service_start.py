@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the measured process begins with this module, and its imports must cost nothing
     import pandas as pd
@@ -52,11 +52,10 @@ OURS = PARTS[PARTS.index("our imports") :]
 class Way:
     """One way to start the service; by default as it is."""
 
-    bytecode: Literal["all", "not ours", "none"] = "all"  # which modules were compiled before
+    compiled: bool = True  # our modules were compiled before
     collector: bool = False  # leave Python's garbage collector on while importing and loading
     checksums: bool = True  # hold the files of the folder against those in config.json
     batches_first: bool = False  # warm up for batches, which loads numba, before the service opens
-    kernel_cache: bool = True  # find what numba compiled at an earlier start
     forked: bool = False  # from a process that has loaded everything: what a memory snapshot aims at
 
 
@@ -65,10 +64,8 @@ WAYS = {
     "forked when loaded": Way(forked=True),
     "without checksums": Way(checksums=False),
     "collector left on": Way(collector=True),
-    "our code not compiled": Way(bytecode="not ours"),
-    "nothing compiled": Way(bytecode="none"),
+    "our code not compiled": Way(compiled=False),
     "batches first": Way(batches_first=True),
-    "batches first, no kernel kept": Way(batches_first=True, kernel_cache=False),
 }
 
 
@@ -88,40 +85,39 @@ def measure(folder: str | Path, questions: Sequence[dict], way: Way = Way()) -> 
     """
     if not questions:
         raise ValueError("there is no question to ask, expected at least one")
-    with ExitStack() as stack:
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        said = temporary / "said"
-        errors = stack.enter_context(open(said, "w", encoding="utf-8"))
-        command = [sys.executable, "-c", "from semid_lib.studies.service_start import _serve; _serve()"]
-        facts = {"folder": str(folder), "port": port, "nothing": str(temporary / "nothing"), **vars(way)}
-        environment = _environment(way, temporary) | {"SEMID_COLD_START": json.dumps(facts)}
-        if way.bytecode == "all":
-            compileall.compile_dir(_PACKAGE, quiet=2)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if way.compiled:
+        compileall.compile_dir(_PACKAGE, quiet=2)
+    command = [sys.executable, "-c", "from semid_lib.studies.service_start import _serve; _serve()"]
+    with tempfile.TemporaryFile() as said:
         started = time.monotonic()
         process = subprocess.Popen(
-            command,
-            env=environment,
+            [*command, json.dumps({"folder": str(folder), "port": port, "started": started, **vars(way)})],
+            env=_environment(way),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=said,
             start_new_session=True,
         )
-        stack.callback(_stop, process)
-        assert process.stdin and process.stdout
-        line = process.stdout.readline()  # just before the server begins
-        if not line:
-            raise ValueError(_last_words(said) or f"the service of {folder} ended before it began")
-        stamps = json.loads(line)
-        if way.forked:
-            stamps, started = {}, time.monotonic()
-            process.stdin.write(b"\n")
-            process.stdin.flush()
-        answered = _first_answer(process, port, questions[0], said)
-        parts = _parts(stamps, started, answered)
-        return Start(parts, _warm_answers(port, questions[1:]))
+        try:
+            assert process.stdin and process.stdout
+            parts = json.loads(process.stdout.readline() or "null")  # just before the server begins
+            if parts is None:
+                said.seek(0)
+                words = said.read().decode().strip().splitlines()
+                raise ValueError(words[-1] if words else f"the service of {folder} ended before it began")
+            if way.forked:
+                parts, started = {}, time.monotonic()
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            answered = _first_answer(process, port, questions[0])
+            parts[PARTS[-1]] = answered - started - sum(parts.values())  # time without a clock
+            warm_ms = _warm_answers(port, questions[1:])
+        finally:
+            _stop(process)
+    return Start({part: parts[part] for part in PARTS if part in parts}, warm_ms)
 
 
 def table(
@@ -186,7 +182,7 @@ def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
     import pandas as pd
 
     command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(Way(), Path()))
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(Way()))
     seconds: dict[str, list[float]] = {}
     for line in run.stderr.splitlines():
         head, _, rest = line.partition("import time:")
@@ -202,94 +198,73 @@ def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
 # --- the process that asks ---
 
 
-def _environment(way: Way, temporary: Path) -> dict[str, str]:
+def _environment(way: Way) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(_PACKAGE.parent)}
     environment.pop("SEMID_TOKEN", None)
-    if way.bytecode != "all":
+    if not way.compiled:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    if way.bytecode == "none":
-        environment["PYTHONPYCACHEPREFIX"] = str(temporary / "nothing")
-    if not way.kernel_cache:
-        environment["NUMBA_CACHE_DIR"] = str(temporary / "kernels")
     if way.forked:
         environment["OMP_NUM_THREADS"] = "1"  # threads of OpenMP do not live through a fork
     return environment
 
 
-def _first_answer(process: subprocess.Popen, port: int, question: dict, said: Path) -> float:
+def _first_answer(process: subprocess.Popen, port: int, question: dict) -> float:
     """When the first answer came."""
     late = time.monotonic() + _PATIENCE
     while process.poll() is None and time.monotonic() < late:
         try:
-            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)) as connection:
-                _ask(connection, question)
+            _warm_answers(port, [question])
             return time.monotonic()
         except OSError:
             time.sleep(0.002)
-    raise RuntimeError(_last_words(said) or "the service did not answer")
+    raise RuntimeError("the service did not answer")
 
 
 def _warm_answers(port: int, questions: Sequence[dict]) -> list[float]:
+    """Milliseconds of each answer, over one connection."""
     times = []
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)) as connection:
         for question in questions:
             started = time.monotonic()
-            _ask(connection, question)
+            path = "/search" if "query" in question else "/recommend"
+            connection.request("POST", path, json.dumps(question).encode(), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                raise ValueError(f"{question} was answered with {answer.status}: {content.decode()[:200]}")
             times.append(1000 * (time.monotonic() - started))
     return times
 
 
-def _ask(connection: http.client.HTTPConnection, question: dict) -> None:
-    path = "/search" if "query" in question else "/recommend"
-    connection.request("POST", path, json.dumps(question).encode(), {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    content = answer.read()
-    if answer.status != 200:
-        raise ValueError(f"{question} was answered with {answer.status}: {content.decode()[:200]}")
-
-
-def _parts(stamps: dict[str, Any], started: float, answered: float) -> dict[str, float]:
-    """The time between process start and first answer, by part; time without a clock belongs to the last one."""
-    parts = {"interpreter": stamps["begun"] - started, **stamps["spent"]} if stamps else {}
-    parts[PARTS[-1]] = answered - started - sum(parts.values())
-    return {part: parts[part] for part in PARTS if part in parts}
-
-
-def _last_words(said: Path) -> str:
-    return (said.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
-
-
 def _stop(process: subprocess.Popen) -> None:
-    assert process.stdin and process.stdout
-    with closing(process.stdin), closing(process.stdout):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 # --- the process that answers ---
 
 
 def _serve() -> None:
-    """The service with clocks: `web.serve`, and a line of stamps before the server opens."""
+    """The service with clocks: `web.serve`, and a line of JSON with the seconds of each part before it opens."""
     begun = time.monotonic()
-    spent: dict[str, float] = {}
+    facts = json.loads(sys.argv[1])
+    folder, port, started = (facts.pop(name) for name in ("folder", "port", "started"))
+    way, spent = Way(**facts), {"interpreter": begun - started}
     inside: dict[str, float] = {}  # of from_pretrained
-    facts = json.loads(os.environ.pop("SEMID_COLD_START"))
-    folder, port, nothing = (facts.pop(name) for name in ("folder", "port", "nothing"))
-    way = Way(**facts)
     if not way.collector:
         gc.disable()  # as `semid serve` does first of all
+    load = importlib.import_module
     for part, modules in _LIBRARIES.items():
-        _clocked(spent, part, lambda modules=modules: [importlib.import_module(module) for module in modules])()
+        _clocked(spent, part, lambda modules=modules: [load(module) for module in modules])()
     compiled_at = sys.pycache_prefix
-    if way.bytecode == "not ours":
-        sys.pycache_prefix = nothing
-    web = _clocked(spent, "our imports", lambda: importlib.import_module("semid_lib.serving.http.web"))()
+    if not way.compiled:
+        sys.pycache_prefix = os.path.join(tempfile.gettempdir(), "nothing is compiled here")
+    web = _clocked(spent, "our imports", lambda: load("semid_lib.serving.http.web"))()
     sys.pycache_prefix = compiled_at
     import uvicorn
 
@@ -303,30 +278,30 @@ def _serve() -> None:
     _clock(recommender.Recommender, "from_pretrained", spent, "weights")
     _clock(web, "create_app", spent, "app")
     if not way.checksums:
-        _replace(saved, "check_files", lambda *_, **__: None)
+        setattr(saved, "check_files", lambda *_, **__: None)  # noqa: B010
     if way.batches_first or way.forked:  # a fork beside the thread of the other warm-up would leave its locks locked
         one, batches = Service.warm_up, Service.warm_up_rest
-        _replace(Service, "warm_up", lambda self: (one(self), batches(self)))
-        _replace(Service, "warm_up_rest", lambda self: None)
+        setattr(Service, "warm_up", lambda self: (one(self), batches(self)))  # noqa: B010
+        setattr(Service, "warm_up_rest", lambda self: None)  # noqa: B010
     _clock(Service, "warm_up", spent, "warm-up")
     run = uvicorn.run
-    _replace(uvicorn, "run", lambda *args, **more: _open(run, way, begun, spent, inside, args, more))
+
+    def run_after_note(*args, **more) -> None:
+        spent["weights"] -= sum(inside.values())
+        spent["warm-up"] -= spent.get("text encoder", 0.0)
+        print(json.dumps(spent | inside), flush=True)
+        if way.forked:
+            sys.stdin.readline()
+            if child := os.fork():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the child
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        run(*args, **more)
+
+    setattr(uvicorn, "run", run_after_note)  # noqa: B010
     try:
         web.serve(folder, port=port)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"cannot serve {folder}: {error}")
-
-
-def _open(run: Callable, way: Way, begun: float, spent: dict, inside: dict, args: tuple, more: dict) -> None:
-    spent["weights"] -= sum(inside.values())
-    spent["warm-up"] -= spent.get("text encoder", 0.0)
-    print(json.dumps({"begun": begun, "spent": spent | inside}), flush=True)
-    if way.forked:
-        sys.stdin.readline()
-        if child := os.fork():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the child
-            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    run(*args, **more)
 
 
 def _clocked(spent: dict[str, float], part: str, work: Callable) -> Callable:
@@ -342,11 +317,7 @@ def _clocked(spent: dict[str, float], part: str, work: Callable) -> Callable:
     return clocked
 
 
-def _replace(owner: Any, name: str, work: Callable) -> None:
-    setattr(owner, name, work)
-
-
 def _clock(owner: Any, name: str, spent: dict[str, float], part: str) -> None:
     """Add the time of a function or method to a part, wherever it is called."""
     work = _clocked(spent, part, getattr(owner, name))
-    _replace(owner, name, staticmethod(work) if isinstance(getattr(owner, name), MethodType) else work)
+    setattr(owner, name, staticmethod(work) if isinstance(getattr(owner, name), MethodType) else work)

@@ -4,14 +4,12 @@ answers are the same. IDs and weights are random: neither changes the work.
 Times are the fastest of a few repeats; compare ratios, not absolute times.
 """
 
-import argparse
 import itertools
-import sys
-import time
 
 import numpy as np
-import pandas as pd
 import torch
+import typer
+from measuring import fastest, record
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -76,15 +74,6 @@ class Case:
         return self.trie.item_at(node).view(-1, width)
 
 
-def fastest(work, repeats: int) -> tuple[float, object]:
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        answer = work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds), answer
-
-
 SHAPES = {
     "T5, 4+4 layers of 128": (t5, (128, 4, 1024)),
     "Qwen3, 4 layers of 256": (qwen3, (256, 4, 768)),
@@ -129,14 +118,14 @@ def subsets(n_items: int, n_users: int = 8, prompt: int = 82, width: int = 50) -
             "method": name,
             "ms a user": 1000 * one / n_users,
             "of no mask": one / seconds["all items, no mask"],
-            "outside the subset": 0 if masks[name] is None else outside(case.here(width, masks[name]), masks[name]),
+            "outside the subset": outside(case.here(width, masks[name]), masks[name]),
         }
         for name, one in seconds.items()
     ]
 
 
-def outside(items: torch.Tensor, mask: np.ndarray) -> int:
-    return int((~mask[items[items >= 0].numpy()]).sum())
+def outside(items: torch.Tensor, mask: np.ndarray | None) -> int:
+    return 0 if mask is None else int((~mask[items[items >= 0].numpy()]).sum())
 
 
 def agreement(n_cases: int) -> list[dict]:
@@ -144,14 +133,12 @@ def agreement(n_cases: int) -> list[dict]:
     lines = []
     for name, (make, _) in SHAPES.items():
         same = exact = 0
-        for seed in tqdm(range(n_cases), desc=name, file=sys.stderr):
+        for seed in tqdm(range(n_cases), desc=name):
             rng = np.random.default_rng(seed)
             n_levels, size = int(rng.integers(2, 5)), int(rng.choice([8, 32, 64]))
             n_items = int(min(rng.integers(60, 3000), size**n_levels))
-            ids, width = (
-                other_decoders.random_ids(n_items, n_levels, size, seed),
-                int(min(rng.integers(2, 40), n_items // 2)),
-            )
+            ids = other_decoders.random_ids(n_items, n_levels, size, seed)
+            width = int(min(rng.integers(2, 40), n_items // 2))
             case = Case(make, ids, size, (64, 2, 128), n_users=2, prompt=int(rng.integers(1, 20)), seed=seed)
             found = case.here(min(width, size))
             same += bool((case.generate(min(width, size)) == found).all())
@@ -164,36 +151,20 @@ def agreement(n_cases: int) -> list[dict]:
     return lines
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=1_000_000, help="of the step; searches take a tenth")
-    parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--tables", nargs="*", default=["search", "subset", "agreement", "step"])
-    options = parser.parse_args()
+def main(items: int = 1_000_000, cases: int = 200) -> None:
+    """Measure all tables: a step on so many items, searches on a tenth, agreement in so many small cases."""
     torch.set_num_threads(1)
+    ids = other_decoders.random_ids(items, 4, 256)
     tables = {
         # first, in a process without a history: what `generate` takes depends on memory that others left behind
-        "search": lambda: searches(options.items // 10),
-        "subset": lambda: subsets(options.items // 10),
-        "agreement": lambda: agreement(options.cases),
-        "step": lambda: decoding_study.compare(
-            other_decoders.random_ids(options.items, 4, 256), seconds=1.0, progress=True
-        ),
+        "decoding_search": lambda: searches(items // 10),
+        "decoding_subset": lambda: subsets(items // 10),
+        "decoding_agreement": lambda: agreement(cases),
+        "decoding_step": lambda: decoding_study.compare(ids, seconds=1.0, progress=True),
     }
-    shelf = store.Store("random", "bench", fingerprint="")
-    for table in options.tables:
-        topic, lines = f"decoding_{table}", tables[table]()
-        print(topic, pd.DataFrame(lines).round(3).to_string(index=False, na_rep=""), sep="\n")
-        rows = [
-            {"key": f"{topic}/{line['method']}/{name}", "value": round(float(value), 6)}
-            for line in lines
-            for name, value in line.items()
-            if name != "method" and np.isfinite(value)
-        ]
-        print(shelf.record(topic, rows))
-    print(store.hardware())
-    return 0
+    for topic, measure in tables.items():
+        record(store.Store("random", "bench", fingerprint=""), topic, topic, measure())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

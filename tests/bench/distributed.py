@@ -6,22 +6,21 @@ over this process's, less one; of work that takes seconds, the median of five tu
 finishes its first batch; it is paid once for each `map`, and what the cluster itself takes to start, once a run.
 """
 
-import argparse
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import typer
+from measuring import record
 
 from semid_lib.data import dataset
 from semid_lib.data.folder import open_store
 from semid_lib.ids import embed, quantize, semantic_ids
 from semid_lib.serving import batch_io, predict
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench import store, workers
+from semid_lib.workbench import workers
 
 _TURNS, _SHORT = 5, 10.0  # turns, of what takes no longer in seconds
 Work = tuple[workers.Load, list[pa.Table]]
@@ -88,7 +87,7 @@ def compare(name: str, work: Work, cluster: workers.Cluster) -> dict:
     first_alone, seconds_alone, first_shared, seconds_shared = np.median(turns, axis=0)
     n = len(alone) - len(work[1][0])  # without the first batch
     return {
-        "work": name,
+        "method": name,
         "rows": len(alone),
         "rows_a_second_here": n / seconds_alone,
         "rows_a_second_ray": n / seconds_shared,
@@ -97,34 +96,18 @@ def compare(name: str, work: Work, cluster: workers.Cluster) -> dict:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, type=Path, help="folder of a recommender of the next item")
-    parser.add_argument("--data", default="demo", help="what it was trained on: demo, or the folder of a data set")
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--texts", type=int, default=8192, help="embedding is slow, so it has fewer")
-    options = parser.parse_args()
-    shop = dataset.load()
+def main(model: Path, data: str = "demo", rows: int = 100_000, texts: int = 8192) -> None:
+    """Compare; model: folder of a recommender of the next item; data: what it was trained on."""
     started = time.perf_counter()
     with workers.Cluster(1) as cluster:
-        seconds = time.perf_counter() - started
-        lines = [
-            compare("encoding into IDs", codes(options.rows), cluster),
-            compare("batch recommendation", answers(options.rows, options.model), cluster),
-            compare("embedding", vectors(options.texts, shop), cluster),
+        lines = [{"method": "the cluster itself", "start": time.perf_counter() - started}]
+        lines += [
+            compare("encoding into IDs", codes(rows), cluster),
+            compare("batch recommendation", answers(rows, model), cluster),
+            compare("embedding", vectors(texts, dataset.load()), cluster),
         ]
-    rows = [
-        {"key": f"ray/{line['work']}/{what}", "value": round(float(value), 4)}
-        for line in lines
-        for what, value in line.items()
-        if what != "work"
-    ]
-    rows.append({"key": "ray/the cluster itself/start", "value": round(seconds, 2)})
-    open_store(options.data, "bench").record("distributed", rows)
-    print(f"{store.hardware()}; Ray started in {seconds:.1f} s")
-    print(pd.DataFrame(lines).round(3).to_string(index=False))
-    return 0
+    record(open_store(data, "bench"), "distributed", "ray", [*lines[1:], lines[0]])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

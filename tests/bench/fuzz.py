@@ -8,27 +8,24 @@ JSON, odd bytes, paths and headers. Without --model the server gets an untrained
 which costs as much as a trained one. Exit code 1 if a request failed or p99 is a second or more.
 """
 
-import argparse
 import asyncio
 import json
-import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import numpy as np
 import pandas as pd
 import torch
+import typer
 from serving import Server
 from tqdm import tqdm
 
 from semid_lib.data import dataset
-from semid_lib.ids.embed import item_texts
+from semid_lib.ids.embed import item_texts, normalize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.search.generative import LightSearch
@@ -46,18 +43,16 @@ _ODD_PATHS += ["/%00"]
 _TYPES = ["application/json", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 
 
-def untrained(folder: Path) -> None:
+def untrained(folder: Path) -> Path:
     """Save a recommender of the demo shop whose weights and semantic IDs are random."""
     items, rng = dataset.load("demo").items, np.random.default_rng(0)
     torch.manual_seed(0)
-    vectors = rng.normal(size=(len(items), 384)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = normalize(rng.normal(size=(len(items), 384)).astype(np.float32))
     ids = SemanticIDs.from_codes(rng.integers(64, size=(len(items), 3)), codebook_size=64)
     model = Timeline(TimelineConfig(ids.sizes, 384, len(items)), ids.unique, vectors)
-    searcher = LightSearch(
-        HybridRanker(HybridRankerConfig(ids.sizes, 384, word_weight=0.2), ids.unique, vectors), BM25(item_texts(items))
-    )
-    Recommender(model, ids, items, searcher).save_pretrained(folder)
+    ranker = HybridRanker(HybridRankerConfig(ids.sizes, 384, word_weight=0.2), ids.unique, vectors)
+    Recommender(model, ids, items, LightSearch(ranker, BM25(item_texts(items)))).save_pretrained(folder)
+    return folder
 
 
 class Fuzzer:
@@ -85,59 +80,45 @@ class Fuzzer:
     def _query(self) -> str:
         return " ".join(self._some(self.words, 10))[: schemas.MAX_TEXT]
 
-    def _ask(self, kind: str, wrong: bool) -> bytes:
+    def _question(self, kind: str) -> dict:
+        history = lambda: self._some(self.item_ids, schemas.MAX_HISTORY)  # noqa: E731
         if kind == "predictions/m":
-            instances = [
-                {"user_id": n, "item_ids": self._some(self.item_ids, schemas.MAX_HISTORY)}
-                for n in range(self._size(schemas.MAX_INSTANCES))
-            ]
-            question = {"topk": self._size(schemas.MAX_K), "instances": instances}
-        else:
-            question = {"k": self._size(schemas.MAX_K)}
-            if kind == "recommend":
-                question["item_ids"] = self._some(self.item_ids, schemas.MAX_HISTORY)
-                question["exclude_seen"] = self.choose.random() < 0.8
-            else:
-                question["query"] = self._query()
+            instances = [{"user_id": n, "item_ids": history()} for n in range(self._size(schemas.MAX_INSTANCES))]
+            return {"topk": self._size(schemas.MAX_K), "instances": instances}
+        question = {"k": self._size(schemas.MAX_K)}
+        question |= {"item_ids": history()} if kind == "recommend" else {"query": self._query()}
+        options = [("allowed_categories", self.names, 5), ("allowed_brands", self.brands, schemas.MAX_NAMES)]
+        for name, values, most in [*options, ("blocked_items", self.item_ids, schemas.MAX_BLOCKED)]:
             if self.choose.random() < 0.3:
-                question["allowed_categories"] = self._some(self.names, 5)
-            if self.choose.random() < 0.2:
-                question["allowed_brands"] = self._some(self.brands, schemas.MAX_NAMES)
-            if self.choose.random() < 0.3:
-                question["blocked_items"] = self._some(self.item_ids, schemas.MAX_BLOCKED)
-        declared = "application/json"
-        if wrong:
-            question, declared = self._spoilt(question), self.choose.choice(_TYPES)
-        body = json.dumps(question).encode()
-        if wrong and self.choose.random() < 0.2:
-            body = self._broken(body)
-        return self._bytes("POST", f"/{kind}", body, declared)
+                question[name] = self._some(values, most)
+        return question
+
+    def _ask(self, kind: str, wrong: bool) -> bytes:
+        question = self._question(kind)
+        if not wrong:
+            return self._bytes("POST", f"/{kind}", json.dumps(question).encode(), "application/json")
+        body = json.dumps(self._spoilt(question)).encode()
+        if self.choose.random() < 0.2:
+            at = self.choose.randrange(len(body))
+            odd = [body[:at], b"[" * 5000, body[:at] + self.choose.randbytes(9) + body[at:], b"\xff\xfe"]
+            body = self.choose.choice(odd)
+        return self._bytes("POST", f"/{kind}", body, self.choose.choice(_TYPES))
 
     def _spoilt(self, question: dict) -> dict:
-        """The same with a field that is wrong, missing, long or unknown."""
-        field = self.choose.choice(list(question))
-        what = self.choose.randrange(4)
+        """The same with a field that is missing, wrong, long, or with many unknown ones."""
+        field, what, value = self.choose.choice(list(question)), self.choose.randrange(4), self.choose.choice(_VALUES)
         if what == 0:
             return {name: value for name, value in question.items() if name != field}
-        if what == 1:
-            return question | {field: self.choose.choice(_VALUES)}
-        if what == 2:
-            return question | {field: [self.choose.choice(_VALUES)] * self._size(2000)}
-        return question | {f"{n:x}": self.choose.choice(_VALUES) for n in range(self._size(20_000))}
-
-    def _broken(self, body: bytes) -> bytes:
-        at = self.choose.randrange(len(body))
-        return self.choose.choice(
-            [body[:at], b"[" * 5000, body[:at] + self.choose.randbytes(9) + body[at:], b"\xff\xfe"]
-        )
+        if what == 3:
+            return question | {f"{n:x}": value for n in range(self._size(20_000))}
+        return question | {field: value if what == 1 else [value] * self._size(2000)}
 
     def _read(self, wrong: bool) -> bytes:
         method = self.choose.choice(["GET", "GET", "GET", "HEAD", "OPTIONS", "DELETE", "QWX"]) if wrong else "GET"
-        item = quote(
-            str(self.choose.choice(_TEXTS[:4] if wrong else self.item_ids)).encode("utf-8", "replace"), safe=""
-        )
+        item = str(self.choose.choice(_TEXTS[:4] if wrong else self.item_ids))
+        title = self.choose.choice(_TEXTS) if wrong else self._query()[:30]
+        item, title = (quote(text.encode("utf-8", "replace"), safe="") for text in (item, title))
         limit = self.choose.choice([0, 51, "a", ""]) if wrong else self.choose.randint(1, 50)
-        title = quote(self.choose.choice(_TEXTS).encode("utf-8", "replace") if wrong else self._query()[:30])
         paths = [f"/items?title={title}&limit={limit}", f"/items/{item}", f"/items/{item}/neighbours?limit={limit}"]
         return self._bytes(method, self.choose.choice([*paths * 3, *(_ODD_PATHS if wrong else _PATHS)]))
 
@@ -153,7 +134,14 @@ class Connection:
         self.port, self.writer = port, None
 
     async def status(self, request: bytes) -> int:
-        """Send a request and read the whole answer."""
+        """Send a request and read the whole answer; 0 if none comes."""
+        try:
+            return await asyncio.wait_for(self._status(request), 60)
+        except (OSError, EOFError, TimeoutError):
+            self.writer = None
+            return 0
+
+    async def _status(self, request: bytes) -> int:
         if self.writer is None or self.writer.is_closing():
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.writer.write(request)
@@ -166,83 +154,39 @@ class Connection:
         return int(head.split()[1])
 
 
-async def fuzz(
-    port: int, items: pd.DataFrame, n_requests: int, n_clients: int
-) -> tuple[np.ndarray, list[str], Counter, list[bytes]]:
-    """Milliseconds and path of each request, the number of each status (0: no answer), and requests that failed."""
-    times, paths, statuses, failed = [], [], Counter(), []
-    left = iter(tqdm(range(n_requests), desc=f"{n_clients} clients", file=sys.stderr, mininterval=5))
+async def fuzz(port: int, items: pd.DataFrame, n_requests: int, n_clients: int) -> pd.DataFrame:
+    """A line per request: its beginning, its path, its status (0: no answer), and its milliseconds."""
+    lines, left = [], iter(tqdm(range(n_requests), desc=f"{n_clients} clients", mininterval=5))
 
     async def client(seed: int) -> None:
         fuzzer, connection = Fuzzer(items, seed), Connection(port)
         for _ in left:
-            request, status = fuzzer.request(), 0
-            started = time.perf_counter()
-            try:
-                status = await asyncio.wait_for(connection.status(request), 60)
-            except (OSError, EOFError, TimeoutError):
-                connection = Connection(port)
-            times.append(1000 * (time.perf_counter() - started))
-            paths.append(request.split(b" ", 2)[1].decode())
-            statuses[status] += 1
-            if status == 0 or status >= 500:
-                failed.append(request[:300])
+            request, started = fuzzer.request(), time.perf_counter()
+            status = await connection.status(request)
+            path = "/" + request.split(b" ", 2)[1].decode().split("/")[1].split("?")[0]
+            lines.append((request[:300], path, status, 1000 * (time.perf_counter() - started)))
 
     await asyncio.gather(*(client(seed) for seed in range(n_clients)))
-    return np.array(times), paths, statuses, failed
+    return pd.DataFrame(lines, columns=["request", "path", "status", "ms"])
 
 
-def _cpu(server: Server) -> float:
-    """Seconds of CPU that the server has used."""
-    user, system = (
-        Path(f"/proc/{server.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
-    )
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def until_ready(server: Server) -> None:
-    while server.process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError(f"the service ended with code {server.process.returncode}")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder that save_pretrained wrote; by default an untrained model")
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--clients", type=int, default=32)
-    options = parser.parse_args()
+def main(model: Path | None = None, requests: int = 100_000, clients: int = 32) -> None:
+    """Send so many requests to a folder that save_pretrained wrote, or to an untrained model."""
     with tempfile.TemporaryDirectory() as place:
-        folder = options.model or Path(place) / "model"
-        if options.model is None:
-            untrained(folder)
-        server, items = Server(folder), pd.read_parquet(folder / "items.parquet")
-        try:
-            until_ready(server)
-            memory, cpu, started = server.memory(), _cpu(server), time.perf_counter()
-            port = int(server.url.rpartition(":")[2])
-            times, paths, statuses, failed = asyncio.run(fuzz(port, items, options.requests, options.clients))
-            seconds = time.perf_counter() - started
-            until_ready(server)
-            print(f"{len(times):,} requests of {options.clients} clients in {seconds:.0f} s")
-            print(f"server: {1000 * (_cpu(server) - cpu) / len(times):.1f} ms of CPU per request")
-            print("status: " + ", ".join(f"{status} {n}" for status, n in sorted(statuses.items())))
-            for path in ("", "/recommend", "/search", "/predictions", "/items"):
-                of_path = times[[one.startswith(path) for one in paths]]
-                quantiles = ", ".join(f"p{at} {np.percentile(of_path, at):.0f}" for at in (50, 90, 99, 99.9, 100))
-                print(f"{path or 'all'}: {len(of_path):,} requests, ms {quantiles}")
+        folder = model or untrained(Path(place) / "model")
+        with Server(folder) as server:
+            server.wait()
+            memory = server.memory()
+            items = pd.read_parquet(folder / "items.parquet")
+            found = asyncio.run(fuzz(server.port, items, requests, clients))
+            server.wait()
             print(f"memory in MiB: {memory:.0f} before, {server.memory():.0f} after")
-        finally:
-            server.stop()
-    for request in failed[:5]:
-        print("failed:", request)
-    return int(bool(failed) or np.percentile(times, 99) >= 1000)
+    print("status:", dict(sorted(Counter(found["status"]).items())))
+    print(found.groupby("path")["ms"].describe(percentiles=[0.5, 0.9, 0.99, 0.999]).round(1).to_string())
+    failed = found[(found["status"] == 0) | (found["status"] >= 500)]
+    print(*("failed: " + repr(request) for request in failed["request"][:5]), sep="\n")
+    raise typer.Exit(int(len(failed) > 0 or found["ms"].quantile(0.99) >= 1000))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -6,12 +6,8 @@ started in a process of its own, one after the other. Without a GPU, times are o
 other work of the machine does not count; with one, they are by the clock. Rows: data set "vllm", scale "bench".
 """
 
-import argparse
-import contextlib
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import typer
+from measuring import alone, record
 from tqdm import tqdm
 
 from semid_lib.decoding import adapters, scorers
@@ -36,10 +34,8 @@ from semid_lib.workbench import store
 K, N_QUERIES, CODES = 10, 8, 256
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 ENGINES = ("trie", "xgrammar", "outlines")
-ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = {  # of the processes that run an engine
     "HF_HUB_OFFLINE": "1",
-    "PYTHONPATH": str(ROOT),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -62,17 +58,6 @@ class Case:
         spelled = [tuple(int(self.tokens[level][code]) for level, code in enumerate(row)) for row in self.ids.unique]
         self.item = {tokens: row for row, tokens in enumerate(spelled)}
 
-    @classmethod
-    def make(cls, folder: Path, n_items: int, n_steps: int) -> "Case":
-        ids = SemanticIDs.from_codes(other_decoders.random_ids(n_items, 3, CODES), codebook_size=CODES)
-        texts = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (n_items, 5))]
-        model, tokenizer = small_model(texts, 400, hidden_size=128)
-        tokens = extend_vocabulary(model, tokenizer, ids, texts)
-        learn(model, tokenizer, [prompt_for(tokenizer, text) for text in texts], tokens, ids, n_steps)
-        LanguageModelSearch(model, tokenizer, tokens, PrefixTrie.build(ids.unique)).save(folder)
-        ids.save(folder / "ids.npz")
-        return cls(folder)
-
     def here(self, width: int) -> LanguageModelSearch:
         facts = {"type": "language model", "beam_width": width, "task": "query_to_id"}
         return load_searcher(self.folder, facts, self.ids, pd.DataFrame())
@@ -85,6 +70,16 @@ class Case:
         """The item of each answer, with or without the token that ends it; -1 for what is none."""
         written = [tuple(answer[:-1] if answer[-1:] == [self.end] else answer) for answer in answers]
         return [self.item.get(tokens, -1) for tokens in written]
+
+
+def make_case(folder: Path, n_items: int, n_steps: int) -> None:
+    ids = SemanticIDs.from_codes(other_decoders.random_ids(n_items, 3, CODES), codebook_size=CODES)
+    texts = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (n_items, 5))]
+    model, tokenizer = small_model(texts, 400, hidden_size=128)
+    tokens = extend_vocabulary(model, tokenizer, ids, texts)
+    learn(model, tokenizer, [prompt_for(tokenizer, text) for text in texts], tokens, ids, n_steps)
+    LanguageModelSearch(model, tokenizer, tokens, PrefixTrie.build(ids.unique)).save(folder)
+    ids.save(folder / "ids.npz")
 
 
 def learn(model, tokenizer, prompts: list[str], tokens, ids: SemanticIDs, n_steps: int) -> None:
@@ -250,60 +245,33 @@ def compile_seconds(engine, backend: str, wanted) -> float:
 # --- together ---
 
 
-def measured(folder: Path, engine: str, limit_s: int) -> dict[str, list[dict]]:
-    """What one engine says in a process of its own; nothing if it needs more than so many seconds."""
-    command = [sys.executable, __file__, "--engine", engine, "--folder", str(folder)]
-    try:
-        done = subprocess.run(
-            command,
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=limit_s,
-            env=os.environ | SETTINGS,
-        )
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        print(f"{engine}, {folder.name} items: {error}", file=sys.stderr)
-        return {}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, nargs="*", default=[1000, 10_000])
-    parser.add_argument("--steps", type=int, default=200, help="of training, 32 examples each")
-    parser.add_argument("--limit", type=int, default=900, help="seconds for one engine at one size")
-    parser.add_argument("--engine", choices=ENGINES, help="measure this one alone, for --folder, and print its lines")
-    parser.add_argument("--folder", type=Path)
-    options = parser.parse_args()
+def measured(folder: Path, engine: str) -> dict[str, list[dict]]:
+    """The tables of one engine."""
     torch.set_num_threads(1)
-    if options.engine:
-        with contextlib.redirect_stdout(sys.stderr):
-            case = Case(options.folder)
-            found = with_trie(case) if options.engine == "trie" else with_grammar(case, options.engine)
-        print(json.dumps(found))
-        return 0
+    case = Case(folder)
+    return with_trie(case) if engine == "trie" else with_grammar(case, engine)
+
+
+def main(items: list[int] = [1000, 10_000], steps: int = 200, limit: int = 900) -> None:  # noqa: B006
+    """Measure all engines on so many items, after so many steps of training, each for at most so many seconds."""
+    os.environ.update(SETTINGS)
+    torch.set_num_threads(1)
     tables: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for n_items in options.items:
+        for n_items in items:
             folder = Path(scratch) / str(n_items)
-            Case.make(folder, n_items, options.steps)
+            make_case(folder, n_items, steps)
             for engine in ENGINES:
-                for topic, lines in measured(folder, engine, options.limit).items():
+                try:
+                    found = alone(measured, folder, engine, timeout=limit)
+                except Exception as error:  # an engine that fails leaves the others their lines
+                    print(f"{engine}, {n_items:,} items: {error!r}", file=sys.stderr)
+                    continue
+                for topic, lines in found.items():
                     tables.setdefault(topic, []).extend(lines)
-    shelf = store.Store("vllm", "bench", fingerprint="")
     for topic, lines in tables.items():
-        print(topic, pd.DataFrame(lines).round(3).to_string(index=False, na_rep=""), sep="\n")
-        rows = [
-            {"key": f"{topic}/{one['method']}/{what}", "value": round(float(value), 7)}
-            for one in lines
-            for what, value in one.items()
-            if what != "method"
-        ]
-        print(shelf.record(topic, rows))
-    print(store.hardware())
-    return 0
+        record(store.Store("vllm", "bench", fingerprint=""), topic, topic, lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

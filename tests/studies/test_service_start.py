@@ -1,7 +1,5 @@
 """Starts of the real service in processes of their own: what is measured, not how long it takes."""
 
-import time
-
 import pytest
 
 from semid_lib.studies import service_start
@@ -15,20 +13,12 @@ def questions(shop):
 
 
 @pytest.mark.slow
-def test_a_start_has_all_parts_and_takes_no_longer_than_the_wait_for_it(served_folder, questions):
-    begun = time.monotonic()
+def test_a_start_has_all_parts_that_its_way_has(served_folder, questions):
     seconds, warm_ms = service_start.measure(served_folder, questions)
-    waited = time.monotonic() - begun
     assert tuple(seconds) == tuple(part for part in PARTS if part != "text encoder")
-    assert all(value > 0 for value in seconds.values())
-    assert 0.3 * waited < sum(seconds.values()) + sum(warm_ms) / 1000 < waited
-
-
-@pytest.mark.slow
-def test_parts_that_are_left_out_cost_nothing(served_folder, questions):
-    seconds, warm_ms = service_start.measure(served_folder, questions, Way(forked=True))
-    assert tuple(seconds) == PARTS[-1:] and len(warm_ms) == 5
-    seconds, _ = service_start.measure(served_folder, questions[:1], Way(checksums=False, bytecode="not ours"))
+    assert all(value > 0 for value in seconds.values()) and len(warm_ms) == 5
+    assert tuple(service_start.measure(served_folder, questions, Way(forked=True)).seconds) == PARTS[-1:]
+    seconds, _ = service_start.measure(served_folder, questions[:1], Way(checksums=False, compiled=False))
     assert "checksums" not in seconds and seconds["weights"] > 0
 
 
@@ -46,8 +36,6 @@ def test_a_table_by_hand(monkeypatch):
     assert asked == [slow, quick, slow, quick]  # the ways take turns
     assert found.index.tolist() == [("slow", 0), ("slow", 1), ("quick", 0), ("quick", 1)]
     assert found.columns.tolist() == [*PARTS, "total", "p50", "p99"]
-    assert found["torch"].tolist() == [3.0, 5.0, 1.0, 2.0]
-    assert found["weights"].tolist() == [0.0] * 4
     assert found["total"].tolist() == [3.25, 5.25, 1.25, 2.25]
     assert found[["p50", "p99"]].loc["slow"].to_numpy().tolist() == [[50.0, 99.0]] * 2
     assert found[["p50", "p99"]].loc["quick"].isna().all(axis=None)

@@ -26,6 +26,8 @@ import numpy as np
 REACH = 10  # times the largest measured size: a law is asked nothing beyond
 _MATTERS = 0.15  # a smaller change of the exponent is no bend, a smaller share of the smallest cost no fixed cost
 _SIGNIFICANT = 0.01  # level of the F-test, divided by the number of forms tried
+_FIXED = math.inf  # the form of equation (2); that of (1) is None, that of (3) is log n_0
+_Form = float | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Law:
     bend: float | None  # n_0, None without a bend
     n_from: int  # the measured sizes lie between these
     n_to: int
+    _form: _Form = field(repr=False)
     _parameters: np.ndarray = field(repr=False)
     _covariance: np.ndarray = field(repr=False)
     _spread: float = field(repr=False)  # standard deviation of the error, in logarithms
@@ -46,13 +49,13 @@ class Law:
 
     def at(self, n: float) -> float:
         """The cost at n items."""
-        return math.exp(self._form.values(np.log([n]), self._parameters)[0])
+        return math.exp(_values(self._form, np.log([n]), self._parameters)[0])
 
     def between(self, n: float) -> tuple[float, float]:
         """The 95% interval in which a measurement at n items would lie, if the law holds there."""
         if math.isinf(self._quantile):
             return 0.0, math.inf
-        slope = self._form.slopes(np.log([n]), self._parameters)[0]
+        slope = _slopes(self._form, np.log([n]), self._parameters)[0]
         variance = self._spread**2 + slope @ self._covariance @ slope
         factor = math.exp(min(self._quantile * math.sqrt(variance), 700.0))
         return self.at(n) / factor, self.at(n) * factor
@@ -71,52 +74,59 @@ class Law:
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
         """A hundred sizes between the smallest and the largest measured one, and the costs there."""
         sizes = np.geomspace(self.n_from, self.n_to, 100)
-        return sizes, np.array([self.at(n) for n in sizes])
-
-    @property
-    def _form(self) -> "_Form":
-        return _Form(self.fixed is not None, None if self.bend is None else math.log(self.bend))
+        return sizes, np.exp(_values(self._form, np.log(sizes), self._parameters))
 
 
-class _Form(NamedTuple):
-    """One of the equations (1) to (3): log cost and its derivatives by the parameters, at (m,) log n."""
+def _values(form: _Form, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Log cost at (m,) log n. Parameters: log a, b; log c, log a, b; or log a, b, d."""
+    if form == _FIXED:
+        return np.logaddexp(parameters[0], parameters[1] + parameters[2] * x)
+    return _slopes(form, x, parameters) @ parameters
 
-    has_fixed: bool = False
-    at: float | None = None  # log n_0
 
-    def values(self, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        if self.has_fixed:  # log c, log a, b
-            return np.logaddexp(parameters[0], parameters[1] + parameters[2] * x)
-        return self.slopes(x, parameters) @ parameters  # log a, b, and d if it bends
+def _slopes(form: _Form, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """The derivatives of log cost by the parameters: (m, 2) or (m, 3)."""
+    if form == _FIXED:
+        share = 1 / (1 + np.exp(parameters[1] + parameters[2] * x - parameters[0]))  # of the fixed cost
+        return np.column_stack([share, 1 - share, (1 - share) * x])
+    return np.column_stack([np.ones_like(x), x] + ([] if form is None else [np.maximum(0, x - form)]))
 
-    def slopes(self, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-        if self.has_fixed:
-            share = 1 / (1 + np.exp(parameters[1] + parameters[2] * x - parameters[0]))  # of the fixed cost
-            return np.column_stack([share, 1 - share, (1 - share) * x])
-        return np.column_stack([np.ones_like(x), x] + ([] if self.at is None else [np.maximum(0, x - self.at)]))
 
-    def fitted(self, x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-        """The sum of squares that is left, and the parameters."""
-        if not self.has_fixed:
-            parameters = np.linalg.lstsq(self.slopes(x, np.empty(0)), y)[0]
-            return float(np.sum((y - self.values(x, parameters)) ** 2)), parameters
+def _fitted(form: _Form, x: np.ndarray, y: np.ndarray) -> tuple[float, _Form, np.ndarray]:
+    """The sum of squares that a form leaves, infinite where its third parameter says nothing, and the parameters."""
+    if form == _FIXED:
         from scipy.optimize import least_squares
 
-        tried = []
-        for b in (0.5, 1.0, 2.0):
-            start = [y.min() - 0.1, y[x.argmax()] - b * x.max(), b]
-            found = least_squares(
-                lambda p: self.values(x, p) - y, start, lambda p: self.slopes(x, p), x_scale=(1, x.max(), 1)
+        found = [
+            least_squares(
+                lambda p: _values(form, x, p) - y,
+                [y.min() - 0.1, y[x.argmax()] - b * x.max(), b],
+                lambda p: _slopes(form, x, p),
+                x_scale=(1, x.max(), 1),
             )
-            tried.append((2 * found.cost, found.x))
-        return min(tried, key=lambda one: one[0])
+            for b in (0.5, 1.0, 2.0)
+        ]
+        parameters = min(found, key=lambda one: one.cost).x
+        share = _slopes(form, np.array([x.min(), x.max()]), parameters)[:, 0]
+        matters = parameters[2] > 0 and share[0] > _MATTERS and share[1] < 1 - _MATTERS
+    else:
+        parameters = np.linalg.lstsq(_slopes(form, x, np.empty(0)), y)[0]
+        matters = form is None or abs(parameters[2]) > _MATTERS
+    squares = float(np.sum((y - _values(form, x, parameters)) ** 2))
+    return squares if matters else math.inf, form, parameters
 
-    def matters(self, x: np.ndarray, parameters: np.ndarray) -> bool:
-        """Whether the third parameter changes what a line would say."""
-        if not self.has_fixed:
-            return self.at is None or abs(parameters[2]) > _MATTERS
-        share = self.slopes(np.array([x.min(), x.max()]), parameters)[:, 0]
-        return bool(parameters[2] > 0 and share[0] > _MATTERS and share[1] < 1 - _MATTERS)
+
+def _best(x: np.ndarray, y: np.ndarray) -> tuple[float, _Form, np.ndarray]:
+    """The fit of the form to take."""
+    line, freedom = _fitted(None, x, y), len(x) - 3
+    if freedom < 2:
+        return line
+    from scipy.stats import f as fisher  # slow to import
+
+    forms: list[_Form] = [_FIXED, *np.unique(x)[1:-1].tolist()]
+    best = min((_fitted(form, x, y) for form in forms), key=lambda one: one[0])
+    gain = (line[0] - best[0]) / max(best[0] / freedom, np.finfo(float).tiny)
+    return best if math.isfinite(gain) and fisher.sf(gain, 1, freedom) < _SIGNIFICANT / len(forms) else line
 
 
 def fit(sizes: Sequence[float], costs: Sequence[float]) -> Law:
@@ -132,57 +142,26 @@ def fit(sizes: Sequence[float], costs: Sequence[float]) -> Law:
     (1.0, None, None, 2000)
     """
     n, cost = np.asarray(sizes, dtype=np.float64), np.asarray(costs, dtype=np.float64)
-    if n.ndim != 1 or n.shape != cost.shape or len(n) < 2 or len(np.unique(n)) < 2:
+    if n.ndim != 1 or n.shape != cost.shape or len(np.unique(n)) < 2:
         raise ValueError(f"expected two or more sizes, not all the same, and a cost for each, got {n} and {cost}")
     if not (np.isfinite(n) & np.isfinite(cost) & (n > 0) & (cost > 0)).all():
         raise ValueError(f"sizes and costs must be positive and finite, got {n} and {cost}")
+    from scipy.stats import t as student
+
     x, y = np.log(n), np.log(cost)
-    form, squares, parameters = _best(x, y)
-    slopes = form.slopes(x, parameters)
+    squares, form, parameters = _best(x, y)
     freedom = len(x) - len(parameters)
+    quantile = float(student.ppf(0.975, freedom)) if freedom else math.inf
     spread = math.sqrt(squares / freedom) if freedom else 0.0
+    slopes = _slopes(form, x, parameters)
     covariance = spread**2 * np.linalg.pinv(slopes.T @ slopes)
-    of_exponent = np.array([0.0, 0.0, 1.0] if form.has_fixed else [0.0, 1.0, 1.0][: len(parameters)])
-    exponent, quantile = float(of_exponent @ parameters), _student(freedom)
+    of_exponent = np.array([0.0, 0.0, 1.0] if form == _FIXED else [0.0, 1.0, 1.0][: len(parameters)])
+    exponent = float(of_exponent @ parameters)
     margin = quantile * math.sqrt(of_exponent @ covariance @ of_exponent) if freedom else math.inf
-    return Law(
-        exponent,
-        exponent - margin,
-        exponent + margin,
-        math.exp(parameters[0]) if form.has_fixed else None,
-        None if form.at is None else float(n[np.abs(x - form.at).argmin()]),
-        int(n.min()),
-        int(n.max()),
-        parameters,
-        covariance,
-        spread,
-        quantile,
-    )
-
-
-def _best(x: np.ndarray, y: np.ndarray) -> tuple[_Form, float, np.ndarray]:
-    """The form to take, the sum of squares that it leaves, and its parameters."""
-    from scipy.stats import f as fisher  # slow to import
-
-    line = _Form()
-    straight = line.fitted(x, y)
-    freedom = len(x) - 3
-    if freedom < 2:
-        return line, *straight
-    forms = [_Form(has_fixed=True), *(_Form(at=float(at)) for at in np.unique(x)[1:-1])]
-    tried = [(form, *form.fitted(x, y)) for form in forms]
-    tried = [one for one in tried if one[0].matters(x, one[2])]
-    if not tried:
-        return line, *straight
-    best = min(tried, key=lambda one: one[1])
-    gain = (straight[0] - best[1]) / max(best[1] / freedom, np.finfo(float).tiny)
-    return best if fisher.sf(gain, 1, freedom) < _SIGNIFICANT / len(forms) else (line, *straight)
-
-
-def _student(freedom: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom)) if freedom else math.inf
+    fixed = math.exp(parameters[0]) if form == _FIXED else None
+    bend = None if form is None or fixed else float(n[np.abs(x - form).argmin()])
+    low, high, ends = exponent - margin, exponent + margin, (int(n.min()), int(n.max()))
+    return Law(exponent, low, high, fixed, bend, *ends, form, parameters, covariance, spread, quantile)
 
 
 def crossing(cheap_later: Law, cheap_now: Law) -> float:
@@ -274,7 +253,6 @@ class Offer(NamedTuple):
     cost: float  # in the unit of the stage
     high: float  # the upper end of the 95% interval of a measurement there
     kept: float  # bytes to answer from
-    peak: float  # bytes at the highest, as far as it is known
     extrapolated: bool  # beyond the largest size that was measured
     fits: bool  # within both limits
 
@@ -306,7 +284,7 @@ def offers(
         cost, high = (law.at(n), law.between(n)[1]) if is_near else (math.nan, math.nan)
         peak = max(holds, peaks[stage].at(n)) if stage in peaks else holds
         fits = cost <= limits[stage] and peak <= memory
-        made[stage] = Offer(stage, cost, high, holds, peak, n > law.n_to, fits)
+        made[stage] = Offer(stage, cost, high, holds, n > law.n_to, fits)
     return made
 
 

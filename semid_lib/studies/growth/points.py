@@ -35,32 +35,29 @@ def walk(
     measure: Callable[[str, int], Point],
     budget: float,
     memory: float = 12 * GIB,
-    known: Iterable[Point] = (),
 ) -> Iterator[Point | LeftOut]:
     """Each stage at each size, from small to large, until a point would take more than `budget` seconds or `memory`.
 
     The law of the last three points predicts what the next one takes; the first two are always measured, since a law
-    needs them. A point in `known` is not measured again. After one that is left out, or whose `wall` is infinite, no
+    needs them. After one that is left out, or whose `wall` is infinite, no
     larger one is tried.
 
     >>> slow = lambda stage, n: Point(stage, n, cost=n, peak=1.0, kept=1.0, wall=n)
     >>> [(type(one).__name__, one.n) for one in walk(["a"], [10, 100, 1000], slow, budget=200)]
     [('Point', 10), ('Point', 100), ('LeftOut', 1000)]
     """
-    there = {(point.stage, point.n): point for point in known}
     for stage in stages:
         points: list[Point] = []
         for n in sorted(sizes):
             if points and not math.isfinite(points[-1].wall):
                 break
-            if (stage, n) not in there and len(points) > 1:
+            if len(points) > 1:
                 wall, peak = (expected(points, name, n) for name in ("wall", "peak"))
                 if wall > budget or peak > memory:
                     yield LeftOut(stage, n, *((peak, "memory") if peak > memory else (wall, "time")))
                     break
-            point = there.get((stage, n)) or measure(stage, n)
-            points.append(point)
-            yield point
+            points.append(measure(stage, n))
+            yield points[-1]
 
 
 def half_decades(low: float, high: float) -> list[int]:
@@ -101,30 +98,24 @@ def as_rows(points: Iterable[Point | LeftOut], units: Mapping[str, str]) -> list
     return made
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Point | LeftOut]:
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
     """The points that `as_rows` wrote, from result rows of any kind.
 
     >>> point = Point("trie", 1000, cost=0.5, peak=2.0**20, kept=12_000.0, wall=1.0)
     >>> from_rows(as_rows([point], {"trie": "s"})) == [point]
     True
     """
-    found: dict[tuple[str, int], dict[str, float]] = {}
-    left: list[Point | LeftOut] = []
+    found: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         topic = row["key"].split("/")[0]
-        if topic == "growth_left_out":
-            left.append(LeftOut(row["stage"], row["n"], row["value"], row["why"]))
-        elif topic in ("growth_time", "growth_memory", "growth_bytes"):
-            one = found.setdefault((row["stage"], row["n"]), {})
-            one[topic] = row["value"]
-            if topic == "growth_time":
-                one["wall"] = row["wall"]
-    whole = [
-        Point(stage, n, one["growth_time"], one["growth_memory"] * 2**20, one["growth_bytes"] * n, one["wall"])
-        for (stage, n), one in found.items()
-        if len(one) == 4
-    ]
-    return whole + left
+        if topic in ("growth_time", "growth_memory", "growth_bytes"):
+            found.setdefault((row["stage"], row["n"]), {})[topic] = row
+    made = []
+    for (stage, n), of in found.items():
+        if len(of) == 3:
+            time, memory, size = (of[f"growth_{topic}"] for topic in ("time", "memory", "bytes"))
+            made.append(Point(stage, n, time["value"], memory["value"] * 2**20, size["value"] * n, time["wall"]))
+    return made
 
 
 def fit_all(points: Iterable[Point | LeftOut], name: str = "cost", least: float = 0.0) -> dict[str, Law]:
