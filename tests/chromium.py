@@ -77,7 +77,7 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20):
+    def wait(self, expression: str, seconds: float = 60):
         end = time.monotonic() + seconds
         while not (value := self.js(expression)):
             assert time.monotonic() < end, (

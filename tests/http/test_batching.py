@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.serving.http.batching import Batcher, OverloadedError
@@ -20,7 +20,7 @@ class Counting:
     def __call__(self, kind, questions):
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
-        self.release.wait(10)
+        self.release.wait(60)
         self.batches.append((kind, list(questions)))
         self.at_once -= 1
         if "bad" in questions:
@@ -35,7 +35,7 @@ def run(scenario, max_batch=4, max_queue=100, **more):
     async def main():
         async with Batcher(work, max_batch, max_queue, **more) as batcher:
             try:
-                return await asyncio.wait_for(scenario(batcher, work), 20)
+                return await asyncio.wait_for(scenario(batcher, work), 120)
             finally:
                 work.release.set()
 
@@ -43,14 +43,15 @@ def run(scenario, max_batch=4, max_queue=100, **more):
 
 
 async def waiting(batcher, n):
-    while batcher.n_waiting != n:
+    """Until the thread is busy with the first question and n others wait."""
+    while not batcher.work.at_once or batcher.n_waiting != n:
         await asyncio.sleep(0.001)
 
 
 def test_each_request_gets_its_answers_in_batches_of_a_kind_the_oldest_first():
     async def scenario(batcher, work):
         tasks = [asyncio.create_task(batcher.ask("x", [0]))]
-        await asyncio.sleep(0.01)  # the thread is busy with it while the others come
+        await waiting(batcher, 0)
         tasks += [asyncio.create_task(batcher.ask(kind, [n, n + 100])) for n, kind in enumerate("babcab", start=1)]
         await waiting(batcher, 12)
         work.release.set()
@@ -65,14 +66,14 @@ def test_each_request_gets_its_answers_in_batches_of_a_kind_the_oldest_first():
 def test_a_full_queue_takes_all_of_a_request_or_nothing():
     async def scenario(batcher, work):
         first = asyncio.create_task(batcher.ask("a", [0]))
-        await asyncio.sleep(0.01)
+        await waiting(batcher, 0)
         second = asyncio.create_task(batcher.ask("a", [1, 2]))
-        await asyncio.sleep(0.01)
+        await waiting(batcher, 2)
         with pytest.raises(OverloadedError, match="cannot queue 2 requests: 2 of 3 places are taken"):
             await batcher.ask("a", [3, 4])
         assert batcher.n_waiting == 2
         third = asyncio.create_task(batcher.ask("a", [5]))  # one question finds a place in the other half
-        await asyncio.sleep(0.01)
+        await waiting(batcher, 3)
         work.release.set()
         return await asyncio.gather(first, second, third)
 
@@ -83,7 +84,7 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing():
 def test_small_requests_do_not_wait_for_large_ones():
     async def scenario(batcher, work):
         first = asyncio.create_task(batcher.ask(1, ["busy"]))
-        await asyncio.sleep(0.01)
+        await waiting(batcher, 0)
         large = [asyncio.create_task(batcher.ask(5, [f"large {n}"] * 64)) for n in range(3)]
         await waiting(batcher, 192)
         small = asyncio.create_task(batcher.ask(1, ["small"]))
@@ -96,6 +97,7 @@ def test_small_requests_do_not_wait_for_large_ones():
     assert work.batches[13] == (1, ["small"]) and len(work.batches) == 2 + 48
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 50]), st.integers(1, 9)), min_size=1, max_size=20))
 def test_every_request_is_answered_and_no_call_is_too_expensive(requests):
     async def scenario(batcher, work):
@@ -110,13 +112,13 @@ def test_every_request_is_answered_and_no_call_is_too_expensive(requests):
 def test_who_gave_up_is_not_answered_and_disturbs_nobody():
     async def scenario(batcher, work):
         first = asyncio.create_task(batcher.ask("a", [0]))
-        await asyncio.sleep(0.01)
+        await waiting(batcher, 0)
         impatient = asyncio.create_task(batcher.ask("a", [1, 2, 3]))
         patient = asyncio.create_task(batcher.ask("a", [4]))
         await waiting(batcher, 4)
         impatient.cancel()
         first.cancel()  # under way already
-        await asyncio.sleep(0.01)
+        await asyncio.gather(impatient, first, return_exceptions=True)
         work.release.set()
         return await patient
 
