@@ -111,7 +111,7 @@ def _checked_text(value) -> str:
     return normal(value)
 
 
-def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
+def check_ids(ids: pd.Series, place: Callable[[int], str], column: str = "item_id") -> None:
     """Refuse a column of item ids of two types, and an id that occurs twice; `place(at)` names file and line.
 
     >>> check_ids(pd.Series([7, "A-1"]), "shop.jsonl, line {}".format)
@@ -119,16 +119,16 @@ def check_ids(ids: pd.Series, place: Callable[[int], str]) -> None:
         ...
     ValueError: shop.jsonl, line 1: item_id is 'A-1', but 7 in line 0: expected text or integers for all
     """
-    if pd.api.types.is_object_dtype(ids):
-        first, other = ids.iloc[0], next(value for value in ids if type(value) is not type(ids.iloc[0]))
-        where = f"{shown(first)} in {place(0).rpartition(', ')[2]}"
-        at = ids.tolist().index(other)
-        raise ValueError(f"{place(at)}: item_id is {shown(other)}, but {where}: expected text or integers for all")
-    if not (again := ids.duplicated()).any():
-        return
-    item_id = ids[again].iloc[0]
-    earlier, later = (place(int(at)) for at in np.flatnonzero(ids == item_id)[:2])
-    raise ValueError(f"{later}: item_id {item_id} occurs before, in {Path(earlier).name}")
+    values = ids.tolist()
+    first = values[0]
+    for at, value in enumerate(values):
+        if type(value) is not type(first):
+            where = f"{shown(first)} in {place(0).rpartition(', ')[2]}"
+            raise ValueError(f"{place(at)}: {column} is {shown(value)}, but {where}: expected text or integers for all")
+    if (again := ids.duplicated()).any():
+        at = int(again.argmax())
+        earlier = Path(place(int((ids == values[at]).argmax()))).name
+        raise ValueError(f"{place(at)}: {column} {values[at]} occurs before, in {earlier}")
 
 
 def category_paths(value, separator: str = ">") -> list[list[str]]:

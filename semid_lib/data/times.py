@@ -89,18 +89,14 @@ def nanoseconds(values: pd.Series, fail: Fail, unit: str = "auto") -> np.ndarray
     if unit not in UNITS:
         raise ValueError(f"time unit {unit!r}, expected one of {', '.join(UNITS)}")
     values = values.reset_index(drop=True)
-    if values.empty:
-        return np.empty(0, dtype=np.int64)
-    if pd.api.types.is_bool_dtype(values):
-        fail(0, f"time {values[0]}, expected a date or a Unix time")
-    dates = _as_dates(values)
-    if dates is not None:
-        return _from_dates(values, dates, fail)
+    if pd.api.types.infer_dtype(values) in ("datetime", "datetime64", "date"):
+        return _from_dates(values, pd.to_datetime(values, utc=True, errors="coerce"), fail)
     numbers = pd.to_numeric(values, errors="coerce")
-    size = numbers.to_numpy(np.float64, na_value=np.nan)
-    if np.isnan(size).all() or unit == "date":  # to `isna`, NaN in Arrow's columns is a value
+    size = numbers.to_numpy(np.float64)
+    if np.isnan(size).all() or unit == "date":
         return _from_dates(values, _iso_dates(values), fail)
-    _check(np.isfinite(size), values, "a date or a Unix time", fail)
+    is_bool = np.array([isinstance(value, bool) for value in values], dtype=bool)
+    _check(np.isfinite(size) & ~is_bool, values, "a date or a Unix time", fail)
     return _from_numbers(numbers, unit, fail)
 
 
@@ -137,14 +133,6 @@ def check_seconds(times: np.ndarray, fail: Fail) -> None:
             fail(at, f"the times look like {reading.name}, expected Unix seconds")
     if late.any():
         fail(at, f"time {times[at]} is not between 1834 and 2100, expected Unix seconds")
-
-
-def _as_dates(values: pd.Series) -> pd.Series | None:
-    """The values if they are dates by their type, in UTC, else None."""
-    kind = pd.api.types.infer_dtype(values, skipna=True)
-    if kind in ("datetime", "datetime64", "date") or pd.api.types.is_datetime64_any_dtype(values):
-        return pd.to_datetime(values, utc=True, errors="coerce")
-    return None
 
 
 def _iso_dates(values: pd.Series) -> pd.Series:

@@ -150,7 +150,7 @@ BAD_TABLES = [
     ({"title": "Name"}, r"i\.csv has no column 'Name', expected one of \['sku', 'name'"),
     ({"items": "code,name\n1,2\n"}, r"i\.csv has columns \['code', 'name'\], none for item_id: name it"),
     ({"orders": "user_id,item\n1,2\n"}, r"o\.csv has no column 'sku', expected one of \['user_id', 'item'\]"),
-    ({"items": "sku,name\nA,a\nB,b\nA,c\n"}, r"i\.csv, line 4: item_id A occurs before, in i\.csv, line 2"),
+    ({"items": "sku,name\nA,a\nB,b\nA,c\n"}, r"i\.csv, line 4: sku A occurs before, in i\.csv, line 2"),
     ({"items": "sku,name\nA,a\n,b\n"}, r"i\.csv, line 3: no 'sku', expected an item id"),
     ({"items": "sku,name,kind\nA,a,[1]\n", "categories": "kind"}, r"line 2: column 'kind': '\[1\]', expected a list"),
     ({"items": "sku,name\nA,a,b\n"}, r"i\.csv, line 2: 3 fields, expected 2 as in the header"),

@@ -1,20 +1,11 @@
 """Histories of the demo shop: sessions of shoppers with tastes."""
 
-from typing import NamedTuple
-
 import numpy as np
 
-from semid_lib.data.demo_shop.items import (
-    BRANDS,
-    HISTORY_STREAM,
-    POPULARITY_STREAM,
-    PRODUCTS,
-    STYLES,
-    TIME_STREAM,
-    Draft,
-)
+from semid_lib.data.demo_shop.items import BRANDS, PRODUCTS, STYLES, Draft
 
-_NAMES = [product.name for product in PRODUCTS]
+POPULARITY_STREAM, HISTORY_STREAM, TIME_STREAM = 2, 3, 4  # see `items`
+
 _DEPARTMENTS = list(dict.fromkeys(product.department for product in PRODUCTS))
 
 _NEW_SESSION = 0.3  # probability that the next item starts a new session
@@ -29,55 +20,35 @@ _START_TIME, _DAY = 1_672_531_200, 86_400  # 2023-01-01 00:00 UTC
 _SHORTEST, _LONGEST, _MEAN_EXTRA = 5, 40, 5.0
 
 
-class _Market(NamedTuple):
+class _Market:
     """The items as arrays; integers are positions in the lists of products, departments and brands."""
 
-    product: np.ndarray  # (n_items,) int64
-    department: np.ndarray  # (n_items,) int64
-    brand: np.ndarray  # (n_items,) int64
-    line: np.ndarray  # (n_items,) int64
-    popularity: np.ndarray  # (n_items,) float64, sums to 1
-    price_level: np.ndarray  # (n_items,) float64, log of price over the type's usual price
-    style: np.ndarray  # (n_items, n_styles) float32: the style of the item, mixed with that of its brand
-    complements: np.ndarray  # (n_products, n_products) float64 weights, from the last item's type to the next one's
+    def __init__(self, drafts: list[Draft], items: list[dict], seed: int):
+        self.product = np.array([PRODUCTS.index(draft.product) for draft in drafts])
+        self.brand = np.array([BRANDS.index(draft.brand) for draft in drafts])
+        self.line = np.array([draft.line for draft in drafts])
+        of_product = np.array([_DEPARTMENTS.index(product.department) for product in PRODUCTS])
+        self.department = of_product[self.product]
+        popularity = (np.random.default_rng([seed, POPULARITY_STREAM]).permutation(len(drafts)) + 10.0) ** -0.5
+        self.popularity = popularity / popularity.sum()  # a long tail
+        usual_price = np.array([draft.product.price for draft in drafts])
+        self.price_level = np.log(np.array([item["price"] for item in items]) / usual_price)
+        own, of_brand = np.array([(STYLES.index(draft.style), STYLES.index(draft.brand.style)) for draft in drafts]).T
+        one_hot = np.eye(len(STYLES), dtype=np.float32)
+        self.style = np.float32(0.75) * one_hot[own] + np.float32(0.25) * one_hot[of_brand]  # (n_items, n_styles)
+        # (n_products, n_products) weights, from the last item's type to the next one's
+        self.complements = np.where(of_product[:, None] == of_product, _SAME_DEPARTMENT, _ELSEWHERE)
+        np.fill_diagonal(self.complements, _SAME_TYPE)
+        names = [product.name for product in PRODUCTS]
+        for row, product in enumerate(PRODUCTS):
+            self.complements[row, [names.index(name) for name in product.complements]] = _COMPLEMENT_WEIGHTS
 
     def follow_weights(self, last: int) -> np.ndarray:
         """Weights of all items after row `last` in one session: (n_items,) float64."""
-        alike = self.style @ self.style[last]
-        return (
-            self.complements[self.product[last]][self.product]
-            * (1 + (_SAME_STYLE - 1) * alike)
-            * np.where(self.brand == self.brand[last], _SAME_BRAND, 1.0)
-            * np.where(self.line == self.line[last], _SAME_LINE, 1.0)
-        )
-
-
-def _market(drafts: list[Draft], items: list[dict], seed: int) -> _Market:
-    one_hot, names = np.eye(len(STYLES), dtype=np.float32), [brand.name for brand in BRANDS]
-    own = np.array([STYLES.index(draft.style) for draft in drafts])
-    of_brand = np.array([STYLES.index(draft.brand.style) for draft in drafts])
-    rank = np.random.default_rng([seed, POPULARITY_STREAM]).permutation(len(drafts))
-    popularity = (rank + 10.0) ** -0.5  # a long tail
-    usual_price = np.array([draft.product.price for draft in drafts])
-    return _Market(
-        product=np.array([_NAMES.index(draft.product.name) for draft in drafts]),
-        department=np.array([_DEPARTMENTS.index(draft.product.department) for draft in drafts]),
-        brand=np.array([names.index(draft.brand.name) for draft in drafts]),
-        line=np.array([draft.line for draft in drafts]),
-        popularity=popularity / popularity.sum(),
-        price_level=np.log(np.array([item["price"] for item in items]) / usual_price),
-        style=np.float32(0.75) * one_hot[own] + np.float32(0.25) * one_hot[of_brand],
-        complements=_complement_weights(),
-    )
-
-
-def _complement_weights() -> np.ndarray:
-    departments = np.array([_DEPARTMENTS.index(product.department) for product in PRODUCTS])
-    weights = np.where(departments[:, None] == departments[None, :], _SAME_DEPARTMENT, _ELSEWHERE)
-    np.fill_diagonal(weights, _SAME_TYPE)
-    for row, product in enumerate(PRODUCTS):
-        weights[row, [_NAMES.index(name) for name in product.complements]] = _COMPLEMENT_WEIGHTS
-    return weights
+        weights = self.complements[self.product[last]][self.product]
+        weights = weights * (1 + (_SAME_STYLE - 1) * (self.style @ self.style[last]))
+        weights = weights * np.where(self.brand == self.brand[last], _SAME_BRAND, 1.0)
+        return weights * np.where(self.line == self.line[last], _SAME_LINE, 1.0)
 
 
 def _taste_weights(market: _Market, rng: np.random.Generator) -> np.ndarray:
@@ -92,18 +63,13 @@ def _taste_weights(market: _Market, rng: np.random.Generator) -> np.ndarray:
     brands = np.ones(len(BRANDS))
     brands[[familiar[at] for at in rng.permutation(len(familiar))[:2]]] = _FAVOURITE_BRAND
     distance = (market.price_level - float(rng.normal(0.0, 0.35))) / _PRICE_WIDTH
-    return (
-        market.popularity
-        * departments[market.department]
-        * (market.style @ styles)
-        * brands[market.brand]
-        * np.exp(-0.5 * distance**2)
-    )
+    weights = market.popularity * departments[market.department] * (market.style @ styles) * brands[market.brand]
+    return weights * np.exp(-0.5 * distance**2)
 
 
 def draw_histories(drafts: list[Draft], items: list[dict], n_users: int, seed: int) -> tuple[list, list]:
     """One sequence of item ids and one of Unix seconds per shopper, each after the user id."""
-    market = _market(drafts, items, seed)
+    market = _Market(drafts, items, seed)
     sequences, timestamps = [], []
     for user in range(n_users):
         taste = _taste_weights(market, np.random.default_rng([seed, HISTORY_STREAM, user]))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# one random stream per part: more shoppers do not change the items, nor more queries the histories
-ITEM_STREAM, TEXT_STREAM, POPULARITY_STREAM, HISTORY_STREAM, TIME_STREAM, QUERY_STREAM = range(6)
+# one random stream per part, 0 to 5: more shoppers do not change the items, nor more queries the histories
+ITEM_STREAM, TEXT_STREAM = 0, 1
 
 _LINE_SHARE = 0.10  # share of products that come in two to four variants
 _OFF_STYLE_SHARE = 0.2  # share of items that leave the style of their brand
@@ -70,15 +70,12 @@ class Draft(NamedTuple):
     colour: str | None
     title: str = ""
 
-    def fields(self) -> dict[str, str]:
-        """What the templates of titles and introductions name."""
-        return {
-            **self._asdict(),
-            "kind": self.product.name,
-            "brand": self.brand.name,
-            "feature": self.features[0].phrase,
-            "colour": f", {self.colour}" if self.colour else "",
-        }
+    def filled(self, form: str, **more: str) -> str:
+        """A template of a title or an introduction with the words of this item, in upper case first."""
+        words = {"kind": self.product.name, "brand": self.brand.name, "feature": self.features[0].phrase}
+        words["colour"] = f", {self.colour}" if self.colour else ""
+        text = form.format(**self._asdict() | words | more)
+        return text[0].upper() + text[1:]
 
 
 def pick(rng: np.random.Generator, options):
@@ -94,9 +91,12 @@ def draft_items(n_items: int, seed: int) -> list[Draft]:
         draft = _draft_product(rng, line)
         n_variants = 2 + int(rng.random() * 3) if rng.random() < _LINE_SHARE else 1
         for variant in _variants(rng, draft, n_variants)[: n_items - len(drafts)]:
-            title = _title(rng, variant, drafts, plain=n_variants > 1)
-            if title is not None:
-                drafts[title] = variant._replace(title=title)
+            # a title of 4 to 10 words that is not taken; variants of a line get the first pattern
+            for at in [0] if n_variants > 1 else rng.permutation(len(WORDS["titles"])):
+                title = variant.filled(WORDS["titles"][at])
+                if 4 <= len(title.split()) <= 10 and title not in drafts:
+                    drafts[title] = variant._replace(title=title)
+                    break
         line += 1
     in_order = list(drafts.values())
     return [in_order[at] for at in rng.permutation(n_items)]
@@ -109,19 +109,10 @@ def _draft_product(rng: np.random.Generator, line: int) -> Draft:
     words, n_features = WORDS["styles"][style], len(product.features)
     apart = [(one, other) for one in range(n_features) for other in range(one + 2, n_features)]
     features = tuple(product.features[at] for at in rng.permutation(pick(rng, apart)))
-    return Draft(
-        product,
-        brand,
-        style,
-        name=pick(rng, words["names"]),
-        adjective=pick(rng, words["title"]),
-        material=pick(rng, product.materials),
-        use=pick(rng, product.uses),
-        features=features,
-        line=line,
-        size=pick(rng, product.sizes),
-        colour=pick(rng, words["colours"]) if product.dyed else None,
-    )
+    lists = (words["names"], words["title"], product.materials, product.uses, product.sizes)
+    name, adjective, material, use, size = (pick(rng, options) for options in lists)
+    colour = pick(rng, words["colours"]) if product.dyed else None
+    return Draft(product, brand, style, name, adjective, material, use, features, line, size, colour)
 
 
 def _variants(rng: np.random.Generator, draft: Draft, n_variants: int) -> list[Draft]:
@@ -132,20 +123,6 @@ def _variants(rng: np.random.Generator, draft: Draft, n_variants: int) -> list[D
         return [draft._replace(size=size) for size in draft.product.sizes[:n_variants]]
     colours = WORDS["styles"][draft.style]["colours"]
     return [draft._replace(colour=colours[at]) for at in rng.permutation(6)[:n_variants]]
-
-
-def _title(rng: np.random.Generator, draft: Draft, taken: dict[str, Draft], *, plain: bool) -> str | None:
-    """A title of 4 to 10 words that is not taken, or None; variants of a line get the first pattern."""
-    forms, fields = WORDS["titles"], draft.fields()
-    for at in [0] if plain else rng.permutation(len(forms)):
-        title = _capitalized(forms[at].format(**fields))
-        if 4 <= len(title.split()) <= 10 and title not in taken:
-            return title
-    return None
-
-
-def _capitalized(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def item_record(item_id: int, draft: Draft, seed: int) -> dict:
@@ -174,10 +151,14 @@ def _price(rng: np.random.Generator, draft: Draft) -> float:
 
 def _description(rng: np.random.Generator, draft: Draft) -> str:
     """Two to four sentences: what it is, its features, its style, its brand."""
-    is_plural = draft.product.name == draft.product.plural
-    pronouns = {"it": "them", "It": "They"} if is_plural else {"it": "it", "It": "It"}
+    short = f"{draft.material} {draft.product.name}"
+    texts, this = {"short": short, "full": f"{draft.size} {short}"}, "these"
+    pronouns = {"it": "them", "It": "They"}
+    if draft.product.name != draft.product.plural:
+        texts, this = {name: _with_article(text) for name, text in texts.items()}, "this"
+        pronouns = {"it": "it", "It": "It"}
     says = [form for form in WORDS["styles"][draft.style]["says"] if draft.colour or "{colour}" not in form]
-    sentences = [_introduction(rng, draft, is_plural), draft.features[0].sentence]
+    sentences = [draft.filled(pick(rng, WORDS["introductions"]), this=this, **texts), draft.features[0].sentence]
     if rng.random() < 0.65:
         sentences.append(draft.features[1].sentence)
     if rng.random() < 0.7:
@@ -185,15 +166,6 @@ def _description(rng: np.random.Generator, draft: Draft) -> str:
     if rng.random() < 0.3 and len(sentences) < 4:
         sentences.append(draft.brand.story)
     return " ".join(sentences)
-
-
-def _introduction(rng: np.random.Generator, draft: Draft, is_plural: bool) -> str:
-    short = f"{draft.material} {draft.product.name}"
-    texts = {"short": short, "full": f"{draft.size} {short}"}
-    if not is_plural:
-        texts = {name: _with_article(text) for name, text in texts.items()}
-    fields = draft.fields() | texts | {"this": "these" if is_plural else "this"}
-    return _capitalized(pick(rng, WORDS["introductions"]).format(**fields))
 
 
 def _with_article(text: str) -> str:

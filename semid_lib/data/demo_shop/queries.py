@@ -5,8 +5,9 @@ from string import Formatter
 
 import numpy as np
 
-from semid_lib.data.demo_shop.items import PRODUCTS, QUERY_STREAM, WORDS, Product, pick
+from semid_lib.data.demo_shop.items import PRODUCTS, WORDS, Product, pick
 
+QUERY_STREAM = 5  # see `items`
 QUERY_KINDS = ("title", "attribute", "brand", "need", "style", "typo")
 _BY_LABEL = {product.label: product for product in PRODUCTS}
 _MAX_RELEVANT = 12  # items per query
@@ -54,18 +55,16 @@ def _ids_with(items: list[dict]) -> dict[tuple[str, str], set[int]]:
         facts = [("type", item["categories"][0][2]), ("brand", item["brand"]), ("style", item["style"])]
         facts += item["attributes"].items()
         facts += [("feature", phrase) for phrase in item["attributes"]["features"].split(", ")]
-        facts += [("title_words", word) for word in _title_words(item["title"])]
-        for fact in facts:
+        for fact in [*facts, *(("title_words", word) for word in _title_words(item["title"]))]:
             found[fact].add(item["item_id"])
     return found
 
 
 def _relevant(constraints: dict, ids_with: dict[tuple[str, str], set[int]], items: list[dict]) -> list[int]:
     """Ids of the items that satisfy all constraints, ascending."""
-    exact = {name: value for name, value in constraints.items() if name not in ("max_price", "title_words")}
-    facts = [*exact.items(), *(("title_words", word) for word in constraints.get("title_words", []))]
-    budget = constraints.get("max_price", np.inf)
-    found = set.intersection(*(ids_with[fact] for fact in facts))
+    facts = [fact for fact in constraints.items() if fact[0] not in ("max_price", "title_words")]
+    facts += [("title_words", word) for word in constraints.get("title_words", [])]
+    budget, found = constraints.get("max_price", np.inf), set.intersection(*(ids_with[fact] for fact in facts))
     return sorted(item_id for item_id in found if items[item_id - 1]["price"] <= budget)
 
 
@@ -75,12 +74,11 @@ def _write_query(rng: np.random.Generator, item: dict, kind: str) -> tuple[str, 
         return _title_fragment(rng, item)
     product, attributes = _BY_LABEL[item["categories"][0][2]], item["attributes"]
     names, most = _DRAWN[kind]
+    features = [one for one in product.features if one.phrase in attributes["features"].split(", ")]
     draw = {
         "asked": lambda: _some_attributes(rng, product, attributes, most),
         "noun": lambda: pick(rng, [product.name, product.name, product.plural]),
-        "feature": lambda: pick(
-            rng, [one for one in product.features if one.phrase in attributes["features"].split(", ")]
-        ),
+        "feature": lambda: pick(rng, features),
         "max_price": lambda: _budget(rng, item["price"]),
         "look": lambda: pick(rng, WORDS["styles"][item["style"]]["query"]),
     }
@@ -96,9 +94,8 @@ def _write_query(rng: np.random.Generator, item: dict, kind: str) -> tuple[str, 
     facts = fields | {"type": product.label, "style": item["style"]}
     constraints = {name: facts[name] for name in _FIXED[kind]}
     constraints |= asked if named & {"asked", "reversed", "listed"} else {}
-    return form.format(**fields), constraints | {
-        name: fields[name] for name in ("max_price", "feature", "use") if name in named
-    }
+    constraints |= {name: fields[name] for name in ("max_price", "feature", "use") if name in named}
+    return form.format(**fields), constraints
 
 
 def _some_attributes(rng: np.random.Generator, product: Product, attributes: dict, most: int) -> dict:

@@ -1,5 +1,6 @@
 """Import raw Amazon dumps: reviews and metadata of 2014, 2018 or 2023."""
 
+import contextlib
 import html
 import json
 import re
@@ -70,11 +71,11 @@ def import_amazon(
     kept = writing.k_core(first, k_core, "reviews", counts)
     in_core = [asins[code] for code in np.unique(kept["item"])]
     records = _read_metadata(metadata, set(in_core) if k_core else None, counts, progress)
-    without = {asin: {"item_id": asin, "title": ""} for asin in in_core if asin not in records}
+    without = [{"item_id": asin, "title": ""} for asin in in_core if asin not in records]
     counts["items_without_metadata"] = len(without)
     users = (pd.factorize(kept["user"], sort=True)[0] + 1).astype(str)
     kept = kept.assign(user=users, item=[asins[code] for code in kept["item"]])
-    return writing.write(output, (records | without).values(), kept, counts, reviews, overwrite)
+    return writing.write(output, [*records.values(), *without], kept, counts, reviews, overwrite)
 
 
 def _read_reviews(
@@ -83,29 +84,25 @@ def _read_reviews(
     """Interactions in time order (user and item as codes, time in nanoseconds), and the ASINs by code."""
     left_out = ("without_user_item_or_time", "with_unreadable_values", "below_min_rating")
     counts |= dict.fromkeys(("reviews", *(f"reviews_{why}" for why in left_out)), 0)
-    user_codes: dict[str, int] = {}
-    asins: dict[str, int] = {}
-    users, items, moments = array("q"), array("q"), array("q")
+    code_of: dict[str, dict[str, int]] = {"user": {}, "item": {}}
+    columns = {name: array("q") for name in ("user", "item", "time")}
     for review in _records(path, progress):
         counts["reviews"] += 1
-        user, asin = _first(review, "reviewerID", "user_id"), _asin(review)
+        found = {"user": _first(review, "reviewerID", "user_id"), "item": _first(review, *_ASIN)}
         time, rating = _first(review, "timestamp", "unixReviewTime"), _first(review, "overall", "rating")
-        if any(is_nothing(value) for value in (user, asin, time)) or time in (-1, "-1"):
+        moment, stars = times.nanosecond(number(time) or 0), 0 if rating is None else number(rating)
+        if any(map(is_nothing, (*found.values(), time))) or time in (-1, "-1"):
             counts["reviews_without_user_item_or_time"] += 1
-            continue
-        seconds, stars = number(time), 0 if rating is None else number(rating)
-        moment = None if seconds is None else times.nanosecond(seconds)
-        if moment is None or stars is None or not _is_text_id(user) or not _is_text_id(asin):
+        elif moment is None or stars is None or not all(map(_is_text_id, found.values())):
             counts["reviews_with_unreadable_values"] += 1
         elif stars < min_rating:
             counts["reviews_below_min_rating"] += 1
         else:
-            users.append(user_codes.setdefault(user, len(user_codes)))
-            items.append(asins.setdefault(asin, len(asins)))
-            moments.append(moment)
-    columns = {"user": users, "item": items, "time": moments}
-    found = pd.DataFrame({name: np.frombuffer(column, dtype=np.int64) for name, column in columns.items()})
-    return writing.in_time_order(found), list(asins)
+            columns["time"].append(moment)
+            for name, value in found.items():
+                columns[name].append(code_of[name].setdefault(value, len(code_of[name])))
+    frame = pd.DataFrame({name: np.frombuffer(column, dtype=np.int64) for name, column in columns.items()})
+    return writing.in_time_order(frame), list(code_of["item"])
 
 
 def _read_metadata(
@@ -117,7 +114,7 @@ def _read_metadata(
     records: dict[str, dict] = {}
     for raw in _records(path, progress):
         counts["metadata"] += 1
-        asin = _asin(raw)
+        asin = _first(raw, *_ASIN)
         if not _is_text_id(asin):
             counts["metadata_without_asin"] += 1
         elif wanted is not None and asin not in wanted:
@@ -161,6 +158,7 @@ def _paths(value) -> list[list[str]]:
     return [[" ".join(html.unescape(name).split()) for name in path] for path in category_paths(value)]
 
 
+_ASIN = ("parent_asin", "asin")
 # our name -> how it is read, and names in the dumps
 _FIELDS: dict[str, tuple] = {
     "title": (line_of, "title"),
@@ -176,10 +174,6 @@ def _first(record: dict, *names: str):
     return next((record[name] for name in names if not is_nothing(record.get(name))), None)
 
 
-def _asin(record: dict):
-    return _first(record, "parent_asin", "asin")
-
-
 def _is_text_id(value) -> bool:
     return isinstance(value, str) and not has_controls(value)
 
@@ -190,13 +184,11 @@ def _records(path: str | Path, progress: bool) -> Iterator[dict]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file, expected JSON lines (.gz)")
     for at, line in tqdm(lines(path), path.name, unit=" lines", disable=not progress):
-        if not line.strip():
-            continue
-        try:
-            record = literal(line.decode())
-        except ValueError:
+        if line.strip():
             record = None
-        if not isinstance(record, dict):
-            text = shown(line.decode(errors="replace").strip())
-            raise ValueError(f"{path}, line {at}: {text}, expected a JSON object or a Python dict in UTF-8")
-        yield record
+            with contextlib.suppress(ValueError):
+                record = literal(line.decode())
+            if not isinstance(record, dict):
+                text = shown(line.decode(errors="replace").strip())
+                raise ValueError(f"{path}, line {at}: {text}, expected a JSON object or a Python dict in UTF-8")
+            yield record

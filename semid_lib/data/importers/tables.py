@@ -1,9 +1,12 @@
 """Import a catalogue and interactions from tables with columns of any name."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -112,11 +115,8 @@ def import_table(
     >>> dict(report.columns)
     {'item_id': 'sku', 'title': 'name', 'categories': 'category', 'price': 'price'}
     """
-    for name, value, allowed in (
-        ("unknown_items", unknown_items, ("error", "drop")),
-        ("decimal", decimal, (None, ".", ",")),
-    ):
-        if value not in allowed:
+    for name, value, allowed in (("unknown_items", unknown_items, ("error", "drop")), ("decimal", decimal, (".", ","))):
+        if value not in allowed and value is not None:
             raise ValueError(f"{name} is {value!r}, expected one of {allowed}")
     if k_core < 0 or (k_core and interactions is None):
         raise ValueError(f"k_core is {k_core}, expected 0 without interactions, else 0 or more")
@@ -124,7 +124,10 @@ def import_table(
     layout = Layout(separator, encoding, escape)
     asked = dict(zip(_OUR_FIELDS, (item_id, title, brand, description, categories, price), strict=True))
     columns, table = _read(items, asked, layout, item_columns, needed=("item_id", "title"))
-    ids = _item_ids(table, columns["item_id"])
+    ids = read_ids(table.frame[columns["item_id"]], partial(table.fail, column=columns["item_id"]), table.typed)
+    if None in ids:
+        table.fail(ids.index(None), f"no {columns['item_id']!r}, expected an item id")
+    check_ids(pd.Series(ids), table.place, columns["item_id"])
     counts = {"items": len(ids)}
     fields, left_out = _fields(table, ids, columns, category_separator, decimal, counts)
     records = [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
@@ -139,23 +142,17 @@ def import_table(
     if k_core:
         counts["items_outside_k_core"] = len(records) - kept["item"].nunique()
         records = [records[row] for row in np.unique(kept["item"])]
-    kept = kept.assign(user=kept["user_id"], item=np.array(ids, dtype=object)[kept["item"]])
+    kept = kept.assign(user=kept["user_id"], item=[ids[row] for row in kept["item"]]).drop(columns="user_id")
     written = writing.write(output, records, kept, counts, interactions, overwrite)
     return written._replace(columns=columns, left_out=left_out)
 
 
 def _read(
-    path: str | Path,
-    asked: Mapping[str, str | None],
-    layout: Layout,
-    names: str | None,
-    needed: Sequence[str],
-    only: bool = False,
+    path, asked: Mapping[str, str | None], layout: Layout, names: str | None, needed: Sequence[str], only: bool = False
 ) -> tuple[dict[str, str], Table]:
     """Which column each field comes from, and the table. asked: our name -> theirs, "" for none, None to find it."""
-    given = [name for name in asked.values() if name]
-    layout = Layout(layout.separator, layout.encoding, layout.escape, names.split(",") if names else None)
-    there = readers.names_of(path, given, layout)
+    layout = replace(layout, names=names.split(",") if names else None)
+    there = readers.names_of(path, [name for name in asked.values() if name], layout)
     alike = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(there)}
     columns = {}
     for ours, theirs in asked.items():
@@ -168,33 +165,21 @@ def _read(
     return columns, readers.read(path, list(columns.values()), layout, only)
 
 
-def _item_ids(table: Table, column: str) -> list:
-    """The item ids of a table, each once."""
-    ids = read_ids(table.frame[column], table.fail, table.typed)
-    found = pd.Series(ids)
-    if (absent := found.isna()).any():
-        table.fail(int(absent.argmax()), f"no {column!r}, expected an item id")
-    check_ids(found, table.place)
-    return ids
-
-
 def _fields(
     table: Table, ids: list, columns: Mapping[str, str], separator: str, sign: str | None, counts: dict[str, int]
 ) -> tuple[dict[str, list], list[str]]:
     """Our fields of all items by name, and which columns were left out, and why."""
-    values: dict[str, list] = {str(name): table.frame[name].tolist() for name in table.frame}
+    values = {str(name): table.frame[name].tolist() for name in table.frame}
     read: dict[str, Callable] = {"title": line_of, "brand": line_of, "description": text_of}
     read["categories"] = partial(category_paths, separator=separator)
-    fields = {"item_id": ids} | {
-        ours: each(values[columns[ours]], read[ours], partial(table.fail, column=columns[ours]))
-        for ours in read
-        if ours in columns
-    }
+    fields = {"item_id": ids}
+    for ours in [name for name in read if name in columns]:
+        fields[ours] = each(values[columns[ours]], read[ours], partial(table.fail, column=columns[ours]))
     if "price" in columns:
-        texts = values[columns["price"]]
+        texts = [None if is_nothing(one) else one for one in values[columns["price"]]]
         sign = sign or decimal_sign(texts)
-        fields["price"] = [None if is_nothing(one) else number(one, sign) for one in texts]
-        lost = sum(found is None and not is_nothing(one) for found, one in zip(fields["price"], texts, strict=True))
+        fields["price"] = [number(one, sign) for one in texts]
+        lost = sum(found is None and one is not None for found, one in zip(fields["price"], texts, strict=True))
         counts |= {"prices_without_a_number": lost} if lost else {}
     left_out = []
     for name in [name for name in values if name not in columns.values()]:
@@ -203,20 +188,24 @@ def _fields(
             problem = f"column {name!r} would be kept as {field!r}"
             raise ValueError(f"{table.path}: {problem}, expected that name to be free")
         try:
-            fields[field] = _of_one_type(field, list(map(plain, values[name])))
+            fields[field] = _of_one_type(name, values[name])
         except ValueError as error:
-            reason = re.sub(r"(: leave it out|\. Make them alike, or leave it out)$", "", str(error))
-            left_out.append(reason if reason.startswith("column ") else f"column {name!r}: {reason}")
+            left_out.append(str(error).removesuffix(". Make them alike, or leave it out"))
     return fields, left_out
 
 
 def _of_one_type(name: str, values: list) -> list:
     """The values of a column that Parquet can hold, if necessary with null for words such as "None"."""
-    try:
+
+    def refuse(_: int, problem: str) -> NoReturn:
+        raise ValueError(f"column {name!r} is {problem}")
+
+    values = each(values, plain, refuse)
+    with contextlib.suppress(ValueError):
         arrow_table(pd.DataFrame({name: typed(values)}))
-    except ValueError:
-        values = [None if is_nothing(value) else value for value in values]
-        arrow_table(pd.DataFrame({name: typed(values)}))
+        return values
+    values = [None if is_nothing(value) else value for value in values]
+    arrow_table(pd.DataFrame({name: typed(values)}))
     return values
 
 
@@ -224,31 +213,31 @@ def _interactions(
     table: Table, columns: Mapping[str, str], ids: list, unknown_items: str, unit: str, counts: dict[str, int]
 ) -> pd.DataFrame:
     """Complete interactions with known items in time order: user_id, user (its code), item (row), perhaps time."""
-    found = pd.DataFrame(index=range(len(table.frame)))
-    missing = {}
-    for name in ("user_id", "item_id"):
-        read = read_ids(table.frame[columns[name]], partial(table.fail, column=columns[name]), table.typed)
-        found[name] = pd.Series([value if value is None else str(value) for value in read], dtype="str")
-        missing[columns[name]] = found[name].isna().to_numpy()
-    if "timestamp" in columns:
-        times_read = table.frame[columns["timestamp"]].tolist()
-        missing[columns["timestamp"]] = np.array([is_nothing(value) for value in times_read], dtype=bool)
+    read = {}
+    for ours, theirs in columns.items():
+        values = table.frame[theirs]
+        if ours == "timestamp":
+            read[ours] = [None if is_nothing(value) else value for value in values.tolist()]
+        else:
+            own = read_ids(values, partial(table.fail, column=theirs), table.typed)
+            read[ours] = [None if value is None else str(value) for value in own]
+    found = pd.DataFrame(read, dtype=object)
+    missing = found.isna()
     counts["interactions"] = len(found)
-    counts |= {f"interactions_without_{name}": int(absent.sum()) for name, absent in missing.items()}
-    complete = ~np.any(list(missing.values()), axis=0)
+    counts |= {f"interactions_without_{columns[ours]}": int(missing[ours].sum()) for ours in columns}
+    found = found[~missing.any(axis=1)]
     row_of = {str(item_id): row for row, item_id in enumerate(ids)}
-    found["item"] = found["item_id"].map(row_of).fillna(-1).astype(np.int64)
-    unknown = complete & (found["item"] < 0).to_numpy()
-    if unknown.any() and unknown_items == "error":
-        at = int(unknown.argmax())
+    rows = np.array([row_of.get(item_id, -1) for item_id in found["item_id"]], dtype=np.int64)
+    found = found.assign(item=rows)
+    unknown = found[found["item"] < 0]
+    if len(unknown) and unknown_items == "error":
         expected = "expected one of the items file; `--unknown-items drop` leaves such interactions out"
-        table.fail(at, f"item {found['item_id'][at]!r} is unknown, {expected}")
-    counts["interactions_with_unknown_item"] = int(unknown.sum())
-    kept = np.flatnonzero(complete & ~unknown)
-    found = found.iloc[kept]
-    found = found.assign(user=pd.factorize(found["user_id"])[0])
-    if "timestamp" in columns:
-        column = columns["timestamp"]
-        values = table.frame[column].iloc[kept]
-        found["time"] = times.nanoseconds(values, lambda at, problem: table.fail(kept[at], problem, column), unit)
-    return writing.in_time_order(found)
+        table.fail(unknown.index[0], f"item {unknown['item_id'].iloc[0]!r} is unknown, {expected}")
+    counts["interactions_with_unknown_item"] = len(unknown)
+    found = found[found["item"] >= 0]
+    kept = found[["user_id", "item"]].assign(user=pd.factorize(found["user_id"])[0])
+    if "timestamp" in found:
+        fail = partial(table.fail, column=columns["timestamp"])
+        at = found.index
+        kept["time"] = times.nanoseconds(found["timestamp"], lambda row, problem: fail(at[row], problem), unit)
+    return writing.in_time_order(kept)

@@ -1,6 +1,6 @@
 """Interactions in order, their k-core, and the report of an import."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,29 +69,20 @@ def k_core(found: pd.DataFrame, k: int, name: str, counts: dict[str, int]) -> pd
 
 
 def in_time_order(found: pd.DataFrame) -> pd.DataFrame:
-    """Interactions user by user, in time order; both sorts are stable, so ties stay in file order."""
-    if "time" in found:
-        found = found.sort_values("time", kind="stable")
-    return found.sort_values("user", kind="stable")
+    """Interactions user by user, in time order; the sort is stable, so ties stay in file order."""
+    return found.sort_values([name for name in ("user", "time") if name in found], kind="stable")
 
 
 def write(
-    output: str | Path,
-    records: Iterable[dict],
-    kept: pd.DataFrame,
-    counts: dict[str, int],
-    source: str | Path,
-    overwrite: bool,
+    output: str | Path, records: list[dict], kept: pd.DataFrame, counts: dict[str, int], source, overwrite: bool
 ) -> ImportReport:
-    """Write a data folder; kept: user and item ids in time order and, perhaps, Unix nanoseconds as `time`."""
+    """Write a data folder; kept: user ids as text, item ids in time order and, perhaps, Unix nanoseconds as `time`."""
     if kept.empty:
         raise ValueError(f"{source}: no interaction is left, expected at least one; counts: {counts}")
-    records, users = list(records), kept.groupby("user", sort=False)
-    sequences = ((str(user), ids) for user, ids in users["item"].agg(list).items())
-    seconds = None
     if "time" in kept:
-        in_seconds = (kept["time"] // 10**9).groupby(kept["user"], sort=False).agg(list)
-        seconds = ((str(user), times) for user, times in in_seconds.items())
-    folder.write_folder(output, records, sequences, seconds, overwrite=overwrite)
-    sizes = {"n_items": len(records), "n_users": len(users), "n_interactions": len(kept)}
+        kept = kept.assign(time=kept["time"] // 10**9)
+    lists = kept.groupby("user", sort=False).agg(list)
+    seconds = zip(lists.index, lists["time"], strict=True) if "time" in lists else None
+    folder.write_folder(output, records, zip(lists.index, lists["item"], strict=True), seconds, overwrite=overwrite)
+    sizes = {"n_items": len(records), "n_users": len(lists), "n_interactions": len(kept)}
     return ImportReport(Path(output), counts | sizes)
