@@ -3,7 +3,6 @@
 import contextlib
 import json
 import threading
-import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -75,11 +74,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def slow(handler, about):
-    time.sleep(0.05)
-    return good(about)
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ def test_queries(catalogue):
     of_items = vectors[kept["item"].to_numpy()]
     assert (filters.round_trip_ranks(kept["item"], of_items, vectors)[of_items.any(axis=1)] == 1).all()
     try:
-        split = filters.split_queries(kept)
+        split = filters.split_queries(kept, [])
     except ValueError as error:
         assert "write more per item, or add items" in str(error)
     else:

@@ -4,14 +4,15 @@ Answers are cached in a JSON-lines file per model, prompt version and settings; 
 So an interrupted run resumes where it stopped, and no answer is requested twice.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 import threading
 import tomllib
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,8 @@ class Answers(NamedTuple):
     """Queries of a language model, and the items without any."""
 
     queries: pd.DataFrame  # item (int64), query, kind, source
-    failed: pd.DataFrame  # item (int64), reason (str), refused (bool)
-    counts: dict[str, int]  # items, no_text, from_cache, failed, refused, short; requests and tokens of this run
+    failed: pd.DataFrame  # item (int64), reason (str)
+    counts: dict[str, int]  # items, from_cache, failed; requests and tokens of this run
 
 
 class CostEstimate(NamedTuple):
@@ -68,13 +69,15 @@ def answer_schema(n: int | None = None, max_characters: int | None = None) -> di
     """
 
     def strict(**properties) -> dict[str, Any]:
-        fields = {"type": "object", "properties": properties, "required": list(properties)}
-        return {**fields, "additionalProperties": False}
+        return {
+            **{"type": "object", "properties": properties},
+            **{"required": list(properties), "additionalProperties": False},
+        }
 
-    text = {"type": "string"} | ({"minLength": 2, "maxLength": max_characters} if max_characters else {})
-    query = strict(kind={"type": "string", "enum": list(KINDS)}, query=text)
+    limits = {"minLength": 2, "maxLength": max_characters} if max_characters else {}
+    query = strict(kind={"type": "string", "enum": list(KINDS)}, query={"type": "string", **limits})
     size = {"minItems": n, "maxItems": n} if n else {}
-    return strict(queries={"type": "array", "items": query} | size)
+    return strict(queries={"type": "array", "items": query, **size})
 
 
 def parse_answer(text: str, n: int) -> list[tuple[str, str]]:
@@ -147,8 +150,9 @@ def estimate_cost(
     """
     chats = _chats(items, n_per_item)
     todo = _Cache(cache, source, n_per_item).missing(chats)
-    schema = json.dumps(answer_schema()) if getattr(source, "structured", "") == "json_schema" else ""
-    prompt = sum(_n_tokens(schema) + sum(4 + _n_tokens(part["content"]) for part in chat) for chat in todo.values())
+    texts = [part["content"] for chat in todo.values() for part in chat]
+    schema = json.dumps(answer_schema()) if isinstance(source, Endpoint) else ""
+    prompt = len(todo) * _n_tokens(schema) + sum(4 + _n_tokens(text) for text in texts)
     completion = len(todo) * (_COMPLETION_TOKENS * n_per_item + 8)
     cost = (prompt * price_prompt + completion * price_completion) / 1e6
     return CostEstimate(len(todo), len(chats) - len(todo), prompt, completion, cost)
@@ -165,16 +169,14 @@ def ask(
     *,
     seed: int = 0,
     cache: str | Path | None = None,
-    retry_failed: bool = False,
     progress: bool = False,
     run: workers.Run = workers.here,
 ) -> Answers:
     """Request queries from a language model for each item with a text.
 
     A failing item does not end the run. Lost connections, timeouts, 429 and 5xx are retried with growing waits (or
-    after Retry-After), and so are answers without usable JSON; refusals are not. The remaining failures are in `failed`
-    with their reasons. Refusals and broken JSON are answers: they are requested again only with `retry_failed`. Items
-    whose requests got no answer are requested again in the next run.
+    after Retry-After), and so are answers without usable JSON. The remaining failures are in `failed` with their
+    reasons. Items whose requests got no answer are requested again in the next run; refusals and broken JSON are not.
 
     Parameters
     ----------
@@ -196,7 +198,7 @@ def ask(
         raise ValueError(f"an endpoint ({source.model}) is asked from one process, expected run=workers.here")
     chats = _chats(items, n_per_item)
     known = _Cache(cache, source, n_per_item)
-    todo = known.missing(chats, retry_failed)
+    todo = known.missing(chats)
     n_known = sum(key not in todo for key, _ in chats.values())
     with tqdm(total=len(todo), desc="asking", unit="item", disable=not (progress and todo)) as bar:
 
@@ -205,19 +207,20 @@ def ask(
             bar.update()
 
         if todo and isinstance(source, Endpoint):
-            endpoint.complete(source, todo, answer_schema(), lambda text: parse_answer(text, n_per_item), store)
+            endpoint.complete(source, todo, answer_schema(), partial(parse_answer, n=n_per_item), store)
         elif todo and isinstance(source, LocalModel):
             schema = answer_schema(n_per_item, source.max_characters)
             for key, text in local_model.complete(source, todo, schema, seed, run):
                 store(key, _record(text, n_per_item))
-    return _answers(items, n_per_item, source, chats, known, n_known)
+    return _answers(items, source.settings["model"], chats, known, n_known)
 
 
 def _record(text: str, n: int) -> dict[str, Any]:
+    """The record of a local model's answer, as those of `endpoint.complete`."""
     try:
         return {"answer": parse_answer(text, n), "spent": {"requests": 1}}
     except ValueError as error:
-        return {"reason": str(error), "final": True, "refused": False, "spent": {"requests": 1}}
+        return {"reason": str(error), "final": True, "spent": {"requests": 1}}
 
 
 def _chats(items: pd.DataFrame, n: int) -> dict[int, tuple[str, list[dict[str, str]]]]:
@@ -228,33 +231,19 @@ def _chats(items: pd.DataFrame, n: int) -> dict[int, tuple[str, list[dict[str, s
     return {row: (hashlib.sha256(json.dumps(chat).encode()).hexdigest()[:32], chat) for row, chat in chats.items()}
 
 
-def _answers(items, n, source, chats, known: "_Cache", n_known: int) -> Answers:
-    records = {row: known.records[key] for row, (key, _) in chats.items()}
-    answered = {row: record["answer"] for row, record in records.items() if "answer" in record}
-    reasons = {row: (record["reason"], record["refused"]) for row, record in records.items() if "reason" in record}
-    reasons |= {row: ("the item has no text", False) for row in range(len(items)) if row not in chats}
-    failed = pd.DataFrame([(row, *reasons[row]) for row in sorted(reasons)], columns=["item", "reason", "refused"])
-    failed = failed.astype({"item": np.int64, "reason": str, "refused": bool})
-    found = [(row, query, kind) for row, queries in answered.items() for query, kind in queries]
-    queries = pd.DataFrame(found, columns=["item", "query", "kind"])
-    queries = queries.astype({"item": np.int64, "query": str, "kind": str}).assign(source=_name(source))
-    counts = {
-        "items": len(items),
-        "no_text": len(items) - len(chats),
-        "from_cache": n_known,
-        "failed": len(chats) - len(answered),
-        "refused": int(failed["refused"].sum()),
-        "short": sum(len(queries) < n for queries in answered.values()),  # fewer queries than requested
-        **{name: known.spent[name] for name in ("requests", "prompt_tokens", "completion_tokens")},
-    }
-    if counts["failed"]:
-        message = f"{counts['failed']} of {len(items)} items got no queries, {counts['refused']} of them refused"
-        warnings.warn(f"{message}; llm_queries.ask returns the reasons", stacklevel=3)
-    return Answers(queries, failed, counts)
-
-
-def _name(source: Endpoint | LocalModel) -> str:
-    return source.model if isinstance(source, Endpoint) else source.name
+def _answers(items: pd.DataFrame, model: str, chats: dict, known: "_Cache", n_known: int) -> Answers:
+    no_text = {"reason": "the item has no text"}
+    records = [known.records[chats[row][0]] if row in chats else no_text for row in range(len(items))]
+    found = [(row, *query) for row, record in enumerate(records) for query in record.get("answer", [])]
+    types = {"item": np.int64, "query": str, "kind": str}
+    queries = pd.DataFrame(found, columns=list(types)).astype(types).assign(source=model)
+    reasons = [(row, record["reason"]) for row, record in enumerate(records) if "reason" in record]
+    failed = pd.DataFrame(reasons, columns=["item", "reason"]).astype({"item": np.int64, "reason": str})
+    spent = {name: known.spent[name] for name in ("requests", "prompt_tokens", "completion_tokens")}
+    if len(failed):
+        message = f"{len(failed)} of {len(items)} items got no queries; llm_queries.ask returns the reasons"
+        warnings.warn(message, stacklevel=3)
+    return Answers(queries, failed, {"items": len(items), "from_cache": n_known, "failed": len(failed), **spent})
 
 
 class _Cache:
@@ -267,44 +256,28 @@ class _Cache:
         self.path: Path | None = None
         if folder is None:
             return
-        facts = {"model": _name(source), "prompt": PROMPT["version"], "n_per_item": n, **source.settings}
-        self.first_line = json.dumps({"settings": facts}, sort_keys=True)
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", _name(source)).strip("-.")[:60]
+        facts = json.dumps({**source.settings, "prompt": PROMPT["version"], "n_per_item": n}, sort_keys=True)
+        digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", source.settings["model"]).strip("-.")[:60]
         self.path = Path(folder) / f"{slug}-prompt{PROMPT['version']}-{digest}.jsonl"
         for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
-            try:
+            # half a line of a run that was killed: requested again
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 record = json.loads(line)
-            except ValueError:  # half a line, of a run that was killed: requested again
-                continue
-            key = record.pop("key", None) if isinstance(record, dict) else None
-            if isinstance(key, str) and ("answer" in record or record.keys() >= {"reason", "final", "refused"}):
-                self.records[key] = record
+                if "answer" in record or record.keys() >= {"reason", "final"}:
+                    self.records[record.pop("key")] = record
 
-    def missing(self, chats: dict, retry_failed: bool = False) -> dict[str, list[dict[str, str]]]:
+    def missing(self, chats: dict[int, tuple[str, list]]) -> dict[str, list[dict[str, str]]]:
         """Key -> chat of what has to be requested."""
-
-        def is_missing(record: dict | None) -> bool:
-            return record is None or ("reason" in record and (retry_failed or not record["final"]))
-
-        return {key: chat for key, chat in chats.values() if is_missing(self.records.get(key))}
+        final = {key for key, record in self.records.items() if record.get("final", True)}
+        return {key: chat for key, chat in chats.values() if key not in final}
 
     def add(self, key: str, record: dict) -> None:
         with self.lock:
             self.records[key] = record
-            self.spent.update(record.get("spent", {}))
+            self.spent.update(record["spent"])
             if self.path is not None:
-                line = json.dumps({"key": key, **record}, ensure_ascii=False).encode(errors="replace")
-                _append(self.path, line, self.first_line.encode())
-
-
-def _append(path: Path, line: bytes, first_line: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            file.write(first_line + b"\n")
-        else:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a killed run left half a line
-                file.write(b"\n")
-        file.write(line + b"\n")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                line = json.dumps({"key": key, **record}, ensure_ascii=False)
+                with open(self.path, "ab") as file:  # a new line first, because a killed run may leave half a line
+                    file.write(b"\n" + line.encode(errors="replace"))

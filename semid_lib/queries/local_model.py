@@ -26,12 +26,13 @@ class LocalModel:
     temperature: float = 0.8
     max_tokens: int = 1024  # per answer
     batch_size: int = 8
-    max_characters: int | None = 80  # per query; None for no limit
+    max_characters: int = 80  # per query
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that an answer depends on, besides model and prompt."""
-        return {name: getattr(self, name) for name in ("temperature", "max_tokens", "max_characters")}
+        """What an answer depends on, besides the prompt; caches are named by it."""
+        settings = {name: getattr(self, name) for name in ("temperature", "max_tokens", "max_characters")}
+        return {"model": self.name, **settings}
 
 
 def complete(

@@ -1,4 +1,4 @@
-"""Synthetic queries for a catalogue: one function for all sources, and the artefact that keeps them."""
+"""Synthetic queries for a catalogue, from templates, and the artefact that keeps queries."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -11,57 +11,44 @@ import pandas as pd
 import pyarrow as pa
 
 from semid_lib.data.table import category_column, text_column
-from semid_lib.queries import llm_queries, templates
-from semid_lib.queries.endpoint import Endpoint
-from semid_lib.queries.local_model import LocalModel
+from semid_lib.queries import templates
 from semid_lib.workbench import workers
 from semid_lib.workbench.store import Store
 
 _TOGETHER = 2048  # items per batch of a worker
-_FIELDS = pa.schema(
-    {name: pa.string() for name in ("stream", "title", "brand", "description")}
-    | {"categories": pa.list_(pa.list_(pa.string()))}
-)
 
 
 def synthesize(
     items: pd.DataFrame,
     n_per_item: int,
-    source: str | Endpoint | LocalModel = "templates",
     seed: int = 0,
-    cache: str | Path | None = None,
-    progress: bool = False,
     weights: Mapping[str, int] | None = None,
     run: workers.Run = workers.here,
 ) -> pd.DataFrame:
-    """Write at most `n_per_item` queries per item that this item should answer.
+    """Write at most `n_per_item` queries per item that this item should answer, from templates.
 
-    Queries by templates depend only on the seed and the item (its `item_id`, or its row if there is none); those for a
-    small n are the first of those for a larger one. Items without text have no queries, items of one word may have
-    fewer than n. A language model may fail on some items: a warning counts them, `llm_queries.ask` returns the reasons.
+    Queries depend only on the seed and the item (its `item_id`, or its row if there is none); those for a small n are
+    the first of those for a larger one. Items without text have no queries, items of one word may have fewer than n.
 
     Parameters
     ----------
     items : DataFrame
         An item table of `dataset.load`; only `title` is required.
-    source : "templates", Endpoint or LocalModel
-    cache : path, optional
-        Folder of a language model's answers, see `llm_queries.ask`.
     weights : mapping, optional
-        Turns of template kinds, such as {"need": 2, "drop": 0}; default 1.
+        Turns of the kinds, such as {"need": 2, "drop": 0}; default 1.
     run : workers.Run
-        Where the queries are written; an endpoint is called from this process only.
+        Where the queries are written.
 
     Returns
     -------
     DataFrame
         `item` (int64, row of the item table), `query` (str, lower case), `kind` (str, family of phrasings) and `source`
-        (str, "templates" or the model's name).
+        (str, "templates").
 
     Raises
     ------
     ValueError
-        For an unknown source, n_per_item < 1, a table without titles, wrong weights, or weights for a language model.
+        For n_per_item < 1, a table without titles, or wrong weights.
 
     Examples
     --------
@@ -73,36 +60,24 @@ def synthesize(
         raise ValueError(f"n_per_item is {n_per_item}, expected at least 1")
     if "title" not in items:
         raise ValueError(f"the items have columns {list(items)}, expected a title")
-    if source == "templates":
-        return _from_templates(items, n_per_item, seed, weights, run)
-    if isinstance(source, str):
-        raise ValueError(f"source is {source!r}, expected 'templates', an Endpoint or a LocalModel")
-    if weights is not None:
-        raise ValueError(f"weights are {dict(weights)}, expected None: they are for templates only")
-    return llm_queries.ask(items, n_per_item, source, seed=seed, cache=cache, progress=progress, run=run).queries
-
-
-def _from_templates(items: pd.DataFrame, n_per_item: int, seed: int, weights, run: workers.Run) -> pd.DataFrame:
     streams = items["item_id"] if "item_id" in items else range(len(items))
     columns: dict[str, list] = {name: text_column(items, name) for name in ("title", "brand", "description")}
     columns |= {"stream": [f"{seed}/{stream}" for stream in streams], "categories": category_column(items)}
-    table = pa.table(columns, schema=_FIELDS)
+    table = pa.table(columns)
     batches = (table.slice(at, _TOGETHER) for at in range(0, len(table), _TOGETHER))
-    answers = run(partial(_template_writer, n_per_item, weights), batches)
-    written = (row for answer in answers for row in answer["queries"].to_pylist())
+    answers = run(partial(_writer, n_per_item, weights), batches)
+    written = (queries for answer in answers for queries in answer["queries"].to_pylist())
     found = [(row, *query) for row, queries in enumerate(written) for query in queries]
-    queries = pd.DataFrame(found, columns=["item", "query", "kind"]).astype({"item": np.int64})
-    return queries.astype({"query": str, "kind": str}).assign(source="templates")
+    types = {"item": np.int64, "query": str, "kind": str}
+    return pd.DataFrame(found, columns=list(types)).astype(types).assign(source="templates")
 
 
-def _template_writer(n_per_item: int, weights: Mapping[str, int] | None) -> Callable[[pa.Table], pa.Table]:
+def _writer(n_per_item: int, weights: Mapping[str, int] | None) -> Callable[[pa.Table], pa.Table]:
     """The work of one worker: fields of items to a list of [query, kind] each."""
 
     def write(batch: pa.Table) -> pa.Table:
-        found = [
-            templates.item_queries(row.pop("stream"), n_per_item, **row, weights=weights) for row in batch.to_pylist()
-        ]
-        return pa.table({"queries": pa.array(found, pa.list_(pa.list_(pa.string())))})
+        rows = batch.to_pylist()
+        return pa.table({"queries": [templates.item_queries(n=n_per_item, weights=weights, **row) for row in rows]})
 
     return write
 
@@ -151,11 +126,9 @@ def load_queries(store: Store) -> SavedQueries:
     FileNotFoundError
         If there are none.
     ValueError
-        If they were made from other data, or by an old version without texts in the artefact.
+        If they were made from other data.
     """
     saved = store.load("synthetic_queries")
-    if "texts" not in saved.arrays:
-        raise ValueError("the artefact 'synthetic_queries' has no texts: run the chapter that writes it again")
     texts = pd.read_parquet(io.BytesIO(saved["texts"].tobytes()))
     train, test = (
         texts[texts["part"] == part].drop(columns="part").reset_index(drop=True) for part in ("train", "test")

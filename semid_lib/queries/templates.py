@@ -69,13 +69,10 @@ def item_queries(
 
 
 def _turns(weights: Mapping[str, int]) -> list[str]:
-    if unknown := set(weights) - set(KINDS):
-        raise ValueError(f"weights has {sorted(unknown)}, expected some of {list(KINDS)}")
-    if wrong := {kind: weight for kind, weight in weights.items() if not isinstance(weight, int) or weight < 0}:
-        raise ValueError(f"weights are {wrong}, expected whole numbers >= 0")
-    turns = [kind for kind in KINDS for _ in range(weights.get(kind, 1))]
-    if not turns:
-        raise ValueError("all weights are 0, expected at least one kind")
+    fits = set(weights) <= set(KINDS) and all(isinstance(weight, int) for weight in weights.values())
+    turns = [kind for kind in KINDS for _ in range(weights.get(kind, 1))] if fits else []
+    if not turns or min(weights.values(), default=0) < 0:
+        raise ValueError(f"weights are {dict(weights)}, expected whole numbers >= 0, not all 0, of {list(KINDS)}")
     return turns
 
 

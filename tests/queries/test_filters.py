@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from semid_lib.queries import filters
+from semid_lib.queries import filters, measures
 from semid_lib.queries.filters import CELLS, filter_queries, query_key, round_trip_ranks, split_queries
 from semid_lib.queries.synthesis import synthesize
 from semid_lib.queries.templates import KINDS
@@ -65,10 +65,9 @@ def test_round_trip_ranks_are_those_of_a_full_sort(monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "asked", "message"),
     [
-        ([0, 1], np.eye(3)[:1], r"expected \(2, dim\)"),
-        ([0], np.eye(2)[:1], "expected"),
-        ([3], np.eye(3)[:1], "expected 0 to 2"),
-        ([-1], np.eye(3)[:1], "expected 0 to 2"),
+        ([0, 1], np.eye(3)[:1], "rows of 3 items for 1 queries"),
+        ([3], np.eye(3)[:1], "got .3"),
+        ([-1], np.eye(3)[:1], "got .-1"),
         ([0], np.array([[np.nan, 0, 0]]), "not finite"),
     ],
 )
@@ -77,7 +76,7 @@ def test_round_trip_refuses(rows, asked, message):
         round_trip_ranks(rows, asked, np.eye(3))
 
 
-def filtered(**options):
+def test_the_report_adds_up():
     asked = table(
         (0, "pen"),  # too short
         (0, "red pen"),
@@ -87,11 +86,7 @@ def filtered(**options):
         (1, "blue ink"),
     )
     asked.index = [10, 11, 12, 13, 14, 15]
-    return filter_queries(asked, ["Fine red gel pen", "Blue ink pen for school"], **options)
-
-
-def test_the_report_adds_up():
-    kept, report = filtered()
+    kept, report = filter_queries(asked, ["Fine red gel pen", "Blue ink pen for school"])
     assert kept.index.tolist() == [11, 14, 15]
     assert report.values.tolist() == [
         ["length", 1, 1, 5, "pen"],
@@ -99,38 +94,14 @@ def test_the_report_adds_up():
         ["title", 1, 1, 3, "fine red gel pen"],
         ["ambiguous", 2, 0, 3, "red pen | red pen"],
     ]
-    kept, report = filtered(drop_ambiguous=True)
-    assert kept["query"].tolist() == ["blue ink"]
-    assert report["dropped"].tolist() == [1, 1, 1, 2]
     assert filter_queries(table(), [""]).report["left"].tolist() == [0, 0, 0, 0]
 
 
-def test_the_round_trip_comes_last_and_keeps_vectors_with_their_queries():
-    vectors = np.eye(2)[[1, 0, 0, 0, 0, 1]]  # the first fails, and is too short anyway; the fifth finds the wrong item
-    kept, report = filtered(query_vectors=vectors, item_vectors=np.eye(2), k=1)
-    assert kept.index.tolist() == [11, 15]
-    assert report.iloc[-1].tolist() == ["round trip", 1, 1, 2, "red pen"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"query_vectors": np.eye(2)}, "only one of"),
-        ({"query_vectors": np.eye(2), "item_vectors": np.eye(2)}, "2 query vectors, expected 6"),
-        ({"k": 0}, "k is 0"),
-    ],
-)
-def test_filter_refuses(options, message):
-    with pytest.raises(ValueError, match=message):
-        filtered(**options)
-
-
-@pytest.mark.parametrize("drop_ambiguous", [True, False])
-def test_kept_queries_pass_again(asked, demo_items, drop_ambiguous):
+def test_kept_queries_pass_again(asked, demo_items):
     titles = demo_items["title"][:120]
-    once, report = filter_queries(asked, titles, drop_ambiguous=drop_ambiguous)
+    once, report = filter_queries(asked, titles)
     assert 0 < report["dropped"].sum() == len(asked) - len(once)
-    twice, again = filter_queries(once, titles, drop_ambiguous=drop_ambiguous)
+    twice, again = filter_queries(once, titles)
     pd.testing.assert_frame_equal(once, twice)
     assert again["dropped"].sum() == 0
 
@@ -139,52 +110,51 @@ def test_kept_queries_pass_again(asked, demo_items, drop_ambiguous):
 
 
 def test_a_split_keeps_its_promises(asked):
-    train, test, kinds, n_dropped = split_queries(asked, 0.2, seed=1)
+    kinds = ["need", "typo"]
+    train, test, n_dropped = split_queries(asked, kinds, seed=1)
     assert len(train) + len(test) + n_dropped == len(asked)
     assert not set(train.index) & set(test.index)
     assert not set(train["query"].map(query_key)) & set(test["query"].map(query_key))
-    assert len(kinds) == 2
     assert not set(kinds) & set(train["kind"])
     assert set(test["cell"]) == set(CELLS)
-    new_item = ~test["item"].isin(train["item"])
-    new_kind = test["kind"].isin(kinds)
+    new_item, new_kind = ~test["item"].isin(train["item"]), test["kind"].isin(kinds)
     assert (test["cell"] == [CELLS[2 * i + k] for i, k in zip(new_item, new_kind, strict=True)]).all()
-    assert abs(test[new_item]["item"].nunique() / 120 - 0.2) < 0.02
+    assert test[new_item]["item"].nunique() == 12  # of 120
     pd.testing.assert_frame_equal(train, asked.loc[train.index])  # only rows are removed
-    pd.testing.assert_frame_equal(test, split_queries(asked, 0.2, seed=1).test)
-    assert set(test.index) != set(split_queries(asked, 0.2, seed=2).test.index)
+    pd.testing.assert_frame_equal(test, split_queries(asked, kinds, seed=1).test)
+    assert set(test.index) != set(split_queries(asked, kinds, seed=2).test.index)
+    assert set(split_queries(asked, []).test["cell"]) == {CELLS[0], CELLS[2]}
 
 
-def test_kinds_can_be_named_or_none(asked):
-    assert split_queries(asked, held_out_kinds=["need", "typo"]).held_out_kinds == ("need", "typo")
-    assert set(split_queries(asked, held_out_kinds=[]).test["cell"]) == {CELLS[0], CELLS[2]}
-    one_kind = split_queries(asked[asked["kind"] == "need"])
-    assert one_kind.held_out_kinds == () and set(one_kind.test["cell"]) <= {CELLS[0], CELLS[2]}
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 10**6))
+@pytest.mark.parametrize("seed", range(40))
 def test_two_items_can_be_split(seed):
     asked = pd.DataFrame({"item": [0, 1], "query": ["red pen", "blue tent"], "kind": "words"})
-    split = split_queries(asked, test_share=0.6, seed=seed, held_out_kinds=[])
+    split = split_queries(asked, [], seed=seed)
     assert (len(split.train), split.test["cell"].tolist()) == (1, ["unseen item, seen kind"])
 
 
-def test_equal_queries_cannot_be_split():
+def test_split_refuses(asked):
     same = pd.DataFrame({"item": range(20), "query": "pen", "kind": "words"})
-    with pytest.raises(ValueError, match="0 for the test"):
-        split_queries(same)
+    for queries, kinds, message in [
+        (same, [], "0 for the test"),
+        (asked, ["poem"], "poem"),
+        (asked, list(KINDS), "give 0 for training"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            split_queries(queries, kinds)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"test_share": 0.0}, "test_share is 0.0"),
-        ({"test_share": 1.0}, "test_share is 1.0"),
-        ({"held_out_kinds": ["poem"]}, "poem"),
-        ({"held_out_kinds": list(KINDS)}, "give 0 for training"),
-    ],
-)
-def test_split_refuses(asked, options, message):
-    with pytest.raises(ValueError, match=message):
-        split_queries(asked, **options)
+# --- measures ---
+
+
+def test_queries_are_compared_with_titles_and_with_the_training_part():
+    own = measures.relevant_pairs(pd.DataFrame({"query": ["red pen", "ink"], "item_rows": [[0, 1], [1]]}))
+    overlap = measures.title_overlap(own, ["Red pen", "Blue pen"])
+    assert overlap[["words", "in_title"]].values.tolist() == [[2, 1.0], [2, 0.5], [1, 0.0]]
+    means = measures.per_query(overlap[["words", "in_title"]], overlap["share"])
+    assert means.values.tolist() == [[2, 0.75], [1, 0.0]]
+    pairs = table((0, "good for red hair"), (0, "red hair")).assign(kind=["need", "words"])
+    assert measures.own_word_pairs(pairs).round(2).to_dict() == {"need": 0.67, "words": 0.0}
+    new = measures.new_words(table((0, "red ink"), (7, "ink gone")), table((0, "red pen"), (1, "blue ink")))
+    assert new["new"].tolist() == [0.0, 0.5]
+    assert new["new_for_item"].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)

@@ -60,6 +60,3 @@ def test_other_queries_are_refused(store, saved, tmp_path):
     train, test, train_vectors, test_vectors = saved
     with pytest.raises(ValueError, match="vectors, expected as many"):
         synthesis.save_queries(store, train, test, train_vectors[1:], test_vectors)
-    store.save("synthetic_queries", {"train_vectors": np.eye(2)})
-    with pytest.raises(ValueError, match="has no texts: run the chapter"):
-        synthesis.load_queries(store)
