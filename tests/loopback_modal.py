@@ -22,6 +22,21 @@ from modal_proto.api_grpc import ModalClientBase
 
 BUILDER = "2025.06"  # the version of Modal's base images that this account has
 SUCCESS = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_SUCCESS)
+SETTINGS = pb.EnvironmentSettings(image_builder_version=BUILDER)
+SAME = {  # what is answered to every request of a kind
+    "ClientHello": pb.ClientHelloResponse(),
+    "EnvironmentGetOrCreate": pb.EnvironmentGetOrCreateResponse(
+        environment_id="en-1", metadata=pb.EnvironmentMetadata(name="main", settings=SETTINGS)
+    ),
+    "AppGetByDeploymentName": pb.AppGetByDeploymentNameResponse(),
+    "AppGetOrCreate": pb.AppGetOrCreateResponse(app_id="ap-1"),
+    "AppCreate": pb.AppCreateResponse(app_id="ap-1"),
+    "AppPublish": pb.AppPublishResponse(url="https://modal.invalid/apps/ap-1"),
+    "AppHeartbeat": Empty(),
+    "AppClientDisconnect": Empty(),
+    "AppGetLogs": pb.TaskLogsBatch(app_done=True),
+    "ClassCreate": pb.ClassCreateResponse(class_id="cs-1", handle_metadata=pb.ClassHandleMetadata()),
+}
 
 
 class LoopbackModal:
@@ -87,50 +102,16 @@ class LoopbackModal:
         async def answer(stream) -> None:
             request = await stream.recv_message()
             self.calls.append((name, request))
-            method = getattr(self, name, None)
-            if method is None:
+            if name not in SAME and not hasattr(self, name):
                 raise grpclib.GRPCError(Status.UNIMPLEMENTED, f"loopback Modal does not know {name}")
-            answers = method(request)
-            for one in answers if isinstance(answers, list) else [answers]:
-                await stream.send_message(one)
+            await stream.send_message(SAME[name] if name in SAME else getattr(self, name)(request))
 
         return answer
 
-    # --- accounts, apps ---
+    # --- secrets, images and what is put into them ---
 
-    def ClientHello(self, _):  # noqa: N802  (the names are Modal's)
-        return pb.ClientHelloResponse()
-
-    def EnvironmentGetOrCreate(self, _):  # noqa: N802
-        settings = pb.EnvironmentSettings(image_builder_version=BUILDER)
-        metadata = pb.EnvironmentMetadata(name="main", settings=settings)
-        return pb.EnvironmentGetOrCreateResponse(environment_id="en-1", metadata=metadata)
-
-    def AppGetByDeploymentName(self, _):  # noqa: N802
-        return pb.AppGetByDeploymentNameResponse()
-
-    def AppGetOrCreate(self, _):  # noqa: N802
-        return pb.AppGetOrCreateResponse(app_id="ap-1")
-
-    def AppCreate(self, _):  # noqa: N802
-        return pb.AppCreateResponse(app_id="ap-1")
-
-    def AppPublish(self, _):  # noqa: N802
-        return pb.AppPublishResponse(url="https://modal.invalid/apps/ap-1")
-
-    def AppHeartbeat(self, _):  # noqa: N802
-        return Empty()
-
-    def AppClientDisconnect(self, _):  # noqa: N802
-        return Empty()
-
-    def AppGetLogs(self, _):  # noqa: N802
-        return pb.TaskLogsBatch(app_done=True)
-
-    def SecretGetOrCreate(self, request):  # noqa: N802
+    def SecretGetOrCreate(self, request):  # noqa: N802  (the names are Modal's)
         return pb.SecretGetOrCreateResponse(secret_id=_name("st", request))
-
-    # --- images and what is put into them ---
 
     def ImageGetOrCreate(self, request):  # noqa: N802
         return pb.ImageGetOrCreateResponse(image_id=_name("im", request), result=SUCCESS)
@@ -164,9 +145,6 @@ class LoopbackModal:
         return pb.FunctionCreateResponse(
             function_id=function_id, handle_metadata=_handle(definition), function_data=data
         )
-
-    def ClassCreate(self, _):  # noqa: N802
-        return pb.ClassCreateResponse(class_id="cs-1", handle_metadata=pb.ClassHandleMetadata())
 
     def FunctionMap(self, request):  # noqa: N802
         [item] = request.pipelined_inputs
@@ -208,7 +186,7 @@ class LoopbackModal:
         if not found:
             raise grpclib.GRPCError(Status.NOT_FOUND, f"no {folder}")
         entries = [pb.FileEntry(path=path, type=pb.FileEntry.FileType.FILE, mtime=int(time.time())) for path in found]
-        return [pb.VolumeListFilesResponse(entries=entries)]
+        return pb.VolumeListFilesResponse(entries=entries)
 
     def VolumeGetFile2(self, request):  # noqa: N802
         path = request.path.lstrip("/")

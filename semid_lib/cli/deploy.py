@@ -71,9 +71,9 @@ def measure(
     url: Annotated[str, typer.Option(help="The address that `modal deploy` printed.")],
     data: Data = "demo",
     scale: Scale = "laptop",
-    cold: Annotated[int, typer.Option(help="Cold answers to wait for.")] = 1,
-    warm: Annotated[int, typer.Option(help="Warm answers.")] = 20,
-    wait: Annotated[float | None, typer.Option(help="Idle seconds before a cold answer.")] = None,
+    cold: Annotated[int, typer.Option(min=0, help="Cold answers to wait for.")] = 1,
+    warm: Annotated[int, typer.Option(min=0, help="Warm answers.")] = 20,
+    wait: Annotated[float | None, typer.Option(min=0, help="Idle seconds before a cold answer.")] = None,
 ) -> None:
     """Measure cold and warm answers of an endpoint, and keep them as result rows of the data and scale."""
     from semid_lib.serving import deployment

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,23 +49,26 @@ def predict(
         raise typer.BadParameter("--data gives histories: expected --input with --queries")
     if (input_path is None) == (data is None):
         raise typer.BadParameter("expected one of --input and --data")
+    from semid_lib.serving import batch_io
     from semid_lib.serving import predict as batch
-    from semid_lib.serving.batch_io import DataHistories
     from semid_lib.workbench.workers import chosen
 
-    source = DataHistories(data, user or None) if data is not None else str(input_path)
-    if output_path is None:
-        recommender = batch.Recommender.from_pretrained(model, revision=revision)
-        raise typer.Exit(_print(batch.answers(recommender, source, topk, queries)))
-    try:
-        run = chosen(workers, ray_address)
-        how = {"k": topk, "queries": queries, "progress": True, "run": run}
-        outcome = batch.predict_folder(model, source, output_path, revision, **how)
-    except (Exception, KeyboardInterrupt) as error:
-        of_the_same_work = not isinstance(error, ValueError | ImportError | BlockingIOError)
-        if of_the_same_work and batch.can_resume(output_path):
-            print("Finished blocks are kept: fix the cause and run the same command to resume.", file=sys.stderr)
-        raise
+    with tempfile.TemporaryDirectory() as folder:
+        source = str(input_path)
+        if data is not None:
+            source = f"{folder}/histories.jsonl"
+            batch_io.write_histories(data, user or [], Path(source))
+        if output_path is None:
+            recommender = batch.Recommender.from_pretrained(model, revision=revision)
+            raise typer.Exit(_print(batch.answers(recommender, source, topk, queries)))
+        try:
+            how = {"k": topk, "queries": queries, "progress": True, "run": chosen(workers, ray_address)}
+            outcome = batch.predict_folder(model, source, output_path, {"revision": revision}, **how)
+        except (Exception, KeyboardInterrupt) as error:
+            of_the_same_work = not isinstance(error, ValueError | ImportError | BlockingIOError)
+            if of_the_same_work and batch.can_resume(output_path):
+                print("Finished blocks are kept: fix the cause and run the same command to resume.", file=sys.stderr)
+            raise
     print(f"{outcome.answered} records answered, {outcome.rejected} rejected: {output_path}", file=sys.stderr)
     raise typer.Exit(2 if outcome.rejected else 0)
 

@@ -1,4 +1,4 @@
-"""Histories or queries as a stream of records, from a file or from a data set.
+"""Histories or queries as a stream of records.
 
 | file       | a history                                                     | a query                        |
 | ---------- | ------------------------------------------------------------- | ------------------------------ |
@@ -22,7 +22,6 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -37,8 +36,6 @@ ENDINGS = (".txt", ".tsv", ".csv", ".jsonl", ".parquet")
 LONGEST = 2**20  # bytes of one line, or of one CSV record
 _ROWS = 64  # of Parquet that are read together
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # except white space, which a query may have
-
-Parsed = tuple[str, list[str]]  # user id or query; item ids
 
 
 class Record(NamedTuple):
@@ -80,9 +77,8 @@ class RecordFile:
 
     def __init__(self, path: str | Path, queries: bool):
         self.path, self.queries, self.ending = Path(path), queries, ending(path)
-        kind = self.ending.removesuffix(".gz")
         known = [one for one in ENDINGS if one != ".tsv" or not queries]
-        if kind not in known or self.ending == ".parquet.gz":
+        if self.ending.removesuffix(".gz") not in known or self.ending == ".parquet.gz":
             raise ValueError(f"{path} ends in {self.ending!r}, expected {', '.join(known)}, text also with .gz")
 
     def __enter__(self) -> "RecordFile":
@@ -95,7 +91,7 @@ class RecordFile:
     def __exit__(self, *_) -> None:
         self._stream.close()
 
-    def facts(self) -> list:
+    def facts(self) -> list[str]:
         """Identify the content: ending and checksum."""
         self._stream.seek(0)
         found = [self.ending, hashlib.file_digest(self._stream, "sha256").hexdigest()]
@@ -113,26 +109,53 @@ class RecordFile:
 
     def __iter__(self) -> Iterator[Record]:
         self._stream.seek(0)
-        if self.ending == ".parquet":
-            yield from _parquet_records(self._stream, self.path, self.queries)
-            return
+        kind = self.ending.removesuffix(".gz")
         opened: Callable[[Any], Any] = gzip.open if self.ending.endswith(".gz") else contextlib.nullcontext
+        parse: Callable[[Any], dict[str, Any]] = _PARSERS.get(kind, dict)
         try:
             with opened(self._stream) as stream:
-                yield from _text_records(stream, self.ending.removesuffix(".gz"), self.path, self.queries)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{self.path}: truncated or corrupt gzip ({error})") from error
+                found = _rows(stream, self._columns) if kind == ".parquet" else _text_records(stream, kind == ".csv")
+                if kind == ".csv":
+                    parse = self._csv_parser(next(found, None))
+                for raw in found:
+                    yield _record(raw, parse, self.queries)
+        except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+            raise ValueError(f"{self.path} is truncated or corrupt, expected a {self.ending} file: {error}") from error
+
+    def _columns(self, names: list[str]) -> list[str]:
+        wanted = ["query"] if self.queries else ["user_id", "item_ids"]
+        if missing := [name for name in wanted if names.count(name) != 1]:
+            raise ValueError(f"{self.path} has the columns {names}, expected one {missing[0]!r}")
+        return wanted
+
+    def _csv_parser(self, header: "_Raw | None") -> Callable[[list[str]], dict[str, Any]]:
+        if header is not None and header.reason:
+            raise ValueError(f"{self.path}, line 1: {header.reason}")
+        names = [] if header is None else [name.strip() for name in header.found]
+        wanted = self._columns(names)
+
+        def parse(cells: list[str]) -> dict[str, Any]:
+            if len(cells) != len(names):
+                raise ValueError(f"the record has {len(cells)} cells, the header {len(names)}")
+            fields: dict[str, Any] = {name: cells[names.index(name)] for name in wanted}
+            if not self.queries:  # separated by white space, or a JSON or Python list
+                text = fields["item_ids"]
+                fields["item_ids"] = literal(text) if text.lstrip().startswith("[") else text.split()
+            return fields
+
+        return parse
 
 
-class DataHistories:
-    """The histories of a data set as records, with the interface of `RecordFile`.
+def write_histories(data: str | Path, users: Sequence[str], path: Path) -> None:
+    """Write the histories of a data set as a `.jsonl` file, which `RecordFile` reads.
 
     Parameters
     ----------
-    where : str
+    data : str or Path
         A folder that `dataset.load` reads, or "demo".
-    users : sequence of str, optional
-        User ids to select, in this order; None for all.
+    users : sequence of str
+        User ids to select, in this order; none for all.
+    path : Path
 
     Raises
     ------
@@ -141,43 +164,24 @@ class DataHistories:
 
     Examples
     --------
-    >>> with DataHistories("demo", users=["17"]) as histories:
-    ...     [(record.key, record.item_ids[:2]) for record in histories]
-    [('17', ['482', '851'])]
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "histories.jsonl")
+    ...     write_histories("demo", ["17"], path)
+    ...     path.read_text()[:41]
+    '{"user_id": "17", "item_ids": [482, 851, '
     """
-
-    path, ending, n_bytes = None, "", None
-
-    def __init__(self, where: str | Path, users: Sequence[str] | None = None):
-        shop = dataset.load(where, columns=())
-        if shop.histories is None:
-            raise ValueError(f"{where} has no histories: add sequences.tsv, or predict from a file")
-        position_of = {user: position for position, user in enumerate(shop.histories.user_ids)}
-        if unknown := [user for user in users or () if user not in position_of]:
-            example = shown(next(iter(position_of), None))
-            raise ValueError(f"user {shown(unknown[0])} is not among the {len(position_of)} users, such as {example}")
-        self._shop, self._histories = shop, shop.histories
-        self._users = None if users is None else list(dict.fromkeys(users))
-        self._positions = [position_of[user] for user in (position_of if self._users is None else self._users)]
-
-    def __enter__(self) -> "DataHistories":
-        return self
-
-    def __exit__(self, *_) -> None: ...
-
-    def facts(self) -> list:
-        """Identify the content: fingerprint and users."""
-        return [self._shop.fingerprint, self._users]
-
-    def check(self) -> None:
-        """Do nothing: the data set is in memory, so it cannot change."""
-
-    def __iter__(self) -> Iterator[Record]:
-        for position in self._positions:
-            user = self._histories.user_ids[position]
-            items = [str(item_id) for item_id in self._shop.item_ids.at(self._histories[position])]
-            text = f"{user}\t{' '.join(items)}"
-            yield _record(position + 1, len(text), text, partial(_checked, user, items, False))
+    shop = dataset.load(data, columns=())
+    if shop.histories is None:
+        raise ValueError(f"{data} has no histories: add sequences.tsv, or predict from a file")
+    position_of = {user: position for position, user in enumerate(shop.histories.user_ids)}
+    if unknown := [user for user in users if user not in position_of]:
+        example = shown(next(iter(position_of), None))
+        raise ValueError(f"user {shown(unknown[0])} is not among the {len(position_of)} users, such as {example}")
+    with open(path, "w", encoding="utf-8") as stream:
+        for user in dict.fromkeys(users or position_of):
+            items = shop.item_ids.at(shop.histories[position_of[user]]).tolist()
+            stream.write(json.dumps({"user_id": user, "item_ids": items}, ensure_ascii=False) + "\n")
 
 
 def ending(path: str | Path) -> str:
@@ -191,39 +195,6 @@ def ending(path: str | Path) -> str:
 
 
 # --- text: lines, and CSV records that may span lines ---
-
-
-class _Raw(NamedTuple):
-    line: int
-    content: bytes
-    cells: list[str] | None  # of CSV
-    reason: str | None
-
-
-def _text_records(stream: BinaryIO, kind: str, path: Path, queries: bool) -> Iterator[Record]:
-    """Blank lines at the end of the file are no records."""
-    found = _raw_records(stream, kind == ".csv")
-    parse = _PARSERS[kind] if kind != ".csv" else _csv_parser(path, next(found, None), queries)
-    n_blank = 0  # counted, not kept: there may be any number
-    for raw in found:
-        text = raw.content.decode("utf-8", "backslashreplace").rstrip("\r\n")
-        if raw.reason is None and not text.strip():
-            n_blank += 1
-            continue
-        for line in range(raw.line - n_blank, raw.line):
-            yield Record(line, 1, "", "", [], "the line is empty")
-        n_blank = 0
-        yield _record(raw.line, len(raw.content), text, partial(_parsed, parse, raw, text, queries))
-
-
-def _parsed(parse: Callable[[Any, bool], Parsed], raw: _Raw, text: str, queries: bool) -> Parsed:
-    if raw.reason is not None:
-        raise ValueError(raw.reason)
-    try:
-        raw.content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8: {error.reason} at byte {error.start}") from error
-    return parse(text if raw.cells is None else raw.cells, queries)
 
 
 class _TooLongError(ValueError):
@@ -266,16 +237,29 @@ class _Lines:
             whole, is_open = raw.endswith(b"\n"), is_open ^ (quotes and raw.count(b'"') % 2)
 
 
-def _raw_records(stream: BinaryIO, is_csv: bool) -> Iterator[_Raw]:
-    """Lines, or CSV records; a broken CSV record is rejected with all lines that its quotes span."""
+class _Raw(NamedTuple):
+    line: int
+    n_bytes: int
+    text: str
+    found: Any  # a line, the cells of a CSV record, or a row of Parquet
+    reason: str | None = None
+
+
+def _text_records(stream: BinaryIO, is_csv: bool) -> Iterator[_Raw]:
+    """Lines, or CSV records; a broken CSV record is rejected with all lines that its quotes span.
+
+    Blank lines at the end of the file are no records.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
-    lines = _Lines(stream)
+    lines, n_blank = _Lines(stream), 0  # counted, not kept: there may be any number
     reader = csv.reader(lines, strict=True) if is_csv else lines
     while True:
         lines.begin()
-        found, reason = None, None
+        found: Any = None
+        reason = None
         try:
             found = next(reader)
+            lines.content.decode("utf-8")
         except StopIteration:
             return
         except _TooLongError as error:
@@ -283,107 +267,76 @@ def _raw_records(stream: BinaryIO, is_csv: bool) -> Iterator[_Raw]:
             reason = f"{error}: is a quote missing?" if lines.n_lines > 1 else str(error)
         except csv.Error as error:
             reason = f"the record is not CSV: {error}"
-        yield _Raw(lines.line, bytes(lines.content), found if isinstance(found, list) else None, reason)
+        except UnicodeDecodeError as error:
+            reason = f"the line is not UTF-8: {error.reason} at byte {error.start}"
+        text = lines.content.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        if reason is None and not text.strip():
+            n_blank += 1
+            continue
+        yield from (_Raw(line, 1, "", None, "the line is empty") for line in range(lines.line - n_blank, lines.line))
+        n_blank = 0
+        yield _Raw(lines.line, len(lines.content), text, found, reason)
 
 
-# --- Parquet ---
-
-
-def _parquet_records(stream: BinaryIO, path: Path, queries: bool) -> Iterator[Record]:
-    try:
-        file = pq.ParquetFile(stream)
-        wanted = _columns(path, file.schema_arrow.names, queries)
-        line = 0
-        for batch in file.iter_batches(_ROWS, columns=wanted):
-            for line, row in enumerate(batch.select(wanted).to_pylist(), line + 1):  # noqa: B020
-                text = json.dumps(row, ensure_ascii=False, default=str)
-                yield _record(line, len(text), text, partial(_from_fields, row, queries))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file that can be read ({error})") from error
+def _rows(stream: BinaryIO, columns: Callable[[list[str]], list[str]]) -> Iterator[_Raw]:
+    file = pq.ParquetFile(stream)
+    wanted, line = columns(file.schema_arrow.names), 0
+    for batch in file.iter_batches(_ROWS, columns=wanted):
+        for line, row in enumerate(batch.select(wanted).to_pylist(), line + 1):  # noqa: B020
+            text = json.dumps(row, ensure_ascii=False, default=str)
+            yield _Raw(line, len(text), text, row)
 
 
 # --- one record ---
 
 
-def _record(line: int, n_bytes: int, text: str, parse: Callable[[], Parsed]) -> Record:
-    try:
-        key, item_ids = parse()
-    except ValueError as error:
-        return Record(line, n_bytes, text[:LONGEST], "", [], str(error))
-    return Record(line, n_bytes, text, key, item_ids)
+def _parse_txt(line: str) -> dict[str, Any]:
+    user_id, *items = line.split()
+    return {"query": line, "user_id": user_id, "item_ids": items}
 
 
-def _checked(key: str, item_ids: list[str], queries: bool) -> Parsed:
-    name = "query" if queries else "user id"
-    if not key.strip():
-        raise ValueError(f"the {name} is empty")
-    if _CONTROL.search(key) if queries else has_controls(key):
-        raise ValueError(f"the {name} is {shown(key)}, expected text without control characters")
-    "".join([key, *item_ids]).encode("utf-8")  # JSON may have half of a surrogate pair, which no file can
-    return key, item_ids
-
-
-def _parse_txt(text: str, queries: bool) -> Parsed:
-    if queries:
-        return _checked(text.strip(), [], queries)
-    user_id, *items = text.split()
-    return _checked(user_id, items, queries)
-
-
-def _parse_tsv(text: str, queries: bool) -> Parsed:
-    user_id, tab, items = text.partition("\t")
+def _parse_tsv(line: str) -> dict[str, Any]:
+    user_id, tab, items = line.rstrip("\r\n").partition("\t")
     if not tab:
-        raise ValueError(f"the line is {shown(text)}, expected a user id, a tab and item ids")
-    return _checked(user_id, items.split(" ") if items else [], queries)
+        raise ValueError(f"the line is {shown(user_id)}, expected a user id, a tab and item ids")
+    return {"user_id": user_id, "item_ids": items.split(" ") if items else []}
 
 
-def _parse_json(text: str, queries: bool) -> Parsed:
+def _parse_json(line: str) -> dict[str, Any]:
     try:
-        record = json.loads(text, parse_int=str)  # integers as text: they may be ids of any length
+        record = json.loads(line, parse_int=str)  # integers as text: they may be ids of any length
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the line is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"the line is {type(record).__name__}, expected an object")
-    return _from_fields(record, queries)
+    return record
 
 
 _PARSERS = {".txt": _parse_txt, ".tsv": _parse_tsv, ".jsonl": _parse_json}
 
 
-def _from_fields(record: dict[str, Any], queries: bool) -> Parsed:
+def _record(raw: _Raw, parse: Callable[[Any], dict[str, Any]], queries: bool) -> Record:
+    line, n_bytes, text, found, reason = raw
+    try:
+        if reason is None:
+            return Record(line, n_bytes, text, *_checked(parse(found), queries))
+    except ValueError as error:
+        reason = str(error)
+    return Record(line, n_bytes, text[:LONGEST], "", [], reason)
+
+
+def _checked(fields: dict[str, Any], queries: bool) -> tuple[str, list[str]]:
+    """The user id or query, and the item ids."""
     name = "query" if queries else "user_id"
-    key, items = record.get(name), [] if queries else record.get("item_ids")
+    key, items = fields.get(name), [] if queries else fields.get("item_ids")
     if type(key) not in (str, int):
         raise ValueError(f"{name!r} is {shown(key)}, expected text")
     if not isinstance(items, list) or not all(type(item) in (str, int) for item in items):
         raise ValueError(f"'item_ids' is {shown(items)}, expected a list of text or integers")
-    return _checked(str(key).strip() if queries else str(key), [str(item) for item in items], queries)
-
-
-def _columns(path: Path, names: list[str], queries: bool) -> list[str]:
-    wanted = ["query"] if queries else ["user_id", "item_ids"]
-    if missing := [name for name in wanted if names.count(name) != 1]:
-        raise ValueError(f"{path} has the columns {names}, expected one {missing[0]!r}")
-    return wanted
-
-
-def _csv_parser(path: Path, header: _Raw | None, queries: bool) -> Callable[[list[str], bool], Parsed]:
-    names: list[str] = []
-    if header is not None:
-        try:
-            _parsed(lambda *_: ("", []), header, "", queries)
-        except ValueError as error:
-            raise ValueError(f"{path}, line 1: {error}") from error
-        names = [name.strip() for name in header.cells or ()]
-    wanted = _columns(path, names, queries)
-
-    def parse(cells: list[str], queries: bool) -> Parsed:
-        if len(cells) != len(names):
-            raise ValueError(f"the record has {len(cells)} cells, the header {len(names)}")
-        fields: dict[str, Any] = {name: cells[names.index(name)] for name in wanted}
-        if not queries:  # separated by white space, or a JSON or Python list
-            text = fields["item_ids"]
-            fields["item_ids"] = literal(text) if text.lstrip().startswith("[") else text.split()
-        return _from_fields(fields, queries)
-
-    return parse
+    key, items, name = str(key), list(map(str, items)), name.replace("_", " ")
+    if not key.strip():
+        raise ValueError(f"the {name} is empty")
+    if _CONTROL.search(key) if queries else has_controls(key):
+        raise ValueError(f"the {name} is {shown(key)}, expected text without control characters")
+    "".join([key, *items]).encode("utf-8")  # JSON may have half of a surrogate pair, which no file can
+    return key.strip() if queries else key, items

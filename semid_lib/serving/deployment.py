@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semid_lib.data import dataset
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     import httpx
 
 _NAME = r"[\w-][\w.-]*"
+_NAMES = rf"^{_NAME}(/{_NAME})*$"
+_WHAT = {  # is expected of a field with a pattern
+    "model": "the name of a folder in the Volume or of a repository on the Hub",
+    "revision": "a commit, 40 hexadecimal digits: a branch or a tag may move",
+    "gpu": "a name and perhaps a number, such as L4 or H100:2",
+    "warm_up": "a cron line of five fields, such as */4 8-18 * * 1-5",
+}
 
 
 class Settings(BaseModel):
@@ -32,20 +40,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(  # SEMID_MODEL: a folder in the Volume; with a revision a repository on the Hub
-        "recommender",
-        pattern=rf"^{_NAME}(/{_NAME})*$",
-        description="the name of a folder in the Volume or of a repository on the Hub",
-    )
-    revision: str = Field(  # SEMID_REVISION: the commit of that repository
-        "", pattern="^([0-9a-f]{40})?$", description="a commit, 40 hexadecimal digits: a branch or a tag may move"
-    )
+    model: str = Field("recommender", pattern=_NAMES)  # SEMID_MODEL: in the Volume; with a revision on the Hub
+    revision: str = Field("", pattern="^([0-9a-f]{40})?$")  # SEMID_REVISION: the commit of that repository
     engine: Literal["transformers", "vllm"] = "transformers"  # SEMID_ENGINE: what runs a language model
-    gpu: str = Field(  # SEMID_GPU: none, or Modal's name of one
-        "",
-        pattern=r"^([A-Za-z][\w-]*!?(:[1-8])?)?$",
-        description="a name and perhaps a number, such as L4 or H100:2",
-    )
+    gpu: str = Field("", pattern=r"^([A-Za-z][\w-]*!?(:[1-8])?)?$")  # SEMID_GPU: none, or Modal's name of one
     cpu: float = Field(2.0, ge=0.125, le=64)  # SEMID_CPU: cores that are reserved and paid for
     memory: int = Field(2048, ge=512, le=344064)  # SEMID_MEMORY: MiB that are reserved; more is used, and paid for
     scaledown: int = Field(60, ge=2, le=3600)  # SEMID_SCALEDOWN: seconds that an idle container waits for a request
@@ -54,9 +52,7 @@ class Settings(BaseModel):
     concurrency: int = Field(32, ge=1, le=512)  # SEMID_CONCURRENCY: requests at once in one container
     timeout: int = Field(60, ge=21, le=3600)  # SEMID_TIMEOUT: seconds for a request; the service gives up after 20
     snapshot: bool = True  # SEMID_SNAPSHOT: start containers from a memory snapshot of a warm one
-    warm_up: str = Field(  # SEMID_WARM_UP: when to wake a container, in UTC
-        "", pattern=r"^(\S+(\s+\S+){4})?$", description="a cron line of five fields, such as */4 8-18 * * 1-5"
-    )
+    warm_up: str = Field("", pattern=r"^(\S+(\s+\S+){4})?$")  # SEMID_WARM_UP: when to wake a container, in UTC
     public: bool = False  # SEMID_PUBLIC: answer everyone if there is no token
 
     @model_validator(mode="after")
@@ -92,7 +88,7 @@ class Settings(BaseModel):
             if not first["loc"]:  # of `_fits`
                 raise ValueError(first["msg"].removeprefix("Value error, ")) from None
             field = str(first["loc"][0])
-            expected = cls.model_fields[field].description or first["msg"].replace("Input should be ", "")
+            expected = _WHAT.get(field) or first["msg"].replace("Input should be ", "")
             raise ValueError(f"{_variable(field)} is {first['input']}, expected {expected}") from None
 
     def environment(self) -> dict[str, str]:
@@ -106,8 +102,7 @@ class Settings(BaseModel):
 
     def how(self) -> dict[str, Any]:
         """Arguments of `Recommender.from_pretrained` besides the model."""
-        more = {"device": "cuda" if self.gpu else "", "revision": self.revision, "engine": self.engine}
-        return {name: value for name, value in more.items() if value not in ("", "transformers")}
+        return {"device": "cuda" if self.gpu else "cpu", "revision": self.revision or None, "engine": self.engine}
 
     @property
     def snapshots(self) -> bool:
@@ -146,7 +141,7 @@ def measure(url: str, token: str | None, cold: int, warm: int, wait: float) -> A
     Raises
     ------
     ValueError
-        For a URL that would send the token unencrypted, numbers below zero, and an endpoint that refuses or is another.
+        For a URL that would send the token unencrypted, and an endpoint that refuses or is another.
     OSError
         If the endpoint does not answer.
     """
@@ -154,25 +149,39 @@ def measure(url: str, token: str | None, cold: int, warm: int, wait: float) -> A
 
     if not re.fullmatch(r"https://[^\s/?#@]+/?|http://(127\.0\.0\.1|localhost)(:\d+)?/?", url):
         raise ValueError(f"the URL is {url!r}, expected https://host, or http:// on this machine")
-    if min(cold, warm, wait) < 0:
-        raise ValueError(f"cold {cold}, warm {warm} and wait {wait}, expected none below 0")
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     # a container that starts may take minutes for its first response
     client = partial(httpx.Client, base_url=url, headers=headers, timeout=600, follow_redirects=True)
     try:
         with client() as connection:
-            path, body = _request(connection)
+            can = connection.get("/catalogue").raise_for_status().json()
+        body: dict[str, Any] = {"item_ids": []} if can["can_recommend"] else {"query": "a"}
+        path = "/recommend" if can["can_recommend"] else "/search"
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(cold):
             time.sleep(wait)
             with client() as connection:
                 seconds = _seconds(connection, path, body)
-                times[_n_answered(connection) == 1].append(seconds)
+                lines = connection.get("/metrics").raise_for_status().text.splitlines()
+            # requests that the container has answered, by its own count
+            counts = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("semid_requests_total{")]
+            times[sum(counts) == 1].append(seconds)
         with client() as connection:
             _seconds(connection, path, body)  # opens the connection
             return Answers(times[True], len(times[False]), [_seconds(connection, path, body) for _ in range(warm)])
     except httpx.TransportError as error:
         raise OSError(f"{url} does not answer: {error}") from error
+    except httpx.HTTPStatusError as error:
+        answer = error.response
+        raise ValueError(f"{answer.request.url} answers {answer.status_code}: {answer.text[:200]}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{url} is another service: /catalogue does not list models") from error
+
+
+def _seconds(connection: "httpx.Client", path: str, body: dict) -> float:
+    started = time.perf_counter()
+    connection.post(path, json=body | {"k": 10}).raise_for_status()
+    return time.perf_counter() - started
 
 
 def measure_endpoint(
@@ -188,39 +197,9 @@ def measure_endpoint(
         Of the rows; None if there are none.
     """
     settings, shop = Settings.from_environment(), dataset.load(data)
-    wait = settings.scaledown + 60 if wait is None else wait
-    answers = measure(url, os.environ.get(TOKEN), cold, warm, wait)
+    answers = measure(url, os.environ.get(TOKEN), cold, warm, settings.scaledown + 60 if wait is None else wait)
     rows = answer_rows(answers, settings)
-    artefacts = store.Store(shop.name, scale, shop.fingerprint)
-    return answers, rows, artefacts.record("08_endpoint", rows) if rows else None
-
-
-def _checked(response: "httpx.Response") -> "httpx.Response":
-    if response.status_code != 200:
-        raise ValueError(f"{response.request.url} answers {response.status_code}: {response.text[:200]}")
-    return response
-
-
-def _request(connection: "httpx.Client") -> tuple[str, dict]:
-    """Path and body of a request that this endpoint can answer."""
-    response = _checked(connection.get("/catalogue"))
-    try:
-        can_recommend = response.json()["can_recommend"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{connection.base_url} is another service: /catalogue does not list models") from error
-    return ("/recommend", {"item_ids": [], "k": 10}) if can_recommend else ("/search", {"query": "a", "k": 10})
-
-
-def _seconds(connection: "httpx.Client", path: str, body: dict) -> float:
-    started = time.perf_counter()
-    _checked(connection.post(path, json=body))
-    return time.perf_counter() - started
-
-
-def _n_answered(connection: "httpx.Client") -> float:
-    """Requests that the container has answered, by its own count."""
-    lines = _checked(connection.get("/metrics")).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("semid_requests_total{"))
+    return answers, rows, store.Store(shop.name, scale, shop.fingerprint).record("08_endpoint", rows) if rows else None
 
 
 def answer_rows(answers: Answers, settings: Settings) -> list[dict[str, Any]]:
@@ -229,12 +208,11 @@ def answer_rows(answers: Answers, settings: Settings) -> list[dict[str, Any]]:
     >>> [row["key"] for row in answer_rows(Answers([2.0, 4.0], 1, []), Settings())]
     ['deployment/endpoint_cold/seconds']
     """
-    found = []
+    found = {}
     if answers.cold:
-        found.append(("endpoint_cold/seconds", round(statistics.median(answers.cold), 3), len(answers.cold)))
-    ranked = sorted(answers.warm)
-    for name, share in (("p50_ms", 0.5), ("p95_ms", 0.95)) if ranked else ():
-        value = ranked[min(int(share * len(ranked)), len(ranked) - 1)]
-        found.append((f"endpoint_warm/{name}", round(1000 * value, 1), len(ranked)))
+        found["endpoint_cold/seconds"] = round(statistics.median(answers.cold), 3), len(answers.cold)
+    for share in (50, 95) if answers.warm else ():
+        milliseconds = 1000 * float(np.percentile(answers.warm, share))
+        found[f"endpoint_warm/p{share}_ms"] = round(milliseconds, 1), len(answers.warm)
     endpoint = {name: getattr(settings, name) for name in ("gpu", "cpu", "engine", "snapshot")}
-    return [{"key": f"deployment/{key}", "value": value, "n": n, "endpoint": endpoint} for key, value, n in found]
+    return [{"key": f"deployment/{key}", "value": x, "n": n, "endpoint": endpoint} for key, (x, n) in found.items()]

@@ -113,37 +113,7 @@ def check(source: Source, sums: Mapping[str, str | None]) -> None:
             raise ValueError(f"{name} of {source} is not the file that was saved with it: its checksum differs")
 
 
-def check_push(repo: str, private: bool) -> bool:
-    """Check all that could stop a push before it begins, and return whether the repository exists.
-
-    Raises
-    ------
-    ValueError
-        For a name that is none, a missing or wrong token, and a repository that exists with another visibility.
-    ConnectionError
-        If the Hub does not answer.
-    """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    repo, client = _checked_name(repo), _client()
-    if get_token() is None:
-        raise ValueError(f"there is no token to push to {repo}: {_LOGIN}")
-    with _plain_errors(repo):
-        client.whoami()
-        try:
-            is_private = bool(client.model_info(repo).private)
-        except RepositoryNotFoundError:
-            return False
-    if is_private != private:
-        found, wanted = ("private", "public") if is_private else ("public", "private")
-        raise ValueError(
-            f"{repo} is {found}, expected a {wanted} one: give private={is_private}, or change it on the Hub"
-        )
-    return True
-
-
-def push(folder: str | Path, repo: str, private: bool = True, replaced: Sequence[str] = ()) -> Source:
+def push(folder: str | Path, repo: str, private: bool, replaced: Sequence[str]) -> Source:
     """Upload the files of a folder as one commit, and return it; a missing repository is created.
 
     Large files are sent first and the commit last. So an interrupted push leaves the repository as it was, and the next
@@ -159,17 +129,28 @@ def push(folder: str | Path, repo: str, private: bool = True, replaced: Sequence
 
     Raises
     ------
-    ValueError, ConnectionError
-        As `check_push` does, and for a token that may not write there.
+    ValueError
+        For a name that is none, a token that is missing, wrong or may not write there, and a repository that exists
+        with another visibility.
+    ConnectionError
+        If the Hub does not answer.
     """
-    exists, client = check_push(repo, private), _client()
+    from huggingface_hub import get_token
+
+    repo, client = _checked_name(repo), _client()
+    if get_token() is None:
+        raise ValueError(f"there is no token to push to {repo}: {_LOGIN}")
     with _plain_errors(repo), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # the item table
-        if not exists:
-            client.create_repo(repo, private=private)
+        client.create_repo(repo, private=private, exist_ok=True)
+        if (is_private := bool(client.model_info(repo).private)) != private:
+            found, wanted = ("private", "public") if is_private else ("public", "private")
+            raise ValueError(
+                f"{repo} is {found}, expected a {wanted} one: give private={is_private}, or change it on the Hub"
+            )
         message = "A recommender, by semid_lib"
         written = client.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=list(replaced) or None
+            repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=list(replaced)
         )
         return Source(repo, written.oid)
 

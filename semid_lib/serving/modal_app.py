@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,84 +34,42 @@ _SERVING = "embed,search,serve"  # as in the Dockerfile
 _CHAPTERS = f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger"
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
 _DAY = 24 * 3600
-_REFUSALS = (ValueError, OSError, ImportError, RuntimeError, modal.exception.Error)
 
 VOLUME = modal.Volume.from_name("semid", create_if_missing=True)  # models, data/, artefacts/, batch/
 CACHE = modal.Volume.from_name("semid-cache", create_if_missing=True)
-
-
-def _command() -> str:
-    """Which of modal's commands reads this file: deploy, serve, run; "" for another program."""
-    context = click.get_current_context(silent=True)
-    return "" if context is None else context.info_name or ""
 
 
 # --- refused before anything is built ---
 
 
 def check_deployment(settings: Settings, token: str | None) -> str:
-    """Refuse an endpoint that cannot answer, or that is open to everyone by oversight.
+    """Refuse an endpoint without a model, or one that is open to everyone by oversight.
 
-    All files that the model's `config.json` lists must be in the Volume, or in the commit on the Hub. Returns the
-    checksum of `config.json`, which identifies the model. Raises ValueError with what to do; OSError or modal's errors
-    without a network or an account.
+    Returns what identifies the model: its commit, or the checksum of its `config.json`. Raises ValueError with what to
+    do; OSError or modal's errors without a network or an account.
     """
     settings.check_token(token)
-    config = _config_on_hub(settings) if settings.revision else _config_in_volume(settings.model)
-    try:
-        facts = json.loads(config)
-        sums, searcher = dict(facts["sha256"]), facts.get("searcher", {}).get("type")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"the config.json of {settings.model} is not what save_pretrained wrote") from None
     if settings.revision:
-        hub.check(hub.Source(settings.model, settings.revision), sums)
-    elif missing := sorted({f"{settings.model}/{name}" for name in sums} - set(_files(settings.model))):
-        raise ValueError(f"the Volume has no {missing[0]}: send the model again")
-    if settings.engine == "vllm" and searcher != "language model":
-        raise ValueError(f"SEMID_ENGINE is vllm, but {settings.model} has no language model")
-    return hashlib.sha256(config).hexdigest()
-
-
-def _config_in_volume(model: str) -> bytes:
+        hub.check(hub.Source(settings.model, settings.revision), {"config.json": None})
+        return settings.revision
     try:
-        return b"".join(VOLUME.read_file(f"{model}/config.json"))
+        return hashlib.sha256(b"".join(VOLUME.read_file(f"{settings.model}/config.json"))).hexdigest()
     except (FileNotFoundError, modal.exception.NotFoundError):
         raise ValueError(
-            f"there is no model {model!r} in the Volume: send one with `semid deploy upload --folder FOLDER`, or name "
-            "a repository on the Hub and its commit (SEMID_MODEL, SEMID_REVISION)"
+            f"there is no model {settings.model!r} in the Volume: send one with `semid deploy upload --folder FOLDER`, "
+            "or name a repository on the Hub and its commit (SEMID_MODEL, SEMID_REVISION)"
         ) from None
 
 
-def _config_on_hub(settings: Settings) -> bytes:
-    from huggingface_hub import HfApi, get_token
-
-    folder = hub.fetch(hub.Source(settings.model, settings.revision), {"config.json": None})
-    if get_token() and not os.environ.get("HF_TOKEN") and not HfApi(token=False).repo_exists(settings.model):
-        raise ValueError(f"{settings.model} is private: set HF_TOKEN, since containers do not have your login")
-    return (folder / "config.json").read_bytes()
-
-
-def _files(folder: str) -> Iterator[str]:
-    """Paths of the files in a folder of the Volume."""
-    try:
-        for entry in VOLUME.listdir(folder, recursive=True):
-            if entry.type == modal.types.FileEntryType.FILE:
-                yield entry.path.lstrip("/")
-    except (FileNotFoundError, modal.exception.NotFoundError):
-        return
-
-
 def _checked() -> tuple[Settings, str]:
-    """The settings, and for `modal deploy` and `modal serve` the checksum of the model, which must be servable."""
+    """The settings, and for `modal deploy` and `modal serve` the state of the model, which must be there."""
+    command = click.get_current_context(silent=True)
+    is_deployed = modal.is_local() and command is not None and command.info_name in ("deploy", "serve")
     try:
         settings = Settings.from_environment()
-        if not modal.is_local() or _command() not in ("deploy", "serve"):
-            return settings, ""
-        if __name__ != "semid_lib.serving.modal_app":
-            raise ValueError("this file was named by its path, expected -m semid_lib.serving.modal_app")
-        return settings, check_deployment(settings, os.environ.get(TOKEN))
-    except _REFUSALS as error:
-        if _command():
+        return settings, check_deployment(settings, os.environ.get(TOKEN)) if is_deployed else ""
+    except (ValueError, OSError, modal.exception.Error) as error:
+        if is_deployed:
             sys.exit(f"refused: {error}")
         raise
 
@@ -237,12 +194,8 @@ class Endpoint:
 )
 def keep_warm() -> None:
     """Send a request, which wakes a container; it stays for SEMID_SCALEDOWN seconds."""
-    with urllib.request.urlopen(f"{_url()}/healthz", timeout=_STARTUP_SECONDS) as answer:
+    with urllib.request.urlopen(f"{Endpoint().web.get_web_url()}/healthz", timeout=_STARTUP_SECONDS) as answer:
         answer.read()
-
-
-def _url() -> str | None:
-    return Endpoint().web.get_web_url()
 
 
 # --- batch predictions and chapters ---
@@ -258,12 +211,9 @@ def answer(input_path: str, output_path: str, topk: int = 10, queries: bool = Fa
     Each answered block is kept in the Volume, so if a container is taken away, the next one resumes.
     """
     from semid_lib.serving import predict
-    from semid_lib.serving.recommender import Recommender
-    from semid_lib.workbench import store
 
-    recommender = Recommender.from_pretrained(_model(), **SETTINGS.how())
-    facts = str(recommender.source or store.sha256(Path(_model()) / "config.json"))
-    answered, rejected = predict.predict(recommender, facts, _ROOM / input_path, _ROOM / output_path, topk, queries)
+    here = _ROOM / input_path, _ROOM / output_path
+    answered, rejected = predict.predict_folder(_model(), *here, SETTINGS.how(), k=topk, queries=queries)
     return answered, rejected
 
 
@@ -324,30 +274,25 @@ def upload(folder: Path, name: str | None = None) -> str:
     name = Settings.from_environment({"SEMID_MODEL": name or SETTINGS.model}).model
     Recommender.from_pretrained(folder)
     names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sha256"]
-    with VOLUME.batch_upload(force=True) as sending:
-        for file in ["config.json", *names]:
-            sending.put_file(folder / file, f"/{name}/{file}")
+    _send({f"{name}/{file}": folder / file for file in ["config.json", *names]})
     return name
 
 
 def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) -> tuple[int, int]:
     """`semid predict` on Modal: how many records were answered and rejected; the same call resumes."""
-    from semid_lib.serving import batch_io, predict
-    from semid_lib.workbench import store
+    from semid_lib.serving import predict
 
-    predict.check(input_path, output_path, topk, queries)
-    settings = [store.sha256(input_path), topk, queries, SETTINGS.model, SETTINGS.revision]
+    with predict.opened(input_path, output_path, topk, queries) as source:
+        settings = [source.facts(), topk, queries, SETTINGS.model, SETTINGS.revision]
     job = f"batch/{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
-    sent, made = f"{job}/input{batch_io.ending(input_path)}", f"{job}/output{output_path.suffix}"
-    with VOLUME.batch_upload(force=True) as sending:
-        sending.put_file(input_path, f"/{sent}")
+    sent, made = f"{job}/input{source.ending}", f"{job}/output{output_path.suffix}"
+    _send({sent: input_path})
     with modal.enable_output(), batch.run():
         answered, rejected = answer.remote(sent, made, topk, queries)
     beside = output_path.with_name(f"{output_path.name}.rejected")
     beside.unlink(missing_ok=True)
-    if rejected:
-        _download(f"{made}.rejected", beside)
-    _download(made, output_path)
+    _fetch({f"{made}.rejected": beside} if rejected else {})
+    _fetch({made: output_path})
     VOLUME.remove_file(job, recursive=True)
     return answered, rejected
 
@@ -366,9 +311,7 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
         # under the name of its artefacts, so that files of two folders of one name do not mix
         name = f"{folder.open_store(data, scale).folder.parent.name}/{store.data_name(data)}"
         home = remote.local(data)
-        with VOLUME.batch_upload(force=True) as sending:
-            for path in folder.files_of(home):
-                sending.put_file(path, f"/data/{name}/{path.relative_to(home).as_posix()}")
+        _send({f"data/{name}/{path.relative_to(home).as_posix()}": path for path in folder.files_of(home)})
     commit = store.commit()
     with modal.enable_output(), training.run(detach=detach):
         call = train.spawn(name, scale, chapters, commit["commit"] + "+" * commit["dirty"])
@@ -385,15 +328,24 @@ def fetch(data: str, scale: str, everything: bool = False) -> list[Path]:
 
     here = open_store(data, scale).folder
     there = f"artefacts/{here.parent.name}/{scale}"
-    parts = [there] if everything else [f"{there}/executed", f"{there}/rows"]
-    found = {file: here / PurePosixPath(file).relative_to(there) for part in parts for file in _files(part)}
-    if not found:
-        raise ValueError(f"the Volume has no {there}: run chapters first (semid deploy train)")
-    for file, path in found.items():
-        _download(file, path)
-    return list(found.values())
+    try:
+        entries = [entry for entry in VOLUME.listdir(there, recursive=True) if entry.type.name == "FILE"]
+    except (FileNotFoundError, modal.exception.NotFoundError):
+        raise ValueError(f"the Volume has no {there}: run chapters first (semid deploy train)") from None
+    names = [PurePosixPath(entry.path.lstrip("/")).relative_to(there) for entry in entries]
+    names = [name for name in names if everything or name.parts[0] in ("executed", "rows")]
+    _fetch({f"{there}/{name}": here / name for name in names})
+    return [here / name for name in names]
 
 
-def _download(file: str, path: Path) -> None:
-    with fresh_file(path) as partial, open(partial, "wb") as stream:
-        stream.writelines(VOLUME.read_file(file))
+def _send(files: dict[str, Path]) -> None:
+    """Put files into the Volume as one change."""
+    with VOLUME.batch_upload(force=True) as sending:
+        for name, path in files.items():
+            sending.put_file(path, f"/{name}")
+
+
+def _fetch(files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        with fresh_file(path) as partial, open(partial, "wb") as stream:
+            stream.writelines(VOLUME.read_file(name))

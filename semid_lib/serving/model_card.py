@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from semid_lib.evaluation.report import markdown_table
 from semid_lib.serving.saved import check_provenance
 from semid_lib.workbench import store
@@ -41,12 +39,15 @@ def model_card(
     Raises
     ------
     ValueError
-        For a row without provenance, rows of which none has an interval, a topic whose rows come from different runs,
+        For rows of which none has an interval, a topic whose rows come from different runs,
         and rows of other data than those that the recommender was made from.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    rows, origin = _measured(rows), recommender.provenance
+    origin, given = recommender.provenance, len(rows)
+    rows = [row for row in rows if "ci95" in row and row["key"].count("/") == 3]
+    if given and not rows:
+        raise ValueError(f"none of {given} rows has ci95 and a key topic/data/method/metric")
     for row in rows if "fingerprint" in origin else []:
         check_provenance(origin, row["fingerprint"], f"the recommender, by row {row['key']!r},")
     adapter = getattr(recommender.searcher, "adapter", None)
@@ -73,17 +74,13 @@ def model_card(
         model=recommender.model,
         searcher=recommender.searcher,
         kind=type(recommender.searcher).__name__,
-        n_parameters=_n_parameters,
+        n_parameters=lambda model: sum(weight.numel() for weight in model.parameters()),
         origin=[(_cell(name), _cell(_brief(value))) for name, value in origin.items() if name not in ("data", "dirty")],
         version=metadata.version("semid-lib"),
         commit=store.commit(),
         tables=[(topic, markdown_table(rows, topic).strip()) for topic in topics],
     )
     return str(card)
-
-
-def _n_parameters(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def _cell(text: str) -> str:
@@ -94,14 +91,3 @@ def _cell(text: str) -> str:
 def _brief(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:10] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
-
-
-def _measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that a table can have: a metric of a method, with interval and provenance."""
-    measured = [row for row in rows if "ci95" in row and row["key"].count("/") == 3]
-    if rows and not measured:
-        raise ValueError(f"none of {len(rows)} rows has ci95 and a key topic/data/method/metric")
-    for row in measured:
-        if lacking := {"data", "scale", "commit", "dirty", "hardware", "fingerprint"} - row.keys():
-            raise ValueError(f"row {row['key']!r} has no {min(lacking)}, expected rows as store.Store.rows has them")
-    return measured

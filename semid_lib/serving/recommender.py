@@ -1,8 +1,7 @@
 """A trained recommender: models, semantic IDs and item table in one folder; histories or queries in, item ids out."""
 
-import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +24,9 @@ from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card
 from semid_lib.workbench import remote
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
-from semid_lib.workbench.text import check_flag, check_histories, one_line, shown
+from semid_lib.workbench.text import check_flag, check_histories, one_line
 
-Searcher = LightSearch | LanguageModelSearch | VLLMSearch  # or any class with their trie, n_items, search and save
+Searcher = LightSearch | LanguageModelSearch | VLLMSearch
 _SHOWN = 30  # rows of an answer in a notebook
 
 
@@ -125,7 +124,8 @@ class Recommender:
             in_model = "" if model is None else f", {len(model.ids)} in the model"
             found = f"{len(items)} items, {len(ids)} semantic IDs{in_model}"
             raise ValueError(f"{found}: expected the same items. Load all from one folder")
-        if searcher is not None and not _same_items(searcher.trie, ids.unique):
+        row_of = None if searcher is None else searcher.trie.item.cpu().numpy()
+        if row_of is not None and (len(row_of) != len(ids) or (searcher.trie.ids() != ids.unique[row_of]).any()):
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
         self.ids, self.items = ids, items.reset_index(drop=True)
@@ -170,8 +170,7 @@ class Recommender:
         checked_mask(allowed, len(queries), len(self.ids))
         if not queries:
             return self._with_item_ids(Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32)))
-        found = self.searcher.search(queries, k, allowed, query_vectors, progress)
-        return self._with_item_ids(_checked_lists(found, len(queries), k, len(self.ids)))
+        return self._with_item_ids(self.searcher.search(queries, k, allowed, query_vectors, progress))
 
     def recommend(
         self,
@@ -213,30 +212,18 @@ class Recommender:
         """
         histories = check_histories(histories)
         rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
-        return self._with_item_ids(self.rank(rows, k, exclude_seen, beam_width, progress, allowed, diversity))
+        how = {"beam_width": beam_width, "progress": progress, "allowed": allowed, "diversity": diversity}
+        return self._with_item_ids(self.rank(rows, k, exclude_seen, **how))
 
-    def rank(
-        self,
-        histories: Sequence[np.ndarray],
-        k: int,
-        exclude_seen: bool | None = None,
-        beam_width: int | None = None,
-        progress: bool = False,
-        allowed: np.ndarray | None = None,
-        diversity: Diversity | tuple[int, int] | None = None,
-        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
-        exact: bool = False,
-    ) -> Ranked:
+    def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool | None = None, **how: Any) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table.
 
         Parameters
         ----------
-        histories, k, exclude_seen, beam_width, progress, allowed, diversity
+        histories, k, exclude_seen
             As for `recommend`, with item rows in the histories.
-        prior : callable, optional
-            histories -> (n, n_items) float32 log-scale scores, such as `ItemKNN.prior`: see `Timeline.begin`.
-        exact : bool
-            Score every item instead of searching: beam_width is not used, and diversity is refused.
+        **how
+            Other arguments of `Timeline.rank`.
 
         Returns
         -------
@@ -249,8 +236,7 @@ class Recommender:
         """
         if self.model is None:
             raise ValueError("this recommender has no next-item model: train one on histories (chapter 07)")
-        exclude_seen = self.exclude_seen if exclude_seen is None else exclude_seen
-        return self.model.rank(histories, k, exclude_seen, beam_width, progress, allowed, diversity, prior, exact)
+        return self.model.rank(histories, k, self.exclude_seen if exclude_seen is None else exclude_seen, **how)
 
     @property
     def trie(self) -> PrefixTrie:
@@ -265,9 +251,8 @@ class Recommender:
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.ids.sizes))
-        parts = f"next item: {type(self.model).__name__}, search: {type(self.searcher).__name__}".replace(
-            "NoneType", "none"
-        )
+        names = ["none" if part is None else type(part).__name__ for part in (self.model, self.searcher)]
+        parts = f"next item: {names[0]}, search: {names[1]}"
         return f"Recommender(items: {len(self.items):,}, codes per semantic ID: {sizes}, {parts})"
 
     def save_pretrained(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
@@ -292,16 +277,11 @@ class Recommender:
         """
         where, folder = folder, remote.local(folder)
         check_only(folder, saved.FILES)
-        items = saved.checked_table(self.items)
-        try:
-            provenance = dict(self.provenance if provenance is None else provenance)
-            json.dumps(provenance, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
+        items, provenance = saved.checked_table(self.items), dict(self.provenance if provenance is None else provenance)
+        parts = saved.Parts(self.model, self.ids, self.items, self.searcher, self.exclude_seen, provenance)
         try:
             with fresh_folder(folder) as fresh:
-                parts = (self.model, self.ids, self.items, self.searcher, self.exclude_seen, provenance)
-                saved.write(fresh, saved.Parts(*parts), items)
+                saved.write(fresh, parts, items)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} could not be written and is as it was: {one_line(str(error), 300)}") from error
         self.provenance = provenance
@@ -365,28 +345,10 @@ class Recommender:
 
         rows: what was measured of it, as `store.Store.rows` has it. data: the name of the data set, by default that of
         the rows. licence: as the Hub calls it, such as "apache-2.0". The card, README.md, is written anew each time.
-        Raises ValueError for rows that make no table, and what `hub.check_push` and `hub.push` raise.
+        Raises ValueError for rows that make no table, and what `hub.push` raises.
         """
         card = model_card(self, repo, rows or [], data, licence)
-        hub.check_push(repo, private)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             return hub.push(folder, repo, private, [*saved.FILES, "llm/*"])
-
-
-def _same_items(trie: PrefixTrie, ids: np.ndarray) -> bool:
-    return trie.n_items == len(ids) and np.array_equal(trie.ids(), ids[trie.item.cpu().numpy()])
-
-
-def _checked_lists(found, n: int, k: int, n_items: int) -> Ranked:
-    """What a searcher found, as arrays: one that a user wrote may return lists."""
-    try:
-        items, scores = map(np.asarray, found)
-        fits = items.shape == scores.shape == (n, k) and items.dtype.kind in "iu" and items.max(initial=-1) < n_items
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        expected = f"a pair of items and scores, ({n}, {k}) each, items as rows below {n_items}"
-        raise ValueError(f"the searcher returned {shown(found)}, expected {expected}")
-    return Ranked(items.astype(np.int64, copy=False), scores.astype(np.float32, copy=False))

@@ -5,13 +5,14 @@ is spent on a model.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -59,9 +60,8 @@ def write(folder: Path, parts: Parts, items: pa.Table) -> None:
         files += written
     if parts.provenance:
         config["provenance"] = parts.provenance
-    _check_endings(files, folder)
     config["sha256"] = {name: sha256(folder / name) for name in files}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read(
@@ -75,12 +75,10 @@ def read(
     provenance, sums = config.get("provenance", {}), config["sha256"]
     if fingerprint is not None:
         check_provenance(provenance, fingerprint, source or folder)
-    _bring(folder, source, sums, ALWAYS)
+    if source is not None:
+        hub.fetch(source, sums)
+    check_files(folder, sums, (*ALWAYS, *["model.safetensors"] * ("model" in config)))
     ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), read_items(folder / "items.parquet")
-    if len(items) != len(ids):  # known before the models are fetched
-        raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs: expected the same items")
-    others = [name for name in sums if name not in ALWAYS]
-    _bring(folder, source, sums, (*others, *["model.safetensors"] * ("model" in config)))
     model = searcher = None
     if "model" in config:
         model = read_timeline(folder / "model.safetensors", config["model"], ids, device)
@@ -118,14 +116,6 @@ def _state(folder: Path) -> tuple[int, int] | None:
     return facts.st_ino, facts.st_mtime_ns
 
 
-def _bring(folder: Path, source: hub.Source | None, sums: Mapping[str, str], names: Iterable[str]) -> None:
-    """Check files of the folder; of a repository, fetch those that are missing first."""
-    listed = {name: sums[name] for name in names if name in sums}
-    if source is not None and listed:
-        hub.fetch(source, listed)
-    check_files(folder, listed, names)
-
-
 # --- config.json ---
 
 
@@ -153,8 +143,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not fits:
             raise ValueError(f"{path}: {name} is {shown(value)}, expected {expected}")
     check_names(found["sha256"], path)
-    _check_endings(found["sha256"], path)
-    _check_only_listed(folder, found["sha256"])
+    for name in found["sha256"]:
+        if Path(name).suffix not in _ENDINGS:
+            raise ValueError(f"{path} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
+    for file in sorted((folder / "llm").rglob("*")):  # transformers would read others, too, but not .DS_Store
+        name = file.relative_to(folder).as_posix()
+        if name not in found["sha256"] and file.is_file() and not file.name.startswith("."):
+            raise ValueError(f"{file} is not listed in {path}: remove it, or save the model again")
     return found
 
 
@@ -177,21 +172,6 @@ def _values(config: dict[str, Any]) -> Iterator[tuple[str, Any, bool, str]]:
             yield "encoder of searcher", encoder, isinstance(encoder, str), "the name of an encoder"
         else:
             yield "task of searcher", task, isinstance(task, str) and task in TASKS, f"one of {', '.join(TASKS)}"
-
-
-def _check_endings(names: Iterable[str], where: Path) -> None:
-    """Raise ValueError for a file that could be a program."""
-    for name in names:
-        if Path(name).suffix not in _ENDINGS:
-            raise ValueError(f"{where} lists {name!r}, expected files that end in {', '.join(_ENDINGS)}")
-
-
-def _check_only_listed(folder: Path, sums: Mapping[str, str]) -> None:
-    """Refuse other files next to a language model: transformers would read them, too."""
-    for path in sorted((folder / "llm").rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name not in sums and not path.is_dir() and not path.name.startswith("."):  # .DS_Store and the like
-            raise ValueError(f"{path} is not listed in {folder / 'config.json'}: remove it, or save the model again")
 
 
 def check_provenance(provenance: Mapping[str, Any], fingerprint: str, where: object) -> None:
@@ -278,14 +258,14 @@ def _check_types(items: pa.Table) -> None:
 
 def _are_paths(column: pa.ChunkedArray) -> bool:
     """Whether a column has lists of lists of text; null is allowed for a whole item, and for all of them."""
-    inner, depth = column.combine_chunks(), 0
-    if inner.null_count == len(inner):
+    if column.null_count == len(column):
         return True
-    while pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type):
-        inner, depth = inner.flatten(), depth + 1
-        if inner.null_count:
-            return False
-    return (depth == 2 and _is_text(inner.type)) or (depth in (1, 2) and pa.types.is_null(inner.type))
+    try:
+        paths = pc.list_flatten(column)
+        names = pc.list_flatten(paths) if len(paths) else paths
+    except pa.ArrowException:
+        return False
+    return not paths.null_count and not names.null_count and (not len(names) or _is_text(names.type))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -304,9 +284,12 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
     ValueError
         Naming the file if weights and config do not fit each other or the IDs, or a weight is not finite.
     """
-    shape = {name: value for name, value in shape.items() if name != "type"}
+    # what is missing is refused as None
+    settings = {"sizes": None, "text_dim": None, "n_items": None} | {x: shape[x] for x in shape if x != "type"}
+    if isinstance(settings["sizes"], list):
+        settings["sizes"] = tuple(settings["sizes"])
     try:
-        config = _timeline_config(shape)
+        config = TimelineConfig(**settings)
         check_shapes(path, _shapes(config, ids))
         layers = {name.split(".")[2] for name in shapes_of(path) if name.startswith("encoder.layers.")}
         if len(layers) != config.n_layers:
@@ -324,18 +307,6 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {why}") from error
     return model.to(device)
-
-
-def _timeline_config(shape: Mapping[str, Any]) -> TimelineConfig:
-    """Raises ValueError for an unknown setting, and for one that is missing or does not fit."""
-    unknown = sorted(shape.keys() - {field.name for field in fields(TimelineConfig)})
-    if unknown:
-        raise ValueError(f"{shown(unknown[0])} is no setting of this model")
-    # what is missing is refused as None
-    settings: dict[str, Any] = dict.fromkeys(("sizes", "text_dim", "n_items")) | dict(shape)
-    if isinstance(settings["sizes"], list):
-        settings["sizes"] = tuple(settings["sizes"])
-    return TimelineConfig(**settings)
 
 
 def _shapes(config: TimelineConfig, ids: SemanticIDs) -> dict[str, tuple[int, ...]]:

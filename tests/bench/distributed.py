@@ -44,7 +44,7 @@ def answers(n: int, folder: Path) -> Work:
     ]
     together = max(1, min(predict.BLOCK, n // 8))
     batches = [predict._as_table(histories[at : at + together]) for at in range(0, n, together)]
-    return partial(predict._Answerer, recommender, 10, False), batches
+    return predict._loader(recommender, 10, False), batches
 
 
 def vectors(n: int, shop: dataset.Dataset) -> Work:

@@ -8,11 +8,11 @@ import tracemalloc
 
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semid_lib.data import folder
-from semid_lib.serving.batch_io import DataHistories, RecordFile
+from semid_lib.serving.batch_io import RecordFile, write_histories
 from semid_lib.workbench.text import has_controls
 
 
@@ -92,7 +92,7 @@ WRONG = {
         ("ann,[1", "'[1' is neither JSON nor a Python literal: write lists as JSON"),
         ("ann,['A' 'B']", "is neither JSON nor a Python literal"),  # as NumPy prints two ids
         ("ann," + LONG, "longer than 1048576 bytes"),
-        ('ann,"' + "1\n" * 2**20 + '"', "longer than 1048576 bytes: is a quote missing?"),
+        ('ann,"' + ("1 " * 500 + "\n") * 2**11 + '"', "longer than 1048576 bytes: is a quote missing?"),
     ],
     "a.jsonl": [
         ("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[1]", "is list"),
@@ -156,7 +156,7 @@ def test_blank_lines_count_unless_they_end_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "n_records"),
-    [("a,1\n" + 20_000 * " \n" + "b,2\n" + 20_000 * "\n", 20_002), ('"a' + 16_000 * (" " * 999 + "\n"), 1)],
+    [("a,1\n" + 5000 * " \n" + "b,2\n" + 5000 * "\n", 5002), ('"a' + 16_000 * (" " * 999 + "\n"), 1)],
 )
 def test_blank_lines_and_endless_records_take_no_memory(tmp_path, content, n_records):
     path = written(tmp_path, "a.csv", f"user_id,item_ids\n{content}")
@@ -164,7 +164,7 @@ def test_blank_lines_and_endless_records_take_no_memory(tmp_path, content, n_rec
     try:
         with RecordFile(path, queries=False) as file:
             assert sum(1 for _ in file) == n_records
-        assert tracemalloc.get_traced_memory()[1] < (500_000 if n_records > 1 else 8 * 2**20)
+        assert tracemalloc.get_traced_memory()[1] < (300_000 if n_records > 1 else 8 * 2**20)
     finally:
         tracemalloc.stop()
 
@@ -179,8 +179,8 @@ def test_blank_lines_and_endless_records_take_no_memory(tmp_path, content, n_rec
         ("a.csv", "user_id,user_id,item_ids\na,b,1", False, "expected one 'user_id'"),
         ("a.csv", "user_id,item_ids\ra,1\r", False, "a.csv, line 1: the record is not CSV: new-line character"),
         ("a.csv", "user_id,item_ids\na,1\n".encode("utf-16"), False, "a.csv, line 1: the line is not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"ann 1\n" * 9, mtime=0)[:-9], False, "a.txt.gz: truncated or corrupt gzip"),
-        ("a.parquet", "no parquet", False, "a.parquet is not a Parquet file"),
+        ("a.txt.gz", gzip.compress(b"ann 1\n" * 9, mtime=0)[:-9], False, "a.txt.gz is truncated or corrupt"),
+        ("a.parquet", "no parquet", False, "a.parquet is truncated or corrupt"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused_whole(tmp_path, name, content, queries, reason):
@@ -191,6 +191,7 @@ def test_a_file_that_makes_no_sense_is_refused_whole(tmp_path, name, content, qu
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
+@settings(max_examples=40)
 @given(user=TEXTS, items=st.lists(TEXTS | st.integers()))
 @example(user="ann", items=["A 1", "[", "", "-1", "a\u2028b", "a,b", 'a"b', "\r", "\x85"])
 @example(user="[x]", items=[])
@@ -222,22 +223,17 @@ def test_a_file_that_changes_is_refused(tmp_path):
             file.check()
 
 
-# --- a data set's own histories ---
-
-
 def test_the_histories_of_a_data_set_are_those_of_its_file(tmp_path):
     ids = ["[1]", "A \u00a01", "-1", "007"]
     histories = [("ann", ids), ("b\u00a0b", []), ("5", ids[::-1])]
     folder.write_folder(tmp_path / "shop", [{"item_id": one, "title": "Pen"} for one in ids], histories)
-    [path] = (tmp_path / "shop").glob("sequences*")
-    with DataHistories(tmp_path / "shop") as shop:
-        everything = [(one.line, one.key, one.item_ids, one.reason) for one in shop]
-        facts = shop.facts()
-    assert everything == read(path) == [(at, *one, None) for at, one in enumerate(histories, 1)]
-    with DataHistories(tmp_path / "shop", users=["5", "ann", "5"]) as shop:
-        assert [(one.line, one.key) for one in shop] == [(3, "5"), (1, "ann")] and shop.facts() != facts
+    shop, path = tmp_path / "shop", tmp_path / "histories.jsonl"
+    write_histories(shop, [], path)
+    assert [one[1:] for one in read(path)] == [(*one, None) for one in histories]
+    write_histories(shop, ["5", "ann", "5"], path)
+    assert [one[1] for one in read(path)] == ["5", "ann"]
     with pytest.raises(ValueError, match="user 'dora' is not among the 3 users, such as 'ann'"):
-        DataHistories(tmp_path / "shop", users=["ann", "dora"])
-    path.unlink()
+        write_histories(shop, ["ann", "dora"], path)
+    next(shop.glob("sequences*")).unlink()
     with pytest.raises(ValueError, match=r"shop has no histories: add sequences\.tsv"):
-        DataHistories(tmp_path / "shop")
+        write_histories(shop, [], path)

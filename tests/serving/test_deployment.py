@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_every_field_is_read_and_written_back_and_the_defaults_are_the_cheapest(
     assert not settings.snapshots and not Settings(gpu="L4", engine="vllm").snapshots and Settings(gpu="L4").snapshots
     cheap = Settings.from_environment({"SEMID_GPU": ""})
     assert (cheap.gpu, cheap.min_containers, cheap.max_containers, cheap.public) == ("", 0, 1, False)
-    assert cheap.environment() == cheap.how() == {}
+    assert cheap.environment() == {} and cheap.how()["device"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -31,16 +32,13 @@ def test_every_field_is_read_and_written_back_and_the_defaults_are_the_cheapest(
     [
         ("SEMID_SCALEDOWN", "1", "greater than or equal to 2"),
         ("SEMID_SCALEDOWN", "soon", "a valid integer"),
-        ("SEMID_CPU", "nan", "less than or equal to 64"),
-        ("SEMID_MEMORY", "2GiB", "a valid integer"),
         ("SEMID_MIN_CONTAINERS", "2", "at most SEMID_MAX_CONTAINERS"),
         ("SEMID_TIMEOUT", "10", "greater than or equal to 21"),
         ("SEMID_SNAPSHOT", "perhaps", "a valid boolean"),
         ("SEMID_ENGINE", "tgi", "'transformers' or 'vllm'"),
         ("SEMID_ENGINE", "vllm", "a GPU"),
         ("SEMID_GPU", "L4; rm", "a name"),
-        ("SEMID_MODEL", "../secrets", "a folder in the Volume"),
-        ("SEMID_MODEL", "/etc", "a folder in the Volume"),
+        ("SEMID_MODEL", "../secrets", "the name of a folder in the Volume"),
         ("SEMID_REVISION", "main", "a commit"),
         ("SEMID_REVISION", "a" * 40, "owner/name"),
         ("SEMID_WARM_UP", "hourly", "five fields"),
@@ -60,12 +58,13 @@ def test_an_endpoint_is_open_only_on_purpose():
 
 
 @pytest.fixture
-def sleeper(recommender_to_serve, serve):
-    """A service that is gone after 0.2 idle seconds: the next request meets a new one, as behind a scale to zero."""
-    running, last = [], 0.0
+def sleeper(recommender_to_serve, serve, monkeypatch):
+    """A service that is gone when `measure` has waited: the next request meets a new one, as behind a scale to zero."""
+    running, waited = [], [1]
+    clock = SimpleNamespace(sleep=waited.append, perf_counter=time.perf_counter)
+    monkeypatch.setattr(deployment, "time", clock)
 
     async def app(scope, receive, send):
-        nonlocal last
         if scope["type"] == "lifespan":
             await receive()
             await send({"type": "lifespan.startup.complete"})
@@ -74,18 +73,17 @@ def sleeper(recommender_to_serve, serve):
                 await service.state.service.batcher.__aexit__()
             await send({"type": "lifespan.shutdown.complete"})
             return
-        if time.monotonic() - last > 0.2:
+        if any(waited):
             running.append(web.create_app(recommender_to_serve, token="secret"))
             await running[-1].state.service.batcher.__aenter__()
+        waited.clear()
         await running[-1](scope, receive, send)
-        last = time.monotonic()
 
     return serve(app)
 
 
-@pytest.mark.slow
 def test_only_the_first_response_of_a_container_is_cold(sleeper, tmp_path, monkeypatch):
-    found = measure(sleeper, "secret", cold=2, warm=5, wait=0.3)
+    found = measure(sleeper, "secret", cold=2, warm=5, wait=3)
     assert len(found.cold) == 2 and found.missed == 0 and len(found.warm) == 5
     monkeypatch.setenv("SEMID_TOKEN", "secret")
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path))
@@ -100,8 +98,6 @@ def test_measuring_refuses(sleeper):
     for url in ("http://shop.example", "https://me:pass@shop.example", "shop.example", "file:///etc"):
         with pytest.raises(ValueError, match="https://host"):
             measure(url, "secret", 1, 1, 0)
-    with pytest.raises(ValueError, match="below 0"):
-        measure(sleeper, "secret", -1, 1, 0)
     with pytest.raises(ValueError, match="answers 401"):
         measure(sleeper, "wrong", 0, 1, 0)
     with pytest.raises(OSError, match="does not answer"):
@@ -123,7 +119,7 @@ def test_rows_hold_what_was_measured_and_under_which_settings():
     assert {row["key"]: (row["value"], row["n"]) for row in rows} == {
         "deployment/endpoint_cold/seconds": (2.0, 3),
         "deployment/endpoint_warm/p50_ms": (10.0, 20),
-        "deployment/endpoint_warm/p95_ms": (30.0, 20),
+        "deployment/endpoint_warm/p95_ms": (20.5, 20),
     }
     assert rows[0]["endpoint"] == {"gpu": "L4", "cpu": 2.0, "engine": "transformers", "snapshot": True}
     assert answer_rows(Answers([], 1, []), Settings()) == []

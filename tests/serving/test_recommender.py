@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.timeline import Timeline
 from semid_lib.serving.recommender import Recommender
@@ -19,16 +17,6 @@ def test_item_ids_are_those_of_the_rows_best_first(shop, recommender, histories)
     np.testing.assert_array_equal(found.scores, ranked.scores)
     assert (found.item_ids.shape, found.item_ids.dtype, found.scores.dtype) == ((8, 10), object, np.float32)
     assert (np.diff(found.scores, axis=1) <= 0).all() and all(len(set(row)) == 10 for row in found.item_ids.tolist())
-
-
-def test_each_history_gets_its_own_answer_in_its_own_place(recommender, histories, monkeypatch):
-    together = recommender.recommend([*histories, []], k=5)
-    alone = [recommender.recommend([history], k=5) for history in [*histories, []]]
-    np.testing.assert_array_equal(together.item_ids, np.vstack([answer.item_ids for answer in alone]))
-    np.testing.assert_allclose(together.scores, np.vstack([answer.scores for answer in alone]), atol=1e-5)
-    monkeypatch.setattr("semid_lib.next_item.timeline._SCORES_AT_ONCE", 1)  # one user at a time
-    np.testing.assert_array_equal(recommender.recommend([*histories, []], k=5).item_ids, together.item_ids)
-    assert recommender.recommend([], k=5).item_ids.shape == (0, 5)
 
 
 def test_items_of_the_history_are_left_out_or_not(shop, recommender, histories):
@@ -45,37 +33,7 @@ def test_items_of_the_history_are_left_out_or_not(shop, recommender, histories):
         assert set(recommender.recommend([[item, item]], k=39).item_ids[0]) == set(ids) - {item}
 
 
-def test_items_before_the_window_are_left_out_too(shop, recommender):
-    item_id = shop.items["item_id"].to_numpy()
-    history = item_id[np.arange(30)].tolist()  # the model reads the last 12
-    found = recommender.recommend([history], k=10)
-    recent = recommender.recommend([history[-12:]], k=40, exclude_seen=False).item_ids[0]
-    assert found.item_ids[0].tolist() == [item for item in recent if item not in history]
-
-
-@pytest.mark.parametrize("at_once", [60, 1])
-def test_long_histories_change_no_answer_of_others(recommender, shop, monkeypatch, at_once):
-    histories = [np.tile(np.arange(30), 5), *shop.histories[:6], np.arange(39)]
-    expected = [recommender.rank([history], k=40).items[0].tolist() for history in histories]
-    monkeypatch.setattr("semid_lib.decoding.ranking._SEEN_AT_ONCE", at_once)
-    assert recommender.rank(histories, k=40).items.tolist() == expected
-
-
-def test_a_long_history_among_short_ones_takes_no_memory_for_them(recommender, monkeypatch):
-    places, usual = [], PrefixTrie.subset
-
-    def subset(self, allowed=None, excluded=None):
-        places.append(excluded.size)
-        return usual(self, allowed, excluded)
-
-    monkeypatch.setattr(PrefixTrie, "subset", subset)
-    monkeypatch.setattr("semid_lib.decoding.ranking._SEEN_AT_ONCE", 100)
-    items = recommender.rank([*[np.array([5])] * 300, np.tile(np.arange(40), 25_000)], k=3).items
-    assert max(places) <= 100 and sum(places) <= 300 + 40
-    assert (items[-1] == -1).all() and (items[:-1] >= 0).all()
-
-
-# --- priors, rules, diversity ---
+# --- priors and rules ---
 
 
 @pytest.mark.parametrize("at_once", [2**24, 1])
@@ -96,18 +54,6 @@ def test_a_prior_of_its_own_goes_with_each_history(recommender, monkeypatch, at_
         recommender.rank([np.arange(3)], 5, prior=lambda _: np.zeros((1, 39), np.float32))
 
 
-def test_an_exact_ranking_is_that_of_a_beam_that_drops_nothing(shop, recommender):
-    prior = np.linspace(0, 2, 40, dtype=np.float32)
-    rules = {"allowed": np.arange(40) % 3 > 0, "prior": lambda batch: np.tile(prior, (len(batch), 1))}
-    for options in ({"exclude_seen": False}, rules):
-        exact = recommender.rank(shop.histories[:6], 12, **options, exact=True)
-        wide = recommender.rank(shop.histories[:6], 12, **options, beam_width=500)
-        np.testing.assert_array_equal(exact.items, wide.items)
-        np.testing.assert_allclose(exact.scores, wide.scores, atol=1e-4)
-    with pytest.raises(ValueError, match="exact and diversity are both given"):
-        recommender.rank(shop.histories[:6], 12, exact=True, diversity=(2, 1))
-
-
 @pytest.mark.parametrize("per_user", [False, True])
 @pytest.mark.parametrize("at_once", [2**21, 1])
 def test_rules_hold_and_lists_are_as_full_as_they_can_be(recommender, histories, monkeypatch, per_user, at_once):
@@ -120,32 +66,17 @@ def test_rules_hold_and_lists_are_as_full_as_they_can_be(recommender, histories,
         assert set(answer.item_ids[user].tolist()) - {None} == set(ids[mask].tolist()) - set(history)
 
 
-def test_a_diverse_list_has_few_of_a_kind(recommender, shop):
-    answer = recommender.rank([np.empty(0, dtype=np.int64)], k=8, beam_width=40, diversity=(1, 1))
-    first_codes = [shop.ids.unique[row, 0] for row in answer.items[0] if row >= 0]
-    assert len(set(first_codes)) == len(first_codes) == min(8, len(np.unique(shop.ids.unique[:, 0])))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"histories": [[1003], [1003, 999]]}, r"history 1, position 1: item id 999 "),
-        ({"k": 0}, "k.*0"),
         ({"k": 5, "beam_width": 4}, "k is 5 and beam_width 4: expected"),
         ({"allowed": np.ones((99, 40), dtype=bool)}, r"allowed is bool \(99, 40\), expected bool \(40,\) or \(1, 40\)"),
-        ({"allowed": np.ones(3, dtype=bool)}, "expected bool"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(recommender, arguments, message):
     with pytest.raises(ValueError, match=message):
         recommender.recommend(**{"histories": [[1003]], **arguments})
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_model_that_training_moved_to_the_gpu_still_recommends(recommender, histories):
-    before = recommender.recommend(histories, k=5)
-    recommender.model.to("cuda")  # as `training.fit` does, after the recommender was made
-    np.testing.assert_array_equal(recommender.recommend(histories, k=5).item_ids, before.item_ids)
 
 
 def test_parts_of_different_catalogues_are_refused(shop, searchable, searchers, recommender):
@@ -180,18 +111,6 @@ def test_search_finds_the_items_of_the_rows_that_are_allowed(
         recommender_of_queries.recommend([[]], 5)
     with pytest.raises(ValueError, match="no search model"):
         recommender.search(queries)
-
-
-@pytest.mark.parametrize("found", [([[0]], [[0.0, 1.0]]), ([[40, 0]], [[0.0, 0.0]]), "items", None])
-def test_a_searcher_that_returns_something_else_is_named(shop, recommender, found):
-    class Searcher:
-        trie, n_items = PrefixTrie.build(shop.ids.unique), 40
-
-        def search(self, *_):
-            return found
-
-    with pytest.raises(ValueError, match=r"the searcher returned .*, expected a pair of items and scores, \(1, 2\)"):
-        Recommender(None, shop.ids, shop.items, Searcher()).search(["red"], 2)
 
 
 def test_a_loaded_model_is_mapped_and_reads_a_large_catalogue_in_parts(recommender, histories, tmp_path, monkeypatch):

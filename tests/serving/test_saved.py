@@ -10,14 +10,12 @@ import decimal
 import hashlib
 import json
 import os
-import random
 import re
 import resource
 import shutil
 import signal
 import struct
 import threading
-import time
 
 import numpy as np
 import pandas as pd
@@ -174,51 +172,28 @@ def test_columns_of_all_kinds_come_back_as_they_were(recommender, tmp_path):
         assert Recommender.from_pretrained(tmp_path / "m").items[["brand", "categories"]].isna().all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["~", "-n", "$(x)", "new\nline"])
-def test_a_folder_may_have_any_name(recommender, tmp_path, monkeypatch, name):
+def test_a_folder_may_have_any_name(recommender, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recommender.save_pretrained(name)
-    assert len(Recommender.from_pretrained(name).items) == 40
+    recommender.save_pretrained("~")
+    assert len(Recommender.from_pretrained("~").items) == 40
 
 
 # --- what cannot be saved leaves the folder as it was ---
 
 
-def wrong_column(recommender):
-    recommender.items = recommender.items.assign(extra=[3.5, "None"] * 20)
-
-
-def wrong_weights(recommender):
+def test_what_could_not_be_read_back_is_not_written(recommender, folder):
+    before, items = content_of(folder), recommender.items
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        recommender.save_pretrained(folder, {"loss": float("nan")})
+    recommender.items = items.assign(extra=[3.5, "None"] * 20)
+    with pytest.raises(ValueError, match="column 'extra' is"):
+        recommender.save_pretrained(folder)
+    recommender.items = items
     with torch.no_grad():
         recommender.model.start[0] = float("nan")
-
-
-@pytest.mark.parametrize(
-    ("change", "provenance", "message"),
-    [
-        (wrong_column, None, "column 'extra' is"),
-        (wrong_weights, None, "tensor 'start' holds numbers that are not finite"),
-        (None, {"seed": np.int64(3)}, "provenance is .*, expected what JSON holds"),
-        (None, {"loss": float("nan")}, "provenance is .*, expected what JSON holds"),
-        (None, [1], "provenance is .*, expected what JSON holds"),
-    ],
-)
-def test_what_could_not_be_read_back_is_not_written(recommender, folder, change, provenance, message):
-    before = content_of(folder)
-    if change:
-        change(recommender)
-    with pytest.raises(ValueError, match=message):
-        recommender.save_pretrained(folder, provenance)
+    with pytest.raises(ValueError, match="tensor 'start' holds numbers that are not finite"):
+        recommender.save_pretrained(folder)
     assert content_of(folder) == before
-
-
-def test_a_program_is_not_written(shop, searchable, searchers, tmp_path):
-    language = copy.copy(searchers["language"])
-    language.tokenizer = copy.copy(language.tokenizer)
-    save = language.tokenizer.save_pretrained
-    language.tokenizer.save_pretrained = lambda folder: (save(folder), (folder / "tokenizer.py").write_text(""))
-    with pytest.raises(ValueError, match=r"tokenizer\.py"):
-        Recommender(None, shop.ids, searchable, language).save_pretrained(tmp_path / "m")
 
 
 def test_a_folder_with_files_of_others_is_not_replaced(recommender, folder):
@@ -247,21 +222,6 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, other):
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_folder_is_the_old_or_the_new_recommender(folder, recommender, other):
-    old, moments, began = content_of(folder), random.Random(7), time.perf_counter()
-    other.save_pretrained(folder)
-    seconds, new, n_kills = time.perf_counter() - began, content_of(folder), 0
-    while n_kills < 30:
-        recommender.save_pretrained(folder)
-        done = killed(lambda: other.save_pretrained(folder), moments.uniform(0, seconds))
-        Recommender.from_pretrained(folder)
-        assert content_of(folder) in ([new] if done else [old, new])
-        n_kills += not done
-    other.save_pretrained(folder)
-    assert [path.name for path in folder.parent.iterdir() if path.suffix != ".new"] == ["model"]
-
-
-@pytest.mark.slow
 def test_a_reader_beside_a_writer_loads_the_old_or_the_new_one(folder, recommender, other):
     stop = threading.Event()
 
@@ -273,7 +233,7 @@ def test_a_reader_beside_a_writer_loads_the_old_or_the_new_one(folder, recommend
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
-        for _ in range(8):
+        for _ in range(4):
             loaded = Recommender.from_pretrained(folder)
             new = loaded.items["title"].iloc[0] == "new"
             assert torch.equal(loaded.model.position.weight, (other if new else recommender).model.position.weight)
@@ -327,7 +287,7 @@ def test_a_missing_truncated_or_swapped_file_is_named(folder, other, tmp_path, n
     refused(folder, name, "is missing")
 
 
-@pytest.mark.parametrize("content", [b"\0" * 99, b"[" * 100_000, '{"format": 2}'.encode("utf-16"), b"[]", b"null"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, '{"format": 2}'.encode("utf-16"), b"[]"])
 def test_a_config_that_is_none_is_refused(folder, content):
     (folder / "config.json").write_bytes(content)
     refused(folder, "config.json")
@@ -364,27 +324,19 @@ def test_a_value_of_the_config_of_another_type_is_named(folder, change, message)
     [
         ({"sizes": None}, "sizes is None, expected integers of at least 1"),
         ({"sizes": "abc"}, "sizes is 'abc', expected integers of at least 1"),
-        ({"more": 1}, "'more' is no setting of this model"),
+        ({"more": 1}, "'more'"),
+        *(({name: 10**9}, "") for name in ("n_layers", "dim", "max_length")),
+        ({"dropout": 2}, "dropout is 2"),
+        ({"n_items": 41}, "item.weight"),
+        ({"sizes": [2, 2, 2]}, "sizes"),
+        ({"sizes": [4, 4]}, "sizes"),
+        ({"text_dim": 1}, "vectors"),
     ],
 )
-def test_a_setting_of_the_model_of_another_type_is_named(folder, change, message):
+def test_a_setting_of_the_model_that_does_not_fit_is_refused_before_memory_is_taken(folder, change, message):
     model = json.loads((folder / "config.json").read_text())["model"]
     change_json(folder / "config.json", {"model": model | change})
-    refused(folder, "config.json", f"does not describe model.safetensors: {message}")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"n_layers": 10**9}, {"n_layers": True}, {"dim": 0}, {"dim": 10**12}, {"n_heads": 3}, {"max_length": 10**9},
-        {"temperature": 0}, {"sizes": [2, 2, 2]}, {"sizes": [4, 4]}, {"n_items": 41},
-        {"text_dim": 1}, {"dropout": 2}, {"item_dropout": float("nan")},
-    ],
-)  # fmt: skip
-def test_sealed_configs_that_do_not_fit_are_refused_before_memory_is_taken(folder, change):
-    model = json.loads((folder / "config.json").read_text())["model"]
-    change_json(folder / "config.json", {"model": model | change})
-    refused(folder, "config.json", "does not describe model.safetensors")
+    refused(folder, "config.json", f"does not describe model.safetensors: .*{message}")
 
 
 def changed(**arrays):
@@ -429,21 +381,12 @@ def test_weights_in_another_precision_are_read(folder, recommender):
     assert Recommender.from_pretrained(folder).model.start.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"garbage", struct.pack("<Q", 2**62) + b"{}",
-        {"vectors": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}},
-        {name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in ("vectors", "ids")},
-    ],
-)  # fmt: skip
-def test_sealed_files_that_are_no_weights_are_refused(folder, header):
-    if isinstance(header, dict):
-        text = json.dumps(header).encode()
-        header = struct.pack("<Q", len(text)) + text + b"\0" * 16
-    (folder / "model.safetensors").write_bytes(header)
-    sealed(folder)
-    refused(folder, "model.safetensors", "is not a safetensors file")
+def test_a_sealed_file_that_is_no_weights_is_refused(folder):
+    text = json.dumps({"vectors": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}}).encode()
+    for content in (b"garbage", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", len(text)) + text):
+        (folder / "model.safetensors").write_bytes(content)
+        sealed(folder)
+        refused(folder, "model.safetensors", "is not a safetensors file")
 
 
 ITEMS = {
@@ -454,11 +397,7 @@ ITEMS = {
         "type uint64",
     ),
     "titles as bytes": (lambda items: items.assign(title=[b"\xff"] * 40), "title is of type binary"),
-    "brands as lists": (lambda items: items.assign(brand=[["a"]] * 40), "brand is of type list"),
-    "categories as records": (lambda items: items.assign(categories=[{"a": 1}] * 40), "categories is of type"),
     "categories too deep": (lambda items: items.assign(categories=[[[["a"]]]] * 40), "categories is of type"),
-    "one path": (lambda items: items.assign(categories=[["a"]] * 40), "categories is of type"),
-    "categories as text": (lambda items: items.assign(categories="Home"), "categories is of type"),
     "no path in a list": (lambda items: items.assign(categories=[[None, ["a"]]] * 40), "no null"),
     "no name in a path": (lambda items: items.assign(categories=[[[None, "a"]]] * 40), "no null"),
 }
@@ -483,7 +422,6 @@ def half_characters(table):
 TABLES = {
     "a column twice": ("items.parquet", lambda table: table.append_column("title", table["title"])),
     "half characters": ("items.parquet", half_characters),
-    "no rows": ("", lambda table: table[:0]),
     "an id twice": ("", lambda table: table.set_column(0, "item_id", pa.array([7] * 40))),
 }
 
@@ -496,49 +434,18 @@ def test_sealed_item_tables_that_are_none_are_refused(folder, case):
     refused(folder, name)
 
 
-def facts_of(path):
+def with_other_vectors(path):
     with safe_open(path, framework="np") as file:
-        return file.metadata()
-
-
-def with_tensors(**change):
-    """Tensors of a file changed; without any, the first one left out."""
-
-    def apply(path):
-        tensors, facts = load_file(path), facts_of(path)
-        save_file(tensors | change if change else dict(list(tensors.items())[1:]), path, metadata=facts)
-
-    return apply
-
-
-def with_facts(**change):
-    def apply(path):
-        facts = facts_of(path)
-        facts["config"] = json.dumps(json.loads(facts["config"]) | change)
-        save_file(load_file(path), path, metadata=facts)
-
-    return apply
-
-
-def with_json(**change):
-    return lambda path: change_json(path, change)
+        facts = file.metadata()
+    save_file({"vectors": np.ones((39, 8), np.float32)}, path, metadata=facts)
 
 
 SEARCH_FILES = [
-    ("query_model.safetensors", with_facts(n_buckets=10**12), "'words.weight' has shape"),
-    ("query_model.safetensors", with_facts(dim=2.5), "dim is 2.5"),
-    ("query_model.safetensors", with_facts(sizes=[4, 4]), "do not fit sizes|expected"),
-    ("query_model.safetensors", with_tensors(log_temperature=np.array(np.nan, np.float32)), "not finite"),
     ("query_model.safetensors", lambda path: path.write_bytes(b"garbage"), "is not a hybrid ranker"),
-    ("item_vectors.safetensors", with_tensors(vectors=np.ones((39, 8), np.float32)), r"shape \(39, 8\), expected \(40"),
-    ("item_vectors.safetensors", with_tensors(vectors=np.ones((40, 8), np.int64)), "expected real numbers"),
-    ("llm/config.json", with_json(num_hidden_layers=10**9), "no language model that can be loaded"),
-    ("llm/config.json", with_json(hidden_size=32), "no language model that can be loaded"),
-    ("llm/tokenizer.json", lambda path: path.write_text("{}"), "no language model that can be loaded"),
+    ("item_vectors.safetensors", with_other_vectors, r"shape \(39, 8\), expected \(40"),
+    ("llm/config.json", lambda path: change_json(path, {"hidden_size": 32}), "no language model that can be loaded"),
     ("llm/model.safetensors", lambda path: path.write_bytes(b"garbage"), "no language model that can be loaded"),
-    ("llm/model.safetensors", with_tensors(), "weights are missing"),
-    ("llm/semantic_id_tokens.json", with_json(tokens=[[10**6] * 4] * 3), "outside the vocabulary"),
-    ("llm/semantic_id_tokens.json", with_json(end_token=2.5), "not a file of tokens"),
+    ("llm/semantic_id_tokens.json", lambda path: change_json(path, {"end_token": 2.5}), "not a file of tokens"),
 ]
 
 
