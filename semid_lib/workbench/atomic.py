@@ -6,7 +6,7 @@ folders left by a killed writer are removed by the next one. Checksums and JSON 
 
 import contextlib
 import ctypes
-import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -45,9 +45,9 @@ def fresh_file(target: str | Path) -> Iterator[Path]:
     mode = partial.stat().st_mode
     partial.unlink()
     try:
-        with _named(target):
+        with reported(target):
             yield partial
-        _give_mode(partial, mode)
+        partial.chmod(mode)  # as the umask says; safetensors writes a file for its owner alone
         _flush(partial)
         partial.replace(target)
     finally:
@@ -81,18 +81,23 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
     target = settled(os.path.realpath(target))
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    with _claimed(target) as fresh:
-        try:
-            with _named(target):
-                yield fresh
-            for path in [*fresh.rglob("*"), fresh]:
-                _give_mode(path, fresh.stat().st_mode)
-                _flush(path)
-            _swap(fresh, target)
-            _flush(target.parent)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    fresh = _beside(target, _PARTIAL)
+    with contextlib.ExitStack() as stack:
+        with _locked(target.parent):
+            for left in [*_left_by(target, _PARTIAL), *_left_by(target, _ASIDE)]:
+                with contextlib.suppress(OSError), _locked(left, fcntl.LOCK_NB):
+                    shutil.rmtree(left)
+            fresh.mkdir()
+            stack.enter_context(_locked(fresh))  # while this process lives, so that it is no leftover
+        stack.callback(shutil.rmtree, fresh, ignore_errors=True)
+        with reported(target):
+            yield fresh
+        for path in [*fresh.rglob("*"), fresh]:
+            if path.is_file():
+                path.chmod(fresh.stat().st_mode & 0o666)
+            _flush(path)
+        _swap(fresh, target)
+        _flush(target.parent)
 
 
 def check_replaceable(folder: str | Path) -> None:
@@ -175,90 +180,54 @@ def read_json(path: Path, kind: type) -> Any:
 
 def write_json(path: Path, content) -> None:
     """Write JSON atomically; NaN raises ValueError, since it is no JSON."""
-    with reported(path), fresh_file(path) as partial:
+    with fresh_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def reported(target: Path) -> Iterator[None]:
-    """Turn an OSError, such as of a full disk, into one sentence about the file."""
+    """Turn an OSError that names no file, such as that of a full disk, into one sentence about this one."""
     try:
         yield
     except OSError as error:
-        raise OSError(f"{target} was not written; what was there before is unchanged ({error})") from error
+        if type(error) is not OSError or error.filename is not None:
+            raise
+        sentence = OSError(f"{target} was not written; what was there before is unchanged ({error})")
+        sentence.errno = error.errno
+        raise sentence from error
 
 
 def _swap(fresh: Path, target: Path) -> None:
     """Put the new folder in its place; what was there is then at `fresh`, or nowhere."""
-    aside = _beside(target, _ASIDE)
-    while True:
-        try:
-            fresh.rename(target)  # where there is nothing, or an empty folder
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or not target.is_dir():
-                settled(target)
-                raise
-        if _exchange(fresh, target):
-            return
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(aside)  # again where a reader has put it back
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
+        fresh.rename(target)  # where there is nothing, or an empty folder
+        return
+    if not _exchange(fresh, target):
+        aside = _beside(target, _ASIDE)
+        target.rename(aside)
+        fresh.rename(target)
         aside.rename(fresh)
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two folders change names in one step; False where the system or the file system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if rename is None:
-        return False
-    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
-        return True
-    if (number := ctypes.get_errno()) in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), str(other))
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 @contextlib.contextmanager
-def _claimed(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, locked while this process lives, so that others can tell it from a leftover."""
-    with contextlib.ExitStack() as stack:
-        while True:
-            fresh = _beside(target, _PARTIAL)
-            fresh.mkdir()
-            with contextlib.suppress(FileNotFoundError):  # another writer took it for a leftover before it was locked
-                stack.enter_context(_lock(fresh, wait=True))
-                if fresh.is_dir():
-                    break
-        yield fresh
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether the folder could be locked; the lock ends with the block, or with the process."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield False
-        return
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process. Raises OSError only if it shall not wait (LOCK_NB)."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            locked = True
+            fcntl.flock(handle, fcntl.LOCK_EX | how)
         except OSError:  # taken, or a file system without locks
-            locked = False
-        yield locked
+            if how:
+                raise
+        yield
     finally:
         os.close(handle)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed writers left: folders beside the target that no process has locked."""
-    for left in [*_left_by(target, _PARTIAL), *_left_by(target, _ASIDE)]:
-        with contextlib.suppress(OSError), _lock(left) as unused:  # another writer may remove it first
-            if unused:
-                shutil.rmtree(left)
 
 
 def _left_by(target: Path, suffix: str) -> list[Path]:
@@ -269,27 +238,8 @@ def _beside(target: Path, suffix: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
 
 
-@contextlib.contextmanager
-def _named(target: Path) -> Iterator[None]:
-    """Name what is written in an error that names no file, such as that of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(target)
-        raise
-
-
-def _give_mode(path: Path, mode: int) -> None:
-    """Let others read and write a file as the umask says; safetensors writes it for its owner alone."""
-    if path.is_file() and not path.is_symlink() and (path.stat().st_mode ^ mode) & 0o666:
-        path.chmod(mode & 0o666)
-
-
 def _flush(path: Path) -> None:
     """Have a file or folder written to the disk before it is renamed."""
-    if path.is_symlink() or (path.is_dir() and os.name != "posix"):
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -113,8 +113,7 @@ class Store:
         origin = self.provenance() | {"digest": digest([json.dumps(facts, sort_keys=True, allow_nan=False), ordered])}
         origin["parents"].pop(name, None)  # an older one of the same name
         target = self._file(name)
-        with reported(target):
-            save_weights(target, ordered, {"facts": json.dumps({**facts, "provenance": origin})})
+        save_weights(target, ordered, {"facts": json.dumps({**facts, "provenance": origin})})
         self.send(target.name)
         return target
 
