@@ -140,7 +140,7 @@ toy = embed.normalize(np.array([[3.0, 4.0], [6.0, 8.0], [-4.0, 3.0]]))
 # that no network is needed, and vectors are cached by text and model.
 
 # %%
-texts = embed.item_texts(shop.items)
+texts = embed.item_texts(shop.items, sizes.text_characters)
 run = workers.chosen()  # in this process, unless SEMID_WORKERS says otherwise
 cache = results.cache("embeddings")
 vectors = embed.embed(texts, EMBEDDER, cache=cache, progress=True, run=run)

@@ -15,6 +15,7 @@ from semid_lib.evaluation.rows import over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
+from semid_lib.workbench import scale
 from semid_lib.workbench.store import Store
 
 LISTS = "next_item_lists"  # the artefact that chapter 07 writes and chapter 11 reads
@@ -43,7 +44,7 @@ def load_ids(shop: dataset.Dataset, artefacts: Store, instead: str) -> tuple[Sem
     if artefacts.has("semantic_ids") or not instead:
         vectors = embed.normalize(artefacts.load("embeddings")["vectors"])
         return recipes.load_ids(artefacts), recipes.load_ids(artefacts, rqvae=True), vectors
-    texts = embed.item_texts(shop.items)
+    texts = embed.item_texts(shop.items, scale.get(artefacts.scale).text_characters)
     vectors = embed.normalize(embed.embed(texts, cache=artefacts.cache("embeddings")))
     kmeans = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)))
     ids, _ = assignment.resolve_collisions(kmeans.codes, vectors, kmeans)
