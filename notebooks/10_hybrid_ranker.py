@@ -40,7 +40,7 @@ from semid_lib.evaluation import figures_models as figures
 from semid_lib.ids import embed
 from semid_lib.llm import llm_search
 from semid_lib.queries import filters
-from semid_lib.search import generative, hybrid_ranker, retrieval
+from semid_lib.search import hybrid_ranker, retrieval
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import search_study
 from semid_lib.workbench import scale, store
@@ -101,7 +101,7 @@ torch.manual_seed(SEED)
 dim = study.item_vectors.shape[1]
 shape = hybrid_ranker.HybridRankerConfig(ids.sizes, dim, word_weight=w)
 hybrid = hybrid_ranker.HybridRanker(shape, ids.unique, study.item_vectors)
-hybrid_search = generative.LightSearch(hybrid, bm25, study.embedder)
+hybrid_search = hybrid_ranker.HybridSearch(hybrid, bm25, study.embedder)
 
 # %% [markdown]
 # The network starts at zero, so before training the list must be that of $s$:
@@ -176,7 +176,7 @@ folder, device = artefacts.path("recommender_llm"), "cuda" if on_gpu else "cpu"
 llm = Recommender.from_pretrained(folder, device).searcher
 parts = (llm.model, llm.tokenizer, llm.tokens, llm.trie)
 wide_llm = llm_search.LanguageModelSearch(*parts, beam_width=300)
-wide_hybrid = generative.LightSearch(hybrid, bm25, beam_width=300)
+wide_hybrid = hybrid_ranker.HybridSearch(hybrid, bm25, beam_width=300)
 methods = {
     "BM25": bm25,
     "dense": dense,

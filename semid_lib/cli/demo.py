@@ -54,7 +54,6 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     from semid_lib.next_item import recipes
     from semid_lib.next_item.timeline import Timeline
     from semid_lib.search import hybrid_ranker, retrieval
-    from semid_lib.search.generative import LightSearch
     from semid_lib.serving.recommender import Recommender
     from semid_lib.workbench import scale
 
@@ -75,7 +74,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     config = hybrid_ranker.HybridRankerConfig(
         ids.sizes, vectors.shape[1], word_weight=hybrid_ranker.balanced_weight(cosines, matches)
     )
-    search = LightSearch(hybrid_ranker.HybridRanker(config, ids.unique, vectors), words)
+    search = hybrid_ranker.HybridSearch(hybrid_ranker.HybridRanker(config, ids.unique, vectors), words)
     assert isinstance(trained.model, Timeline)
     Recommender(trained.model, ids, shop.items, search).save_pretrained(folder)
     _say(f"Recall@10 on validation: {trained.best.validation:.3f}")

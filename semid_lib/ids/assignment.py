@@ -5,7 +5,7 @@ Codebooks are fixed here. A *quantizer* is a `quantize.ResidualQuantizer`, an `r
 minus the prefixes of their codes, to the codewords of the last level.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,6 @@ from semid_lib.workbench import workers
 
 _TOGETHER = 16_384  # vectors per batch of a worker
 _PREFIXED = 8192  # items, about, whose costs are in memory at a time
-_DECODED = 65_536  # reconstructions in memory at a time
 
 
 def codes_of(vectors: np.ndarray, quantizer, run: workers.Run = workers.here) -> np.ndarray:
@@ -37,15 +36,12 @@ def codes_of(vectors: np.ndarray, quantizer, run: workers.Run = workers.here) ->
         return quantizer.encode(vectors)  # no codes, or an error
     starts = range(0, len(vectors), _TOGETHER)
     batches = (pa.table({"vector": workers.column(vectors[at : at + _TOGETHER])}) for at in starts)
-    answers = run(partial(_encoder, quantizer), batches)
+    answers = run(partial(partial, _encoded, quantizer), batches)
     return np.concatenate([workers.rows_of(answer, "codes") for answer in answers])
 
 
-def _encoder(quantizer) -> Callable[[pa.Table], pa.Table]:
-    def encode(batch: pa.Table) -> pa.Table:
-        return pa.table({"codes": workers.column(quantizer.encode(workers.rows_of(batch, "vector")))})
-
-    return encode
+def _encoded(quantizer, batch: pa.Table) -> pa.Table:
+    return pa.table({"codes": workers.column(quantizer.encode(workers.rows_of(batch, "vector")))})
 
 
 # --- collisions ---
@@ -111,37 +107,29 @@ def resolve_collisions(
                 own, costs = costs[: len(row)], costs[len(row) :]
                 new[row, -1] = assign(own)
     ids = SemanticIDs.from_codes(new, max(quantizer.sizes))
-    moved = np.any(new != codes, axis=1)
-    before = _distortion(vectors, codes, quantizer)
+    n_moved = int(np.any(new != codes, axis=1).sum())
+    before = codebooks.distortion(vectors, quantizer.decode(codes))
     report = CollisionReport(
         collisions=len(codes) - len(np.unique(codes, axis=0)),
-        moved=int(moved.sum()),
+        moved=n_moved,
         distortion_before=before,
-        distortion_after=_distortion(vectors, new, quantizer) if moved.any() else before,
+        distortion_after=codebooks.distortion(vectors, quantizer.decode(new)) if n_moved else before,
         left_over=int(np.count_nonzero(ids.disambiguation_code)),
     )
     return ids, report
 
 
-def _crowded_prefixes(codes: np.ndarray) -> list[list[np.ndarray]]:
+def _crowded_prefixes(codes: np.ndarray) -> Iterator[list[np.ndarray]]:
     """Rows of each prefix with a collision, in batches of about `_PREFIXED` items."""
-    collides = disambiguation_codes(codes) > 0
-    batches: list[list[np.ndarray]] = []
-    n_items = _PREFIXED
+    collides, batch = disambiguation_codes(codes) > 0, []
     for rows in equal_rows(codes[:, :-1]):
         if collides[rows].any():
-            if n_items >= _PREFIXED:
-                batches.append([])
-                n_items = 0
-            batches[-1].append(rows)
-            n_items += len(rows)
-    return batches
-
-
-def _distortion(vectors: np.ndarray, codes: np.ndarray, quantizer) -> float:
-    blocks = [slice(start, start + _DECODED) for start in range(0, len(codes), _DECODED)]
-    errors = [codebooks.squared_errors(vectors[rows], quantizer.decode(codes[rows])) for rows in blocks]
-    return float(np.mean(np.concatenate(errors)))
+            batch.append(rows)
+            if sum(map(len, batch)) >= _PREFIXED:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
 
 
 def least_cost_codes(costs: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
@@ -215,9 +203,7 @@ class AdditionReport(NamedTuple):
     same_sizes: bool  # whether a model trained on the old `ids.sizes` can generate the new IDs; true if left_over is 0
 
 
-def add_items(
-    ids: SemanticIDs, vectors: np.ndarray, quantizer, retired: SemanticIDs | None = None
-) -> tuple[SemanticIDs, AdditionReport]:
+def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[SemanticIDs, AdditionReport]:
     """Assign semantic IDs to new items; codebooks and existing IDs do not change.
 
     New items of one prefix get free last codes at minimum total cost. If a prefix is full, the others get their
@@ -231,8 +217,6 @@ def add_items(
         Embeddings of the new items.
     quantizer : quantizer
         See the module.
-    retired : SemanticIDs, optional
-        IDs of removed items that must not be reused.
 
     Returns
     -------
@@ -261,11 +245,7 @@ def add_items(
             f"the quantizer gives codes {encoded.shape} of {max(quantizer.sizes)}, "
             f"expected ({len(vectors)}, {ids.n_levels}) of {ids.codebook_size} as in the IDs"
         )
-    if retired is not None and retired.n_levels != ids.n_levels:
-        raise ValueError(f"retired IDs have {retired.n_levels} levels, expected {ids.n_levels} as the others")
-    given = [ids] if retired is None else [ids, retired]
-    codes = np.concatenate([*(each.codes for each in given), encoded])
-    first_new = len(codes) - len(encoded)
+    codes, first_new = np.concatenate([ids.codes, encoded]), len(ids)
     costs = quantizer.last_level_costs(vectors, encoded)
     for rows in equal_rows(codes[:, :-1]):
         new = rows[rows >= first_new]
@@ -273,13 +253,9 @@ def add_items(
             free = np.ones(costs.shape[1], dtype=bool)
             free[codes[rows[rows < first_new], -1]] = False
             codes[new, -1] = least_cost_codes(costs[new - first_new], free)
-    extra = _free_numbers(codes, np.concatenate([each.disambiguation_code for each in given]))
-    added = SemanticIDs(
-        np.concatenate([ids.codes, codes[first_new:]]),
-        np.concatenate([ids.disambiguation_code, extra]),
-        ids.codebook_size,
-        ids.disambiguation_size,
-    )
+    extra = _free_numbers(codes, ids.disambiguation_code)
+    numbers = np.concatenate([ids.disambiguation_code, extra])
+    added = SemanticIDs(codes, numbers, ids.codebook_size, ids.disambiguation_size)
     at_nearest = int(np.sum((codes[first_new:] == encoded).all(axis=1) & (extra == 0)))
     return added, AdditionReport(len(encoded), at_nearest, int(np.count_nonzero(extra)), added.sizes == ids.sizes)
 
@@ -297,27 +273,16 @@ def _free_numbers(codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
-def remove_items(ids: SemanticIDs, rows: np.ndarray) -> tuple[SemanticIDs, SemanticIDs]:
-    """Split the IDs into those that stay and those of the removed rows, both in row order and unchanged.
-
-    `add_items` may give a removed ID to another item of the same prefix. If old logs still name items by ID, pass the
-    removed ones as `retired`. Both results keep the width of `ids.unique`.
+def remove_items(ids: SemanticIDs, rows: np.ndarray) -> SemanticIDs:
+    """The IDs of the items that stay, in row order and of unchanged width; `add_items` may use the others again.
 
     Raises ValueError unless rows are distinct integers (r,) from 0 to len(ids) - 1.
 
-    >>> kept, removed = remove_items(SemanticIDs.from_codes(np.array([[4], [2], [7]]), 8), np.array([1]))
-    >>> kept.codes.ravel(), removed.codes.ravel()
-    (array([4, 7]), array([2]))
+    >>> remove_items(SemanticIDs.from_codes(np.array([[4], [2], [7]]), 8), np.array([1])).codes.ravel()
+    array([4, 7])
     """
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-        raise ValueError(f"rows must be a list of row numbers, got {rows.shape} {rows.dtype}")
-    gone = np.isin(np.arange(len(ids)), rows)
-    if gone.sum() < len(rows):
-        raise ValueError(f"rows are {rows.tolist()[:20]}, expected distinct ones from 0 to {len(ids) - 1}")
+    kept = ~np.isin(np.arange(len(ids)), rows)
+    if len(ids) - kept.sum() != np.size(rows) or np.asarray(rows).dtype == bool:
+        raise ValueError(f"rows are {np.ravel(rows)[:20].tolist()}, expected distinct ones from 0 to {len(ids) - 1}")
     room = ids.sizes[ids.n_levels] if len(ids.sizes) > ids.n_levels else 1
-    kept, removed = (
-        SemanticIDs(ids.codes[these], ids.disambiguation_code[these], ids.codebook_size, room)
-        for these in (~gone, gone)
-    )
-    return kept, removed
+    return SemanticIDs(ids.codes[kept], ids.disambiguation_code[kept], ids.codebook_size, room)

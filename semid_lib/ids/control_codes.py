@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from semid_lib.ids.quantize import check_settings, finite_vectors, kmeans, nearest
+from semid_lib.ids.quantize import finite_vectors, kmeans, nearest
 from semid_lib.ids.semantic_ids import equal_rows
 
 
@@ -17,18 +16,11 @@ def random_codes(n: int, n_levels: int = 3, codebook_size: int = 256, seed: int 
     >>> random_codes(4, n_levels=2, codebook_size=8).shape
     (4, 2)
     """
-    check_settings(n_levels, codebook_size)
     return np.random.default_rng(seed).integers(codebook_size, size=(n, n_levels))
 
 
 def category_codes(
-    vectors: np.ndarray,
-    labels: Sequence[str],
-    n_levels: int = 3,
-    codebook_size: int = 256,
-    n_iterations: int = 25,
-    seed: int = 0,
-    progress: bool = False,
+    vectors: np.ndarray, labels: Sequence[str], n_levels: int = 3, codebook_size: int = 256, seed: int = 0
 ) -> np.ndarray:
     """Codes of a category tree: level 0 follows the labels, k-means splits each node further.
 
@@ -50,7 +42,7 @@ def category_codes(
     Raises
     ------
     ValueError
-        If there are no vectors, they are not finite, or labels are not one string per vector.
+        If there are no vectors, they are not finite, or there is not one label each.
 
     References
     ----------
@@ -62,20 +54,20 @@ def category_codes(
     >>> category_codes(vectors, ["pen", "pen", "ink", "ink"], n_levels=2, codebook_size=2)[:, 0]
     array([1, 1, 0, 0])
     """
-    check_settings(n_levels, codebook_size, n_iterations)
-    rng = np.random.default_rng(seed)
-    vectors = finite_vectors(vectors)
-    groups = _grouped_labels(vectors, _checked_labels(labels, vectors), codebook_size)
+    rng, vectors = np.random.default_rng(seed), finite_vectors(vectors)
+    if not len(vectors) or len(labels) != len(vectors):
+        raise ValueError(f"{len(labels)} labels for {len(vectors)} vectors: expected one each, of at least one item")
+    groups = _grouped_labels(vectors, np.asarray(labels, dtype=str), codebook_size)
     codes = np.empty((len(vectors), n_levels), dtype=np.int64)
     first = 0
     for rows, n_codes in zip(groups, _codes_per_group(codebook_size, np.array(list(map(len, groups)))), strict=True):
-        centres = _centres(vectors[rows], n_codes, n_iterations, rng)
+        centres = _centres(vectors[rows], n_codes, rng)
         codes[rows, 0] = first + nearest(vectors[rows], centres)
         first += len(centres)
-    for level in tqdm(range(1, n_levels), desc="category tree", unit="level", disable=not progress):
+    for level in range(1, n_levels):
         for rows in equal_rows(codes[:, :level]):
             wanted = min(codebook_size, int(np.ceil(round(len(rows) ** (1 / (n_levels - level)), 9))))
-            codes[rows, level] = nearest(vectors[rows], _centres(vectors[rows], wanted, n_iterations, rng))
+            codes[rows, level] = nearest(vectors[rows], _centres(vectors[rows], wanted, rng))
     return codes
 
 
@@ -100,18 +92,9 @@ def _codes_per_group(n_codes: int, sizes: np.ndarray) -> np.ndarray:
     return given
 
 
-def _centres(members: np.ndarray, wanted: int, n_iterations: int, rng: np.random.Generator) -> np.ndarray:
+def _centres(members: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
     """Centres of at most `wanted` clusters of the members, none without members."""
     if wanted == 1:
         return members.mean(axis=0, keepdims=True)
-    centres = kmeans(members, wanted, n_iterations, rng)
+    centres = kmeans(members, wanted, 25, rng)
     return centres[np.unique(nearest(members, centres))]
-
-
-def _checked_labels(labels: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    if not len(vectors) or len(labels) != len(vectors):
-        raise ValueError(f"{len(labels)} labels for {len(vectors)} vectors: expected one each, of at least one item")
-    for row, label in enumerate(labels):
-        if not isinstance(label, str):
-            raise ValueError(f"labels must be strings, got {label!r} in row {row}")
-    return np.asarray(labels, dtype=str)

@@ -28,12 +28,14 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 # sha256 of the published model.safetensors; the publisher of the pip package that carries it is unknown to us
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _TOGETHER = 1024  # texts per batch of a worker and per file of the cache
+_INLINE = ("a", "b", "em", "i", "span", "strong", "sub", "sup", "u")  # tags that do not separate words
+_HIDDEN = ("script", "style")
 
 
-def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
+def item_texts(items: pd.DataFrame) -> list[str]:
     """One text per item: title, brand, leaf of each category path, description; "" for an item without any.
 
-    Markup is removed, white space folded, and the text cut at `max_characters` (MiniLM reads at most 256 word pieces).
+    Markup is removed, white space folded, and the text cut at 1,000 characters (MiniLM reads at most 256 word pieces).
     Raises ValueError that names the row for a field that is not text.
 
     >>> item_texts(pd.DataFrame({"title": ["Tent"], "brand": [""], "categories": [[["Shop", "Camping"]]]}))
@@ -41,10 +43,7 @@ def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
     """
     leaves = [", ".join(dict.fromkeys(path[-1] for path in paths)) for paths in category_column(items)]
     columns = [text_column(items, "title"), text_column(items, "brand"), leaves, text_column(items, "description")]
-    return [
-        ". ".join(text for text in map(plain_text, fields) if text)[:max_characters]
-        for fields in zip(*columns, strict=True)
-    ]
+    return [". ".join(text for text in map(plain_text, fields) if text)[:1000] for fields in zip(*columns, strict=True)]
 
 
 def plain_text(text: str) -> str:
@@ -63,21 +62,17 @@ def plain_text(text: str) -> str:
 
 class _TextOfHTML(html.parser.HTMLParser):
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         self.pieces: list[str] = []
         self.hidden = 0
 
     def handle_starttag(self, tag, attrs):
-        self.hidden += tag in ("script", "style")
-        self._separate(tag)
+        self.hidden += tag in _HIDDEN
+        self.pieces.append("" if tag in _INLINE else " ")
 
     def handle_endtag(self, tag):
-        self.hidden = max(0, self.hidden - (tag in ("script", "style")))
-        self._separate(tag)
-
-    def _separate(self, tag):
-        """A paragraph or a table cell separates words, bold print inside a word does not."""
-        self.pieces.append("" if tag in ("a", "b", "em", "i", "span", "strong", "sub", "sup", "u") else " ")
+        self.hidden = max(0, self.hidden - (tag in _HIDDEN))
+        self.pieces.append("" if tag in _INLINE else " ")
 
     def handle_data(self, data):
         if not self.hidden:
@@ -90,24 +85,23 @@ class Encoder:
     model: as in `embed`.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, batch_size: int = 64):
+    def __init__(self, model: str = DEFAULT_MODEL):
         path = _model_path(model)
         from sentence_transformers import SentenceTransformer  # seconds to import
 
-        self._model, self._batch_size = SentenceTransformer(path, trust_remote_code=False), batch_size
+        self._model = SentenceTransformer(path, trust_remote_code=False)
         for name, module in list(self._model.named_children()):
             if type(module).__name__ == "Normalize":  # keep the lengths: `normalize` can remove them later
                 delattr(self._model, name)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        return self._model.encode(_checked(texts), batch_size=self._batch_size, show_progress_bar=False)
+        return self._model.encode(_checked(texts), batch_size=64, show_progress_bar=False)
 
 
 def embed(
     texts: Sequence[str],
     model: str = DEFAULT_MODEL,
     cache: str | Path | None = None,
-    batch_size: int = 64,
     progress: bool = False,
     run: workers.Run = workers.here,
 ) -> np.ndarray:
@@ -129,23 +123,20 @@ def embed(
     ValueError
         If there is no text, or the weights of the default model are not the published ones.
     """
-    folder = _cache_folder(model, cache)
-    return _embedded(texts, partial(_loaded, model, batch_size), folder, run=run, progress=progress)
+    return _embedded(texts, partial(_loaded, model), _cache_folder(model, cache), run, progress)
 
 
 def embed_batches(
-    batches: Iterable[Sequence[str]],
-    model: str = DEFAULT_MODEL,
-    cache: str | Path | None = None,
-    batch_size: int = 64,
+    batches: Iterable[Sequence[str]], model: str = DEFAULT_MODEL, cache: str | Path | None = None
 ) -> Iterator[np.ndarray]:
     """`embed` for a catalogue that does not fit in memory: yields the vectors of each batch of texts.
 
     The cache finds a batch only if all its texts are the same as before, so use the same batches to resume.
     """
-    load, folder = functools.cache(partial(_loaded, model, batch_size)), _cache_folder(model, cache)
+    load, folder = functools.cache(partial(_loaded, model)), _cache_folder(model, cache)
     for texts in batches:
-        yield _embedded(texts, load, folder, whole=True)
+        name = hashlib.sha256("\0".join(_checked(texts)).encode()).hexdigest()[:16]
+        yield _embedded(texts, load, folder and folder / name)
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
@@ -159,9 +150,9 @@ def _checked(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def _loaded(model: str, batch_size: int) -> Callable[[pa.Table], pa.Table]:
+def _loaded(model: str) -> Callable[[pa.Table], pa.Table]:
     """The function of a worker: a column of texts to one of vectors."""
-    encoder = Encoder(model, batch_size)
+    encoder = Encoder(model)
     return lambda batch: pa.table({"vector": workers.column(encoder(batch["text"].to_pylist()))})
 
 
@@ -169,55 +160,43 @@ def _embedded(
     texts: Sequence[str],
     load: workers.Load,
     folder: Path | None,
-    whole: bool = False,
     run: workers.Run = workers.here,
     progress: bool = False,
 ) -> np.ndarray:
-    """Vectors from the cache folder, and new ones for texts that it lacks. whole: one cache file for all texts."""
+    """Vectors from the files of the cache folder, and new ones for texts that it lacks."""
     texts = _checked(texts)
     keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
     distinct, first = np.unique(keys, return_index=True)
-    files = [] if folder is None else [_cache_file(folder, distinct)] if whole else sorted(folder.glob("*.npz"))
-    known, vectors = _read_cache(files, distinct)
-    # long texts first: little padding, and the progress bar does not slow down at the end
-    todo = np.array(sorted(first[~np.isin(distinct, known)], key=lambda row: -len(texts[row])), dtype=np.int64)
-    parts = [todo] if whole else [todo[at : at + _TOGETHER] for at in range(0, len(todo), _TOGETHER)]
+    known = _read_cache(folder, distinct) if folder else {}
+    todo = [row for row, key in zip(first, distinct, strict=True) if key not in known]
+    todo.sort(key=lambda row: -len(texts[row]))  # long texts first: little padding, and a bar that does not slow down
+    parts = [todo[at : at + _TOGETHER] for at in range(0, len(todo), _TOGETHER)]
     batches = (pa.table({"text": [texts[row] for row in part]}) for part in parts)
     with tqdm(total=len(todo), desc="embedding", unit="text", disable=not progress) as bar:
-        for part, answer in zip(parts, run(load, batches), strict=True) if len(todo) else ():
-            vectors.append(workers.rows_of(answer, "vector"))
-            if folder is not None:
-                _write_cache(_cache_file(folder, keys[part]), keys[part], vectors[-1])
+        for part, answer in zip(parts, run(load, batches), strict=True) if todo else ():
+            vectors = workers.rows_of(answer, "vector")
+            known.update(zip(keys[part], vectors, strict=True))
+            if folder:
+                name = hashlib.sha256("".join(sorted(keys[part])).encode()).hexdigest()[:16]
+                with fresh_file(folder / f"{name}.npz") as fresh, open(fresh, "wb") as stream:
+                    np.savez(stream, keys=keys[part], vectors=vectors)
             bar.update(len(part))
-    found = np.concatenate([known, keys[todo]])
-    order = np.argsort(found)
-    return np.concatenate(vectors)[order[np.searchsorted(found, keys, sorter=order)]]
+    return np.stack([known[key] for key in keys])
 
 
-def _cache_file(folder: Path, keys: np.ndarray) -> Path:
-    return folder / f"{hashlib.sha256(''.join(np.sort(keys)).encode()).hexdigest()[:16]}.npz"
-
-
-def _read_cache(files: Iterable[Path], wanted: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The wanted keys that the files have, and their vectors; one file at a time is in memory."""
-    keys, vectors = [np.empty(0, dtype="<U32")], []
-    for file in files:
+def _read_cache(folder: Path, wanted: np.ndarray) -> dict[str, np.ndarray]:
+    """The vector of each wanted key that the files have; one file at a time is in memory."""
+    known: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("*.npz")):
         try:
             with np.load(file, allow_pickle=False) as saved:
                 ours = np.isin(saved["keys"], wanted)
-                if ours.any():
-                    keys.append(saved["keys"][ours])
-                    vectors.append(saved["vectors"][ours])
+                known.update(zip(saved["keys"][ours], saved["vectors"][ours], strict=True))
         except FileNotFoundError:
             continue
         except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged ({error}): delete it to embed its texts again") from error
-    return np.concatenate(keys), vectors
-
-
-def _write_cache(target: Path, keys: np.ndarray, vectors: np.ndarray) -> None:
-    with fresh_file(target) as partial, open(partial, "wb") as stream:
-        np.savez(stream, keys=keys, vectors=vectors)
+    return known
 
 
 def _cache_folder(model: str, cache: str | Path | None) -> Path | None:
@@ -225,26 +204,20 @@ def _cache_folder(model: str, cache: str | Path | None) -> Path | None:
     if cache is None:
         return None
     path = _model_path(model)
-    folder = Path(path)
     if model == DEFAULT_MODEL:
         parts = [_DEFAULT_SHA256]  # `_model_path` has checked it
-    elif folder.is_dir():
+    elif (folder := Path(path)).is_dir():
         files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
         parts = [f"{file.relative_to(folder).as_posix()} {sha256(file)}" for file in files]
     else:
-        parts = [path, _commit(path)]
+        from huggingface_hub import hf_hub_download
+
+        repo = path if "/" in path else f"sentence-transformers/{path}"
+        try:
+            parts = [path, Path(hf_hub_download(repo, "config.json")).parent.name]
+        except (OSError, ValueError):  # loading it will say why
+            parts = [path]
     return Path(cache) / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-
-
-def _commit(name: str) -> str:
-    """The commit of a model on the Hub that will be loaded; "" if it cannot be found."""
-    from huggingface_hub import hf_hub_download
-
-    repo = name if "/" in name else f"sentence-transformers/{name}"
-    try:
-        return Path(hf_hub_download(repo, "config.json")).parent.name
-    except (OSError, ValueError):  # loading it will say why
-        return ""
 
 
 def _model_path(model: str) -> str:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 MIN_ITEMS = 2  # with different vectors: equal ones leave nothing to tell apart
 _BLOCK = 8192  # vectors per step
+_SAMPLE = 200_000  # of more vectors, the codebooks are fitted to a random sample of this size
 _START_DIMENSIONS = 128  # principal components in which k-means chooses its start
 _SETTLED = 3e-4  # k-means stops when an iteration lowers its objective by less than this share
 
@@ -45,34 +46,20 @@ class ResidualQuantizer:
         """`decode` with these codebooks."""
         return decode(codes, self.codebooks)
 
-    def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
-        """Squared distance of each vector to its prefix plus each codeword of the last level.
+    def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Squared distance of each vector to the prefix of its codes plus each codeword of the last level.
 
-        Parameters
-        ----------
-        vectors : (m, dim) array
-        codes : (m, n_levels - 1 or more) int array, optional
-            Their prefixes are used; by default those of `encode(vectors)`.
+        (m, dim), (m, n_levels - 1 or more) -> (m, codebook_size) float32.
 
-        Returns
-        -------
-        (m, codebook_size) float32 array
-
-        Examples
-        --------
         >>> quantizer = ResidualQuantizer(np.zeros((0, 2), np.int64), np.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
-        >>> quantizer.last_level_costs(np.array([[9.5]]))  # the residual is -0.5: .25 to -1, 2.25 to 1
+        >>> quantizer.last_level_costs(np.array([[9.5]]), np.array([[1]]))  # the residual is -0.5
         array([[0.25, 2.25]], dtype=float32)
         """
-        vectors = finite_vectors(vectors)
-        codes = self.encode(vectors) if codes is None else np.asarray(codes)
-        if codes.ndim != 2 or len(codes) != len(vectors) or codes.shape[1] < len(self.codebooks) - 1:
-            raise ValueError(f"codes must be ({len(vectors)}, {len(self.codebooks) - 1} or more), got {codes.shape}")
-        last = self.codebooks[-1].astype(np.float32)
+        vectors, last = finite_vectors(vectors), self.codebooks[-1].astype(np.float32)
         origin = last.mean(axis=0)
         costs = np.empty((len(vectors), len(last)), dtype=np.float32)
         for rows in _blocks(len(vectors)):
-            left = vectors[rows] - self.decode(codes[rows, : len(self.codebooks) - 1]) - origin
+            left = vectors[rows] - decode(codes[rows, : len(self.codebooks) - 1], self.codebooks) - origin
             costs[rows] = np.sum(left**2, axis=1, keepdims=True) - 2 * left @ (last - origin).T
             costs[rows] += np.sum((last - origin) ** 2, axis=1)
         return np.maximum(costs, 0, out=costs)
@@ -85,12 +72,12 @@ def fit_residual_kmeans(
     n_iterations: int = 25,
     seed: int = 0,
     progress: bool = False,
-    max_training_vectors: int = 200_000,
 ) -> ResidualQuantizer:
     """Cluster the vectors, then their residuals, level by level.
 
     Each level takes the nearest codeword without looking ahead, so prefixes are plain clusters. A level with fewer
-    distinct residuals than codewords repeats codewords; no vector gets the copies.
+    distinct residuals than codewords repeats codewords; no vector gets the copies. Of more than 200,000 vectors, a
+    random sample of that size is clustered.
 
     Parameters
     ----------
@@ -98,8 +85,6 @@ def fit_residual_kmeans(
         Finite, at least `MIN_ITEMS` distinct ones.
     n_iterations : int
         At most, per level.
-    max_training_vectors : int
-        Of more vectors, the codebooks are fitted to a random sample of this size.
 
     Returns
     -------
@@ -121,11 +106,13 @@ def fit_residual_kmeans(
     >>> quantizer.decode(quantizer.codes).ravel()  # two centres, then their two offsets: exact
     array([ 0.,  1., 10., 11.], dtype=float32)
     """
-    check_settings(n_levels, codebook_size, n_iterations)
+    if n_levels < 1 or codebook_size < 2 or n_iterations < 1:
+        settings = f"{n_levels}, {codebook_size} and {n_iterations}"
+        raise ValueError(f"expected n_levels >= 1, codebook_size >= 2 and n_iterations >= 1, got {settings}")
     rng = np.random.default_rng(seed)
     vectors = sample = finite_vectors(vectors)
-    if len(vectors) > max_training_vectors:
-        sample = vectors[np.sort(rng.choice(len(vectors), max_training_vectors, replace=False))]
+    if len(vectors) > _SAMPLE:
+        sample = vectors[np.sort(rng.choice(len(vectors), _SAMPLE, replace=False))]
     check_distinct(sample)
     left = sample.copy()
     codebooks = np.empty((n_levels, codebook_size, vectors.shape[1]), dtype=np.float32)
@@ -161,18 +148,14 @@ def encode(vectors: np.ndarray, codebooks: np.ndarray, beam_width: int = 1) -> n
     if beam_width < 1:
         raise ValueError(f"expected beam_width >= 1, got {beam_width}")
     codes = np.empty((len(vectors), len(codebooks)), dtype=np.int64)
-    search = _greedy if beam_width == 1 else _beam_search
-    for rows in _blocks(len(vectors), _BLOCK // min(beam_width, 16)):
-        codes[rows] = search(vectors[rows], codebooks, beam_width)
-    return codes
-
-
-def _greedy(vectors: np.ndarray, codebooks: np.ndarray, _) -> np.ndarray:
-    left = vectors.copy()
-    codes = np.empty((len(vectors), len(codebooks)), dtype=np.int64)
-    for level, codebook in enumerate(codebooks):
-        codes[:, level] = nearest(left, codebook)
-        left -= codebook[codes[:, level]]
+    for rows in _blocks(len(vectors), min(beam_width, 16)):
+        if beam_width > 1:
+            codes[rows] = _beam_search(vectors[rows], codebooks, beam_width)
+            continue
+        left = vectors[rows].copy()
+        for level, codebook in enumerate(codebooks):
+            codes[rows, level] = nearest(left, codebook)
+            left -= codebook[codes[rows, level]]
     return codes
 
 
@@ -236,7 +219,7 @@ def suggest_codebook_size(n_items: int) -> int:
     return min(1024, max(4, 2 ** int(np.ceil(np.log2(2 * max(n_items, 1)) / 2))))
 
 
-def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = _BLOCK) -> np.ndarray:
+def nearest(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """Index of the closest codeword by Euclidean distance, the lowest on a tie: (n, dim) -> (n,) int64.
 
     >>> nearest(np.array([[0.4], [2.0]]), np.array([[0.0], [1.0]]))
@@ -246,7 +229,7 @@ def nearest(vectors: np.ndarray, codebook: np.ndarray, block: int = _BLOCK) -> n
     centred = codebook - origin
     half_norms = 0.5 * np.sum(centred**2, axis=1)  # |v - c|^2 / 2 = |v|^2 / 2 - v.c + |c|^2 / 2; the first is constant
     found = np.empty(len(vectors), dtype=np.int64)
-    for rows in _blocks(len(vectors), block):
+    for rows in _blocks(len(vectors)):
         found[rows] = np.argmin(half_norms - (vectors[rows] - origin) @ centred.T, axis=1)
     return _first_equal(codebook)[found]
 
@@ -272,7 +255,7 @@ def kmeans(points: np.ndarray, n_clusters: int, n_iterations: int, rng: np.rando
     to 7% lower than from random points, as in faiss. With no more distinct points than clusters, each is a centre,
     and they repeat in turn.
     """
-    first, _, counts = _distinct(points)
+    first, _, counts = distinct_rows(points)
     if len(first) <= n_clusters:
         return points[np.resize(first, n_clusters)]
     origin = points.mean(axis=0)
@@ -316,7 +299,7 @@ def _lloyd(points, weights, centres, n_iterations, rng) -> np.ndarray:
     return np.asarray(kmeans.centroids)
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first of each set of equal rows, in order; for each row, the first that equals it; how often each occurs."""
     rows = np.ascontiguousarray(rows) + 0.0  # -0.0 equals 0.0, but its bytes differ
     keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
@@ -327,10 +310,11 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _first_equal(codebook: np.ndarray) -> np.ndarray:
     """Maps each codeword to the first that equals it; equal codewords may differ in the last digit of a product."""
-    return _distinct(codebook)[1]
+    return distinct_rows(codebook)[1]
 
 
-def _blocks(n: int, size: int = _BLOCK) -> list[slice]:
+def _blocks(n: int, divisor: int = 1) -> list[slice]:
+    size = _BLOCK // divisor
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
@@ -361,13 +345,4 @@ def check_distinct(vectors: np.ndarray) -> None:
         raise ValueError(
             f"{len(vectors)} vectors, but fewer than {MIN_ITEMS} different ones: "
             f"semantic IDs need at least {MIN_ITEMS} items with different texts"
-        )
-
-
-def check_settings(n_levels: int, codebook_size: int, n_iterations: int = 1) -> None:
-    """Raise ValueError if a setting is too small."""
-    if n_levels < 1 or codebook_size < 2 or n_iterations < 1:
-        raise ValueError(
-            f"expected n_levels >= 1, codebook_size >= 2 and n_iterations >= 1, "
-            f"got {n_levels}, {codebook_size} and {n_iterations}"
         )

@@ -8,26 +8,26 @@ codebooks from collapsing.
 """
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import nn
 from tqdm.auto import tqdm
 
 from semid_lib.ids import quantize
 from semid_lib.workbench.training import seeded, warmup_then_cosine
-from semid_lib.workbench.weights import check_config, load_weights, save_weights
+from semid_lib.workbench.weights import check_config
 
 _WARMUP_SHARE = 0.1  # of all steps
-_ARRAYS = ("codes", "codebooks", "mean")  # of an `RQVAE`
+_COMMITMENT = 0.25  # weight of the squared distance from latents to codewords (van den Oord 2017, eq. 3)
+_DECAY = 0.95  # per step, of the moving averages that give the codewords
+_DEAD_SHARE = 0.05  # a codeword used less than this share of the mean use is replaced by a residual
+_SAMPLE = 20_000  # random vectors for the k-means start of the codebooks
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,10 @@ class RQVAEConfig:
     n_epochs: int = 20  # at most; more improve the fitted vectors alone
     batch_size: int = 1024
     learning_rate: float = 3e-3  # peak: linear warm-up over a tenth of the steps, then cosine decay
-    commitment: float = 0.25  # weight of the squared distance from latents to codewords (van den Oord 2017, eq. 3)
-    decay: float = 0.95  # per step, of the moving averages that give the codewords
-    dead_share: float = 0.05  # a codeword used less than this share of the mean use is replaced by a residual
-    n_init: int = 20_000  # random vectors for the k-means start of the codebooks
     patience: int = 10  # training stops after so many epochs without a distortion lower by a thousandth
 
     def __post_init__(self):
-        least = {"learning_rate": 1e-15, "commitment": 0, "decay": 1e-9, "dead_share": 0}
-        check_config(self, least | {"n_init": self.codebook_size}, below={"decay": 1, "dead_share": 1})
+        check_config(self, {"learning_rate": 1e-15, "codebook_size": 2})
 
 
 class RQVAEEpoch(NamedTuple):
@@ -88,34 +83,24 @@ class _Network(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class RQVAE:
-    """A trained RQ-VAE; a quantizer as `quantize.ResidualQuantizer`.
+class RQVAE(quantize.ResidualQuantizer):
+    """A trained RQ-VAE: a residual quantizer of latents. A vector is standardized by (vector - mean) / scale.
 
     Attributes
     ----------
-    config : RQVAEConfig
     codes : (n, n_levels) int64 array
         Of the fitted vectors.
     codebooks : (n_levels, codebook_size, latent_dim) float32 array
     mean : (dim,) float32 array
     scale : float
-        A vector is standardized by (vector - mean) / scale, one number for all dimensions.
     network : torch.nn.Module
     history : list of RQVAEEpoch
     """
 
-    config: RQVAEConfig
-    codes: np.ndarray
-    codebooks: np.ndarray
     mean: np.ndarray
     scale: float
     network: _Network
-    history: list[RQVAEEpoch] = field(default_factory=list)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of codes of each level."""
-        return self._quantizer.sizes
+    history: list[RQVAEEpoch]
 
     def latents(self, vectors: np.ndarray) -> np.ndarray:
         """Encoder output: (m, dim) -> (m, latent_dim) float32.
@@ -127,46 +112,17 @@ class RQVAE:
             raise ValueError(f"vectors have {vectors.shape[1]} dimensions, the RQ-VAE was fitted on {len(self.mean)}")
         return _apply(self.network.encoder, (vectors - self.mean) / np.float32(self.scale))
 
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Codes of any vectors, greedily level by level: (m, dim) -> (m, n_levels) int64. Raises as `latents`."""
-        return self._quantizer.encode(self.latents(vectors))
+    def encode(self, vectors: np.ndarray, beam_width: int = 1) -> np.ndarray:
+        """Codes of the latents: (m, dim) -> (m, n_levels) int64. Raises as `latents`."""
+        return super().encode(self.latents(vectors), beam_width)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Reconstructed vectors: (m, k <= n_levels) -> (m, dim) float32; fewer columns give the vector of a prefix.
+        """Reconstructed vectors: (m, k <= n_levels) -> (m, dim) float32; fewer columns give the vector of a prefix."""
+        return _apply(self.network.decoder, super().decode(codes)) * np.float32(self.scale) + self.mean
 
-        Raises ValueError if a code is not in its codebook.
-        """
-        rebuilt = _apply(self.network.decoder, self._quantizer.decode(codes))
-        return rebuilt * np.float32(self.scale) + self.mean
-
-    def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
+    def last_level_costs(self, vectors: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """`ResidualQuantizer.last_level_costs` of the latents: (m, dim) -> (m, codebook_size) float32."""
-        return self._quantizer.last_level_costs(self.latents(vectors), codes)
-
-    @property
-    def _quantizer(self) -> quantize.ResidualQuantizer:
-        """Quantizes latents."""
-        return quantize.ResidualQuantizer(self.codes, self.codebooks)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, with config and history in its header."""
-        arrays = {f"network.{name}": weight.numpy() for name, weight in self.network.state_dict().items()}
-        arrays |= {name: getattr(self, name) for name in _ARRAYS} | {"scale": np.array([self.scale])}
-        facts = {"config": json.dumps(asdict(self.config)), "history": json.dumps(self.history)}
-        save_weights(path, {name: np.array(array, order="C") for name, array in arrays.items()}, facts)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read the file of `save`; the package for training is not needed."""
-        tensors = load_weights(path)
-        with safe_open(path, framework="numpy") as saved:
-            facts = {name: json.loads(text) for name, text in saved.metadata().items()}
-        config = RQVAEConfig(**facts["config"])
-        history = [RQVAEEpoch(*epoch)._replace(utilization=tuple(epoch[3])) for epoch in facts["history"]]
-        arrays = {name: tensors.pop(name).numpy() for name in (*_ARRAYS, "scale")}
-        network = _Network(len(arrays["mean"]), arrays["codebooks"].shape[2], config.hidden_dim)
-        network.load_state_dict({name.removeprefix("network."): weight for name, weight in tensors.items()})
-        return cls(config, **arrays | {"scale": float(arrays["scale"][0])}, network=network.eval(), history=history)
+        return super().last_level_costs(self.latents(vectors), codes)
 
 
 def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int = 0, progress: bool = False) -> RQVAE:
@@ -200,15 +156,23 @@ def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int 
     quantize.check_distinct(vectors)
     mean = vectors.mean(axis=0)
     scale = float((vectors - mean).std())
-    with seeded(seed):
-        trainer = _Trainer(torch.from_numpy((vectors - mean) / np.float32(scale)), scale, config, seed)
-        network, codebooks, history = trainer.run(progress)
-    fitted = RQVAE(config, np.empty((0, config.n_levels), np.int64), codebooks, mean, scale, network, history)
+    with seeded(seed), tqdm(total=config.n_epochs, desc="RQ-VAE", unit="epoch", disable=not progress) as bar:
+        run = _Training(torch.from_numpy((vectors - mean) / np.float32(scale)), scale, config, seed)
+        history = [run.state(0, math.nan)]
+        network, codebooks = run.snapshot()
+        while len(history) <= config.n_epochs and not _stalled(history, config.patience):
+            now = run.state(len(history), run.epoch())
+            if now.distortion < min(past.distortion for past in history):
+                network, codebooks = run.snapshot()
+            history.append(now)
+            bar.set_postfix(loss=f"{now.loss:.2f}", distortion=f"{now.distortion:.4f}")
+            bar.update()
+    fitted = RQVAE(np.empty((0, config.n_levels), np.int64), codebooks, mean, scale, network, history)
     return replace(fitted, codes=fitted.encode(vectors))
 
 
-class _Trainer:
-    """One training run: network, quantizer and optimizer."""
+class _Training:
+    """Network, quantizer and optimizer of one run."""
 
     def __init__(self, vectors: torch.Tensor, scale: float, config: RQVAEConfig, seed: int):
         self.started = time.perf_counter()
@@ -227,80 +191,56 @@ class _Trainer:
         """A residual quantizer that starts from k-means of the latents of a random sample."""
         from vector_quantize_pytorch import ResidualVQ  # only training needs it
 
-        config = self.config
-        mean_use = self.batch_size / config.codebook_size  # of a codeword, in vectors a step
+        n_levels, size = self.config.n_levels, self.config.codebook_size
         quantizer = ResidualVQ(
             dim=self.network.encoder.out_features,
-            num_quantizers=config.n_levels,
-            codebook_size=config.codebook_size,
-            decay=config.decay,
-            threshold_ema_dead_code=config.dead_share * mean_use,
+            num_quantizers=n_levels,
+            codebook_size=size,
+            decay=_DECAY,
+            threshold_ema_dead_code=_DEAD_SHARE * (self.batch_size / size),  # vectors a step
             rotation_trick=False,
         )
-        sample = self.vectors[torch.randperm(len(self.vectors))[: config.n_init]]
-        start = quantize.fit_residual_kmeans(
-            _apply(self.network.encoder, sample.numpy()), config.n_levels, config.codebook_size, seed=seed
-        )
+        sample = self.vectors[torch.randperm(len(self.vectors))[:_SAMPLE]].numpy()
+        start = quantize.fit_residual_kmeans(_apply(self.network.encoder, sample), n_levels, size, seed=seed)
         for layer, codes, codebook in zip(quantizer.layers, start.codes.T, start.codebooks, strict=True):
-            use = torch.from_numpy(np.bincount(codes, minlength=config.codebook_size) * self.batch_size / len(codes))
             averages = layer._codebook  # the library's own k-means starts from random vectors, at the first batch only
             averages.embed.copy_(torch.from_numpy(codebook))
-            averages.cluster_size.copy_(use)
+            use = np.bincount(codes, minlength=size) * self.batch_size / len(codes)
+            averages.cluster_size.copy_(torch.from_numpy(use))
             averages.embed_avg.copy_(averages.embed * averages.cluster_size[..., None])
         return quantizer
 
-    def run(self, progress: bool) -> tuple[_Network, np.ndarray, list[RQVAEEpoch]]:
-        """Train until the epochs or the patience end. Returns the best network, its codebooks, and the history."""
-        history = [self._evaluate(0, math.nan)]
-        best = self._snapshot()
-        with tqdm(total=self.config.n_epochs, desc="RQ-VAE", unit="epoch", disable=not progress) as bar:
-            for epoch in range(1, self.config.n_epochs + 1):
-                now = self._evaluate(epoch, self._epoch())
-                if now.distortion < min(past.distortion for past in history):
-                    best = self._snapshot()
-                history.append(now)
-                used = "/".join(f"{share:.2f}" for share in now.utilization)
-                bar.set_postfix(loss=f"{now.loss:.2f}", distortion=f"{now.distortion:.4f}", utilization=used)
-                bar.update()
-                if _stalled(history, self.config.patience):
-                    break
-        self.network.load_state_dict(best[0])
-        return self.network.eval(), best[1], history
-
-    def _epoch(self) -> float:
+    def epoch(self) -> float:
         """Train on all full batches in random order. Returns the mean loss."""
         order = torch.randperm(len(self.vectors))[: self.n_batches * self.batch_size]
-        losses = [self._step(self.vectors[rows]) for rows in order.view(self.n_batches, self.batch_size)]
+        losses = []
+        for rows in order.view(self.n_batches, self.batch_size):
+            batch = self.vectors[rows]
+            latents = self.network.encoder(batch)
+            quantized, _, distances = self.quantizer(latents)  # (n_levels,) means over vectors and dimensions
+            reconstruction = (self.network.decoder(quantized) - batch).square().sum(dim=1).mean()
+            loss = reconstruction + _COMMITMENT * latents.shape[1] * distances.sum()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.detach())
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise ValueError(f"the loss became {mean}; try a smaller learning_rate than {self.config.learning_rate}")
         return mean
 
-    def _step(self, batch: torch.Tensor) -> torch.Tensor:
-        latents = self.network.encoder(batch)
-        quantized, _, distances = self.quantizer(latents)  # distances: (n_levels,), means over vectors and dimensions
-        reconstruction = (self.network.decoder(quantized) - batch).square().sum(dim=1).mean()
-        loss = reconstruction + self.config.commitment * latents.shape[1] * distances.sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        return loss.detach()
-
-    def _evaluate(self, epoch: int, loss: float) -> RQVAEEpoch:
+    def state(self, epoch: int, loss: float) -> RQVAEEpoch:
         """Distortion and utilization on all vectors with the current weights."""
-        size, codebooks = self.config.codebook_size, self._codebooks()
+        codebooks = self.quantizer.codebooks.numpy()
         codes = quantize.encode(_apply(self.network.encoder, self.vectors.numpy()), codebooks)
         error = _apply(self.network.decoder, quantize.decode(codes, codebooks)) - self.vectors.numpy()
         distortion = float(np.mean(np.sum(error**2, axis=1, dtype=np.float64))) * self.scale**2
-        used = tuple(len(np.unique(level)) / size for level in codes.T)
+        used = tuple(len(np.unique(level)) / self.config.codebook_size for level in codes.T)
         return RQVAEEpoch(epoch, loss, distortion, used, time.perf_counter() - self.started)
 
-    def _codebooks(self) -> np.ndarray:
-        return self.quantizer.codebooks.numpy().copy()
-
-    def _snapshot(self) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        return copy.deepcopy(self.network.state_dict()), self._codebooks()
+    def snapshot(self) -> tuple[_Network, np.ndarray]:
+        return copy.deepcopy(self.network).eval(), self.quantizer.codebooks.numpy().copy()
 
 
 def _stalled(history: list[RQVAEEpoch], patience: int) -> bool:

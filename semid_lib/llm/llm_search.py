@@ -21,7 +21,8 @@ from semid_lib.ids.semantic_ids import SemanticIDs, trained_tokens
 from semid_lib.llm.base_models import load_base
 from semid_lib.llm.examples import TEMPLATE_ARGUMENTS, encode_prompts, ensure_chat_template, prompt_for
 from semid_lib.llm.fine_tuning import merge_adapter, save_model
-from semid_lib.search.generative import GenerativeSearch, LightSearch
+from semid_lib.search.generative import GenerativeSearch
+from semid_lib.search.hybrid_ranker import HybridSearch
 from semid_lib.workbench.text import one_line, shown
 from semid_lib.workbench.weights import shapes_of
 
@@ -68,7 +69,7 @@ class LanguageModelSearch(GenerativeSearch):
         self.adapter = adapter
 
     def save(self, folder: Path) -> tuple[dict, list[str]]:
-        """Save the model to `llm/`, as vLLM loads it, with its tokenizer and tokens: -> as `LightSearch.save`.
+        """Save the model to `llm/`, as vLLM loads it, with its tokenizer and tokens: -> as `HybridSearch.save`.
 
         An adapter is saved in place of the model, which is then loaded by name and commit.
 
@@ -130,7 +131,7 @@ def load_searcher(
     folder, is_llm = Path(folder), facts["type"] == "language model"
     if engine == "transformers":
         if not is_llm:
-            return LightSearch.load(folder, facts, ids, items, device)
+            return HybridSearch.load(folder, facts, ids, items, device)
         return LanguageModelSearch.load(folder, facts, PrefixTrie.build(ids.unique).to(device), device)
     if not is_llm:
         raise ValueError(f"engine 'vllm' runs language models, {folder} has a search model of type {facts['type']!r}")

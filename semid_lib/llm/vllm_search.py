@@ -137,7 +137,7 @@ class VLLMSearch(GenerativeSearch):
         super().__init__(scorer, trie, beam_width, batch_size)
 
     def save(self, folder: Path) -> tuple[dict, list[str]]:
-        """Copy the model: -> as `LightSearch.save`."""
+        """Copy the model: -> as `HybridSearch.save`."""
         to = Path(folder) / "llm"
         if to.resolve() != self.folder.resolve():
             shutil.copytree(self.folder, to, dirs_exist_ok=True)

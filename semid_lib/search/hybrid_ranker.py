@@ -9,24 +9,31 @@ prefix, so the probabilities of the items sum to one.
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import regex
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.ids import embed as encoders
+from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.heads import HeadLevel, prefix_log_probs
+from semid_lib.search.generative import GenerativeSearch
+from semid_lib.search.retrieval import BM25
 from semid_lib.workbench.text import one_line
-from semid_lib.workbench.weights import check_config, check_shapes, load_weights, save_weights
+from semid_lib.workbench.weights import check_config, check_shapes, load_weights, save_weights, shapes_of
 
 _WORD = regex.compile(r"\w+")  # unlike re, with the marks of Hindi or Thai
 _FORMAT = "query model 1"
@@ -75,9 +82,7 @@ class State(NamedTuple):
 
     hidden: torch.Tensor  # (B, W, dim): the query plus the codes chosen so far
     node: torch.Tensor  # (B, W) int64 nodes of the model's own trie
-    text_scores: tuple[
-        torch.Tensor, ...
-    ]  # per depth from 1: (B, n_nodes) log of the summed text scores of the items under a node
+    text_scores: tuple[torch.Tensor, ...]  # per depth from 1: (B, n_nodes) log of the sum over the items of a node
 
 
 class HybridRanker(nn.Module):
@@ -194,11 +199,6 @@ class HybridRanker(nn.Module):
     def _text_scores(self, queries: Queries) -> tuple[torch.Tensor, ...]:
         """Log of the sum of exp(text score / temperature) of the items under each node, depth by depth."""
         items = queries.vectors @ self.leaf_vectors.T
-        if (queries.matches is None) != (self.config.word_weight == 0):
-            given = "without" if queries.matches is None else "with"
-            raise ValueError(
-                f"the model has word_weight {self.config.word_weight}, the queries come {given} word scores"
-            )
         if queries.matches is not None:
             items = items + self.config.word_weight * queries.matches[:, self._trie().item]
         return prefix_log_probs(self._trie(), items * torch.exp(-self.log_temperature))
@@ -229,17 +229,98 @@ class HybridRanker(nn.Module):
         return self.trie
 
 
+class HybridSearch(GenerativeSearch):
+    """Search by a hybrid ranker, which reads the vector and the words of a query.
+
+    Parameters
+    ----------
+    model : HybridRanker
+    words : BM25, optional
+        Of the items' texts, for a model with a `word_weight`.
+    embed : str
+        The items' encoder, as `embed.Encoder` knows it; loaded at the first query without a vector.
+
+    Raises
+    ------
+    ValueError
+        If `words` is missing, not needed, or of other items.
+    """
+
+    def __init__(
+        self,
+        model: HybridRanker,
+        words: BM25 | None = None,
+        embed: str = encoders.DEFAULT_MODEL,
+        beam_width: int = 100,
+    ):
+        super().__init__(model.eval(), model.trie, beam_width, batch_size=32)
+        weight = model.config.word_weight
+        if (words is None) != (weight == 0) or (words is not None and words.n_items != self.n_items):
+            known = "without word scores" if words is None else f"with word scores of {words.n_items} items"
+            raise ValueError(f"the model has word_weight {weight} and {self.n_items} items and comes {known}")
+        self.words, self.embed = words, embed
+        self._encoder: encoders.Encoder | None = None
+        self._loading = threading.Lock()
+
+    def training_batches(
+        self, queries: Sequence[str], query_vectors: np.ndarray, items: np.ndarray, batch_size: int = 256, seed: int = 0
+    ) -> DataLoader:
+        """Batches for `training.fit`, shuffled each epoch: the model's inputs, and item rows.
+
+        Word scores, one per query and item, are computed when they are needed.
+        """
+        targets = torch.from_numpy(np.array(items, dtype=np.int64))
+
+        def read(rows: list[int]) -> tuple[Queries, torch.Tensor]:
+            return self._contexts([queries[row] for row in rows], query_vectors[rows]), targets[rows]
+
+        order = torch.Generator().manual_seed(seed)
+        rows: Any = range(len(targets))
+        return DataLoader(rows, batch_size, shuffle=True, generator=order, collate_fn=read)
+
+    def save(self, folder: Path) -> tuple[dict, list[str]]:
+        """Save the model and the items' vectors: -> facts for `load`, and file names.
+
+        Word scores are computed again from the item table, and the encoder is saved by name.
+        """
+        self.scorer.save(folder / "query_model.safetensors")
+        vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item().cpu()]
+        save_weights(folder / "item_vectors.safetensors", {"vectors": vectors.contiguous()})
+        files = ["query_model.safetensors", "item_vectors.safetensors"]
+        return {"type": "light", "beam_width": self.beam_width, "encoder": self.embed}, files
+
+    @classmethod
+    def load(cls, folder: Path, facts: dict, ids: SemanticIDs, items: pd.DataFrame, device="cpu") -> "HybridSearch":
+        """Load what `save` wrote; ValueError names a file that does not fit the items."""
+        path = folder / "item_vectors.safetensors"
+        shape = shapes_of(path).get("vectors", ())
+        if len(shape) != 2 or shape[0] != len(ids):
+            raise ValueError(f"{path}: tensor 'vectors' has shape {shape}, expected ({len(ids)}, dim)")
+        vectors = load_weights(path)["vectors"]
+        if not vectors.is_floating_point():
+            raise ValueError(f"{path}: tensor 'vectors' is {vectors.dtype}, expected real numbers")
+        model = HybridRanker.load(folder / "query_model.safetensors", ids.unique, vectors.float().numpy()).to(device)
+        words = BM25(encoders.item_texts(items)) if model.config.word_weight else None
+        return cls(model, words, facts["encoder"], facts["beam_width"])
+
+    def _contexts(self, queries: list[str], query_vectors: np.ndarray | None) -> Queries:
+        if query_vectors is None:
+            with self._loading:  # a service may load it in the background at the same time
+                self._encoder = self._encoder or encoders.Encoder(self.embed)
+            query_vectors = self._encoder(queries)
+        unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
+        hashed = hashed_words(queries, self.scorer.config.n_buckets)
+        return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
+
+
 def balanced_weight(cosines: np.ndarray, matches: np.ndarray) -> float:
     """The `word_weight` that gives both scores the same mean standard deviation over the catalogue.
 
-    cosines, matches: (n_queries, n_items) of the same queries. Raises ValueError if the shapes differ or all word
-    scores are equal.
+    cosines, matches: (n_queries, n_items) of the same queries. Raises ValueError if no word score differs from another.
 
     >>> round(balanced_weight(np.array([[0.1, 0.5]]), np.array([[0.0, 8.0]])), 3)
     0.05
     """
-    if np.shape(cosines) != np.shape(matches):
-        raise ValueError(f"cosines are {np.shape(cosines)}, word scores {np.shape(matches)}, expected one shape")
     spread = float(np.std(matches, axis=1).mean())
     if not spread > 0:
         raise ValueError("no word score differs from another: no query shares a word with the items")
@@ -256,8 +337,6 @@ def hashed_words(queries: Sequence[str], n_buckets: int = 2**15) -> torch.Tensor
     >>> bool((words[0] == words[1]).all()), len(set(words[0].tolist()) & set(words[2].tolist())) > 3
     (True, True)
     """
-    if n_buckets < 2:
-        raise ValueError(f"n_buckets must be at least 2, got {n_buckets}")
     found = np.zeros((len(queries), _GRAMS), dtype=np.int64)
     for row, query in zip(found, queries, strict=True):
         buckets = [_bucket(piece, n_buckets) for piece in _pieces(query)][:_GRAMS]

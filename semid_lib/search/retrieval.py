@@ -6,8 +6,7 @@ against 100,000 items need some hundred MiB.
 """
 
 import functools
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,20 +14,18 @@ import regex
 from tqdm.auto import tqdm
 
 from semid_lib.decoding.ranking import Ranked, checked_mask, top_k
-from semid_lib.ids import embed as encoders
+from semid_lib.ids.embed import normalize
+from semid_lib.ids.quantize import distinct_rows
 from semid_lib.workbench.text import characters, check_count, check_list, normal, shown, words
 
 _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
 
 
-class _Scored:
-    """Search by a score for every item: `scores` differs between methods, `search` is the same."""
+class Search:
+    """Search by any method: `search` checks its arguments and collects the answers to batches of queries."""
 
     n_items: int
-    floor = -np.inf  # an item with a score at or below this is not returned
-
-    def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
-        raise NotImplementedError
+    batch_size: int
 
     def search(
         self,
@@ -48,6 +45,7 @@ class _Scored:
             Items that may be returned, see `rules`; by default all.
         query_vectors : (n_queries, dim) array, optional
             Vectors of the queries by the encoder of the items; methods without vectors ignore them.
+        progress : bool
 
         Returns
         -------
@@ -65,15 +63,35 @@ class _Scored:
         if vectors is not None and len(vectors) != len(queries):
             raise ValueError(f"there are {len(vectors)} query vectors, expected {len(queries)}")
         parts = [Ranked(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))]
-        size = max(1, _SCORES_AT_ONCE // self.n_items)
-        for at in tqdm(range(0, len(queries), size), desc="searching", unit="block", disable=not progress):
-            block = slice(at, at + size)
-            scores = self.scores(queries[block], None if vectors is None else vectors[block])
-            scores[scores <= self.floor] = -np.inf
-            if mask is not None:
-                scores[~np.broadcast_to(mask if len(mask) == 1 else mask[block], scores.shape)] = -np.inf
-            parts.append(top_k(scores, k))
+        starts = range(0, len(queries), self.batch_size)
+        for start in tqdm(starts, desc="searching", unit="batch", disable=not progress):
+            rows = slice(start, start + self.batch_size)
+            of_rows = mask if mask is None or len(mask) == 1 else mask[rows]
+            parts.append(self._best(queries[rows], k, of_rows, None if vectors is None else vectors[rows]))
         return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _best(self, queries: list[str], k: int, mask: np.ndarray | None, vectors: np.ndarray | None) -> Ranked:
+        raise NotImplementedError
+
+    def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
+        """Scores of all items: (n_queries, n_items) float32, all in memory."""
+        raise NotImplementedError
+
+
+class _Scored(Search):
+    """Search by a score for every item: `scores` differs between methods."""
+
+    floor = -np.inf  # an item with a score at or below this is not returned
+
+    def __init__(self, n_items: int):
+        self.n_items, self.batch_size = n_items, max(1, _SCORES_AT_ONCE // n_items)
+
+    def _best(self, queries: list[str], k: int, mask: np.ndarray | None, vectors: np.ndarray | None) -> Ranked:
+        scores = self.scores(queries, vectors)
+        scores[scores <= self.floor] = -np.inf
+        if mask is not None:
+            scores[~np.broadcast_to(mask, scores.shape)] = -np.inf
+        return top_k(scores, k)
 
 
 class BM25(_Scored):
@@ -123,7 +141,6 @@ class BM25(_Scored):
             import snowballstemmer
         except ImportError as error:
             raise ImportError("BM25 needs the extra 'search': pip install 'semid-lib[search]'") from error
-        self.n_items = len(texts)
         self._tokenize = functools.partial(
             bm25s.tokenize,
             token_pattern=r"\S+",
@@ -135,6 +152,7 @@ class BM25(_Scored):
         found = self._stems(terms(text, singles=True) for text in texts)
         if not any(found):
             raise ValueError(f"none of {len(texts)} texts has a word that counts, expected at least one")
+        super().__init__(len(texts))
         self._index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
         self._index.index(found, show_progress=False)
 
@@ -187,10 +205,7 @@ class Dense(_Scored):
     Parameters
     ----------
     item_vectors : (n_items, dim) array
-        Of any length. Items with equal vectors get equal scores.
-    embed : callable, optional
-        Texts to vectors of the same encoder; by default an `embed.Encoder()`, loaded at the first query without its
-        vector.
+        Of any length. Items with equal vectors get equal scores. Queries need their vectors, by the same encoder.
 
     Raises
     ------
@@ -204,28 +219,23 @@ class Dense(_Scored):
     array([[0, 2]])
     """
 
-    def __init__(self, item_vectors: np.ndarray, embed: Callable[[Sequence[str]], np.ndarray] | None = None):
+    def __init__(self, item_vectors: np.ndarray):
         vectors = np.asarray(item_vectors, dtype=np.float32)
         if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
             raise ValueError(f"item vectors are {vectors.shape}, expected (n_items, dim), finite, with one at least")
-        self.n_items, self.embed = len(vectors), embed
+        super().__init__(len(vectors))
         # products of equal columns may differ in the last bit, so each distinct vector is scored once
-        places: dict[bytes, int] = {}
-        keys = (hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(vectors))
-        self._place = np.array([places.setdefault(key, len(places)) for key in keys])
-        self._distinct = encoders.normalize(vectors[np.unique(self._place, return_index=True)[1]])
+        first, same, _ = distinct_rows(vectors)
+        self._distinct, self._place = normalize(vectors[first]), np.searchsorted(first, same)
 
     def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Cosines with all items, in [-1, 1]: (n_queries, n_items) float32, all in memory."""
-        if query_vectors is None:
-            self.embed = self.embed or encoders.Encoder()
-            query_vectors = self.embed(queries)
         vectors = np.asarray(query_vectors, dtype=np.float32)
         if vectors.shape != (len(queries), self._distinct.shape[1]) or not np.isfinite(vectors).all():
             raise ValueError(
                 f"query vectors are {vectors.shape}, expected ({len(queries)}, {self._distinct.shape[1]}), finite"
             )
-        scores = encoders.normalize(vectors) @ self._distinct.T
+        scores = normalize(vectors) @ self._distinct.T
         return scores if len(self._distinct) == self.n_items else scores[:, self._place]
 
 
@@ -252,11 +262,12 @@ class FusedScores(_Scored):
     array([[0, 1, 2]])
     """
 
-    def __init__(self, *methods: _Scored):
+    def __init__(self, *methods: Search):
         sizes = {method.n_items for method in methods}
         if len(sizes) != 1:
             raise ValueError(f"the methods have {sorted(sizes)} items, expected one method at least and one number")
-        self.methods, self.n_items = methods, sizes.pop()
+        super().__init__(sizes.pop())
+        self.methods = methods
 
     def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Sums of standardized scores: (n_queries, n_items) float32, all in memory."""

@@ -18,7 +18,7 @@ from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm.llm_search import LanguageModelSearch
 from semid_lib.llm.vllm_search import VLLMSearch
 from semid_lib.next_item.timeline import Timeline
-from semid_lib.search.generative import LightSearch
+from semid_lib.search.hybrid_ranker import HybridSearch
 from semid_lib.search.retrieval import checked_queries
 from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card
@@ -26,7 +26,7 @@ from semid_lib.workbench import remote
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
 from semid_lib.workbench.text import check_flag, check_histories, one_line
 
-Searcher = LightSearch | LanguageModelSearch | VLLMSearch
+Searcher = HybridSearch | LanguageModelSearch | VLLMSearch
 _SHOWN = 30  # rows of an answer in a notebook
 
 

@@ -28,8 +28,7 @@ from semid_lib.data import dataset
 from semid_lib.ids.embed import item_texts, normalize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
-from semid_lib.search.generative import LightSearch
-from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig, HybridSearch
 from semid_lib.search.retrieval import BM25
 from semid_lib.serving.http import schemas
 from semid_lib.serving.recommender import Recommender
@@ -51,7 +50,7 @@ def untrained(folder: Path) -> Path:
     ids = SemanticIDs.from_codes(rng.integers(64, size=(len(items), 3)), codebook_size=64)
     model = Timeline(TimelineConfig(ids.sizes, 384, len(items)), ids.unique, vectors)
     ranker = HybridRanker(HybridRankerConfig(ids.sizes, 384, word_weight=0.2), ids.unique, vectors)
-    Recommender(model, ids, items, LightSearch(ranker, BM25(item_texts(items)))).save_pretrained(folder)
+    Recommender(model, ids, items, HybridSearch(ranker, BM25(item_texts(items)))).save_pretrained(folder)
     return folder
 
 

@@ -6,32 +6,20 @@ import pytest
 from semid_lib.ids import quantize
 
 
-class Residual:
-    """Frozen codebooks with the methods of a quantizer."""
+@pytest.fixture(scope="session")
+def quantizer_of():
+    """A quantizer with given codebooks."""
 
-    def __init__(self, codebooks):
-        self.codebooks = np.asarray(codebooks, dtype=np.float32)
-        self.sizes = (self.codebooks.shape[1],) * len(self.codebooks)
+    def make(codebooks) -> quantize.ResidualQuantizer:
+        return quantize.ResidualQuantizer(np.empty((0, len(codebooks)), np.int64), np.asarray(codebooks, np.float32))
 
-    def encode(self, vectors):
-        return quantize.encode(vectors, self.codebooks)
-
-    def decode(self, codes):
-        return quantize.decode(codes, self.codebooks)
-
-    def last_level_costs(self, vectors, codes):
-        return np.sum(((vectors - self.decode(codes[:, :-1]))[:, None] - self.codebooks[-1]) ** 2, axis=2)
+    return make
 
 
 @pytest.fixture(scope="session")
-def residual():
-    return Residual
-
-
-@pytest.fixture(scope="session")
-def line():
+def line(quantizer_of):
     """Level 0: about 0, 100 or 200; level 1: 0, 1 or 3 more."""
-    return Residual([[[0.0], [100.0], [200.0]], [[0.0], [1.0], [3.0]]])
+    return quantizer_of([[[0.0], [100.0], [200.0]], [[0.0], [1.0], [3.0]]])
 
 
 @pytest.fixture(scope="session")

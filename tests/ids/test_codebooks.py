@@ -56,8 +56,7 @@ def test_purity_by_hand():
 @given(some_codes, st.data())
 @quick
 def test_purity_counts_pairs(prefixes, data):
-    labels = data.draw(st.lists(st.sampled_from([0, "b", (2,)]), min_size=len(prefixes), max_size=len(prefixes)))
-    labels = np.fromiter(labels, dtype=object, count=len(labels))
+    labels = np.array(data.draw(st.lists(st.sampled_from("abc"), min_size=len(prefixes), max_size=len(prefixes))))
     purity = codebooks.prefix_purity(prefixes, labels, n_resamples=20)
     pairs = list(combinations(range(len(labels)), 2))
     together = [(i, j) for i, j in pairs if (prefixes[i] == prefixes[j]).all()]
@@ -67,19 +66,6 @@ def test_purity_counts_pairs(prefixes, data):
         assert purity.observed == pytest.approx(np.mean([labels[i] == labels[j] for i, j in together]))
         assert purity.expected == pytest.approx(np.mean([labels[i] == labels[j] for i, j in pairs]))
         assert purity.low <= purity.high or len({tuple(prefixes[i]) for i, _ in together}) == 1
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.array([1, 2]), "2 labels for 4 items"),
-        (np.array(["a", None, 3, None], dtype=object), "label 1 is missing, as are 2 in all: leave these items out"),
-        (np.array(["a", np.nan, 3, np.nan], dtype=object), "label 1 is missing, as are 2 in all"),
-    ],
-)
-def test_purity_needs_a_label_each(labels, message):
-    with pytest.raises(ValueError, match=message):
-        codebooks.prefix_purity(CODES, labels)
 
 
 def test_neighbours_by_hand():
@@ -93,25 +79,15 @@ def test_neighbours_by_hand():
     np.testing.assert_allclose(everyone.share, everyone.by_chance)
 
 
-@given(st.integers(0, 99), st.integers(1, 5), st.sampled_from([1, 4, 100]))
+@given(st.integers(0, 99), st.integers(1, 5))
 @quick
-def test_neighbours_equal_brute_force_in_any_block(seed, k, block):
+def test_neighbours_equal_brute_force(seed, k):
     rng = np.random.default_rng(seed)
     vectors, codes = rng.normal(size=(12, 3)) + 100, rng.integers(3, size=(12, 2))
     distance = np.linalg.norm(vectors[:, None] - vectors, axis=2) + np.diag([np.inf] * 12)
     near = distance.argsort(axis=1)[:, :k]
     expected = [np.mean((codes[near, :d] == codes[:, None, :d]).all(axis=2)) for d in (1, 2)]
-    found = codebooks.neighbour_preservation(vectors, codes, k, block=block)
-    np.testing.assert_allclose(found.share, expected)
-
-
-@pytest.mark.parametrize(
-    ("n", "k", "message"),
-    [(4, 0, "got 0 among 4"), (3, 1, "3 vectors for 4"), (1, 10, "2 or more items, got 10 among 1")],
-)
-def test_neighbours_that_do_not_exist_are_refused(n, k, message):
-    with pytest.raises(ValueError, match=message):
-        codebooks.neighbour_preservation(np.zeros((n, 2)), CODES[: n if n == 1 else 4], k)
+    np.testing.assert_allclose(codebooks.neighbour_preservation(vectors, codes, k).share, expected)
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
@@ -126,28 +102,33 @@ def test_stability_equals_that_of_scikit_learn(n, size, other_size, seed):
         assert found == pytest.approx(adjusted_mutual_info_score(codes.ravel(), others.ravel()), abs=1e-9)
 
 
-def test_stability_needs_the_same_items():
-    with pytest.raises(ValueError, match=r"\(4, 2\) and \(3, 2\)"):
-        codebooks.prefix_stability(CODES, CODES[:3])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: codebooks.prefix_purity(CODES, np.array(["a", "b"])), "2 labels for 4 items"),
+        (lambda: codebooks.neighbour_preservation(np.zeros((4, 2)), CODES, 0), "got 0 among 4"),
+        (lambda: codebooks.neighbour_preservation(np.zeros((3, 2)), CODES, 1), "3 vectors for 4"),
+        (lambda: codebooks.prefix_stability(CODES, CODES[:3]), r"\(4, 2\) and \(3, 2\)"),
+        (lambda: codebooks.squared_errors(np.zeros((2, 2)), np.zeros((3, 2))), r"\(2, 2\)"),
+        (lambda: codebooks.squared_errors(np.zeros((2, 2)), np.zeros(1)), r"\(2, 2\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # --- distortion ---
 
 
-def test_squared_errors_in_any_block_and_double_precision():
+def test_squared_errors_are_computed_in_double_precision():
     vectors, reconstructed = np.random.default_rng(0).normal(size=(2, 7, 3))
     expected = ((vectors - reconstructed) ** 2).sum(axis=1)
-    for block in (1, 3, 100):
-        np.testing.assert_allclose(codebooks.squared_errors(vectors, reconstructed, block), expected)
+    np.testing.assert_allclose(codebooks.squared_errors(vectors, reconstructed), expected)
     np.testing.assert_allclose(codebooks.squared_errors(vectors, vectors[0]), ((vectors - vectors[0]) ** 2).sum(axis=1))
     large = np.full((3, 1), 1e4, dtype=np.float32)
     assert codebooks.distortion(large, np.full((3, 1), 1e4 + 1e-3)) == pytest.approx(1e-6, rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(3, 2), (2, 3), (1,), ()])
-def test_a_reconstruction_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"\(2, 2\)"):
-        codebooks.squared_errors(np.zeros((2, 2)), np.zeros(shape))
+    assert np.isnan(codebooks.distortion(vectors[:0], vectors[:0]))
 
 
 # --- drift ---
@@ -195,17 +176,3 @@ def test_drift_without_new_items_and_with_exact_codebooks():
     assert (found.refit, found.advice) == (False, "too few to judge (under 30): no new items")
     assert drift(np.zeros(5), np.zeros(50)).ratio == 1
     assert drift(np.zeros(5), np.ones(50)).refit
-
-
-@pytest.mark.parametrize(
-    ("training", "new", "message"),
-    [
-        ([], [1.0], "no training errors"),
-        ([[1.0]], [1.0], r"\(1, 1\)"),
-        ([1.0], [-1.0], "-1.0"),
-        ([np.nan], [1.0], "training errors must be finite"),
-    ],
-)
-def test_errors_that_are_none_are_refused(training, new, message):
-    with pytest.raises(ValueError, match=message):
-        drift(np.array(training), np.array(new))

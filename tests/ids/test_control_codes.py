@@ -54,7 +54,6 @@ def test_any_tree_keeps_equal_items_together(vectors, codebook_size, n_levels, d
     ("vectors", "labels", "message"),
     [
         (np.zeros((2, 1)), ["a"], "1 labels for 2 vectors"),
-        (np.zeros((2, 1)), ["a", None], "strings, got None in row 1"),
         (np.zeros((0, 1)), [], "0 labels for 0 vectors: .* at least one"),
         (np.array([[0.0], [np.nan]]), ["a", "b"], "row 1"),
     ],

@@ -13,9 +13,7 @@ from semid_lib.ids.semantic_ids import (
     SemanticIDs,
     disambiguation_codes,
     equal_rows,
-    from_tokens,
     save_ids,
-    to_tokens,
     token_layout,
 )
 
@@ -54,45 +52,6 @@ def test_a_disambiguation_code_is_no_level(codes, extra, room, sizes):
 # --- tokens ---
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "pen",
-        "<|sid_1_3|>",  # begins at level 1
-        "<|sid_0_3|><|sid_2_1|>",  # a level is missing
-        "<|sid_0_3|><|sid_0_3|>",  # a level twice
-        "<|sid_1_3|><|sid_0_1|>",  # levels in the wrong order
-        "<|sid_0_3|> and <|sid_1_1|>",  # words between
-        "<|sid_0_3|><|sid_1_1|> or <|sid_0_3|><|sid_1_1|>",  # two IDs
-        "<|sid_0_3|><|sid_1_1|>|sid_2_4|>",
-        "<|sid_0_3|><|sid_1_",  # cut off
-        "<|sid_0_03|>",
-        "<|sid_0_٣|>",  # a digit, but not one that we write
-        "<|SID_0_3|>",
-    ],
-)
-def test_anything_else_is_no_id(text):
-    with pytest.raises(ValueError, match="is not one semantic ID"):
-        from_tokens(text)
-
-
-@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=6), st.data())
-@settings(max_examples=60)
-def test_decoders_put_blanks_between_tokens_and_models_write_words_around_them(codes, data):
-    blanks = data.draw(st.lists(st.text(" \n\t\u00a0", max_size=2), min_size=len(codes), max_size=len(codes)))
-    words = st.sampled_from(["", " ", "The item is ", "<s>", "<|im_end|>", "\n- ", "(sid)", "."])
-    tokens = to_tokens(np.array([codes]))[0].replace("><", ">\0<").split("\0")
-    text = "".join(token + blank for token, blank in zip(tokens, blanks, strict=True))
-    assert from_tokens(data.draw(words) + text + data.draw(words)) == tuple(codes)
-
-
-@pytest.mark.parametrize("value", [b"<|sid_0_3|>", None])
-def test_tokens_are_text(value):
-    with pytest.raises(ValueError, match="is not text"):
-        from_tokens(value)
-
-
 def test_the_layout_of_tokens():
     def layout(*tokens, sizes=(2, 1)):
         vocabulary = {"pen": 0} | {f"<|sid_{token}|>": number for number, token in enumerate(tokens, start=7)}
@@ -100,18 +59,15 @@ def test_the_layout_of_tokens():
 
     assert [level.tolist() for level in layout("0_1", "0_0", "1_0")] == [[8, 7], [9]]
     assert layout() is None
-    for tokens, message in (
-        (("0_0", "0_1"), r"<\|sid_1_0\|> missing, none not"),
-        (("0_0", "0_1", "1_0", "2_0"), "none"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for tokens in (("0_0", "0_1"), ("0_0", "0_1", "1_0", "2_0")):
+        with pytest.raises(ValueError, match=rf"the tokenizer holds {len(tokens)} .* than the sizes \(2, 1\)"):
             layout(*tokens)
 
 
 # --- files ---
 
 
-@pytest.mark.parametrize("item_ids", [[11, "a", "B 2"], [2**63 - 1, -5, 0], np.array([4, 9, 8]), ["α", "a" * 300, "1"]])
+@pytest.mark.parametrize("item_ids", [[11, "α", "B 2"], np.array([4, 9, 8])])
 def test_files_there_and_back(tmp_path, line, item_ids):
     IDS.save(tmp_path / "alone")  # under exactly this name
     assert SemanticIDs.load(tmp_path / "alone").unique.tolist() == IDS.unique.tolist()
@@ -132,8 +88,6 @@ def test_files_there_and_back(tmp_path, line, item_ids):
 
 
 def test_an_interrupted_write_leaves_the_old_files_and_foreign_ones_are_kept(tmp_path, line, monkeypatch):
-    IDS.save(tmp_path / "alone")  # under exactly this name
-    assert SemanticIDs.load(tmp_path / "alone").unique.tolist() == IDS.unique.tolist()
     folder = save_ids(tmp_path / "ids", IDS, line.codebooks, [11, 7, 30])
 
     def broken(path, *_, **__):
@@ -153,11 +107,8 @@ def test_an_interrupted_write_leaves_the_old_files_and_foreign_ones_are_kept(tmp
     ("n_levels", "item_ids", "message"),
     [
         (1, [1, 2, 3], r"\(1, 3, 1\), expected \(2, 3, dim\)"),
-        (2, [1, 2], "2 item ids, 2 of them distinct: expected one for each of 3"),
-        (2, [1, 2, "1"], "2 of them distinct"),
-        (2, [1.5, 2.0, 3.0], r"item id 1\.5: expected an integer or text"),
-        (2, [1, 2, [3]], r"item id \[3\]: expected an integer or text"),
-        (2, [1, 2, True], "item id True: expected an integer or text"),
+        (2, [1, 2], "2 item ids, expected 3 different ones"),
+        (2, [1, 2, "1"], "3 item ids, expected 3 different ones"),
     ],
 )
 def test_what_does_not_fit_is_not_saved(tmp_path, line, n_levels, item_ids, message):
@@ -169,20 +120,18 @@ def test_what_does_not_fit_is_not_saved(tmp_path, line, n_levels, item_ids, mess
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codes": IDS.codes.astype(float)}, "codes must be .* int64"),
         ({"codes": IDS.codes.astype(np.int32)}, "codes must be .* int64"),
         ({"codes": np.zeros(3, np.int64)}, "codes must be"),
-        ({"codes": IDS.codes - 1}, "codes run from -1"),
-        ({"codes": IDS.codes + 1}, "expected 0 to 2"),
+        ({"codes": IDS.codes - 1}, "codes hold -1, expected 0 to 2"),
+        ({"codes": IDS.codes + 1}, "codes hold 3, expected 0 to 2"),
         ({"codes": np.array([{}], dtype=object)}, "no file of semantic IDs"),
         ({"disambiguation_code": np.zeros(3)}, "integers, got"),
         ({"disambiguation_code": np.zeros(2, int)}, r"\(3,\) integers, got \(2,\)"),
         ({"disambiguation_code": np.zeros(3, int)}, "3 items share 2 semantic IDs"),
-        ({"disambiguation_code": np.array([2**62, 0, 1])}, "disambiguation_code run from"),
+        ({"disambiguation_code": np.array([2**62, 0, 1])}, "disambiguation_code holds 4611686018427387904"),
         ({"codebook_size": np.int64(10**12)}, "codebook_size is 1000000000000"),
         ({"codebook_size": np.float64(3)}, "no file of semantic IDs"),
-        ({"codebook_size": np.array([3, 3])}, "no file of semantic IDs"),
-        ({"disambiguation_size": np.int64(-5)}, "disambiguation_size is -5"),
+        ({"disambiguation_size": np.int64(-5)}, "disambiguation_size is -5, expected 1"),
         ({"disambiguation_size": None}, "no file of semantic IDs"),
     ],
 )
@@ -203,5 +152,5 @@ def test_a_compressed_file_is_not_unpacked_and_a_broken_one_is_named(tmp_path):
     np.save(tmp_path / "codes.npy", IDS.codes)
     for content in (b"", b"something else", path.read_bytes()[:300], (tmp_path / "codes.npy").read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"ids\.npz is no file of semantic IDs: expected an \.npz archive"):
+        with pytest.raises(ValueError, match=r"ids\.npz is no file of .*; expected one of SemanticIDs\.save"):
             SemanticIDs.load(path)

@@ -1,131 +1,178 @@
-"""The hybrid ranker: a proper distribution over items, dense retrieval before training, more after it."""
+"""The hybrid ranker: a proper distribution over items, dense retrieval and BM25 before training, more after it."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
-from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
-from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.search import hybrid_ranker
-from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig, Queries, balanced_weight, hashed_words
+from semid_lib.decoding.beam_search import exact_ranking
+from semid_lib.ids import embed
+from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.search import hybrid_ranker, retrieval
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig, HybridSearch, balanced_weight, hashed_words
 from semid_lib.workbench import training
 
-SIZES, DIM = (5, 5, 5), 8
+N_ITEMS, DIM = 30, 8
+THINGS = ("tent", "lamp", "soap", "pen", "cup")
+TEXTS = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in THINGS] * 2
+QUERIES = ["red tent", "a lamp", "blue pen for school", "soap", "green"]
+WORDS = retrieval.BM25(TEXTS)
 
 
-def unit(rng, n):
-    vectors = rng.normal(size=(n, DIM)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def unit(n, seed):
+    return embed.normalize(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32))
+
+
+VECTORS, QUERY_VECTORS = unit(N_ITEMS, 1), 3 * unit(len(QUERIES), 2)
 
 
 @pytest.fixture(scope="module")
-def catalogue():
+def ids():
     rng = np.random.default_rng(0)
-    ids = rng.permutation(np.unique(rng.integers(0, 5, (60, 3)), axis=0))
-    return ids, unit(rng, len(ids))
-
-
-def queries(n, seed=1):
-    rng = np.random.default_rng(seed)
-    words = hashed_words([" ".join(rng.choice(["red", "blue", "soap", "pen"], 2)) for _ in range(n)], 64)
-    return Queries(torch.from_numpy(unit(rng, n)), words)
-
-
-def model(catalogue, **changes):
-    torch.manual_seed(0)
-    config = HybridRankerConfig(SIZES, DIM, dim=16, n_buckets=64, **changes)
-    return HybridRanker(config, *catalogue).eval()
-
-
-def first(asked, n):
-    return Queries(*(part if part is None else part[:n] for part in asked))
-
-
-def trained(catalogue, n_epochs=60):
-    """A model that has learned to answer the query of each item with the item two places on."""
-    asked, untrained = queries(len(catalogue[0])), model(catalogue, dropout=0.0)
-    items = (torch.arange(len(catalogue[0])) + 2) % len(catalogue[0])
-
-    def read(rows):
-        return Queries(asked.vectors[rows], asked.words[rows]), items[rows]
-
-    loader = DataLoader(range(len(items)), batch_size=16, shuffle=True, collate_fn=read)
-    settings = training.TrainingConfig(n_epochs=n_epochs, learning_rate=1e-2, weight_decay=0.0)
-    losses = [epoch.loss for epoch in training.fit(untrained, loader, settings)]
-    return untrained.eval(), asked, items, losses
+    codes = rng.permutation(np.unique(rng.integers(4, size=(90, 3)), axis=0))[:N_ITEMS]
+    return SemanticIDs.from_codes(codes, codebook_size=4)
 
 
 @pytest.fixture(scope="module")
-def briefly(catalogue):
-    return trained(catalogue, 3)
+def plain(ids):
+    """Without word scores."""
+    torch.manual_seed(0)
+    return HybridRanker(HybridRankerConfig(ids.sizes, DIM, dim=16, dropout=0.0, n_buckets=64), ids.unique, VECTORS)
 
 
-def test_before_training_it_ranks_as_dense_retrieval(catalogue):
-    asked, trie = queries(7), PrefixTrie.build(catalogue[0])
-    expected = np.argsort(-(asked.vectors.numpy() @ catalogue[1].T), axis=1)
-    for found in (
-        constrained_beam_search(model(catalogue), asked, trie, 60, 20),
-        exact_ranking(model(catalogue), asked, trie, 20),
+@pytest.fixture(scope="module")
+def with_words(plain, ids):
+    return HybridRanker(replace(plain.config, word_weight=0.3), ids.unique, VECTORS)
+
+
+@pytest.fixture(scope="module")
+def trained(plain, ids):
+    """A model that has learned to answer each query with one of the last items."""
+    model = HybridRanker(plain.config, ids.unique, VECTORS)
+    loader = HybridSearch(model).training_batches(QUERIES * 4, np.tile(QUERY_VECTORS, (4, 1)), np.tile(TARGETS, 4), 20)
+    settings = training.TrainingConfig(n_epochs=20, learning_rate=3e-2, weight_decay=0.0)
+    losses = [epoch.loss for epoch in training.fit(model, loader, settings)]
+    assert losses[-1] < losses[0] / 2
+    return model.eval()
+
+
+TARGETS = np.arange(5) + 25
+
+
+def search(model, k=N_ITEMS, words=None, **options):
+    return HybridSearch(model, words).search(QUERIES, k, query_vectors=QUERY_VECTORS, **options)
+
+
+def test_an_untrained_model_ranks_as_dense_retrieval_and_bm25_together(plain, with_words):
+    dense = retrieval.Dense(VECTORS)
+    expected = dense.search(QUERIES, N_ITEMS, query_vectors=QUERY_VECTORS)
+    found = search(plain)
+    np.testing.assert_array_equal(found.items, expected.items)
+    assert (np.diff(found.scores) <= 0).all()
+    together = dense.scores(QUERIES, QUERY_VECTORS) + 0.3 * WORDS.scores(QUERIES)
+    expected = np.argsort(-together, axis=1, kind="stable")
+    np.testing.assert_array_equal(search(with_words, words=WORDS).items, expected)
+
+
+def test_words_that_do_not_fit_are_refused(plain, with_words):
+    for model, words, message in (
+        (plain, WORDS, r"word_weight 0\.0 and 30 items and comes with word scores of 30"),
+        (with_words, None, "comes without word scores"),
+        (with_words, retrieval.BM25(TEXTS[:2]), "30 items and comes with word scores of 2"),
     ):
-        assert found.items.tolist() == expected[:, :20].tolist()
+        with pytest.raises(ValueError, match=message):
+            HybridSearch(model, words)
 
 
-def test_before_training_word_scores_weigh_what_they_are_told(catalogue):
-    asked, trie = queries(7), PrefixTrie.build(catalogue[0])
-    matches = np.random.default_rng(2).exponential(3.0, (7, len(catalogue[0]))).astype(np.float32)
-    cosines = asked.vectors.numpy() @ catalogue[1].T
-    weight = balanced_weight(cosines, matches)
-    assert weight * matches.std(axis=1).mean() == pytest.approx(cosines.std(axis=1).mean())
-    asked = asked._replace(matches=torch.from_numpy(matches))
-    found = exact_ranking(model(catalogue, word_weight=weight), asked, trie, 20).items
-    expected = np.argsort(-(cosines + weight * matches), axis=1)[:, :20]
-    np.testing.assert_array_equal(found, expected)
-    assert (expected != np.argsort(-cosines, axis=1)[:, :20]).any()
-
-
-def test_word_scores_that_are_missing_or_not_wanted_are_refused(catalogue):
-    asked, trie = queries(2), PrefixTrie.build(catalogue[0])
-    with pytest.raises(ValueError, match=r"word_weight 0\.1, the queries come without"):
-        exact_ranking(model(catalogue, word_weight=0.1), asked, trie, 1)
-    with pytest.raises(ValueError, match=r"word_weight 0\.0, the queries come with"):
-        exact_ranking(model(catalogue), asked._replace(matches=torch.zeros(2, len(catalogue[0]))), trie, 1)
-
-
-def test_no_weight_balances_words_that_nobody_shares():
+def test_a_weight_gives_both_scores_the_same_spread():
+    cosines = retrieval.Dense(VECTORS).scores(QUERIES, QUERY_VECTORS)
+    weighted = balanced_weight(cosines, WORDS.scores(QUERIES)) * WORDS.scores(QUERIES)
+    assert weighted.std(axis=1).mean() == pytest.approx(cosines.std(axis=1).mean(), rel=1e-5)
     with pytest.raises(ValueError, match="no query shares a word"):
         balanced_weight(np.ones((1, 2)), np.zeros((1, 2)))
-    with pytest.raises(ValueError, match=r"\(1, 2\), word scores \(1, 3\)"):
-        balanced_weight(np.ones((1, 2)), np.zeros((1, 3)))
 
 
-def test_probabilities_sum_to_one_and_give_the_loss(catalogue, briefly):
-    scorer, asked, items, _ = briefly
-    found = exact_ranking(scorer, asked, PrefixTrie.build(catalogue[0]), len(catalogue[0]))
+def test_probabilities_sum_to_one_and_give_the_loss(trained):
+    searcher = HybridSearch(trained)
+    contexts = searcher._contexts(QUERIES, QUERY_VECTORS)
+    found = exact_ranking(trained, contexts, trained.trie, N_ITEMS)
     np.testing.assert_allclose(found.scores.exp().sum(dim=1), 1.0, atol=1e-4)
-    own = found.scores[found.items == items[:, None]]
+    items = torch.from_numpy(TARGETS)
     with torch.inference_mode():
-        assert float(scorer((asked, items))) == pytest.approx(-float(own.mean()), abs=1e-4)
+        loss = -float(found.scores[found.items == items[:, None]].mean())
+        assert float(trained((contexts, items))) == pytest.approx(loss, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_it_learns_what_the_texts_do_not_say(catalogue):
-    scorer, asked, items, losses = trained(catalogue)
-    found = constrained_beam_search(scorer, asked, PrefixTrie.build(catalogue[0]), 10, 1)
-    assert (found.items[:, 0] == items).double().mean() > 0.9
-    assert losses[-1] < losses[0] / 3
+def test_batches_for_training_have_every_query_once(with_words):
+    searcher = HybridSearch(with_words, WORDS)
+    seen = []
+    for asked, items in searcher.training_batches(QUERIES, QUERY_VECTORS, np.arange(5) + 10, batch_size=2):
+        rows = items.numpy() - 10
+        np.testing.assert_array_equal(asked.matches, WORDS.scores([QUERIES[row] for row in rows]))
+        np.testing.assert_allclose(asked.vectors, QUERY_VECTORS[rows] / 3, atol=1e-6)
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(5)) != seen
 
 
-def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue, briefly, tmp_path):
-    scorer, asked, *_ = briefly
-    ids, vectors = catalogue
-    scorer.save(tmp_path / "model.safetensors")
-    free = next(row for row in np.ndindex(SIZES) if not (ids == row).all(axis=1).any())
-    ids, vectors = np.vstack([ids, free]), np.vstack([vectors, asked.vectors[0]])
-    grown = HybridRanker.load(tmp_path / "model.safetensors", ids, vectors)
-    found = constrained_beam_search(grown, first(asked, 1), PrefixTrie.build(ids), 60, 10)
-    assert len(ids) - 1 in found.items[0].tolist()
+def test_missing_vectors_are_computed_batch_by_batch_by_an_encoder_that_is_loaded_once(plain, monkeypatch):
+    loaded, asked = [], []
+
+    def encode(texts):
+        asked.append(list(texts))
+        return QUERY_VECTORS[[QUERIES.index(text) for text in texts]]
+
+    monkeypatch.setattr(embed, "Encoder", lambda name: loaded.append(name) or encode)
+    searcher = HybridSearch(plain, embed="some/encoder")
+    searcher.batch_size = 2
+    found = searcher.search(QUERIES, 5)
+    assert (loaded, asked) == (["some/encoder"], [QUERIES[:2], QUERIES[2:4], QUERIES[4:]])
+    np.testing.assert_array_equal(found.items, search(plain, 5).items)
+
+
+def test_only_allowed_items_are_returned(plain):
+    one = np.arange(N_ITEMS) % 3 == 0
+    each = np.random.default_rng(3).random((len(QUERIES), N_ITEMS)) < 0.3
+    for allowed in (one, each):
+        found = search(plain, allowed=allowed).items
+        for row, mask in zip(found, np.broadcast_to(allowed, each.shape), strict=True):
+            assert set(row[row >= 0]) == set(np.flatnonzero(mask))
+    narrow = HybridSearch(plain, beam_width=3).search(QUERIES, 20, query_vectors=QUERY_VECTORS)
+    assert (narrow.items >= 0).all()  # the beam is as wide as the list
+
+
+def test_scores_for_fusion(plain):
+    searcher = HybridSearch(plain, beam_width=10)
+    found = search(plain, 10)
+    scores = searcher.scores(QUERIES, QUERY_VECTORS)
+    assert scores.shape == (len(QUERIES), N_ITEMS)
+    np.testing.assert_allclose(np.take_along_axis(scores, found.items, axis=1), found.scores, rtol=1e-6)
+    np.testing.assert_array_equal(scores.min(axis=1), found.scores[:, -1])
+    fused = retrieval.FusedScores(searcher, WORDS).search(QUERIES, 5, query_vectors=QUERY_VECTORS)
+    assert (fused.items >= 0).all()
+
+
+def test_a_saved_model_answers_as_before_and_finds_a_new_item_by_its_text(trained, ids, tmp_path):
+    trained.save(tmp_path / "model.safetensors")
+    back = HybridRanker.load(tmp_path / "model.safetensors", ids.unique, VECTORS)
+    assert back.config == trained.config
+    for part, expected in zip(search(back), search(trained), strict=True):
+        np.testing.assert_array_equal(part, expected)
+    free = next(row for row in np.ndindex(ids.sizes) if not (ids.unique == row).all(axis=1).any())
+    vectors = np.vstack([VECTORS, QUERY_VECTORS[0] / 3])
+    grown = HybridRanker.load(tmp_path / "model.safetensors", np.vstack([ids.unique, free]), vectors)
+    assert N_ITEMS in search(grown, 10).items[0].tolist()
+
+
+def test_another_file_is_refused(plain, ids, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is not a hybrid ranker"):
+        HybridRanker.load(path, ids.unique, VECTORS)
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="expected format"):
+        HybridRanker.load(path, ids.unique, VECTORS)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +185,7 @@ def test_a_trained_model_on_more_items_finds_the_new_one_by_its_text(catalogue, 
 )
 def test_a_catalogue_that_does_not_fit_is_refused(ids, vectors, message):
     with pytest.raises(ValueError, match=message):
-        HybridRanker(HybridRankerConfig(SIZES, DIM), ids, vectors)
+        HybridRanker(HybridRankerConfig((5, 5, 5), DIM), ids, vectors)
 
 
 def test_hashed_words_are_the_same_everywhere():
@@ -147,38 +194,6 @@ def test_hashed_words_are_the_same_everywhere():
     assert words[0, :3].tolist() == [247, 978, 692]  # "nail", "polish", "nail polish": no other machine may differ
     assert (words[1] == 0).all()
     assert int(hashed_words(["x" * 500 + " y" * 500], 2).max()) == 1
-    with pytest.raises(ValueError, match="n_buckets must be at least 2, got 1"):
-        hashed_words(["a"], 1)
-
-
-def test_marks_belong_to_words():
-    assert hybrid_ranker._pieces("कॉफ़ी मग")[:2] == ["कॉफ़ी", "मग"]
-
-
-def test_a_typing_error_keeps_most_pieces():
+    assert hybrid_ranker._pieces("कॉफ़ी मग")[:2] == ["कॉफ़ी", "मग"]  # marks belong to words
     right, wrong = hashed_words(["moisturizer", "moisturzer"])
-    shared = set(right.tolist()) & set(wrong.tolist()) - {0}
-    assert len(shared) >= 6
-
-
-def test_a_saved_model_answers_as_before(catalogue, briefly, tmp_path):
-    scorer, asked, *_ = briefly
-    scorer.save(tmp_path / "model.safetensors")
-    back = HybridRanker.load(tmp_path / "model.safetensors", *catalogue)
-    assert back.config == scorer.config
-    trie = PrefixTrie.build(catalogue[0])
-    found, expected = (exact_ranking(each, asked, trie, 20) for each in (back, scorer))
-    assert torch.equal(found.items, expected.items)
-    assert torch.equal(found.scores, expected.scores)
-
-
-def test_another_file_is_refused(catalogue, tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="is not a hybrid ranker"):
-        HybridRanker.load(path, *catalogue)
-    save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="expected format"):
-        HybridRanker.load(path, *catalogue)
-    with pytest.raises(ValueError, match="nowhere"):
-        HybridRanker.load(tmp_path / "nowhere", *catalogue)
+    assert len(set(right.tolist()) & set(wrong.tolist()) - {0}) >= 6  # a typing error keeps most pieces

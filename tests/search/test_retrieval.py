@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_lib.search import retrieval
 from semid_lib.search.retrieval import BM25, Dense, FusedScores, terms
 
 TEXTS = ["red gel pen", "red tent red", "blue tent with pegs"]
@@ -137,15 +136,8 @@ def test_spellings_of_one_word_find_each_other(pair):
     np.testing.assert_array_equal(found.scores[0], found.scores[1])
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["", "the", "?"]])
-def test_texts_without_a_word_are_refused(texts):
-    with pytest.raises(ValueError, match=f"none of {len(texts)} texts"):
-        BM25(texts)
-
-
-@pytest.mark.parametrize("package", ["bm25s", "snowballstemmer"])
-def test_a_missing_extra_is_one_sentence(monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(ImportError, match=r"pip install 'semid-lib\[search\]'"):
         BM25(TEXTS)
 
@@ -170,29 +162,13 @@ def test_dense_equals_sorting_and_equal_vectors_are_ties(seed, n_items, k):
         assert len(np.unique(row)) <= len(distinct)
 
 
-def test_dense_loads_an_encoder_once_and_only_when_it_is_needed(monkeypatch):
-    loaded, asked = [], []
-
-    def load():
-        loaded.append(1)
-        return lambda texts: asked.extend(texts) or np.array([[len(text), 1.0] for text in texts])
-
-    monkeypatch.setattr(retrieval.encoders, "Encoder", load)
-    dense = Dense(VECTORS)
-    dense.search(["a"], k=1, query_vectors=np.ones((1, 2)))
-    assert not loaded
-    assert dense.search(["a", "a long one"], k=1).items.tolist() == [[2], [0]]
-    dense.search(["Cafe\u0301"], k=1)
-    assert (len(loaded), asked) == (1, ["a", "a long one", "Caf\u00e9"])
-
-
 @pytest.mark.parametrize("vectors", [np.ones(3), np.ones((0, 3)), np.array([[1.0, np.nan]])])
 def test_vectors_that_are_no_finite_matrix_are_refused(vectors):
     with pytest.raises(ValueError, match="item vectors are"):
         Dense(vectors)
 
 
-@pytest.mark.parametrize("vectors", [np.ones((2, 2)), np.ones((1, 3)), np.ones(2), np.array([[np.inf, 1.0]])])
+@pytest.mark.parametrize("vectors", [np.ones((2, 2)), np.ones((1, 3)), np.array([[np.inf, 1.0]]), None])
 def test_query_vectors_that_do_not_fit_are_refused(vectors):
     with pytest.raises(ValueError, match="query vectors"):
         Dense(VECTORS).search(["a"], k=1, query_vectors=vectors)
@@ -220,9 +196,7 @@ def test_a_method_that_finds_nothing_says_nothing():
         np.testing.assert_array_equal(fused.search(["zebra"], k=5, query_vectors=vectors).items, alone)
 
 
-def test_fusions_of_nothing_or_of_different_catalogues_are_refused():
-    with pytest.raises(ValueError, match="expected one"):
-        FusedScores()
+def test_fusions_of_different_catalogues_are_refused():
     with pytest.raises(ValueError, match=r"\[3, 5\] items"):
         FusedScores(BM25(TEXTS), Dense(VECTORS))
 
@@ -258,15 +232,13 @@ def test_never_an_item_outside_and_never_twice(method, masks, k):
                 assert np.broadcast_to(allowed, (3, 5))[query][real].all()
 
 
-@pytest.mark.parametrize("name", ["bm25", "dense", "scores"])
-@given(mask=st.lists(st.booleans(), min_size=5, max_size=5))
-@settings(max_examples=20)
-def test_a_mask_takes_items_away_and_leaves_the_order(name, mask):
-    method = METHODS[name]
+@every_method
+def test_a_mask_takes_items_away_and_leaves_the_order(method):
     free = method.search(ASKED, 5, query_vectors=ASKED_VECTORS).items
-    masked = method.search(ASKED, 5, np.array(mask), ASKED_VECTORS).items
-    for before, after in zip(free, masked, strict=True):
-        assert [row for row in before if row >= 0 and mask[row]] == [row for row in after if row >= 0]
+    for mask in ([True, False, True, True, False], [False, True, False, True, True], [False] * 5):
+        masked = method.search(ASKED, 5, np.array(mask), ASKED_VECTORS).items
+        for before, after in zip(free, masked, strict=True):
+            assert [row for row in before if row >= 0 and mask[row]] == [row for row in after if row >= 0]
 
 
 @every_method
@@ -281,28 +253,23 @@ def test_a_short_list_is_the_beginning_of_a_long_one(method):
 def test_a_block_does_not_change_the_answer(method, monkeypatch):
     mask = np.array([[True] * 5, [True, False, True, True, True], [False, True, True, True, True]])
     together = method.search(ASKED, 5, mask, ASKED_VECTORS).items
-    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 5)
+    assert method.batch_size == 2**24 // 5
+    monkeypatch.setattr(method, "batch_size", 1)
     np.testing.assert_array_equal(method.search(ASKED, 5, mask, ASKED_VECTORS).items, together)
 
 
 @every_method
-@pytest.mark.parametrize("query", ["", " \t", None, b"pen", "half \ud83d"])
-def test_a_query_that_is_no_text_is_refused_with_its_position(method, query):
-    with pytest.raises(ValueError, match=re.escape(f"query 1 is {query!r}, ")):
-        method.search(["pen", query], k=1, query_vectors=np.ones((2, 2)))
-
-
-@every_method
-def test_other_bad_arguments_are_refused(method):
-    for k in (0, -1, 2.5, "3", None):
-        with pytest.raises(ValueError, match=re.escape(f"whole number of at least 1, got {k!r}")):
-            method.search(ASKED, k)
-    for queries in ("pen", b"pen", None, 7):
+def test_bad_arguments_are_refused(method):
+    for query in ("", " \t", None, b"pen", "half \ud83d"):
+        with pytest.raises(ValueError, match=re.escape(f"query 1 is {query!r}, ")):
+            method.search(["pen", query], k=1, query_vectors=np.ones((2, 2)))
+    for queries in ("pen", None):
         with pytest.raises(ValueError, match=re.escape(f"queries are {queries!r}, expected a list of texts")):
             method.search(queries, k=1)
-    for mask in (np.ones(4, dtype=bool), np.ones((2, 5), dtype=bool), np.ones(5)):
-        with pytest.raises(ValueError, match="allowed is"):
-            method.search(ASKED, 1, mask, ASKED_VECTORS)
+    with pytest.raises(ValueError, match="whole number of at least 1, got 0"):
+        method.search(ASKED, 0)
+    with pytest.raises(ValueError, match="allowed is"):
+        method.search(ASKED, 1, np.ones(4, dtype=bool), ASKED_VECTORS)
     with pytest.raises(ValueError, match="there are 2 query vectors, expected 3"):
         method.search(ASKED, k=1, query_vectors=ASKED_VECTORS[:2])
 
@@ -311,10 +278,11 @@ def test_other_bad_arguments_are_refused(method):
     ("texts", "message"),
     [
         (["red pen", None], "the text of item row 1 is None, expected text"),
-        ([5], "the text of item row 0 is 5, expected text"),
         ("red pen", "texts are 'red pen', expected one text per item"),
+        (["", "the", "?"], "none of 3 texts has a word"),
+        ([], "none of 0 texts"),
     ],
 )
-def test_bm25_names_an_item_without_text(texts, message):
+def test_bm25_names_what_is_no_text(texts, message):
     with pytest.raises(ValueError, match=message):
         BM25(texts)

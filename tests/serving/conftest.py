@@ -10,8 +10,7 @@ from semid_lib.ids.embed import item_texts
 from semid_lib.llm.base_models import small_model
 from semid_lib.llm.llm_search import LanguageModelSearch
 from semid_lib.llm.vocabulary import extend_vocabulary
-from semid_lib.search.generative import LightSearch
-from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig
+from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig, HybridSearch
 from semid_lib.search.retrieval import BM25
 from semid_lib.serving.recommender import Recommender
 
@@ -52,7 +51,7 @@ def searchers(shop, searchable) -> dict:
     torch.manual_seed(0)
     texts, trie = item_texts(searchable), PrefixTrie.build(shop.ids.unique)
     config = HybridRankerConfig(shop.ids.sizes, shop.vectors.shape[1], dim=16, n_buckets=64, word_weight=0.2)
-    light = LightSearch(HybridRanker(config, shop.ids.unique, shop.vectors), BM25(texts))
+    light = HybridSearch(HybridRanker(config, shop.ids.unique, shop.vectors), BM25(texts))
     model, tokenizer = small_model(texts, 300, hidden_size=16, n_layers=1, n_heads=2)
     tokens = extend_vocabulary(model, tokenizer, shop.ids, texts)
     return {"light": light, "language": LanguageModelSearch(model.eval(), tokenizer, tokens, trie, beam_width=20)}

@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids.rqvae import RQVAEConfig, fit_rqvae
 from semid_lib.search.hybrid_ranker import HybridRanker, HybridRankerConfig
 from semid_lib.workbench.weights import check_config, check_shapes, save_weights, shapes_of
 
@@ -36,8 +35,7 @@ def test_every_file_of_ours_with_facts_in_it_is_the_same_each_time(tmp_path):
     model = HybridRanker(
         HybridRankerConfig((2, 2), text_dim=4, dim=8, n_buckets=8), ids, np.eye(3, 4, dtype=np.float32)
     )
-    rqvae = fit_rqvae(np.random.default_rng(0).normal(size=(20, 4)), RQVAEConfig(1, 2, hidden_dim=4, n_epochs=1))
-    for thing in (model, rqvae, PrefixTrie.build(ids)):
+    for thing in (model, PrefixTrie.build(ids)):
         found = set()
         for _ in range(12):
             thing.save(tmp_path / "x.safetensors")

@@ -164,9 +164,10 @@ def _rqvae(like: Sample, n: int, seed: int) -> Work:
 @_stage("collisions", "s", DAY, "a day")
 def _collisions(like: Sample, n: int, seed: int) -> Work:
     vectors, size = vectors_like(like, n, seed), quantize.suggest_codebook_size(n)
-    rough = quantize.fit_residual_kmeans(vectors, 3, size, 3, seed, max_training_vectors=40_000)
+    rough = quantize.fit_residual_kmeans(vectors[:40_000], 3, size, 3, seed)
+    codes = rough.encode(vectors)
     return Work(
-        lambda: assignment.resolve_collisions(rough.codes, vectors, rough)[0],
+        lambda: assignment.resolve_collisions(codes, vectors, rough)[0],
         lambda ids: ids.codes.nbytes + ids.disambiguation_code.nbytes,
     )
 
