@@ -139,19 +139,16 @@ def tab(browser):
     opened.send("Page.close")
 
 
-def names(book) -> list[str]:
-    return sorted(file.relative_to(book).as_posix() for file in book.rglob("*.html") if "_static" not in file.parts)
+OF_SPHINX = ("search.html", "genindex.html", "py-modindex.html")
 
 
-@in_a_browser
-@slow
-def test_pages_ask_no_other_host_and_complain_of_nothing(tab, book, url):
-    for name in names(book):
-        tab.open(f"{url}/{name}")
-        tab.js("window.MathJax?.startup?.promise.then(() => 0)")  # equations are set
-        assert tab.js("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
-    assert {urlsplit(asked).netloc for asked in tab.requests if not asked.startswith("data:")} == {urlsplit(url).netloc}
-    assert tab.complaints == []
+def names(book, some: bool = False) -> list[str]:
+    """The pages; some: of chapters, which are not executed, of the reference and of Sphinx's own, the first alone."""
+    found = sorted(file.relative_to(book).as_posix() for file in book.rglob("*.html") if "_static" not in file.parts)
+    if some:
+        alike = [[name for name in found if name.startswith(folder)] for folder in ("api/", "chapters/")] + [OF_SPHINX]
+        found = [name for name in found if not any(name in group[1:] for group in alike)]
+    return found
 
 
 # code, output, tables, equations and pictures that need more room than they have, hidden cells included
@@ -171,16 +168,16 @@ TOO_WIDE = """
 @in_a_browser
 @pytest.mark.parametrize("width", [1300, 390])
 @slow
-def test_nothing_is_wider_than_its_box(tab, book, url, width):
-    found = {}
+def test_pages_fit_their_box_ask_no_other_host_and_complain_of_nothing(tab, book, url, width):
+    too_wide = {}
     for name in names(book):
-        if name in ("genindex.html", "search.html", "py-modindex.html"):
-            continue
         tab.open(f"{url}/{name}", width)
-        tab.js("window.MathJax?.startup?.promise.then(() => 0)")
-        found |= {name: wide} if (wide := tab.js(TOO_WIDE)) else {}
+        tab.js("window.MathJax?.startup?.promise.then(() => 0)")  # equations are set
         assert tab.js("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
-    assert found == {}
+        too_wide |= {name: wide} if name not in OF_SPHINX and (wide := tab.js(TOO_WIDE)) else {}
+    assert too_wide == {}
+    assert {urlsplit(asked).netloc for asked in tab.requests if not asked.startswith("data:")} == {urlsplit(url).netloc}
+    assert tab.complaints == []
 
 
 # what a reader should not meet: raw keys of results, missing numbers, paths of the machine, many digits
@@ -228,9 +225,7 @@ def test_pages_are_accessible(tab, book, url):
         pytest.skip("no axe-core here: pip install --no-deps axe-playwright-python")
     axe = (Path(carrier.origin).parent / "axe.min.js").read_text(encoding="utf-8")
     findings = []
-    own = [name for name in names(book) if not name.startswith("chapters/")]
-    chapters = [name for name in names(book) if name.startswith("chapters/")]
-    for name in own + (chapters if "SEMID_BOOK" in os.environ else chapters[:1]):  # not executed all are alike
+    for name in names(book, some="SEMID_BOOK" not in os.environ):
         as_the_system_asks(tab, "light")
         tab.open(f"{url}/{name}")
         tab.js(f"{axe}; true")

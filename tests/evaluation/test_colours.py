@@ -1,6 +1,5 @@
 """The colours of the book: one per method."""
 
-import doctest
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,6 @@ from semid_lib.evaluation import figures
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWING = [*sorted(ROOT.glob("notebooks/[0-9]*.py")), *sorted(ROOT.glob("semid_lib/**/figures*.py"))]
-
-
-def test_examples():
-    assert doctest.testmod(figures).failed == 0
 
 
 def test_every_method_has_one_colour_and_no_two_share_one():

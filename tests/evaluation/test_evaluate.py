@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.data import dataset as data
@@ -166,6 +166,7 @@ def test_an_item_that_shares_its_semantic_id_with_the_target_is_no_hit(shop):
 some_ranks = st.lists(st.sampled_from([1.0, 2.0, 6.0, 50.0, np.inf]), min_size=1, max_size=12)
 
 
+@settings(max_examples=10)
 @given(some_ranks, st.data())
 def test_a_difference_is_the_same_with_its_sign_changed_from_the_other_side(rank, data):
     other = data.draw(st.permutations(rank))
