@@ -1,6 +1,6 @@
 """The one dial: how large everything is at smoke, laptop and full. `scale.toml` has all sizes side by side.
 
-`smoke` is for tests (two or three minutes for all chapters), `laptop` for two CPU cores (minutes), `full` for a GPU box.
+`smoke` is for tests (minutes for all chapters), `laptop` for two CPU cores (minutes), `full` for a GPU box.
 """
 
 import tomllib
