@@ -52,9 +52,9 @@ _NAMES = {
 }
 _NAMES["timeline_item_knn"] = "timeline + item-kNN"
 _NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
-_UNITS = {"search": "queries"}  # of what the intervals are; users for any other topic
-# what may end the name of a method, and how its rows are headed
-_VARIANTS = {"_seen_allowed": "seen items allowed", "_refit": "trained on validation items too"}
+# what may end the name of a method, and what its rows are headed by then
+_VARIANTS = {"_seen_allowed": ", seen items allowed", "_refit": ", trained on validation items too", "": ""}
+_METRICS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
 
 
 def markdown_table(
@@ -71,90 +71,70 @@ def markdown_table(
     | MRR | .5000 ± .1000 |
     """
     topic, _, part = topic.partition(":")
-    rows = [row for row in rows if row["key"].startswith(f"{topic}/")]
-    if part:
-        rows = [
-            row | {"key": f"{topic}/{data}/{rest[0].removeprefix(f'{part}_')}/{'/'.join(rest[1:])}"}
-            for row in rows
-            for _, data, *rest in [row["key"].split("/")]
-            if rest[0].startswith(f"{part}_")
-        ]
-    if not rows:
-        raise ValueError(f"no row has a key that starts with {topic!r}")
-    rows = _only(rows, "metric", -1, metrics)
-    rows = _only(rows, "method", 2, methods)
-    if any("must" in row for row in rows):
-        return _promises_table(rows)
-    if not any("ci95" in row for row in rows):
-        return _plain_table(rows, metrics)
-    rows = [row for row in rows if "ci95" in row]
-    cells: dict[tuple[str, str], dict[str, str]] = {}  # by metric and variant, then by method
+    prefix, found = part and f"{part}_", []
     for row in rows:
-        _, _, method, metric = row["key"].split("/")
-        variant = next((ending for ending in _VARIANTS if method.endswith(ending)), "")
-        cells.setdefault((metric, variant), {})[method.removesuffix(variant)] = _cell(row)
-    lines = _methods_down(cells, metrics) if metrics else _methods_across(cells)
-    return "\n".join(lines) + "\n\n" + _origin(rows, _UNITS.get(topic, "users")) + "\n"
+        name, _, method, *rest = row["key"].split("/")
+        if name == topic and method.startswith(prefix):
+            found.append(row | {"method": method.removeprefix(prefix), "metric": "/".join(rest) or method})
+    if not found:
+        raise ValueError(f"no row has a key that starts with {topic!r}")
+    for what, wanted in (("metric", metrics), ("method", methods)):
+        known = {row[what] for row in found}
+        if unknown := set(wanted) - known:
+            raise ValueError(f"no row of {topic!r} has the {what} {min(unknown)!r}, expected some of {sorted(known)}")
+        found = [row for row in found if not wanted or row[what] in wanted]
+    if any("must" in row for row in found):
+        table = _promises_table(found)
+    elif any("ci95" in row for row in found):
+        found = [row for row in found if "ci95" in row]
+        table = _interval_table(found, metrics)
+    else:
+        table = _plain_table(found, metrics)
+    return f"{table}\n\n*{_origin(found, 'queries' if topic == 'search' else 'users')}.*\n"
 
 
-def _only(rows: list[dict[str, Any]], what: str, part: int, wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows that have one of the wanted words as that part of their key; all if none is wanted."""
-    known = {row["key"].split("/")[part] for row in rows}
-    if unknown := set(wanted) - known:
-        topic = rows[0]["key"].split("/")[0]
-        raise ValueError(f"no row of {topic!r} has the {what} {min(unknown)!r}, expected some of {sorted(known)}")
-    return [row for row in rows if not wanted or row["key"].split("/")[part] in wanted]
-
-
-def _methods_across(cells: dict[tuple[str, str], dict[str, str]]) -> list[str]:
-    methods = list(dict.fromkeys(method for line in cells.values() for method in line))
-    table = {_heading(*key): [line.get(method, "") for method in methods] for key, line in cells.items()}
-    return _lines([_NAMES.get(method, method) for method in methods], table)
-
-
-def _methods_down(cells: dict[tuple[str, str], dict[str, str]], metrics: Sequence[str]) -> list[str]:
-    table = {}
-    for variant in dict.fromkeys(variant for _, variant in cells):
-        lines = [cells.get((metric, variant), {}) for metric in metrics]
-        for method in dict.fromkeys(method for line in lines for method in line):
-            name = _NAMES.get(method, method) + (f", {_VARIANTS[variant]}" if variant else "")
-            table[name] = [line.get(method, "") for line in lines]
-    return _lines([_heading(metric, "") for metric in metrics], table)
-
-
-def _lines(headings: Sequence[str], table: dict[str, list[str]]) -> list[str]:
-    return [
-        "| | " + " | ".join(headings) + " |",
-        "| --- |" + " ---: |" * len(headings),
-        *(f"| {name} | " + " | ".join(line) + " |" for name, line in table.items()),
-    ]
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return shown(row["value"], *row["ci95"]) + (in_brackets(row["spread"]) if "spread" in row else "")
+def _interval_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
+    """Metrics down, methods across; with metrics, a line a method. Rows of a variant have lines of their own."""
+    variants = [next(ending for ending in _VARIANTS if row["method"].endswith(ending)) for row in rows]
+    order = list(dict.fromkeys(variants))
+    pairs = list(zip(rows, variants, strict=True))
+    if metrics:
+        pairs.sort(key=lambda pair: (order.index(pair[1]), metrics.index(pair[0]["metric"])))
+    lines: dict[str, dict[str, str]] = {}
+    for row, variant in pairs:
+        method, metric = row["method"].removesuffix(variant), _heading(row["metric"])
+        line, column = _NAMES.get(method, method), metric
+        if not metrics:
+            line, column = column, line
+        spread = in_brackets(row["spread"]) if "spread" in row else ""
+        lines.setdefault(line + _VARIANTS[variant], {})[column] = shown(row["value"], *row["ci95"]) + spread
+    return _markdown(lines, [_heading(metric) for metric in metrics])
 
 
 def _plain_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Rows without intervals, such as those of a bench: methods down, metrics across."""
-    cells: dict[str, dict[str, str]] = {}
+    lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        _, _, method, metric = row["key"].split("/")
-        cells.setdefault(method, {})[metric] = _number(row["value"])
-    metrics = metrics or list(dict.fromkeys(metric for line in cells.values() for metric in line))
-    table = {_NAMES.get(method, method): [line.get(metric, "") for metric in metrics] for method, line in cells.items()}
-    lines = _lines([metric.replace("_", " ") for metric in metrics], table)
-    return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
+        line = lines.setdefault(_NAMES.get(row["method"], row["method"]), {})
+        line[row["metric"].replace("_", " ")] = _number(row["value"])
+    return _markdown(lines, [metric.replace("_", " ") for metric in metrics])
 
 
 def _promises_table(rows: list[dict[str, Any]]) -> str:
     """Rows with keys topic/data/figure that say what they had to reach: figures down."""
     headings = ["measured", "asked for", "wished for"][: 3 if any(row["wish"] for row in rows) else 2]
-    table = {
-        row["key"].split("/")[2].replace("_", " "): [_number(row["value"]), row["must"] or "", row["wish"] or ""]
-        for row in rows
-    }
-    lines = _lines(headings, {name: line[: len(headings)] for name, line in table.items()})
-    return "\n".join(lines) + f"\n\n*{_run(rows)}.*\n"
+    cells = [(_number(row["value"]), row["must"] or "", row["wish"] or "") for row in rows]
+    names = [row["metric"].replace("_", " ") for row in rows]
+    return _markdown({name: dict(zip(headings, line, strict=False)) for name, line in zip(names, cells, strict=True)})
+
+
+def _markdown(lines: dict[str, dict[str, str]], headings: Sequence[str] = ()) -> str:
+    """Lines by name, with their cells by heading; the headings are all there are, unless named."""
+    headings = headings or list(dict.fromkeys(heading for line in lines.values() for heading in line))
+    rows = ["| | " + " | ".join(headings) + " |", "| --- |" + " ---: |" * len(headings)]
+    for name, line in lines.items():
+        rows.append(f"| {name} | " + " | ".join(line.get(heading, "") for heading in headings) + " |")
+    return "\n".join(rows)
 
 
 def _number(value: float) -> str:
@@ -187,30 +167,24 @@ def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str
     return shown(row["value"], *row["ci95"]).split("\N{NO-BREAK SPACE}")[0] if "ci95" in row else _number(row["value"])
 
 
-def _heading(metric: str, variant: str) -> str:
-    name, _, k = metric.partition("@")
-    labels = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
-    label = labels.get(name, name) + (f"@{k}" if k else "")
-    return label + (f", {_VARIANTS[variant]}" if variant else "")
+def _heading(metric: str) -> str:
+    name, at, k = metric.partition("@")
+    return _METRICS.get(name, name) + at + k
 
 
 def _origin(rows: list[dict[str, Any]], units: str) -> str:
-    """Where the numbers come from, as one small line; rows of one table come from one run."""
-    n = max(row.get("n", 0) for row in rows)
-    data, scale = rows[0]["data"], rows[0]["scale"]
-    n_seeds = {len(row["seeds"]) for row in rows if "seeds" in row}
-    seeds = "".join(f" (in brackets the standard deviation over {n} seeds)" for n in sorted(n_seeds))
-    bootstrap = f"± half of the 95% bootstrap interval over {units}{seeds}"
-    return f"*{n:,} {units} of {data}, `SCALE={scale}`, {bootstrap}; {_run(rows)}.*"
-
-
-def _run(rows: list[dict[str, Any]]) -> str:
-    """Commit and machine, which all rows of one table share. Raises ValueError if they do not."""
+    """Where the numbers of a table come from. Raises ValueError for rows of several runs."""
     origin = {(r["data"], r["scale"], r["commit"][:10], r["dirty"], r["hardware"], r["fingerprint"]) for r in rows}
     if len(origin) != 1:
         raise ValueError(f"the rows of one table come from {len(origin)} runs: {sorted(origin)}")
-    [(_, _, commit, dirty, hardware, _)] = origin
-    return f"commit `{commit}`{' with uncommitted changes' if dirty else ''}, {hardware}"
+    [(data, scale, commit, dirty, hardware, _)] = origin
+    run = f"commit `{commit}`{' with uncommitted changes' if dirty else ''}, {hardware}"
+    if "ci95" not in rows[0]:
+        return run
+    n = max(row.get("n", 0) for row in rows)
+    n_seeds = sorted({len(row["seeds"]) for row in rows if "seeds" in row})
+    seeds = "".join(f" (in brackets the standard deviation over {n} seeds)" for n in n_seeds)
+    return f"{n:,} {units} of {data}, `SCALE={scale}`, ± half of the 95% bootstrap interval over {units}{seeds}; {run}"
 
 
 @dataclass(frozen=True)
@@ -227,11 +201,9 @@ class System:
 
     def __post_init__(self):
         for data, figures in self.figures.items():
-            for metric, value in figures.items():
-                if metric not in _PUBLISHED:
-                    raise ValueError(f"{self.name} on {data} has {metric!r}, expected one of {', '.join(_PUBLISHED)}")
-                if not 0 <= value <= 1:
-                    raise ValueError(f"{metric} of {self.name} on {data} is {value}, expected a share in [0, 1]")
+            wrong = {name: value for name, value in figures.items() if name not in _PUBLISHED or not 0 <= value <= 1}
+            if wrong:
+                raise ValueError(f"{self.name} on {data} has {wrong}, expected shares in [0, 1] of {_PUBLISHED}")
 
 
 def load_systems(file: str | Path = FILE) -> tuple[list[System], float]:
@@ -278,7 +250,7 @@ def reproductions_table(
     sentence why.
     """
     metrics = [name for name in _PUBLISHED if any(name in found for each in systems for found in each.figures.values())]
-    headings = ["data", "verdict", *(_heading(metric, "") for metric in metrics)]
+    headings = ["data", "verdict", *(_heading(metric) for metric in metrics)]
     lines = ["| | " + " | ".join(headings) + " |", "| --- | --- | --- |" + " ---: |" * len(metrics)]
     for system in systems:
         for data in system.figures:
@@ -305,8 +277,8 @@ def _compared(system: System, data: str, metrics: list[str], close_within: float
 def render(page: str, rows_of) -> str:
     """A page with its tables and figures written anew; rows_of(data, scale) gives the rows, or None to leave them.
 
-    The table of reproductions is always written from what is published of all runs. Raises ValueError for the mark of
-    a figure that has no end, or stands at the beginning of a line.
+    The table of reproductions is always written. Raises ValueError for the mark of a figure that has no end, or stands
+    at the beginning of a line.
     """
 
     def table(place: re.Match) -> str:
@@ -317,9 +289,15 @@ def render(page: str, rows_of) -> str:
             return place.group()
         return f"{start}{markdown_table(rows, topic, metrics.split(), methods.split())}{end}"
 
+    def published(*run: str) -> list[dict[str, Any]]:
+        try:
+            return rows_of(*run) or []
+        except FileNotFoundError:
+            return []
+
     def reproduced(place: re.Match) -> str:
         start, end = place.groups()
-        return f"{start}{reproductions_table(*load_systems(), _published_rows_or_none)}{end}"
+        return f"{start}{reproductions_table(*load_systems(), published)}{end}"
 
     def figures(place: re.Match) -> str:
         start, topic_and_data, scale, rest, form, end = place.groups()
@@ -336,10 +314,6 @@ def render(page: str, rows_of) -> str:
 def published_rows(data: str, scale: str) -> list[dict[str, Any]]:
     """The rows in `book/results/<data>-<scale>.json`. Raises FileNotFoundError if that run was never published."""
     return json.loads((_RESULTS / f"{data}-{scale}.json").read_text(encoding="utf-8"))
-
-
-def _published_rows_or_none(data: str, scale: str) -> list[dict[str, Any]]:
-    return published_rows(data, scale) if (_RESULTS / f"{data}-{scale}.json").is_file() else []
 
 
 def publish(data: str, scale: str) -> None:
@@ -367,19 +341,16 @@ def publish(data: str, scale: str) -> None:
             f"{broken[0]} is of a run that did not succeed: run its chapter again before its rows are published"
         )
     name = rows[0]["data"]
-    file = _RESULTS / f"{name}-{scale}.json"
-    before = file.read_bytes() if file.is_file() else None
-    store.write_json(file, rows)  # the table of reproductions reads it
-    texts = {page: page.read_text(encoding="utf-8") for page in _PAGES}
-    try:
-        written = {
-            page: render(text, lambda *run: rows if run == (name, scale) else None) for page, text in texts.items()
-        }
-    except ValueError:
-        file.unlink() if before is None else file.write_bytes(before)
-        raise
+
+    def rows_of(*run: str) -> list[dict[str, Any]] | None:
+        if run == (name, scale):
+            return rows
+        return published_rows(*run) if (_RESULTS / f"{'-'.join(run)}.json").is_file() else None
+
+    written = {page: render(page.read_text(encoding="utf-8"), rows_of) for page in _PAGES}
+    store.write_json(_RESULTS / f"{name}-{scale}.json", rows)
     for page, text in written.items():
-        if text != texts[page]:
+        if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")
 
 
