@@ -31,6 +31,16 @@ class Evaluation(NamedTuple):
     exclude_seen: bool = True  # whether the lists left out items of the history
 
 
+class QueryEvaluation(NamedTuple):
+    """What one method of search did on one set of queries."""
+
+    per_query: pd.DataFrame  # (n, metrics): recall@k, mrr (its values, reciprocal ranks) and validity_rate
+    rank: np.ndarray  # (n,) float64, 1-based rank of the first relevant item, inf where none was found
+    recommended: np.ndarray  # (n, max(ks)) int64 item rows, -1 where there was none
+    seconds: float  # wall time of all queries in one call
+    seconds_alone: np.ndarray  # wall time of each of some queries, asked one by one
+
+
 def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None, **options) -> Evaluation:
     """Get lists of k items for histories and find the held-out items in them.
 
@@ -83,31 +93,39 @@ def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None,
     return Evaluation(metrics.ranks(recommended, examples.targets), recommended, seconds, exclude_seen)
 
 
-def figures(evaluation: Evaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
+def figures(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
     """Every metric of one evaluation with its 95% interval: index metric, columns mean, low, high.
 
-    What the lists are too short for is left out rather than reported too low: Recall and NDCG at a longer K, and MRR
-    for lists under 100, since it counts an item outside the list as 0.
+    ks is for users; queries have been counted already. What the lists are too short for is left out rather than
+    reported too low: Recall and NDCG at a longer K, and MRR for lists under 100, since it counts an item outside the
+    list as 0.
 
     >>> measured = figures(Evaluation(np.array([1.0, np.inf]), np.zeros((2, 10)), 0.0), ks=[5])
     >>> measured["mean"].to_dict()
     {'recall@5': 0.5, 'ndcg@5': 0.5, 'ndcg@10': 0.5}
     """
-    return _intervals(_per_user(evaluation, ks))
+    return _intervals(_values(evaluation, ks))
 
 
-def differences(evaluation: Evaluation, baseline: Evaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
-    """By how much a method is ahead of another on the same users, as `figures`: a paired bootstrap test.
+def differences(
+    evaluation: Evaluation | QueryEvaluation, baseline: Evaluation | QueryEvaluation, ks: Sequence[int] = KS
+) -> pd.DataFrame:
+    """By how much a method is ahead of another on the same users or queries, as `figures`: a paired bootstrap test.
 
-    User by user, what makes a target hard to guess cancels, so these intervals are narrower than those of the two
+    What makes one user or query hard cancels, so these intervals are narrower than those of the two
     methods suggest: a method is ahead if the interval lies above 0. Of 20 such tests between equal methods, one finds
     a difference. Raises ValueError if the numbers of users or the metrics differ.
     """
-    return _paired(_per_user(evaluation, ks), _per_user(baseline, ks))
+    ours, theirs = _values(evaluation, ks), _values(baseline, ks)
+    if ours.shape != theirs.shape or list(ours) != list(theirs):
+        raise ValueError(f"evaluations of {ours.shape} and {theirs.shape}, expected the same users and metrics")
+    return _intervals(ours - theirs)
 
 
-def _per_user(evaluation: Evaluation, ks: Sequence[int]) -> pd.DataFrame:
+def _values(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int]) -> pd.DataFrame:
     """The values whose means are the figures: (n, metrics)."""
+    if isinstance(evaluation, QueryEvaluation):
+        return evaluation.per_query
     length, rank = evaluation.recommended.shape[1], evaluation.rank
     values = {f"recall@{k}": metrics.recall_at_k(rank, k) for k in ks if k <= length}
     values |= {f"ndcg@{k}": metrics.ndcg_at_k(rank, k) for k in (5, 10) if k <= length}
@@ -131,9 +149,10 @@ def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[in
     Of a list of evaluations, one a seed, the means over seeds, and in brackets the standard deviation over them. If
     lists of any method could hold items of the history, a last row "seen items" has "allowed" or "excluded" for each.
     """
+    by_name = {name: each if isinstance(each, list) else [each] for name, each in evaluations.items()}
     columns = {}
-    for name, of_seeds in evaluations.items():
-        measured = [figures(each, ks) for each in _as_list(of_seeds)]
+    for name, of_seeds in by_name.items():
+        measured = [figures(each, ks) for each in of_seeds]
         mean = sum(measured[1:], measured[0]) / len(measured)
         cells = {metric: shown(*line) for metric, line in zip(mean.index, mean.to_numpy(), strict=True)}
         if len(measured) > 1:
@@ -141,14 +160,10 @@ def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[in
             cells = {metric: cell + in_brackets(spread[metric]) for metric, cell in cells.items()}
         columns[name] = cells
     found = pd.DataFrame(columns)
-    excluded = {name: all(each.exclude_seen for each in _as_list(found)) for name, found in evaluations.items()}
+    excluded = {name: all(each.exclude_seen for each in of_seeds) for name, of_seeds in by_name.items()}
     if not all(excluded.values()):
         found.loc["seen items"] = {name: "excluded" if out else "allowed" for name, out in excluded.items()}
     return found
-
-
-def _as_list(evaluations: Evaluation | list[Evaluation]) -> list[Evaluation]:
-    return evaluations if isinstance(evaluations, list) else [evaluations]
 
 
 def in_brackets(spread: float) -> str:
@@ -173,16 +188,6 @@ def shown(mean: float, low: float, high: float) -> str:
 
 
 # --- queries, which may have several relevant items ---
-
-
-class QueryEvaluation(NamedTuple):
-    """What one method of search did on one set of queries."""
-
-    per_query: pd.DataFrame  # (n, metrics): recall@k, mrr (its values, reciprocal ranks) and validity_rate
-    rank: np.ndarray  # (n,) float64, 1-based rank of the first relevant item, inf where none was found
-    recommended: np.ndarray  # (n, max(ks)) int64 item rows, -1 where there was none
-    seconds: float  # wall time of all queries in one call
-    seconds_alone: np.ndarray  # wall time of each of some queries, asked one by one
 
 
 def evaluate_queries(
@@ -263,23 +268,6 @@ def _share_filled(recommended: np.ndarray, n_items: int, allowed: np.ndarray | N
     return np.where(places > 0, real.sum(axis=1) / np.maximum(places, 1), 1.0)
 
 
-def query_figures(evaluation: QueryEvaluation) -> pd.DataFrame:
-    """Every metric of one evaluation with its 95% interval over queries: index metric, columns mean, low, high.
-
-    With few queries the intervals are wide; to compare two methods see `query_differences`.
-    """
-    return _intervals(evaluation.per_query)
-
-
-def query_differences(evaluation: QueryEvaluation, baseline: QueryEvaluation) -> pd.DataFrame:
-    """By how much a method is ahead of another on the same queries, as `query_figures`.
-
-    Query by query, what makes a query hard cancels, so these intervals are narrower than those of the two methods
-    suggest: a method is ahead if the interval lies above 0. Raises ValueError if the metrics or numbers differ.
-    """
-    return _paired(evaluation.per_query, baseline.per_query)
-
-
 def query_table(evaluations: dict[str, QueryEvaluation]) -> pd.DataFrame:
     """One column per method; a row per metric, "mean ± half the interval's width", and two for the time of a query.
 
@@ -287,7 +275,7 @@ def query_table(evaluations: dict[str, QueryEvaluation]) -> pd.DataFrame:
     """
     columns = {}
     for name, evaluation in evaluations.items():
-        measured = query_figures(evaluation)
+        measured = figures(evaluation)
         column = {metric: shown(*line) for metric, line in zip(measured.index, measured.to_numpy(), strict=True)}
         if len(evaluation.seconds_alone):
             column["ms, one by one"] = f"{1000 * np.median(evaluation.seconds_alone):.1f}"
@@ -311,7 +299,7 @@ def by_group(evaluation: Evaluation | QueryEvaluation, groups: Sequence, ks: Seq
     >>> found["mean"].to_dict(), found["n"].tolist()
     ({('typo', 'recall@1'): 1.0, ('need', 'recall@1'): 0.0}, [1, 2])
     """
-    values = evaluation.per_query if isinstance(evaluation, QueryEvaluation) else _per_user(evaluation, ks)
+    values = _values(evaluation, ks)
     labels = pd.Series(groups if isinstance(groups, pd.Categorical) else list(groups))
     if len(labels) != len(values) or labels.isna().any():
         n, missing = len(values), int(labels.isna().sum())
@@ -383,9 +371,3 @@ def exposure(lists: dict[str, np.ndarray], counts: np.ndarray) -> pd.DataFrame:
 def _intervals(values: pd.DataFrame) -> pd.DataFrame:
     intervals = metrics.bootstrap_intervals(values.to_numpy())
     return pd.DataFrame(intervals, index=pd.Index(values.columns, name="metric"))
-
-
-def _paired(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
-    if ours.shape != theirs.shape or list(ours) != list(theirs):
-        raise ValueError(f"evaluations of {ours.shape} and {theirs.shape}, expected the same queries and metrics")
-    return _intervals(ours - theirs)

@@ -227,7 +227,7 @@ def ahead_of(evaluations: dict[str, evaluate.QueryEvaluation], baseline: str) ->
     others = {name: each for name, each in evaluations.items() if name != baseline}
     return pd.DataFrame(
         {
-            f"{'(' + name + ')' if '+' in name else name} − {baseline}": evaluate.query_differences(
+            f"{'(' + name + ')' if '+' in name else name} − {baseline}": evaluate.differences(
                 each, evaluations[baseline]
             ).loc["recall@10"]
             for name, each in others.items()
@@ -260,7 +260,7 @@ def rows(tests: dict[str, dict[str, evaluate.QueryEvaluation]]) -> list[dict[str
     for where, evaluations in tests.items():
         for name, evaluation in evaluations.items():
             start = f"search/{where}_{key(name).replace(' + ', '_and_').lower()}"
-            found += metric_rows(start, evaluate.query_figures(evaluation), n=len(evaluation.rank))
+            found += metric_rows(start, evaluate.figures(evaluation), n=len(evaluation.rank))
             alone = 1000 * np.median(evaluation.seconds_alone)
             found.append({"key": f"{start}/ms_alone", "value": round(float(alone), 3)})
     return found
