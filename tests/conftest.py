@@ -176,23 +176,31 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def wait_for(process, is_ready, seconds: int = 300) -> None:
+    """Wait until a process that was started is ready; the deadline is a guard alone, as others share the cores."""
+    for _ in range(10 * seconds):
+        if is_ready():
+            return
+        assert process.poll() is None, f"{process.args} has ended"
+        time.sleep(0.1)
+    raise TimeoutError(f"{process.args} is not ready")
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """An S3-compatible server on loopback, moto of .venv/dvc; its URL."""
     if not DVC_PYTHON.exists():
         pytest.skip("no S3 server: `make test` installs it in .venv/dvc")
     port = free_port()
-    server = subprocess.Popen(
-        [DVC_PYTHON, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [DVC_PYTHON, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, "the server did not start"
-            time.sleep(0.1)
+        wait_for(server, lambda: answers(port))
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()

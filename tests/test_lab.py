@@ -6,12 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from conftest import answers, free_port, wait_for
 
 from semid_lib.chapters import runner
 
@@ -42,19 +41,13 @@ def lab(tmp_path_factory):
         headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
         body = None if content is None else json.dumps(content).encode()
         request = urllib.request.Request(url + path, body, headers, method="PUT" if body else "GET")
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
 
     with open(folder.parent / "log", "wb") as log:
         process = subprocess.Popen(f"exec {server}", shell=True, cwd=folder, env=clean, stdout=log, stderr=log)
     try:
-        for _ in range(600):
-            assert process.poll() is None, (folder.parent / "log").read_text(encoding="utf-8")
-            try:
-                ask("/api/status")
-                break
-            except OSError:
-                time.sleep(0.2)
+        wait_for(process, lambda: answers(port))
         yield folder / "notebooks", before, ask
     finally:
         process.terminate()
