@@ -139,15 +139,15 @@ def tab(browser):
     opened.send("Page.close")
 
 
-OF_SPHINX = ("search.html", "genindex.html", "py-modindex.html")
+OF_SPHINX = ("genindex.html", "search.html", "py-modindex.html")
 
 
 def names(book, some: bool = False) -> list[str]:
-    """The pages; some: of chapters, which are not executed, of the reference and of Sphinx's own, the first alone."""
+    """The pages, or some: one of each kind."""
     found = sorted(file.relative_to(book).as_posix() for file in book.rglob("*.html") if "_static" not in file.parts)
     if some:
-        alike = [[name for name in found if name.startswith(folder)] for folder in ("api/", "chapters/")] + [OF_SPHINX]
-        found = [name for name in found if not any(name in group[1:] for group in alike)]
+        firsts = [next(name for name in found if name.startswith(folder)) for folder in ("api/", "chapters/")]
+        found = ["index.html", "results.html", "search.html", *firsts]
     return found
 
 

@@ -58,7 +58,7 @@ def test_a_kill_between_two_renames_leaves_the_old_folder_to_be_found(target, mo
         monkeypatch.setattr(type(target), "rename", dies)
         write(target, "new")
 
-    assert killed(work, 30)
+    assert killed(work)
     assert not target.exists()
     assert versions(atomic.settled(target)) == {"old"}
     write(target, "new")

@@ -448,7 +448,7 @@ def test_on_a_full_disk_the_old_artefact_stays_and_the_error_says_so(shelf, kind
         except OSError as error:
             told.write_text(str(error), encoding="utf-8")
 
-    assert killed(work, 60)
+    assert killed(work)
     message = told.read_text(encoding="utf-8")
     told.unlink()
     assert "File too large" in message and "things" in message

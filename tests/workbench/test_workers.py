@@ -174,7 +174,7 @@ def elsewhere(tmp_path_factory):
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(command, env=OTHERS, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(600):
+        for _ in range(3000):  # a guard: it takes more than a minute on busy cores
             if "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None:
                 break
             time.sleep(0.1)
@@ -205,7 +205,7 @@ def test_a_cluster_that_runs_already_is_joined_and_left(elsewhere):
             assert not ray.is_initialized()
     """
     environment = OTHERS | {"SEMID_RAY_ADDRESS": elsewhere, "PYTHONPATH": str(Path(distributed.__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=600)
 
 
 def test_an_address_where_nobody_listens_is_said_at_once():
