@@ -300,6 +300,7 @@ for module, unwanted in {}.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", LOADS.values(), ids=LOADS)
 def test_importing_a_module_loads_only_what_it_needs(modules):
     command = [sys.executable, "-c", LOOK.format(modules)]

@@ -16,19 +16,9 @@ def test_ranks_are_positions_from_one_and_inf_for_a_miss():
     np.testing.assert_array_equal(metrics.ranks(lists, np.array([4, 9, 5, 0])), [1, 3, np.inf, np.inf])
 
 
-@given(st.lists(st.integers(0, 50), unique=True, min_size=1, max_size=12), st.data())
-def test_ranks_find_every_item_where_the_list_holds_it(items, data):
-    place = data.draw(st.integers(0, len(items) - 1))
-    assert metrics.ranks(np.array([items]), np.array([items[place]])) == [place + 1]
-
-
 def test_ranks_refuse_an_item_twice_and_name_list_and_item():
     with pytest.raises(ValueError, match=r"list 1 .*item 8 "):
         metrics.ranks(np.array([[1, 2, 3], [8, 5, 8]]), np.array([1, 5]))
-
-
-def test_empty_places_may_repeat():
-    assert metrics.ranks(np.array([[3, -1, -1, -1]]), np.array([3])) == [1]
 
 
 @pytest.mark.parametrize(("lists", "targets"), [([1, 2], [1]), ([[1, 2]], [1, 2]), ([[1, 2]], [-1]), ([[1, 2]], [[1]])])
@@ -71,13 +61,6 @@ def test_bootstrap_covers_a_known_mean_as_often_as_it_says():
         intervals = metrics.bootstrap_intervals(samples, n_resamples=400, confidence=confidence)
         covered = np.mean([interval.low <= 3.0 <= interval.high for interval in intervals])
         assert low < covered < high
-
-
-def test_bootstrap_width_is_that_of_the_normal_approximation():
-    values = np.random.default_rng(1).normal(size=(2000, 1))
-    [interval] = metrics.bootstrap_intervals(values, n_resamples=1000)
-    assert interval.mean == pytest.approx(values.mean())
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(2000), rel=0.1)
 
 
 def test_bootstrap_depends_on_its_seed_alone():
