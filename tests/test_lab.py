@@ -16,6 +16,7 @@ from semid_lib.chapters import runner
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "only-for-this-test"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

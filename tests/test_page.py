@@ -12,7 +12,10 @@ from chromium import CHROMIUM, Tab
 from semid_lib.serving.http import web
 from semid_lib.serving.recommender import Recommender
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page is tested in a real browser only")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the page is tested in a real browser only"),
+]
 
 
 class PageTab(Tab):

@@ -128,6 +128,7 @@ def clone(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @needs_dvc
 def test_dvc_runs_what_has_changed_and_nothing_else(clone):
     assert "01_catalogue_and_embeddings: ran" in clone.printed and "02_semantic_ids: ran" in clone.printed
@@ -144,6 +145,7 @@ def test_dvc_runs_what_has_changed_and_nothing_else(clone):
     assert "semantic_ids/tiny" in clone.dvc("metrics", "show")
 
 
+@pytest.mark.slow
 @needs_dvc
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_what_was_pushed_is_pulled_byte_for_byte(clone, kind, tmp_path, request):
