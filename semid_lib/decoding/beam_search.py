@@ -9,7 +9,7 @@ without items are dropped.
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from semid_lib.workbench.text import check_count, shown
 Normalization = Literal["vocabulary", "level"]
 _COMPILED_FROM = 64  # beams of a batch; for fewer, torch is fast enough and numba need not be loaded
 _BLOCK = 32  # candidates that are skipped together
+_PREFIXES_AT_ONCE = 256  # in an exact ranking
 
 
 class Scorer(Protocol):
@@ -46,13 +47,6 @@ class Beams(NamedTuple):
     scores: torch.Tensor  # (B, k) float32 log-probabilities of semantic IDs
 
 
-class Diversity(NamedTuple):
-    """At most `n_items` of a list share their first `prefix_length` codes."""
-
-    n_items: int
-    prefix_length: int
-
-
 class Beam(NamedTuple):
     """The surviving prefixes of one depth, (B, W) each, in ascending order of their nodes; dead ones at the end."""
 
@@ -71,8 +65,7 @@ def constrained_beam_search(
     k: int,
     allowed: Subset | np.ndarray | torch.Tensor | None = None,
     normalization: Normalization = "vocabulary",
-    diversity: Diversity | tuple[int, int] | None = None,
-    compiled: bool | None = None,
+    diversity: tuple[int, int] | None = None,
 ) -> Beams:
     """Find the k most probable items per context by beam search over a prefix trie.
 
@@ -94,8 +87,6 @@ def constrained_beam_search(
         See `Scorer`; the two rank differently.
     diversity : (m, p), optional
         At most m items under one prefix of p codes: the best lists that the candidates of the beam allow.
-    compiled : bool, optional
-        Use the compiled loop instead of torch (CPU, float32, numba), by default where it is faster.
 
     Returns
     -------
@@ -121,25 +112,21 @@ def constrained_beam_search(
     if beam_width < k:
         expected = f"1 <= k <= beam_width. Set beam_width to {k} or more"
         raise ValueError(f"k is {k} and beam_width {beam_width}: expected {expected}")
-    subset, diversity = _checked(scorer, trie, allowed, normalization, diversity)
-    state, scores = _begun(scorer, contexts, normalization, trie)
+    n_alike, prefix_length = _checked_diversity(diversity, trie.n_levels)
+    state, scores, subset = _begun(scorer, contexts, normalization, trie, allowed)
     zeros = torch.zeros((len(scores), 1), dtype=torch.long, device=scores.device)
     beam = Beam(zeros, torch.zeros(zeros.shape, device=zeros.device), zeros, zeros)
-    subset = None if subset is None else subset.for_contexts(len(scores))
-    prefix = zeros  # the node at depth `diversity.prefix_length` above each beam
+    prefix = zeros  # the node at depth `prefix_length` above each beam
     for level in range(trie.n_levels):
         is_last = level == trie.n_levels - 1
         every = beam.node.shape[1] * trie.branching[level]
-        width = beam_width if not is_last else k if diversity is None else every
-        beam = select(trie, level, beam, _normalized(scores, normalization), width, subset, compiled)
-        if diversity is not None:
-            prefix = beam.node if level < diversity.prefix_length else prefix.gather(1, beam.parent)
-        if not beam.node.shape[1] or is_last:
+        width = beam_width if not is_last else every if n_alike else k
+        beam = select(trie, level, beam, _of_codes(scores, level, trie, normalization), width, subset)
+        prefix = beam.node if level < prefix_length else prefix.gather(1, beam.parent)
+        if not beam.node.shape[1] or is_last:  # no item is left for any context
             break
         state, scores = scorer.advance(state, level, beam.parent, beam.code)
-    if not beam.node.shape[1]:  # no item is left for any context
-        return Beams(zeros.expand(-1, k) - 1, beam.score.new_full((len(zeros), k), -torch.inf))
-    score = beam.score if diversity is None else _thinned(beam.score, prefix, diversity.n_items)
+    score = _thinned(beam.score, prefix, n_alike) if n_alike else beam.score
     return _answer(trie, beam.node, score, k)
 
 
@@ -150,21 +137,17 @@ def exact_ranking(
     trie: PrefixTrie,
     k: int,
     allowed: Subset | np.ndarray | torch.Tensor | None = None,
-    normalization: Normalization = "vocabulary",
-    block: int = 256,
     progress: bool = False,
 ) -> Beams:
     """Find the k most probable items per context by scoring every item.
 
-    The trie is expanded depth first in blocks of prefixes, so that the model's part of the memory grows with
-    block x n_levels. The scores take 4 bytes per context and item.
+    The trie is expanded depth first in blocks of 256 prefixes, so that the model's part of the memory grows with the
+    number of levels. The scores take 4 bytes per context and item.
 
     Parameters
     ----------
-    scorer, contexts, trie, k, allowed, normalization
-        As for `constrained_beam_search`.
-    block : int
-        Prefixes that are extended together.
+    scorer, contexts, trie, k, allowed
+        As for `constrained_beam_search`, normalized over the vocabulary.
     progress : bool
 
     Examples
@@ -176,35 +159,31 @@ def exact_ranking(
     >>> exact_ranking(Coin(), ["ann"], trie, k=4).items
     tensor([[ 1,  0,  2, -1]])
     """
-    k, block = check_count("k", k), check_count("block", block)
-    subset, _ = _checked(scorer, trie, allowed, normalization, None)
-    state, scores = _begun(scorer, contexts, normalization, trie)
+    k = check_count("k", k)
+    state, scores, subset = _begun(scorer, contexts, "vocabulary", trie, allowed)
     everything = torch.full((len(scores), trie.n_items), -torch.inf, device=scores.device)
     with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
 
         def expand(level: int, first: int, score: torch.Tensor, state, scores: torch.Tensor) -> None:
             """Score all items under nodes first, first + 1, ...; score is (B, n) for n nodes."""
-            scores = _normalized(scores, normalization)
             start = trie.child_start[level][first : first + score.shape[1] + 1].long()
             low, high = int(start[0]), int(start[-1])
             parent = torch.arange(score.shape[1], device=score.device).repeat_interleave(start.diff())
             code = trie.code[level][low:high].long()
-            _check_codes(scores, trie, level)
-            value = score[:, parent] + scores[:, parent, code]
+            value = score[:, parent] + _of_codes(scores, level, trie, "vocabulary")[:, parent, code]
             if math.isnan(value.sum()):
                 raise _nan_at(level)
             if level == trie.n_levels - 1:
                 everything[:, low:high] = value
                 bar.update(high - low)
                 return
-            for at in range(0, high - low, block):
-                part = slice(at, at + block)
+            for at in range(0, high - low, _PREFIXES_AT_ONCE):
+                part = slice(at, at + _PREFIXES_AT_ONCE)
                 parents, codes = (index[part].expand(len(score), -1) for index in (parent, code))
                 expand(level + 1, low + at, value[:, part], *scorer.advance(state, level, parents, codes))
 
         expand(0, 0, torch.zeros((len(scores), 1), device=scores.device), state, scores)
-    if subset is not None:
-        subset.for_contexts(len(scores)).keep(everything)
+    subset.keep(everything)
     score, leaf = _top(everything, min(k, trie.n_items))
     leaf, order = leaf.sort(dim=1)
     return _answer(trie, leaf, score.gather(1, order), k)
@@ -223,12 +202,10 @@ def select(
 
     scores: (B, W, K) log-probabilities of the codes of `level`; ValueError if one that could be chosen is NaN.
     """
-    _check_codes(scores, trie, level)
-    suits = beam.node.device.type == "cpu" and scores.dtype == torch.float32
     if compiled is None:
         compiled = beam.node.numel() >= _COMPILED_FROM
-    choose = (_compiled() if compiled and suits else None) or _select
-    found = choose(trie, level, beam, scores, width, subset)
+    compiled = compiled and beam.node.device.type == "cpu" and scores.dtype == torch.float32
+    found = ((compiled and _compiled()) or _select)(trie, level, beam, scores, width, subset or trie.everything)
     if found is None:
         raise _nan_at(level)
     return found
@@ -286,14 +263,13 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
 
     Columns are codes if the trie has a table of the level, else first, second, ... children; both ascend.
     """
-    table, total, mask = trie.table(level), beam.score[..., None], None if subset is None else subset.mask
+    table, total, mask = trie.tables[level], beam.score[..., None], subset.mask
     if table is not None:
         n_codes, row = table.shape[1], beam.node
-        penalty = trie.penalty(level) if mask is None else subset.penalty(level)
         if mask is not None and len(mask) > 1:  # each context has a table of its own
             row = row + len(table) * torch.arange(len(row), device=row.device)[:, None]
         value = scores[..., :n_codes] + total
-        value += embedding(row, penalty.view(-1, n_codes))  # the fastest way to take rows
+        value += embedding(row, subset.penalty(level))  # the fastest way to take rows
 
         def child_at(parent, column):
             return table[beam.node.gather(1, parent), column].long(), column
@@ -308,7 +284,8 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
         possible = column < n_children[..., None]
         value = scores.gather(2, trie.code[level][child].long()) + total
         if mask is not None:
-            possible &= subset.allowed(level + 1, child)
+            context = torch.arange(len(child), device=child.device)[:, None, None]
+            possible &= subset.n_allowed(level + 1, child, context) > 0
         value.masked_fill_(possible.logical_not_(), -torch.inf)
 
         def child_at(parent, column):
@@ -316,7 +293,7 @@ def _candidates(trie, level, beam, scores, subset) -> tuple[torch.Tensor, Callab
             return child, trie.code[level][child].long()
 
         column_of = lambda child, first: child - first  # noqa: E731
-    if subset is not None and subset.excluded is not None:
+    if subset.excluded is not None:
         context, child = subset.emptied(level + 1)
         parent = torch.searchsorted(trie.child_start[level], child.to(torch.int32), right=True) - 1
         place = torch.searchsorted(beam.node[context], parent[:, None]).squeeze(1).clamp(max=beam.node.shape[1] - 1)
@@ -354,7 +331,29 @@ def _thinned(score: torch.Tensor, prefix: torch.Tensor, n_items: int) -> torch.T
     return score.masked_fill(torch.zeros_like(rank).scatter(1, order, rank) >= n_items, -torch.inf)
 
 
-def _normalized(scores: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+def _begun(
+    scorer, contexts, normalization: Normalization, trie: PrefixTrie, allowed
+) -> tuple[Any, torch.Tensor, Subset]:
+    """The state and scores of the contexts before the first code, and the items that they may return, all checked."""
+    if getattr(scorer, "n_levels", trie.n_levels) != trie.n_levels:
+        raise ValueError(f"the model generates {scorer.n_levels} levels, the trie has {trie.n_levels}")
+    if normalization not in ("vocabulary", "level"):
+        raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
+    subset = allowed if isinstance(allowed, Subset) else trie.subset(allowed)
+    if subset.trie is not trie:
+        raise ValueError("allowed is a subset of another trie")
+    state, scores = scorer.begin(contexts, normalization)
+    if scores.device != trie.item.device:
+        raise ValueError(f"the model is on {scores.device}, the trie on {trie.item.device}: move it with trie.to(...)")
+    subset.check_contexts(len(scores))
+    return state, scores, subset
+
+
+def _of_codes(scores: torch.Tensor, level: int, trie: PrefixTrie, normalization: Normalization) -> torch.Tensor:
+    """A model's scores as float32 log-probabilities; ValueError for fewer codes than the trie has."""
+    n, largest = scores.shape[-1], trie.sizes[level] - 1
+    if n <= largest:
+        raise ValueError(f"the model scores {n} codes at level {level}, the trie has codes up to {largest}")
     scores = scores.float()  # sums of half-precision scores would tie
     return scores.log_softmax(dim=-1) if normalization == "level" else scores
 
@@ -363,31 +362,10 @@ def _nan_at(level: int) -> ValueError:
     return ValueError(f"NaN at level {level}: expected log-probabilities. Check the weights, or score in float32")
 
 
-def _begun(scorer: Scorer, contexts, normalization: Normalization, trie: PrefixTrie):
-    state, scores = scorer.begin(contexts, normalization)
-    if scores.device != trie.item.device:
-        raise ValueError(f"the model is on {scores.device}, the trie on {trie.item.device}: move it with trie.to(...)")
-    return state, scores
-
-
-def _check_codes(scores: torch.Tensor, trie: PrefixTrie, level: int) -> None:
-    n, largest = scores.shape[-1], trie.sizes[level] - 1
-    if n <= largest:
-        raise ValueError(f"the model scores {n} codes at level {level}, the trie has codes up to {largest}")
-
-
-def _checked(scorer, trie, allowed, normalization, diversity) -> tuple[Subset | None, Diversity | None]:
-    if getattr(scorer, "n_levels", trie.n_levels) != trie.n_levels:
-        raise ValueError(f"the model generates {scorer.n_levels} levels, the trie has {trie.n_levels}")
-    if normalization not in ("vocabulary", "level"):
-        raise ValueError(f"normalization is {normalization!r}, expected 'vocabulary' or 'level'")
-    if isinstance(allowed, Subset) and allowed.trie is not trie:
-        raise ValueError("allowed is a subset of another trie")
-    subset = allowed if allowed is None or isinstance(allowed, Subset) else trie.subset(allowed)
-    return subset, None if diversity is None else _checked_diversity(diversity, trie.n_levels)
-
-
-def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) -> Diversity:
+def _checked_diversity(diversity: tuple[int, int] | None, n_levels: int) -> tuple[int, int]:
+    """How many items of a list may share how many codes; zeros for no limit."""
+    if diversity is None:
+        return 0, 0
     try:
         n_items, prefix_length = (check_count("diversity", part) for part in diversity)
         if prefix_length > n_levels:
@@ -395,4 +373,4 @@ def _checked_diversity(diversity: Diversity | tuple[int, int], n_levels: int) ->
     except (TypeError, ValueError):
         expected = f"(at least 1, a prefix length from 1 to {n_levels})"
         raise ValueError(f"diversity is {shown(diversity)}, expected {expected}") from None
-    return Diversity(n_items, prefix_length)
+    return n_items, prefix_length

@@ -15,8 +15,7 @@ from numba import njit
 
 from semid_lib.decoding.beam_search import Beam
 
-_NO_INT32, _NO_BOOL = np.zeros((0, 1), dtype=np.int32), np.zeros((0, 1), dtype=bool)
-_NO_START, _NO_NODES = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+_NO_COUNT, _NO_START, _NO_NODES = np.zeros((0, 1), np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
 
 
 def select(trie, level, beam, scores, width, subset) -> Beam | None:
@@ -25,12 +24,8 @@ def select(trie, level, beam, scores, width, subset) -> Beam | None:
     width = min(width, beam.node.shape[1] * trie.branching[level])
     child = torch.full((n, width), trie.n_nodes(level + 1))
     score, parent, code = torch.full((n, width), -torch.inf), torch.zeros_like(child), torch.zeros_like(child)
-    count, allowed = _NO_INT32, _NO_BOOL
-    if subset is not None and subset.mask is not None:
-        nodes = subset.nodes(level + 1)
-        count, allowed = (subset.count.numpy(), _NO_BOOL) if nodes is None else (_NO_INT32, nodes.numpy())
     empty, empty_start = _NO_NODES, np.zeros(n + 1, dtype=np.int64)
-    if subset is not None and subset.excluded is not None:
+    if subset.excluded is not None:
         context, node = subset.emptied(level + 1)
         empty = node.numpy()
         np.cumsum(np.bincount(context.numpy(), minlength=n), out=empty_start[1:])
@@ -43,8 +38,7 @@ def select(trie, level, beam, scores, width, subset) -> Beam | None:
         trie.code[level].numpy(),
         trie.child_start[level].numpy(),
         _NO_START if is_last else trie.leaf_start[level + 1].numpy(),
-        count,
-        allowed,
+        _NO_COUNT if subset.mask is None else subset.count.numpy(),
         empty,
         empty_start,
         child.numpy(),
@@ -65,7 +59,6 @@ def _fill(  # noqa: PLR0912 one loop over candidates, each test skips most of th
     child_start,
     leaf_start,
     count,
-    allowed,
     empty,
     empty_start,
     child,
@@ -77,14 +70,14 @@ def _fill(  # noqa: PLR0912 one loop over candidates, each test skips most of th
 
     node (B, W) int64, score (B, W) float32: the beams, -inf for dead ones. scores (B, W, K) float32: log-probabilities
     of codes; highest (B,): the highest of each context. code, child_start: arrays of the trie's level; leaf_start: of
-    the depth below, empty if children are leaves. Allowed are all children, or those in `allowed`, (G, n_children)
-    bool, or by `count`, (G, n_leaves + 1) running sums of allowed leaves. empty: children that are excluded, those of
-    context b from empty_start[b] on, ascending. child, value, beam, last: (B, width), written in the order of the
-    children. Returns the greatest number of candidates of a context, -1 for NaN.
+    the depth below, empty if children are leaves. count: (G, n_leaves + 1) running sums of allowed leaves, empty if all
+    are. empty: children that are excluded, those of context b from empty_start[b] on, ascending. child, value, beam,
+    last: (B, width), written in the order of the children. Returns the greatest number of candidates of a context, -1
+    for NaN.
     """
     width, most = child.shape[1], 0
     for b in range(node.shape[0]):
-        group = b if max(len(count), len(allowed)) > 1 else 0
+        group = b if len(count) > 1 else 0
         taken = empty[empty_start[b] : empty_start[b + 1]]
         kept = [(np.float32(0), np.int64(0), np.int64(0))]  # a heap with the worst first: score, -child, beam
         kept.clear()
@@ -101,10 +94,12 @@ def _fill(  # noqa: PLR0912 one loop over candidates, each test skips most of th
                     continue
                 if np.isnan(total):
                     return -1
-                if allowed.shape[0] and not allowed[group, c]:
-                    continue
-                if count.shape[0] and count[group, leaf_start[c + 1]] == count[group, leaf_start[c]]:
-                    continue
+                if len(count):
+                    low, high = c, c + 1
+                    if len(leaf_start):
+                        low, high = leaf_start[c], leaf_start[c + 1]
+                    if count[group, low] == count[group, high]:
+                        continue
                 at = np.searchsorted(taken, c)
                 if at < len(taken) and taken[at] == c:
                     continue

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from semid_lib.workbench.text import check_count, check_flag, check_histories, shown
 
 if TYPE_CHECKING:
-    from semid_lib.decoding.beam_search import Diversity, Scorer
+    from semid_lib.decoding.beam_search import Scorer
     from semid_lib.decoding.trie import PrefixTrie
 
 ItemRows = Iterable[Sequence[int] | np.ndarray]  # histories: item rows of each user, oldest first
@@ -40,7 +40,7 @@ def rank(
     n_at_once: int,
     exclude_seen: bool = True,
     allowed: np.ndarray | None = None,
-    diversity: "Diversity | tuple[int, int] | None" = None,
+    diversity: tuple[int, int] | None = None,
     exact: bool = False,
     progress: bool = False,
 ) -> Ranked:
@@ -98,8 +98,9 @@ def rank(
     mask = checked_mask(allowed, len(rows), trie.n_items)
     if exact and diversity is not None:
         raise ValueError("exact and diversity are both given: expected one of them. An exact ranking has no beam")
-    rules = None if mask is None or len(mask) > 1 else trie.subset(mask)
-    if mask is not None and rules is None:
+    each = mask if mask is not None and len(mask) > 1 else None
+    rules = trie.subset(mask if each is None else None)
+    if each is not None:
         n_at_once = min(n_at_once, _MASKS_AT_ONCE // trie.n_items)
     items = np.full((len(rows), k), -1, dtype=np.int64)
     scores = np.full((len(rows), k), -np.inf, dtype=np.float32)
@@ -107,10 +108,9 @@ def rank(
     by_length = np.argsort([len(row) for row in rows], kind="stable")
     with tqdm(total=len(rows), desc="recommending", unit="user", disable=not progress) as bar:
         for at in in_parts(by_length, seen, max(1, n_at_once), _SEEN_AT_ONCE):
-            subset = rules if mask is None or rules is not None else trie.subset(mask[at])
+            subset = rules if each is None else trie.subset(each[at])
             if exclude_seen:
-                unseen = trie.subset(excluded=padded([seen[place] for place in at]))
-                subset = unseen if subset is None else subset & unseen
+                subset = subset.without(padded([seen[place] for place in at]))
             batch = contexts([rows[place] for place in at], at)
             if exact:
                 found = exact_ranking(scorer, batch, trie, k, subset)

@@ -2,23 +2,23 @@
 
 A rule is a NumPy array: (n_items,) bool for all users, or (n_users, n_items) if users differ, as from
 `np.stack([for_ann, for_bob])`. Combine rules with `&`, `|` and `~`; the two shapes broadcast. Pass the result as
-`allowed=`.
+`allowed=`. Other columns need no function of their own:
 
 >>> items = pd.DataFrame({"item_id": [7, 8, 9], "brand": ["Ash", "Birch", "Ash"], "price": [12.0, 30.0, None]})
 >>> brand(items, "ash") & ~items_with_ids(items, [9])
 array([ True, False, False])
+>>> items["price"].between(5, 20).to_numpy()
+array([ True, False, False])
 """
 
 import difflib
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from numbers import Number
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from semid_lib.data.item_ids import ItemIds
 from semid_lib.data.table import category_column
-from semid_lib.decoding.ranking import checked_rows
 from semid_lib.workbench.text import folded, shown
 
 
@@ -45,72 +45,26 @@ def category(items: pd.DataFrame, *names: str) -> np.ndarray:
     return _holding("category", held, names)
 
 
-def one_of(items: pd.DataFrame, column: str, *values) -> np.ndarray:
-    """Items with one of these values in a column: (n_items,) bool.
-
-    Text is compared as a whole, spelled as by `text.folded`, and never equals a number: "7" is not 7. None and NaN
-    match nothing. Without values, no item matches.
-
-    Raises
-    ------
-    ValueError
-        For a column that is missing or holds lists, and for a value that no item has (the message has the closest).
-
-    Examples
-    --------
-    >>> one_of(pd.DataFrame({"style": ["bold", "Plain", "bold"]}), "style", "BOLD")
-    array([ True, False,  True])
-    """
-    cells = _column(items, column)
-    if lists := [cell for cell in cells if not isinstance(cell, Hashable)]:
-        raise ValueError(f"column {column!r} holds {shown(lists[0])}, expected text or numbers")
-    held = [(cell,) if there else () for cell, there in zip(cells, cells.notna(), strict=True)]
-    return _holding(column, held, values)
-
-
 def brand(items: pd.DataFrame, *names: str) -> np.ndarray:
-    """Items of one of these brands: (n_items,) bool, see `one_of`."""
-    return one_of(items, "brand", *names)
-
-
-def price(items: pd.DataFrame, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Items with a price from low to high, both included: (n_items,) bool, see `between`.
-
-    Examples
-    --------
-    >>> price(pd.DataFrame({"price": [5, 20, None, 19.95]}), high=19.95)
-    array([ True, False, False,  True])
-    """
-    return between(items, "price", low, high)
-
-
-def between(items: pd.DataFrame, column: str, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Items with a number from low to high, both included, in a column: (n_items,) bool.
-
-    An item without a value (None, NaN) never matches, even without bounds. True counts as 1, so that `low=1` finds what
-    is in stock, be it counted or only marked.
+    """Items of one of these brands, spelled as by `text.folded`: (n_items,) bool. Without names, no item matches.
 
     Raises
     ------
     ValueError
-        For a missing column, text in it such as "$12.99" (CSV holds nothing else), a bound that is NaN, or low > high.
+        For a brand that no item has (the message has the closest), and for a cell without text.
 
     Examples
     --------
-    >>> between(pd.DataFrame({"stock": [3, 0, None]}), "stock", low=1).tolist()
-    [True, False, False]
+    >>> brand(pd.DataFrame({"brand": ["Ash", None, "Birch"]}), "ASH")
+    array([ True, False, False])
     """
-    low, high = -np.inf if low is None else low, np.inf if high is None else high
-    for bound in (low, high):
-        if not isinstance(bound, Number):
-            raise ValueError(f"a bound of {column} is {shown(bound)}, expected a number or None")
-    if not low <= high:
-        raise ValueError(f"{column} from {low} to {high} holds nothing, expected low <= high")
-    cells = _column(items, column)
-    if wrong := [cell for cell in cells.dropna() if not isinstance(cell, Number)]:
-        raise ValueError(f"column {column!r} holds {shown(wrong[0])}, expected numbers (see pd.to_numeric)")
-    number = cells.astype(object).where(cells.notna(), np.nan).to_numpy(np.float64)
-    return (number >= low) & (number <= high)
+    held = []
+    for cell in _column(items, "brand"):
+        missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
+        if not missing and not isinstance(cell, str):
+            raise ValueError(f"column 'brand' holds {shown(cell)}, expected text")
+        held.append(() if missing else (cell,))
+    return _holding("brand", held, names)
 
 
 def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int | str]) -> np.ndarray:
@@ -134,48 +88,20 @@ def items_with_ids(items: pd.DataFrame, item_ids: Iterable[int | str]) -> np.nda
     return mask
 
 
-def seen(histories: Sequence[Sequence[int]], n_items: int) -> np.ndarray:
-    """Items of each history of item rows (not external ids): (n_users, n_items) bool.
-
-    To leave out seen items, `exclude_seen=True` needs less memory.
-
-    Raises
-    ------
-    ValueError
-        Naming the history for a row outside 0 .. n_items - 1.
-
-    Examples
-    --------
-    >>> seen([[2, 0, 2], []], n_items=3)
-    array([[ True, False,  True],
-           [False, False, False]])
-    """
-    checked = checked_rows(histories, n_items)
-    mask = np.zeros((len(checked), n_items), dtype=bool)
-    for user, rows in enumerate(checked):
-        mask[user, rows] = True
-    return mask
-
-
 def _column(items: pd.DataFrame, name: str) -> pd.Series:
     if name not in items:
         raise ValueError(f"the items have no column {name!r}, but {', '.join(map(repr, items.columns))}")
     return items[name]
 
 
-def _key(value: Hashable) -> Hashable:
-    return folded(value) if isinstance(value, str) else value
-
-
-def _holding(kind: str, held: Sequence[Collection], wanted: tuple) -> np.ndarray:
-    """Which items hold a wanted value; each that is wanted must be held by some item."""
-    keyed = [{_key(value): value for value in values} for values in held]
-    spelling = {key: value for names in keyed for key, value in names.items()}
-    for value in wanted:
-        if not isinstance(value, Hashable) or _key(value) not in spelling:
-            texts = {str(key): shown(spelt) for key, spelt in spelling.items()}
-            close = difflib.get_close_matches(folded(str(value)), texts, cutoff=0)
-            closest = ", ".join(texts[text] for text in close) or "nothing"
-            raise ValueError(f"no item has the {kind} {shown(value)}, the closest of {len(spelling)}: {closest}")
-    keys = set(map(_key, wanted))
-    return np.array([not keys.isdisjoint(names) for names in keyed], dtype=bool)
+def _holding(kind: str, held: Sequence[Collection[str]], wanted: Sequence[str]) -> np.ndarray:
+    """Which items hold a wanted name; each that is wanted must be held by some item."""
+    keyed = [{folded(name): name for name in names} for names in held]
+    spelling = {key: name for names in keyed for key, name in names.items()}
+    keys = [folded(str(name)) for name in wanted]
+    for key, name in zip(keys, wanted, strict=True):
+        if key not in spelling:
+            close = difflib.get_close_matches(key, spelling, cutoff=0)
+            closest = ", ".join(shown(spelling[key]) for key in close) or "nothing"
+            raise ValueError(f"no item has the {kind} {shown(name)}, the closest of {len(spelling)}: {closest}")
+    return np.array([not names.keys().isdisjoint(keys) for names in keyed], dtype=bool)

@@ -7,20 +7,20 @@ needs no separate trie. This layout won in our measurements; compare STATIC, arX
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from semid_lib.decoding.subset import DENSE, Subset, as_leaves, as_mask, penalty_of
+from semid_lib.decoding.subset import Subset, as_mask
 
 _FORMAT = "semid prefix trie 1"
+_DENSE = 2**18  # a depth has a table of its nodes and codes if that has no more entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,6 @@ class PrefixTrie:
     child_start: tuple[torch.Tensor, ...]
     leaf_start: tuple[torch.Tensor, ...]
     item: torch.Tensor
-    _tables: dict = field(default_factory=dict, repr=False)  # made by `table` and `penalty`
 
     @classmethod
     def build(cls, ids: np.ndarray) -> "PrefixTrie":
@@ -160,7 +159,7 @@ class PrefixTrie:
         found = (low < end) & (codes[low.clamp(max=len(codes) - 1)].long() == code)
         return torch.where(found, low, -1)
 
-    def allowed_mask(self, depth: int, node: torch.Tensor, subset: "Subset | None" = None) -> torch.Tensor:
+    def allowed_mask(self, depth: int, node: torch.Tensor, subset: Subset | None = None) -> torch.Tensor:
         """Which codes can follow (B,) nodes of a depth: (B, sizes[depth]) bool; a node of -1 allows none.
 
         Examples
@@ -169,11 +168,12 @@ class PrefixTrie:
         tensor([[0, 0, 1, 0],
                 [1, 0, 0, 1]], dtype=torch.int32)
         """
-        mask = torch.zeros((len(node), self.sizes[depth] + 1), dtype=torch.bool, device=node.device)
+        subset = subset or self.everything
+        subset.check_contexts(len(node))
+        mask = torch.zeros((len(node), self.sizes[depth]), dtype=torch.bool, device=node.device)
         row, child = self.listed(depth, node)
-        code = self.code[depth][child].long()
-        mask[row, code] = True if subset is None else subset.for_contexts(len(node)).has(depth + 1, child, row)
-        return mask[:, :-1]
+        mask[row, self.code[depth][child].long()] = subset.has(depth + 1, child, row)
+        return mask
 
     def listed(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All children of (B,) nodes in one list: the position of the parent in `node`, and the child."""
@@ -200,38 +200,34 @@ class PrefixTrie:
             return leaf
         return torch.searchsorted(self.leaf_start[depth], leaf.to(torch.int32), right=True) - 1
 
-    def leaf_of_item(self) -> torch.Tensor:
-        """The leaf of each catalogue row, the inverse of `item`: (n_items,) int64."""
-        return self._leaf.long()
-
     @cached_property
-    def _leaf(self) -> torch.Tensor:
-        """`leaf_of_item` as int32, cached: every request with excluded items needs some."""
+    def leaf_of_item(self) -> torch.Tensor:
+        """The leaf of each catalogue row, the inverse of `item`: (n_items,) int32."""
         leaf = torch.empty_like(self.item)
         leaf[self.item.long()] = torch.arange(self.n_items, dtype=torch.int32, device=self.item.device)
         return leaf
 
-    def table(self, level: int) -> torch.Tensor | None:
-        """The children of a whole depth as a table, (n_nodes + 1, sizes[level]) int32 with -1 for none.
+    @cached_property
+    def tables(self) -> tuple[torch.Tensor | None, ...]:
+        """Per level, the children of the whole depth as a table, (n_nodes + 1, sizes[level]) int32 with -1 for none.
 
         None for depths with too many nodes. In the first depths, where nearly all codes occur, taking rows of the table
         is faster than collecting ranges of children. The last row has no children.
         """
-        if (self.n_nodes(level) + 1) * self.sizes[level] > DENSE:
-            return None
-        if level not in self._tables:
-            start, code = self.child_start[level], self.code[level].long()
-            table = torch.full((len(start), self.sizes[level]), -1, dtype=torch.int32, device=code.device)
-            parent = torch.arange(len(start) - 1, device=code.device).repeat_interleave(start.diff())
-            table[parent, code] = torch.arange(len(code), dtype=torch.int32, device=code.device)
-            self._tables[level] = table
-        return self._tables[level]
+        tables: list[torch.Tensor | None] = []
+        for size, start, code in zip(self.sizes, self.child_start, self.code, strict=True):
+            table = None
+            if len(start) * size <= _DENSE:
+                table = torch.full((len(start), size), -1, dtype=torch.int32, device=code.device)
+                parent = torch.arange(len(start) - 1, device=code.device).repeat_interleave(start.diff())
+                table[parent, code.long()] = torch.arange(len(code), dtype=torch.int32, device=code.device)
+            tables.append(table)
+        return tuple(tables)
 
-    def penalty(self, level: int) -> torch.Tensor:
-        """`table` to be added to scores: (n_nodes + 1, sizes[level]) float32, 0 for a child and -inf for none."""
-        if ("penalty", level) not in self._tables:
-            self._tables["penalty", level] = penalty_of(cast("torch.Tensor", self.table(level)) >= 0)
-        return self._tables["penalty", level]
+    @cached_property
+    def everything(self) -> Subset:
+        """All items as a subset."""
+        return Subset(self, None)
 
     # devices and files
 
@@ -356,10 +352,13 @@ class PrefixTrie:
         Examples
         --------
         >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 2], [1, 3]]))
-        >>> trie.subset(np.array([True, False, True]), excluded=torch.tensor([[2], [-1]])).n_left()
-        tensor([1, 2])
+        >>> subset = trie.subset(np.array([True, False, True]), excluded=torch.tensor([[2], [-1]]))
+        >>> trie.allowed_mask(0, torch.tensor([0, 0]), subset)  # without items 1 and 2, and without item 1
+        tensor([[False,  True],
+                [False,  True]])
         """
-        return Subset(self, as_mask(allowed, self), as_leaves(excluded, self))
+        subset = self.everything if allowed is None else Subset(self, as_mask(allowed, self))
+        return subset if excluded is None else subset.without(excluded)
 
 
 def _checked(ids: np.ndarray) -> np.ndarray:

@@ -21,7 +21,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from semid_lib.decoding import ranking
-from semid_lib.decoding.beam_search import Diversity
 from semid_lib.decoding.ranking import ItemRows, Ranked
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item.batches import pad
@@ -213,7 +212,7 @@ class Timeline(nn.Module):
         beam_width: int | None = None,
         progress: bool = False,
         allowed: np.ndarray | None = None,
-        diversity: Diversity | tuple[int, int] | None = None,
+        diversity: tuple[int, int] | None = None,
         prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
         exact: bool = False,
     ) -> Ranked:

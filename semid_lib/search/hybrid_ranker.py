@@ -159,7 +159,7 @@ class HybridRanker(nn.Module):
         """Mean of -log p(item | query), in nats, over a batch of queries and their target item rows (B,)."""
         queries, items = batch
         hidden, text_scores = self._read(queries), self._text_scores(queries)
-        leaf = self._trie().leaf_of_item()[items]
+        leaf = self._trie().leaf_of_item[items].long()
         node, loss = torch.zeros_like(leaf), hidden.new_zeros(())
         for level in range(self.n_levels):
             target = self._trie().ancestor(level + 1, leaf)
@@ -284,7 +284,7 @@ class HybridSearch(GenerativeSearch):
         Word scores are computed again from the item table, and the encoder is saved by name.
         """
         self.scorer.save(folder / "query_model.safetensors")
-        vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item().cpu()]
+        vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item.cpu()]
         save_weights(folder / "item_vectors.safetensors", {"vectors": vectors.contiguous()})
         files = ["query_model.safetensors", "item_vectors.safetensors"]
         return {"type": "light", "beam_width": self.beam_width, "encoder": self.embed}, files

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 
 from semid_lib.data.item_ids import ItemIds
-from semid_lib.decoding.beam_search import Diversity
 from semid_lib.decoding.ranking import Ranked, checked_mask
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
@@ -180,7 +179,7 @@ class Recommender:
         beam_width: int | None = None,
         progress: bool = False,
         allowed: np.ndarray | None = None,
-        diversity: Diversity | tuple[int, int] | None = None,
+        diversity: tuple[int, int] | None = None,
     ) -> Recommendations:
         """Find the k most probable next items after each history.
 

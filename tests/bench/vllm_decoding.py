@@ -7,6 +7,7 @@ other work of the machine does not count; with one, they are by the clock. Rows:
 """
 
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -20,9 +21,9 @@ import typer
 from measuring import alone, record
 from tqdm import tqdm
 
-from semid_lib.decoding import adapters, scorers
+from semid_lib.decoding import scorers
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.ids.semantic_ids import SemanticIDs, sid_tokens
 from semid_lib.llm.base_models import small_model
 from semid_lib.llm.examples import encode_prompts, prompt_for
 from semid_lib.llm.llm_search import LanguageModelSearch, end_token, load_searcher
@@ -99,6 +100,15 @@ def learn(model, tokenizer, prompts: list[str], tokens, ids: SemanticIDs, n_step
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
+
+
+def nested(trie: PrefixTrie, words: list[list[str]], depth: int = 0, node: int = 0) -> str:
+    """All IDs below a node as one expression of a grammar, `(a(b|c)|d(e|f))`; words[level][code] are its terminals."""
+    parts = [
+        words[depth][code] + (nested(trie, words, depth + 1, child) if depth + 1 < trie.n_levels else "")
+        for code, child in trie.children(depth, node).items()
+    ]
+    return parts[0] if len(parts) == 1 else f"({'|'.join(parts)})"
 
 
 def timed(work, repeats: int = 3) -> tuple[float, object]:
@@ -202,9 +212,10 @@ def with_grammar(case: Case, backend: str) -> dict[str, list[dict]]:
     )
     prompts = case.prompts(engine.get_tokenizer())
     if backend == "xgrammar":
-        asked = {"grammar": adapters.to_xgrammar(case.trie, case.tokens)}
+        words = [[f"Token({token}) " for token in ids] for ids in case.tokens]
+        asked = {"grammar": f"root ::= {nested(case.trie, words)}"}
     else:
-        asked = {"regex": adapters.to_regex(case.trie)}
+        asked = {"regex": nested(case.trie, [list(map(re.escape, names)) for names in sid_tokens(case.trie.sizes)])}
     wanted = lambda: StructuredOutputsParams(**asked)  # noqa: E731  vLLM writes into it
     seconds = compile_seconds(engine, backend, wanted())
     best = case.here(K).search(case.queries["short"], K).items

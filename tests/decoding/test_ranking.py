@@ -30,7 +30,7 @@ class ByLength:
 
 def item_scores(histories):
     """The scores of all items by `ByLength`: (n, N_ITEMS)."""
-    model, ids = ByLength(), TRIE.ids()[TRIE.leaf_of_item()]
+    model, ids = ByLength(), TRIE.ids()[TRIE.leaf_of_item]
     model.begin([0], "vocabulary")
     tables = model.tables[[len(history) for history in histories]].numpy()
     return tables[:, 0, ids[:, 0]] + tables[:, 1, ids[:, 1]]
@@ -76,7 +76,7 @@ def test_blocks_change_no_answer(monkeypatch, name):
 
 def test_diversity_and_exact_exclude_each_other():
     found = rank([[]], 4, diversity=(1, 1)).items[0]
-    first = TRIE.ids()[TRIE.leaf_of_item()][found[found >= 0], 0]
+    first = TRIE.ids()[TRIE.leaf_of_item][found[found >= 0], 0]
     assert len(set(first.tolist())) == len(first)
     with pytest.raises(ValueError, match="exact and diversity are both given"):
         rank([[]], 4, diversity=(1, 1), exact=True)

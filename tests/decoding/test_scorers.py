@@ -15,6 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 from semid_lib.decoding.scorers import CausalScorer, EncoderDecoderScorer
 from semid_lib.decoding.trie import PrefixTrie
@@ -129,12 +130,13 @@ def test_the_same_items_in_the_same_order_as_generate(name):
 
 
 @pytest.mark.parametrize("name", ["t5", "qwen3"])
-def test_a_wide_beam_equals_scoring_every_item_in_small_blocks(name):
+def test_a_wide_beam_equals_scoring_every_item_in_small_blocks(name, monkeypatch):
     model, trie, contexts = sharpened(MODELS[name](), 0), random_trie(1), prompts(0)
     scorer = scorer_of(model)
     beam = constrained_beam_search(scorer, contexts, trie, beam_width=200, k=50)
     for block in (1000, 7):
-        exact = exact_ranking(scorer, contexts, trie, k=50, block=block)
+        monkeypatch.setattr(beam_search, "_PREFIXES_AT_ONCE", block)
+        exact = exact_ranking(scorer, contexts, trie, k=50)
         assert exact.items.tolist() == beam.items.tolist()
         np.testing.assert_allclose(exact.scores, beam.scores, atol=2e-5)
 
@@ -144,7 +146,7 @@ def test_a_score_is_the_log_probability_of_the_whole_id(name):
     model, trie, contexts = sharpened(MODELS[name](), 0), random_trie(0), prompts(0)
     for normalization in ("vocabulary", "level"):
         found = constrained_beam_search(scorer_of(model), contexts, trie, 20, 5, normalization=normalization)
-        row = trie.leaf_of_item()[found.items[0, 3]]
+        row = trie.leaf_of_item[found.items[0, 3]]
         written = torch.tensor([[int(TOKENS[level][code]) for level, code in enumerate(trie.ids()[row])]])
         assert float(found.scores[0, 3]) == pytest.approx(
             whole_score(model, contexts, written, normalization), abs=2e-5
@@ -183,8 +185,6 @@ def test_padding_changes_nothing(name):
 
 
 def test_the_rest_of_a_large_vocabulary_is_looked_at_in_parts(monkeypatch):
-    from semid_lib.decoding import scorers
-
     model, trie, contexts = sharpened(qwen3(), 0), random_trie(0), prompts(0)
     whole = constrained_beam_search(scorer_of(model), contexts, trie, 9, 9)
     monkeypatch.setattr(scorers, "_LOGITS_AT_ONCE", 2 * VOCABULARY)

@@ -27,7 +27,7 @@ def arrays(trie):
 def test_nodes_children_and_leaves_equal_those_of_sorted_prefixes(ids):
     trie = PrefixTrie.build(ids)
     assert trie.ids().tolist() == ids[trie.item.numpy()].tolist() == sorted(ids.tolist())
-    assert trie.item[trie.leaf_of_item()].tolist() == list(range(len(ids)))
+    assert trie.item[trie.leaf_of_item].tolist() == list(range(len(ids)))
     assert trie.sizes == tuple((ids.max(axis=0) + 1).tolist())
     branching = []
     for depth in range(trie.n_levels + 1):
@@ -42,9 +42,9 @@ def test_nodes_children_and_leaves_equal_those_of_sorted_prefixes(ids):
             expected = [{p[-1]: node for p, node in nodes.items() if p[:-1] == prefix} for prefix in below]
             assert [trie.children(depth, node) for node in range(len(below))] == expected
             branching.append(max(map(len, expected)))
-            table = trie.table(depth)
+            table = trie.tables[depth]
             assert [{c: n for c, n in enumerate(row) if n >= 0} for row in table.tolist()] == [*expected, {}]
-            assert torch.equal(trie.penalty(depth) == 0, table >= 0)
+            assert torch.equal(trie.everything.penalty(depth) == 0, table >= 0)
     assert trie.branching == tuple(branching)
 
 
@@ -122,11 +122,10 @@ def test_levels_of_31_bits():
 
 
 def test_only_small_depths_have_a_table(monkeypatch):
-    trie = PrefixTrie.build(np.array([[0, 4], [1, 0], [1, 1]]))  # tables of 2 x 2 and 3 x 5 entries
-    monkeypatch.setattr(trie_module, "DENSE", 14)
-    assert [trie.table(level) is None for level in range(2)] == [False, True]
-    monkeypatch.setattr(trie_module, "DENSE", 15)
-    assert trie.table(1) is trie.table(1) is not None
+    for room, expected in ((14, [False, True]), (15, [False, False])):  # tables of 2 x 2 and 3 x 5 entries
+        monkeypatch.setattr(trie_module, "_DENSE", room)
+        tables = PrefixTrie.build(np.array([[0, 4], [1, 0], [1, 1]])).tables
+        assert [table is None for table in tables] == expected
 
 
 def test_a_trie_moves_to_another_device():

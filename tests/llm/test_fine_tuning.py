@@ -186,7 +186,7 @@ def test_two_hundred_steps_on_twenty_items_name_every_item_by_its_title(extended
     assert tuned.n_steps == {"full": 200} and tuned.losses[-1][2] < 0.05 * tuned.losses[0][2]
     prompts = [prompt_for(tokenizer, title, "title_to_id") for title in items["title"]]
     scorer, contexts = CausalScorer(tuned.model, tokens), encode_prompts(tokenizer, prompts)
-    found = constrained_beam_search(scorer, contexts, PrefixTrie.build(ids.unique), beam_width=5, k=3, compiled=False)
+    found = constrained_beam_search(scorer, contexts, PrefixTrie.build(ids.unique), beam_width=5, k=3)
     assert found.items[:, 0].tolist() == list(range(len(items)))
     written = tuned.model.generate(**contexts, max_new_tokens=5, do_sample=False)
     answer = written[0, contexts["input_ids"].shape[1] :].tolist()[:4]  # the three codes, and the end

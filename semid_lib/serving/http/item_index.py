@@ -101,7 +101,7 @@ class ItemIndex:
         self._title = [title or "" for title in _texts(items, "title")]
         self._brand, self._price, self._paths = _texts(items, "brand"), _prices(items), category_column(items)
         self.codes, self._trie = ids.unique, trie.to("cpu")
-        self._leaf = self._trie.leaf_of_item().numpy()
+        self._leaf = self._trie.leaf_of_item.numpy()
         names = ([name for path in paths for name in path if name] for paths in self._paths)
         self.categories = Names("category", list(names))
         self.brands = Names("brand", [[brand] if brand else [] for brand in self._brand])
