@@ -97,22 +97,14 @@ def train_timeline(
     progress : bool
     """
     sizes = task.sizes
-    config = TimelineConfig(
-        sizes=ids.sizes,
-        text_dim=vectors.shape[1],
-        n_items=len(ids),
-        dim=sizes.dim,
-        n_layers=sizes.n_layers,
-        dropout=sizes.dropout,
-    )
+    shape = {"dim": sizes.dim, "n_layers": sizes.n_layers, "dropout": sizes.dropout}
+    config = TimelineConfig(ids.sizes, vectors.shape[1], len(ids), **shape)
     with training.seeded(seed):
         model = Timeline(config, ids.unique, vectors)
     loader = batches.histories_in_batches(task.train, config.max_length, sizes.batch_size, seed)
-    rate = 1e-3 if sizes.name == "full" else 3e-3
-    settings = TrainingConfig.sized(
-        sizes.n_epochs, sizes.min_steps, len(loader), n_looks=7, learning_rate=rate, seed=seed
-    )
-    return _trained(model, loader, settings, n_epochs, task, [ids.unique, vectors], progress)
+    how = {"n_looks": 7, "learning_rate": 1e-3 if sizes.name == "full" else 3e-3}
+    settings = _settings(task, loader, seed, n_epochs, sizes.n_epochs, **how)
+    return _trained(model, loader, settings, task, [ids.unique, vectors], progress)
 
 
 def train_tiger(
@@ -125,46 +117,42 @@ def train_tiger(
     ten times larger and there is no dropout, which did not help so short a training (see the log).
     """
     sizes = task.sizes
-    config = TigerConfig(
-        dim=sizes.tiger_dim,
-        n_layers=sizes.tiger_layers,
-        n_heads=sizes.tiger_heads,
-        head_dim=sizes.tiger_head_dim,
-        ff_dim=sizes.tiger_ff_dim,
-        dropout=sizes.tiger_dropout,
-    )
+    sized = ("dim", "heads", "head_dim", "layers", "ff_dim", "dropout")
+    of_scale = {name: getattr(sizes, f"tiger_{name}") for name in sized}
+    config = TigerConfig(n_layers=of_scale.pop("layers"), n_heads=of_scale.pop("heads"), **of_scale)
     with training.seeded(seed):
         model = Tiger(config, ids)
     loader = batches.prefixes_in_batches(task.train, config.max_length, sizes.tiger_batch_size, seed)
-    rate = 3e-4 if sizes.name == "full" else 3e-3
-    settings = TrainingConfig.sized(
-        sizes.tiger_epochs, sizes.min_steps, len(loader), learning_rate=rate, weight_decay=0.035, seed=seed
-    )
-    return _trained(model, loader, settings, n_epochs, task, [ids.unique], progress)
+    how = {"learning_rate": 3e-4 if sizes.name == "full" else 3e-3, "weight_decay": 0.035}
+    settings = _settings(task, loader, seed, n_epochs, sizes.tiger_epochs, **how)
+    return _trained(model, loader, settings, task, [ids.unique], progress)
 
 
 def train_sasrec(
     task: Task, n_items: int, seed: int = 0, n_epochs: int | None = None, progress: bool = False
 ) -> Trained:
     """Train a SASRec with the full cross-entropy; settings chosen on Beauty's validation items (see the log)."""
-    sizes = task.sizes
     with training.seeded(seed):
         model = SASRec(SASRecConfig(n_items=n_items))
     loader = batches.histories_in_batches(task.train, model.config.max_length, 64, seed)
-    settings = TrainingConfig.sized(sizes.sasrec_epochs, sizes.min_steps, len(loader), learning_rate=2e-3, seed=seed)
-    return _trained(model, loader, settings, n_epochs, task, [], progress)
+    settings = _settings(task, loader, seed, n_epochs, task.sizes.sasrec_epochs, learning_rate=2e-3)
+    return _trained(model, loader, settings, task, [], progress)
+
+
+def _settings(task: Task, loader: DataLoader, seed: int, n_epochs: int | None, usual: int, **how) -> TrainingConfig:
+    """How a model is trained: `n_epochs`, by default the usual ones of the scale and more if those are few steps."""
+    settings = TrainingConfig.sized(usual, task.sizes.min_steps, len(loader), seed=seed, **how)
+    return settings if n_epochs is None else replace(settings, n_epochs=n_epochs)
 
 
 def _trained(
     model: Timeline | Tiger | SASRec,
     loader: DataLoader,
     settings: TrainingConfig,
-    n_epochs: int | None,
     task: Task,
     made_of: list[np.ndarray],
     progress: bool,
 ) -> Trained:
-    settings = settings if n_epochs is None else replace(settings, n_epochs=n_epochs)
     options: dict[str, Any] = {} if isinstance(model, SASRec) else {"beam_width": _NARROW}
 
     def recall(_) -> float:

@@ -36,11 +36,6 @@ class SASRecConfig:
 class SASRec(nn.Module):
     """A causal transformer over item vectors, trained by `training.fit` on `batches.histories_in_batches`.
 
-    Raises
-    ------
-    ValueError
-        If the catalogue is empty.
-
     Examples
     --------
     >>> model = SASRec(SASRecConfig(n_items=5)).eval()
@@ -50,8 +45,6 @@ class SASRec(nn.Module):
 
     def __init__(self, config: SASRecConfig):
         super().__init__()
-        if config.n_items < 1:
-            raise ValueError(f"n_items must be at least 1, got {config.n_items}")
         self.config = config
         self.item = nn.Embedding(config.n_items, config.dim)
         self.start = nn.Parameter(torch.zeros(config.dim))
@@ -78,8 +71,6 @@ class SASRec(nn.Module):
 
     def encode(self, histories: torch.Tensor) -> torch.Tensor:
         """Encode the first 0, 1, ... T <= max_length items of each history: (B, T) item rows -> (B, T + 1, dim)."""
-        if histories.shape[1] > self.config.max_length:
-            raise ValueError(f"histories hold {histories.shape[1]} items, expected at most {self.config.max_length}")
         items = self.item(histories.clamp(min=0))  # the causal mask hides the padding
         x = torch.cat([self.start.expand(len(histories), 1, -1), items], dim=1)
         x = self.read(x + self.position.weight[: x.shape[1]])

@@ -184,29 +184,22 @@ class Tiger(nn.Module):
             Naming the file if one is missing, damaged (its checksum differs) or of another format.
         """
         folder = settled(folder)
-        saved = _read_config(folder / "config.json")
-        check_files(folder, saved["sha256"], _FILES)
-        ids = SemanticIDs.load(folder / "semantic_ids.npz")
+        path = folder / "config.json"
         try:
-            model = cls(TigerConfig(**saved["config"]), ids)
+            saved = json.loads(path.read_text(encoding="utf-8"))["tiger"]
+            if saved["format"] != _FORMAT:
+                raise ValueError(f"it has format {saved['format']!r}, expected format {_FORMAT}")
+            sums, shape = dict(saved["sha256"]), dict(saved["config"])
+            if not shape.get("n_user_tokens", 1):  # earlier versions could have such tokens
+                del shape["n_user_tokens"]
+            config = TigerConfig(**shape)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = f"it has no entry {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path} is not that of a TIGER: {why}") from error
+        check_files(folder, sums, _FILES)
+        try:
+            model = cls(config, SemanticIDs.load(folder / "semantic_ids.npz"))
             load_model(model.t5, folder / "model.safetensors")
-        except (TypeError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder / 'config.json'} does not fit model.safetensors: {error}") from error
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path} does not fit model.safetensors: {error}") from error
         return model.to(device).eval()
-
-
-def _read_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: expected a folder that save_pretrained wrote") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    saved = config.get("tiger") if isinstance(config, dict) else None
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path} describes no TIGER: it has no entry 'tiger'")
-    if saved.get("format") != _FORMAT or not all(isinstance(saved.get(name), dict) for name in ("config", "sha256")):
-        raise ValueError(f"{path} has format {saved.get('format')!r}, expected format {_FORMAT}")
-    if saved["config"].pop("n_user_tokens", 0):
-        raise ValueError(f"{path} is of a TIGER with user tokens, which this version does not have. Train it again")
-    return saved

@@ -182,8 +182,6 @@ class Timeline(nn.Module):
         return self._encode(self.item_vectors(histories.clamp(min=0)))
 
     def _encode(self, items: torch.Tensor) -> torch.Tensor:
-        if items.shape[1] > self.config.max_length:
-            raise ValueError(f"histories hold {items.shape[1]} items, expected at most {self.config.max_length}")
         x = torch.cat([self.start.expand(len(items), 1, -1), items], dim=1)
         x = self.dropout(x + self.position.weight[: x.shape[1]])
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
@@ -242,7 +240,7 @@ class Timeline(nn.Module):
             return recent if prior is None else (recent, torch.from_numpy(prior(batch)).to(self.start.device))
 
         return ranking.rank(
-            self if prior is None else WithPrior(self),
+            self,
             self.trie,
             histories,
             k,
@@ -263,7 +261,7 @@ class Timeline(nn.Module):
         return len(self.config.sizes)
 
     def begin(
-        self, histories: torch.Tensor, normalization: str = "vocabulary", prior: torch.Tensor | None = None
+        self, contexts: torch.Tensor | tuple[torch.Tensor, torch.Tensor], normalization: str = "vocabulary"
     ) -> tuple[State, torch.Tensor]:
         """Encode histories and score the first code of the next item.
 
@@ -272,11 +270,10 @@ class Timeline(nn.Module):
 
         Parameters
         ----------
-        histories : (B, T) int64 tensor
-            Item rows in time order, -1 after the end; T <= config.max_length.
+        contexts : (B, T) int64 tensor, or a pair with (B, n_items) float32
+            Item rows in time order, -1 after the end, T <= config.max_length; and a prior, log-scale scores in
+            catalogue order, see `ItemKNN.prior`.
         normalization : str
-        prior : (B, n_items) float32 tensor, optional
-            Log-scale scores in catalogue order, see `ItemKNN.prior`.
 
         Returns
         -------
@@ -287,7 +284,7 @@ class Timeline(nn.Module):
         Raises
         ------
         ValueError
-            If T or the shape of prior does not fit.
+            If the shape of the prior does not fit.
 
         Examples
         --------
@@ -296,6 +293,7 @@ class Timeline(nn.Module):
         >>> model.begin(torch.tensor([[0, 2], [1, -1]]))[1].shape
         torch.Size([2, 1, 2])
         """
+        histories, prior = contexts if isinstance(contexts, tuple) else (contexts, None)
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
         scores = F.linear(self._query(hidden), self._catalogue())
@@ -373,20 +371,3 @@ class Timeline(nn.Module):
         """The prefix trie of all items, on the device of the model."""
         self._trie = self._trie.to(self.start.device)
         return self._trie
-
-
-class WithPrior(NamedTuple):
-    """A timeline model as a `Scorer` whose contexts are pairs of histories and prior, see `Timeline.begin`."""
-
-    model: Timeline
-
-    @property
-    def n_levels(self) -> int:
-        return self.model.n_levels
-
-    def begin(self, contexts: tuple[torch.Tensor, torch.Tensor], normalization: str = "vocabulary"):
-        histories, prior = contexts
-        return self.model.begin(histories, normalization, prior)
-
-    def advance(self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor):
-        return self.model.advance(state, level, parents, codes)

@@ -11,7 +11,7 @@ from semid_lib.decoding.beam_search import exact_ranking
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item.batches import pad
 from semid_lib.next_item.heads import Dropout
-from semid_lib.next_item.timeline import Timeline, TimelineConfig, WithPrior
+from semid_lib.next_item.timeline import Timeline, TimelineConfig
 
 
 @torch.inference_mode()
@@ -59,9 +59,8 @@ def test_decoding_gives_every_item_the_mean_of_all_components(shop, new_timeline
     model, histories = new_timeline(), [*shop.histories[:3], np.array([], dtype=np.int64)]
     prior = torch.randn((4, 40), generator=torch.manual_seed(1))
     rows = pad(histories, 12)
-    scorer, contexts = (WithPrior(model), (rows, prior)) if with_prior else (model, rows)
     with torch.inference_mode():
-        found = exact_ranking(scorer, contexts, PrefixTrie.build(shop.ids.unique), 40)
+        found = exact_ranking(model, (rows, prior) if with_prior else rows, PrefixTrie.build(shop.ids.unique), 40)
     for user, history in enumerate(histories):
         by_code, by_item = both_heads(model, history)
         components = [by_code, by_item]
