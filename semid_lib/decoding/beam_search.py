@@ -122,7 +122,8 @@ def constrained_beam_search(
         every = beam.node.shape[1] * trie.branching[level]
         width = beam_width if not is_last else every if n_alike else k
         beam = select(trie, level, beam, _of_codes(scores, level, trie, normalization), width, subset)
-        prefix = beam.node if level < prefix_length else prefix.gather(1, beam.parent)
+        if n_alike:
+            prefix = beam.node if level < prefix_length else prefix.gather(1, beam.parent)
         if not beam.node.shape[1] or is_last:  # no item is left for any context
             break
         state, scores = scorer.advance(state, level, beam.parent, beam.code)

@@ -168,11 +168,11 @@ class PrefixTrie:
         tensor([[0, 0, 1, 0],
                 [1, 0, 0, 1]], dtype=torch.int32)
         """
-        subset = subset or self.everything
-        subset.check_contexts(len(node))
+        if subset is not None:
+            subset.check_contexts(len(node))
         mask = torch.zeros((len(node), self.sizes[depth]), dtype=torch.bool, device=node.device)
         row, child = self.listed(depth, node)
-        mask[row, self.code[depth][child].long()] = subset.has(depth + 1, child, row)
+        mask[row, self.code[depth][child].long()] = subset is None or subset.has(depth + 1, child, row)
         return mask
 
     def listed(self, depth: int, node: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
