@@ -3,9 +3,8 @@
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,7 +59,10 @@ def predict(
             batch_io.write_histories(data, user or [], Path(source))
         if output_path is None:
             recommender = batch.Recommender.from_pretrained(model, revision=revision)
-            raise typer.Exit(_print(batch.answers(recommender, source, topk, queries)))
+            answers = Path(folder, "answers.jsonl")
+            outcome = batch.predict(recommender, "", source, answers, topk, queries)
+            _print(answers, recommender)
+            raise typer.Exit(2 if outcome.rejected else 0)
         try:
             how = {"k": topk, "queries": queries, "progress": True, "run": chosen(workers, ray_address)}
             outcome = batch.predict_folder(model, source, output_path, {"revision": revision}, **how)
@@ -73,17 +75,16 @@ def predict(
     raise typer.Exit(2 if outcome.rejected else 0)
 
 
-def _print(found: Iterable) -> int:
-    """Print answers to stdout and rejected records to stderr; returns the exit code."""
-    n_rejected = 0
-    for one in found:
-        if isinstance(one, dict):
-            sys.stdout.buffer.write(json.dumps(one, ensure_ascii=False).encode("utf-8") + b"\n")
-            sys.stdout.buffer.flush()
-        else:
-            n_rejected += 1
-            print(f"line {one.line}: {one.reason}", file=sys.stderr)
-    return 2 if n_rejected else 0
+def _print(answers: Path, recommender: Any) -> None:
+    """Print answers with titles to stdout, and rejected records to stderr."""
+    titles = recommender.items["title"].tolist() if "title" in recommender.items else [None] * len(recommender.items)
+    for line in answers.read_text(encoding="utf-8").splitlines():
+        answer = json.loads(line)
+        answer["titles"] = [titles[row] for row in recommender.item_ids.rows(answer["item_ids"])]
+        print(json.dumps(answer, ensure_ascii=False))
+    rejected = answers.with_name(f"{answers.name}.rejected")
+    for line in rejected.read_text(encoding="utf-8").splitlines() if rejected.exists() else ():
+        print("line {line}: {reason}".format(**json.loads(line)), file=sys.stderr)
 
 
 def serve(

@@ -301,9 +301,7 @@ def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:
     """Send a data set to the Volume, run chapters there, and `fetch` the results."""
     from semid_lib.data import dataset, folder
     from semid_lib.workbench import remote, store
-    from semid_lib.workbench import scale as scales
 
-    scales.get(scale)
     _chapters(chapters, _REPOSITORY / "notebooks")
     dataset.load(data)
     name = "demo"

@@ -25,7 +25,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -123,41 +122,18 @@ def can_resume(output_path: str | Path) -> bool:
     return _beside(remote.local(output_path), ".parts").exists()
 
 
-def answers(
-    recommender: Recommender, input_path: str | Path, k: int = 10, queries: bool = False
-) -> Iterator[dict | batch_io.Record]:
-    """Answer records one by one, with titles and without an output file; arguments and errors as for `predict`.
-
-    Yields
-    ------
-    dict or batch_io.Record
-        `user_id` (or `query`), `item_ids`, `scores` and `titles`, or a record that cannot be answered, with its reason.
-    """
-    load, ids = _loader(recommender, k, queries), recommender.item_ids.for_json
-    titles = recommender.items.get("title", pd.Series([None] * len(recommender.items))).tolist()
-    with opened(input_path, None, k, queries) as source:
-        for block in workers.here(load, _blocks(source)):
-            rejected = block.filter(pc.is_valid(block["reason"])).drop_columns(["rows", "scores"])
-            yield from (batch_io.Record(**row, item_ids=[]) for row in rejected.to_pylist())
-            for key, rows, scores in _answered(block):
-                answer = _fields("query" if queries else "user_id", ids, key, rows, scores)
-                yield answer | {"titles": [titles[row] for row in rows]}
-        source.check()
-
-
 @contextlib.contextmanager
-def opened(where: str | Path, output: Path | None, k: int, queries: bool) -> Iterator[batch_io.RecordFile]:
+def opened(where: str | Path, output: Path, k: int, queries: bool) -> Iterator[batch_io.RecordFile]:
     """Open the input; refuse it, or the path of the output, before anything is written. Raises as `predict` does."""
     check_count("topk", k)
-    if output is not None and output.suffix not in ENDINGS:
+    if output.suffix not in ENDINGS:
         raise ValueError(f"{output} ends in {output.suffix!r}, expected {', '.join(ENDINGS)}")
-    if output is not None and not output.parent.is_dir():
+    if not output.parent.is_dir():
         raise ValueError(f"{output.parent} is not a folder: create it, or choose another output")
     with batch_io.RecordFile(remote.fetch(where), queries) as source:
-        if output is not None and (output.is_dir() or output.resolve() == source.path.resolve()):
-            raise ValueError(
-                f"{output} is {'a folder' if output.is_dir() else 'the input as well'}: choose another output"
-            )
+        if output.is_dir() or output.resolve() == source.path.resolve():
+            found = "a folder" if output.is_dir() else "the input as well"
+            raise ValueError(f"{output} is {found}: choose another output")
         next(iter(source), None)
         yield source
 
@@ -311,12 +287,9 @@ def _write_csv(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> Non
 def _write_jsonl(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> None:
     ids = item_ids.for_json
     with open(path, "w", encoding="utf-8") as stream:
-        for answer in itertools.chain.from_iterable(blocks):
-            stream.write(json.dumps(_fields(name, ids, *answer), ensure_ascii=False) + "\n")
-
-
-def _fields(name: str, ids: Sequence[int | str], key: str, rows: list[int], scores: list[float]) -> dict[str, Any]:
-    return {name: key, "item_ids": [ids[row] for row in rows], "scores": [float(_short(score)) for score in scores]}
+        for key, rows, scores in itertools.chain.from_iterable(blocks):
+            answer = {name: key, "item_ids": [ids[row] for row in rows], "scores": [float(_short(x)) for x in scores]}
+            stream.write(json.dumps(answer, ensure_ascii=False) + "\n")
 
 
 def _write_parquet(path: Path, name: str, item_ids: ItemIds, blocks: _Blocks) -> None:

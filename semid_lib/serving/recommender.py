@@ -68,10 +68,7 @@ class Recommendations(_Lists):
 
     def _repr_html_(self) -> str:
         n, k = self.item_ids.shape
-        lists = slice(max(1, _SHOWN // max(k, 1)))
-        first = Recommendations(self.item_ids[lists], self.scores[lists])
-        first._titles = None if self._titles is None else self._titles[lists]
-        table = first.to_frame().head(_SHOWN).set_index(["list", "rank"])
+        table = self.to_frame().head(_SHOWN).set_index(["list", "rank"])
         if "title" in table:
             table["title"] = [one_line(title) for title in table["title"]]
         # the catalogue's text as it is: escaped, and `$` no mathematics
@@ -277,10 +274,9 @@ class Recommender:
         where, folder = folder, remote.local(folder)
         check_only(folder, saved.FILES)
         items, provenance = saved.checked_table(self.items), dict(self.provenance if provenance is None else provenance)
-        parts = saved.Parts(self.model, self.ids, self.items, self.searcher, self.exclude_seen, provenance)
         try:
             with fresh_folder(folder) as fresh:
-                saved.write(fresh, parts, items)
+                saved.write(fresh, self, items, provenance)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} could not be written and is as it was: {one_line(str(error), 300)}") from error
         self.provenance = provenance
@@ -323,13 +319,13 @@ class Recommender:
         source = hub.resolve(folder if remote.is_remote(where) else where, revision)
         if source is not None:
             folder = hub.fetch(source, {"config.json": None})
-        parts = saved.steady(folder, lambda: saved.read(folder, source, device, engine, fingerprint))
+        parts, provenance = saved.steady(folder, lambda: saved.read(folder, source, device, engine, fingerprint))
         loaded = cls.__new__(cls)
         try:
-            loaded._join(*parts[:-1])
+            loaded._join(*parts)
         except ValueError as error:
             raise ValueError(f"{source or folder}: {error}") from error
-        loaded.source, loaded.provenance = source, parts.provenance
+        loaded.source, loaded.provenance = source, provenance
         return loaded
 
     def push_to_hub(

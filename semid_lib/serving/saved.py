@@ -5,10 +5,10 @@ is spent on a model.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -31,45 +31,43 @@ ALWAYS = ("semantic_ids.npz", "items.parquet")
 FILES = (*ALWAYS, "config.json", "model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _TRIES = 100
+_NO_SEARCHER = {"type": "light", "beam_width": 1, "encoder": ""}
+_NO_BASE = {"name": "", "revision": ""}
 Read = TypeVar("Read")
 
 
-class Parts(NamedTuple):
-    """What a folder holds."""
-
-    model: Timeline | None
-    ids: SemanticIDs
-    items: pd.DataFrame
-    searcher: Any
-    exclude_seen: bool
-    provenance: dict[str, Any]
-
-
-def write(folder: Path, parts: Parts, items: pa.Table) -> None:
+def write(folder: Path, recommender: Any, items: pa.Table, provenance: dict[str, Any]) -> None:
     """Write the files of a recommender into an empty folder; `items` is what `checked_table` returned."""
-    parts.ids.save(folder / "semantic_ids.npz")
+    model, files = recommender.model, list(ALWAYS)
+    recommender.ids.save(folder / "semantic_ids.npz")
     pq.write_table(items, folder / "items.parquet")
-    files, config = list(ALWAYS), dict[str, Any](format=FORMAT, exclude_seen=parts.exclude_seen)
-    if parts.model is not None:
-        weights = {name: tensor.contiguous().cpu() for name, tensor in parts.model.state_dict().items()}
+    config: dict[str, Any] = {"format": FORMAT, "exclude_seen": recommender.exclude_seen}
+    if model is not None:
+        weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         save_weights(folder / "model.safetensors", weights)
-        config["model"] = {"type": "timeline", **asdict(parts.model.config)}
+        config["model"] = {"type": "timeline", **asdict(model.config)}
         files.append("model.safetensors")
-    if parts.searcher is not None:
-        config["searcher"], written = parts.searcher.save(folder)
+    if recommender.searcher is not None:
+        config["searcher"], written = recommender.searcher.save(folder)
         files += written
-    if parts.provenance:
-        config["provenance"] = parts.provenance
+    if provenance:
+        config["provenance"] = provenance
     config["sha256"] = {name: sha256(folder / name) for name in files}
     (folder / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read(
     folder: Path, source: hub.Source | None, device: str | torch.device, engine: str, fingerprint: str | None
-) -> Parts:
+) -> tuple[tuple, dict[str, Any]]:
     """Read what `write` wrote; the arguments are those of `Recommender.from_pretrained`.
 
-    If the folder is the cache of a repository (`source`), missing files are fetched, models last.
+    If the folder is the cache of a repository (`source`), missing files are fetched.
+
+    Returns
+    -------
+    parts : tuple
+        The arguments of `Recommender`.
+    provenance : dict
     """
     config = read_config(folder)
     provenance, sums = config.get("provenance", {}), config["sha256"]
@@ -84,7 +82,7 @@ def read(
         model = read_timeline(folder / "model.safetensors", config["model"], ids, device)
     if "searcher" in config:
         searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
-    return Parts(model, ids, items, searcher, config.get("exclude_seen", True), provenance)
+    return (model, ids, items, searcher, config.get("exclude_seen", True)), provenance
 
 
 def steady(folder: Path, read: Callable[[], Read]) -> Read:
@@ -139,7 +137,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     tables = [*parts, found.get("sha256"), found.get("provenance", {})]
     if found.get("format") != FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {FORMAT}")
-    for name, value, fits, expected in _values(found):
+    model, searcher = found.get("model", {"type": "timeline"}), found.get("searcher", _NO_SEARCHER)
+    seen, kind, task = found.get("exclude_seen", True), searcher.get("type"), searcher.get("task")
+    width, encoder, base = searcher.get("beam_width"), searcher.get("encoder"), searcher.get("base", _NO_BASE)
+    named = isinstance(base, dict) and all(isinstance(base.get(name), str) for name in _NO_BASE)
+    for name, value, fits, expected in (
+        ("exclude_seen", seen, isinstance(seen, bool), "true or false"),
+        ("type of model", model.get("type"), model.get("type") == "timeline", "'timeline'"),
+        ("type of searcher", kind, kind in ("light", "language model"), "'light' or 'language model'"),
+        ("beam_width of searcher", width, type(width) is int and width > 0, "an integer of at least 1"),
+        ("encoder of searcher", encoder, kind != "light" or isinstance(encoder, str), "the name of an encoder"),
+        ("task of searcher", task, kind == "light" or task in list(TASKS), f"one of {', '.join(TASKS)}"),
+        ("base of searcher", base, named, "name and revision of a model"),
+    ):
         if not fits:
             raise ValueError(f"{path}: {name} is {shown(value)}, expected {expected}")
     check_names(found["sha256"], path)
@@ -151,27 +161,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         if name not in found["sha256"] and file.is_file() and not file.name.startswith("."):
             raise ValueError(f"{file} is not listed in {path}: remove it, or save the model again")
     return found
-
-
-def _values(config: dict[str, Any]) -> Iterator[tuple[str, Any, bool, str]]:
-    """Name, value, whether it fits, and what is expected."""
-    exclude_seen = config.get("exclude_seen", True)
-    yield "exclude_seen", exclude_seen, isinstance(exclude_seen, bool), "true or false"
-    if "model" in config:
-        kind = config["model"].get("type")
-        yield "type of model", kind, kind == "timeline", "'timeline'"
-    if "searcher" in config:
-        facts = config["searcher"]
-        kind, width, encoder, task = (facts.get(name) for name in ("type", "beam_width", "encoder", "task"))
-        yield "type of searcher", kind, kind in ("light", "language model"), "'light' or 'language model'"
-        yield "beam_width of searcher", width, type(width) is int and width > 0, "an integer of at least 1"
-        base = facts.get("base", {"name": "", "revision": ""})
-        named = isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("name", "revision"))
-        yield "base of searcher", base, named, "name and revision of a model"
-        if kind == "light":
-            yield "encoder of searcher", encoder, isinstance(encoder, str), "the name of an encoder"
-        else:
-            yield "task of searcher", task, isinstance(task, str) and task in TASKS, f"one of {', '.join(TASKS)}"
 
 
 def check_provenance(provenance: Mapping[str, Any], fingerprint: str, where: object) -> None:
@@ -298,10 +287,9 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         # the file's mapped tensors replace those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()
-        for name, tensor in weights.items():
-            if name in own and tensor.is_floating_point() != own[name].is_floating_point():
-                raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
-        weights = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
+        for name in own.keys() & weights.keys():
+            if weights[name].dtype != own[name].dtype:
+                raise ValueError(f"{name} is {weights[name].dtype}, expected {own[name].dtype}")
         model.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines

@@ -301,7 +301,6 @@ def test_a_folder_is_sent_whole_and_nothing_else(cloud, served_folder):
         lambda path: modal_app.predict_file(path / "in.txt", Path("out.csv"), 0, False),
         lambda path: modal_app.predict_file(path / "in.txt", Path("out.csv"), 3, False),
         lambda path: modal_app.run_training(str(path / "none"), "smoke", "01", False),
-        lambda path: modal_app.run_training("demo", "huge", "01", False),
         lambda path: modal_app.run_training("demo", "smoke", "42", False),
     ],
 )

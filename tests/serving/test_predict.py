@@ -21,8 +21,7 @@ from semid_lib.data import folder
 from semid_lib.data.item_ids import ItemIds
 from semid_lib.serving import batch_io
 from semid_lib.serving import predict as batch
-from semid_lib.serving.batch_io import Record
-from semid_lib.serving.predict import Outcome, answers, predict
+from semid_lib.serving.predict import Outcome, predict
 from semid_lib.serving.recommender import Recommender
 from semid_lib.workbench.text import has_controls
 
@@ -102,8 +101,6 @@ def test_records_that_cannot_be_answered_are_told(recommender_to_serve, shop, tm
     rejected = [json.loads(line) for line in (tmp_path / "out.csv.rejected").read_text().splitlines()]
     assert [(one["line"], one["text"]) for one in rejected] == [(2, "bob x"), (3, f"carl {known} 5"), (4, "\\xff")]
     assert rejected[0]["reason"] == "item id 'x' is not in the catalogue"
-    told = [one for one in answers(recommender_to_serve, path) if isinstance(one, Record)]
-    assert [(one.line, one.reason) for one in told] == [(one["line"], one["reason"]) for one in rejected]
     path.write_text(f"ann {known}\n")
     predict(recommender_to_serve, "", path, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv.rejected").exists()  # of an older run
@@ -148,7 +145,8 @@ def test_exit_codes(served_folder, shop, histories, input_path, tmp_path, capsys
     assert run("--topk", "3", output="again.csv", source=of_a_shop) == 0
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
     assert main([*words, *of_a_shop, "--user", "u7", "--topk", "2"]) == 0
-    assert json.loads(capsys.readouterr().out)["user_id"] == "u7"
+    answer, titles = json.loads(capsys.readouterr().out), shop.items.set_index("item_id")["title"]
+    assert answer["user_id"] == "u7" and answer["titles"] == titles[answer["item_ids"]].tolist()
     assert run(output="nowhere/out.csv") == 1
     assert "resume" not in capsys.readouterr().err  # nothing was kept there
     (tmp_path / "out.csv.parts").mkdir()
@@ -365,13 +363,3 @@ def test_every_reader_gets_the_user_ids_back(tmp_path_factory, keys):
             for key, one in zip(keys, file, strict=True):
                 accepted = key.strip() and not has_controls(key)
                 assert (one.key, one.item_ids) == ((key, ["-1", "3"]) if accepted else ("", []))
-
-
-def test_answers_to_read_have_titles(recommender_to_serve, shop, histories, input_path):
-    found = list(answers(recommender_to_serve, input_path, k=3))
-    expected = recommender_to_serve.recommend(list(histories.values()), k=3).item_ids
-    assert [one["item_ids"] for one in found] == expected.tolist()
-    titles = shop.items.set_index("item_id")["title"]
-    assert [one["titles"] for one in found] == [titles[row].tolist() for row in expected]
-    untitled = Recommender(recommender_to_serve.model, shop.ids, shop.items[["item_id"]])
-    assert next(answers(untitled, input_path, k=2))["titles"] == [None, None]
