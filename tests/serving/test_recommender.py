@@ -1,12 +1,9 @@
 """Item ids in and out, rules and priors, search, and tables for notebooks; `test_saved` has its folders."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.next_item.timeline import Timeline
 from semid_lib.serving.recommender import Recommender
 
 
@@ -111,20 +108,6 @@ def test_search_finds_the_items_of_the_rows_that_are_allowed(
         recommender_of_queries.recommend([[]], 5)
     with pytest.raises(ValueError, match="no search model"):
         recommender.search(queries)
-
-
-def test_a_loaded_model_is_mapped_and_reads_a_large_catalogue_in_parts(recommender, histories, tmp_path, monkeypatch):
-    recommender.save_pretrained(tmp_path)
-    loaded = Recommender.from_pretrained(tmp_path)
-    assert str(tmp_path / "model.safetensors") in Path("/proc/self/maps").read_text(encoding="utf-8")
-    read, of_all = [], Timeline.item_vectors
-    monkeypatch.setattr(
-        Timeline, "item_vectors", lambda self, rows, own=None: read.append(rows) or of_all(self, rows, own)
-    )
-    monkeypatch.setattr("semid_lib.next_item.timeline._TEXTS_AT_ONCE", 7)
-    whole, parts = recommender.recommend(histories), loaded.recommend(histories)
-    assert 7 in map(len, read)
-    np.testing.assert_array_equal(parts.item_ids, whole.item_ids)
 
 
 # --- in a notebook ---
