@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from semid_lib.data.folder import write_folder
 from semid_lib.serving import deployment
 from semid_lib.serving.deployment import Answers, Settings, answer_rows, measure
 from semid_lib.serving.http import web
@@ -86,11 +87,12 @@ def test_only_the_first_response_of_a_container_is_cold(sleeper, tmp_path, monke
     found = measure(sleeper, "secret", cold=2, warm=5, wait=3)
     assert len(found.cold) == 2 and found.missed == 0 and len(found.warm) == 5
     monkeypatch.setenv("SEMID_TOKEN", "secret")
-    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path))
-    answers, _, path = deployment.measure_endpoint(sleeper, "demo", "smoke", cold=1, warm=2, wait=0)
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    write_folder(tmp_path / "tiny", [{"item_id": 1, "title": "pen"}])
+    answers, _, path = deployment.measure_endpoint(sleeper, tmp_path / "tiny", "smoke", cold=1, warm=2, wait=0)
     assert (answers.cold, answers.missed) == ([], 1)  # it was awake
     assert [row["key"] for row in json.loads(path.read_text())] == [
-        f"deployment/demo/endpoint_warm/{name}" for name in ("p50_ms", "p95_ms")
+        f"deployment/tiny/endpoint_warm/{name}" for name in ("p50_ms", "p95_ms")
     ]
 
 

@@ -334,7 +334,7 @@ def test_batch_on_modal_gives_the_file_of_the_command(cloud, in_room, room, shop
 
 
 @pytest.mark.slow
-def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
+def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     write_folder(tmp_path / "tiny", [{"item_id": at, "title": f"thing {at}"} for at in range(5)])
     (tmp_path / "tiny" / "README.md").write_text("not data")
@@ -358,6 +358,8 @@ def test_training_sends_data_and_brings_rows_back(cloud, tmp_path, monkeypatch):
     assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == {"executed/01_a.ipynb", "rows/01_a.json"}
     modal_app.fetch(data, "smoke", everything=True)
     assert (here / "recommender" / "config.json").read_bytes() == b"recommender/config.json"
+    modal_app.run_training(data, "smoke", "01", True)
+    assert f"fetch its results with: semid deploy fetch --data {data}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="run chapters first"):
         modal_app.fetch("demo", "smoke")
 

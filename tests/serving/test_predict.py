@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 from tqdm import tqdm
 
 from semid_lib.cli import main
@@ -23,6 +24,7 @@ from semid_lib.serving import batch_io
 from semid_lib.serving import predict as batch
 from semid_lib.serving.predict import Outcome, predict
 from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import remote
 from semid_lib.workbench.text import has_controls
 
 
@@ -301,6 +303,24 @@ def test_input_that_changes_ends_the_run_without_an_output(recommender_to_serve,
         predict(recommender_to_serve, "", many, output)
     assert not output.exists()
     assert predict(recommender_to_serve, "", many, output) == Outcome(181, 3)
+
+
+def test_model_input_and_output_may_be_in_a_store(recommender_to_serve, input_path, tmp_path, monkeypatch):
+    """An object store, with folders of this machine in its place."""
+    store = tmp_path / "bucket"
+    (store / "model").mkdir(parents=True)
+    monkeypatch.setenv("SEMID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_opened", lambda where: (fs.LocalFileSystem(), str(tmp_path / where[5:])))
+    recommender_to_serve.searcher = None
+    recommender_to_serve.save_pretrained("s3://bucket/model")
+    (store / "in.txt").write_bytes(input_path.read_bytes())
+    places = "s3://bucket/model", "s3://bucket/in.txt", "s3://bucket/out.csv", {}
+    assert batch.predict_folder(*places) == predict(recommender_to_serve, "", input_path, tmp_path / "here.csv")
+    assert (store / "out.csv").read_bytes() == (tmp_path / "here.csv").read_bytes()
+    monkeypatch.setattr(remote, "send", lambda _: (_ for _ in ()).throw(ConnectionError("the store is gone")))
+    with pytest.raises(ConnectionError, match=r"gone; the finished output is .*out\.csv") as caught:
+        batch.predict_folder(*places)
+    assert batch.can_resume(places[2]) and "cache" in str(caught.value)
 
 
 # --- the shop's own ids ---

@@ -377,6 +377,7 @@ ITEMS = {
         "type uint64",
     ),
     "titles as bytes": (lambda items: items.assign(title=[b"\xff"] * 40), "title is of type binary"),
+    "one path": (lambda items: items.assign(categories=[["a"]] * 40), "categories is of type"),
     "categories too deep": (lambda items: items.assign(categories=[[[["a"]]]] * 40), "categories is of type"),
     "no path in a list": (lambda items: items.assign(categories=[[None, ["a"]]] * 40), "no null"),
     "no name in a path": (lambda items: items.assign(categories=[[[None, "a"]]] * 40), "no null"),
