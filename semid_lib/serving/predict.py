@@ -14,6 +14,7 @@ line and reason.
 
 import contextlib
 import csv
+import hashlib
 import itertools
 import json
 import shutil
@@ -92,19 +93,19 @@ def predict(
     if remote.is_remote(place):
         output_path.parent.mkdir(parents=True, exist_ok=True)
     load, name = _loader(recommender, k, queries), "query" if queries else "user_id"
-    with opened(input_path, output_path, k, queries) as source, _locked(output_path):
+    with opened(input_path, output_path, k, queries) as source, _locked(output_path) as parts:
         settings = [output_path.suffix, int(k), queries, BLOCK, _BLOCK_BYTES]
-        facts = {"model": model_facts, "input": source.facts(), "settings": settings}
-        folder = _beside(output_path, ".parts")
-        _keep_if_same(folder, {"version": metadata.version("semid-lib"), **facts})
-        outcome = _publish(_answer(source, load, run, folder, progress), output_path, name, recommender.item_ids)
+        facts = json.dumps([metadata.version("semid-lib"), model_facts, source.facts(), settings])
+        folder = parts / hashlib.sha256(facts.encode()).hexdigest()[:16]  # blocks of other work are not used
+        paths = _answer(source, load, run, folder, progress)
+        outcome = _publish(paths, folder, output_path, name, recommender.item_ids)
         if remote.is_remote(place):
             try:
                 remote.send(place)
                 remote.send(f"{place}.rejected")
             except (ValueError, ConnectionError) as error:
                 raise ConnectionError(f"{error}; the finished output is {output_path}") from error
-        shutil.rmtree(folder)
+        shutil.rmtree(parts, ignore_errors=True)  # Windows does not delete the lock
     return outcome
 
 
@@ -145,15 +146,6 @@ def _loader(recommender: Recommender, k: int, queries: bool) -> workers.Load:
     return partial(partial, _with_answers, recommender, min(int(k), len(recommender.items)), queries)
 
 
-def _keep_if_same(folder: Path, facts: dict) -> None:
-    """Delete the blocks of an interrupted run if it was another one."""
-    text, path = json.dumps(facts), folder / "facts.json"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        shutil.rmtree(folder, ignore_errors=True)
-        with fresh_file(path) as fresh:
-            fresh.write_text(text, encoding="utf-8")
-
-
 def _answer(
     source: batch_io.RecordFile, load: workers.Load, run: workers.Run, folder: Path, progress: bool
 ) -> list[Path]:
@@ -173,10 +165,9 @@ def _answer(
     return paths
 
 
-def _publish(paths: Sequence[Path], output: Path, name: str, item_ids: ItemIds) -> Outcome:
+def _publish(paths: Sequence[Path], folder: Path, output: Path, name: str, item_ids: ItemIds) -> Outcome:
     """Write the output and the rejected records, and move them to their places, the output last."""
-    folder, beside = _beside(output, ".parts"), _beside(output, ".rejected")
-    n_rejected = n_records = 0
+    beside, n_rejected, n_records = _beside(output, ".rejected"), 0, 0
     with fresh_file(folder / "rejected") as path, open(path, "w", encoding="utf-8") as stream:
         for block in map(pq.read_table, paths):
             refused = block.filter(pc.is_valid(block["reason"])).select(["line", "reason", "text"])
@@ -197,19 +188,15 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """One run at a time; the lock of a process ends with it. Raises BlockingIOError if another run has it."""
-    lock = FileLock(_beside(output, ".lock"))
+def _locked(output: Path) -> Iterator[Path]:
+    """The folder of unfinished work, for one run at a time; the lock of a process ends with it."""
+    folder = _beside(output, ".parts")
+    folder.mkdir(exist_ok=True)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(folder / "lock", timeout=0):
+            yield folder
     except Timeout:
         raise BlockingIOError(f"another run is writing {output}: wait for it, or choose another output") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(PermissionError):  # Windows deletes it on release
-            Path(lock.lock_file).unlink(missing_ok=True)  # a run that has it open already notices, and opens a new one
-        lock.release()
 
 
 # --- blocks of records, as Arrow tables: Python's objects take 20 times as much memory ---
