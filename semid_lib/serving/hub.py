@@ -165,13 +165,8 @@ def _client() -> "HfApi":
 
 
 def _checked_name(where: str | Path) -> str:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    with contextlib.suppress(HFValidationError):
-        if isinstance(where, str) and where.count("/") == 1:
-            validate_repo_id(where)
-            return where
+    if isinstance(where, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", where):
+        return where
     raise ValueError(f"{where} is neither a folder nor the name of a repository on the Hub, 'org/name'")
 
 

@@ -279,7 +279,14 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         settings["sizes"] = tuple(settings["sizes"])
     try:
         config = TimelineConfig(**settings)
-        check_shapes(path, _shapes(config, ids))
+        expected = {  # the tensors that make a model large
+            "ids": (len(ids), len(ids.sizes)),
+            "vectors": (len(ids), config.text_dim),
+            "item.weight": (config.n_items, config.dim),
+            "position.weight": (config.max_length + 1, config.dim),
+        }
+        levels = {f"code.{level}.weight": (size, config.dim) for level, size in enumerate(config.sizes)}
+        check_shapes(path, expected | levels)
         layers = {name.split(".")[2] for name in shapes_of(path) if name.startswith("encoder.layers.")}
         if len(layers) != config.n_layers:
             raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
@@ -295,18 +302,3 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {why}") from error
     return model.to(device)
-
-
-def _shapes(config: TimelineConfig, ids: SemanticIDs) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that make a model large, and of its last layer."""
-    n, sizes = len(ids), ids.sizes
-    if len(config.sizes) != len(sizes) or any(held < asked for held, asked in zip(config.sizes, sizes, strict=True)):
-        raise ValueError(f"sizes are {config.sizes}, the semantic IDs need {sizes}")
-    return {
-        "ids": (n, len(sizes)),
-        "vectors": (n, config.text_dim),
-        "item.weight": (config.n_items, config.dim),
-        "position.weight": (config.max_length + 1, config.dim),
-        **{f"code.{level}.weight": (size, config.dim) for level, size in enumerate(config.sizes)},
-        f"encoder.layers.{config.n_layers - 1}.norm1.weight": (config.dim,),
-    }

@@ -316,7 +316,7 @@ def test_a_value_of_the_config_of_another_type_is_named(folder, change, message)
         *(({name: 10**9}, "") for name in ("n_layers", "dim", "max_length")),
         ({"dropout": 2}, "dropout is 2"),
         ({"n_items": 41}, "item.weight"),
-        ({"sizes": [2, 2, 2]}, "sizes"),
+        ({"sizes": [2, 2, 2]}, "code.0.weight"),
         ({"sizes": [4, 4]}, "sizes"),
         ({"text_dim": 1}, "vectors"),
     ],
