@@ -50,10 +50,6 @@ class Dataset:
         """The item ids, and the row of each."""
         return ItemIds(self.items)
 
-    def rows(self, item_ids: Sequence[int | str]) -> np.ndarray:
-        """Item rows of item ids: (n,) int64. Raises ValueError naming an unknown id."""
-        return self.item_ids.rows(item_ids)
-
 
 REPEATS_MATTER = 0.01  # with this share of repeated validation targets or more, lists may contain seen items
 
@@ -109,27 +105,24 @@ def load(data: str | Path = "demo", columns: Sequence[str] | None = None) -> Dat
     ...     shop = load(path)
     >>> shop.items["title"].tolist(), shop.histories[0].tolist(), shop.counts["empty_titles"]
     (['Red lipstick', ''], [1, 0], 1)
-    >>> shop.rows([9])
+    >>> shop.item_ids.rows([9])
     array([1])
     """
-    if data != "demo":
-        path = remote.fetch(data)
-        return _load(path, store.data_name(path), columns)
-    from semid_lib.data import demo_shop
-
     with tempfile.TemporaryDirectory() as demo:
-        demo_shop.write_demo_shop(demo)
-        return _load(demo, "demo", columns)
+        path: str | Path = demo
+        if data == "demo":
+            from semid_lib.data import demo_shop
 
-
-def _load(path: str | Path, name: str, columns: Sequence[str] | None) -> Dataset:
-    files = folder.data_files(path)
-    items = table.read(files["items"], columns)
-    ids = ItemIds(items)
-    queries = read_queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
-    histories = read_histories(files, ids)
+            demo_shop.write_demo_shop(demo)
+        else:
+            path = remote.fetch(data)
+        files = folder.data_files(path)
+        items = table.read(files["items"], columns)
+        ids = ItemIds(items)
+        queries = read_queries([file for kind, file in files.items() if kind.startswith("queries")], ids)
+        histories, fingerprint = read_histories(files, ids), folder.fingerprint(path)
     counts = _counts(items, histories, queries)
-    return Dataset(name, items, histories, queries, counts, folder.fingerprint(path))
+    return Dataset(store.data_name(data), items, histories, queries, counts, fingerprint)
 
 
 def _counts(items: pd.DataFrame, histories: Histories | None, queries: pd.DataFrame | None) -> dict[str, int]:
@@ -137,8 +130,8 @@ def _counts(items: pd.DataFrame, histories: Histories | None, queries: pd.DataFr
     titles = texts["title"]
     counts: dict[str, Any] = {
         "n_items": len(items),
-        "n_users": 0 if histories is None else len(histories),
-        "n_interactions": 0 if histories is None else len(histories.items),
+        "n_users": len(histories or ()),
+        "n_interactions": len(histories.items) if histories else 0,
         "n_queries": 0 if queries is None else len(queries),
         "empty_titles": (titles == "").sum(),
         "repeated_titles": titles[titles != ""].duplicated().sum(),  # all but the first of each

@@ -48,12 +48,11 @@ def fingerprint(folder: str | Path) -> str:
     Raises ValueError if the folder holds no data set.
     """
     digest = hashlib.sha256()
-    for path in data_files(folder).values():
-        for file in readers.files(path):
-            name = str(file.relative_to(path.parent)) if path.suffix in table.SUFFIXES else _name(file)
-            digest.update(f"{name}\0{sum(map(len, _blocks(file)))}\0".encode())
-            for block in _blocks(file):
-                digest.update(block)
+    for file in files_of(folder):
+        name = _name(file) if file.parent == Path(folder) else f"{file.parent.name}/{file.name}"
+        digest.update(f"{name}\0{sum(map(len, _blocks(file)))}\0".encode())
+        for block in _blocks(file):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -86,7 +85,7 @@ def has_histories(folder: str | Path) -> bool:
 def files_of(folder: str | Path) -> list[Path]:
     """The files of a data set, one by one where the item table is a folder of them; no other files.
 
-    Raises ValueError as `readers.files` does.
+    Raises ValueError if the folder holds no data set.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -95,8 +94,7 @@ def files_of(folder: str | Path) -> list[Path]:
     ...     [file.name for file in files_of(folder)]
     ['items.jsonl.gz', 'sequences.jsonl.gz']
     """
-    paths = sorted(path for path in Path(folder).iterdir() if DATA_FILE.fullmatch(path.name))
-    return [file for path in paths for file in readers.files(path)]
+    return [file for path in data_files(folder).values() for file in readers.files(path)]
 
 
 # --- files ---

@@ -169,16 +169,16 @@ _CHECKS |= dict.fromkeys(("title", "brand", "description"), _checked_text)
 
 
 def text_column(items: pd.DataFrame, name: str) -> list[str]:
-    """A text field of each item: "" where the value or the column is missing; parts of a list become lines.
+    """A text field of each item: "" where the value or the column is missing.
 
     Raises ValueError for a value that is not text, such as bytes or a number, with its row.
 
     Examples
     --------
-    >>> text_column(pd.DataFrame({"description": ["Blue.", None, ["Two parts", "in a list"]]}), "description")
-    ['Blue.', '', 'Two parts\\nin a list']
+    >>> text_column(pd.DataFrame({"description": ["Blue.", None]}), "description")
+    ['Blue.', '']
     """
-    return _column(items, name, _text)
+    return _column(items, name, _checked_text)
 
 
 def category_column(items: pd.DataFrame) -> list[list[list[str]]]:
@@ -199,16 +199,6 @@ def _column(items: pd.DataFrame, name: str, read: Callable) -> list:
         raise ValueError(f"item row {row}: {name} is {problem}")
 
     return each(items.get(name, [None] * len(items)), read, fail)
-
-
-def _text(value) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple | np.ndarray):
-        return "\n".join(filter(None, map(_text, value)))
-    if pd.isna(value) is True:
-        return ""
-    raise ValueError("expected text")
 
 
 # --- writing ---

@@ -2,19 +2,17 @@
 
 import gzip
 import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.data import dataset
 from semid_lib.data.dataset import Histories
-from semid_lib.data.folder import write_folder
+from semid_lib.data.folder import fingerprint, has_histories, write_folder
 from semid_lib.data.readers import is_nothing
 from semid_lib.workbench.text import has_controls, normal
 
@@ -59,9 +57,9 @@ def test_load_keeps_every_field_in_file_order(tmp_path):
     }
     found = {"n_items": 3, "empty_titles": 1, "empty_brands": 2, "items_without_categories": 1}
     assert {name: count for name, count in shop.counts.items() if count} == found
-    assert shop.rows([42, "10"]).tolist() == [2, 0]
+    assert shop.item_ids.rows([42, "10"]).tolist() == [2, 0]
     with pytest.raises(ValueError, match="position 1: item id 5 is not in the catalogue"):
-        shop.rows([10, 5])
+        shop.item_ids.rows([10, 5])
 
 
 def test_load_histories_times_and_queries(tmp_path):
@@ -85,24 +83,6 @@ def test_load_histories_times_and_queries(tmp_path):
     assert [shop.counts[name] for name in names] == [1, 1, 1, 4]
 
 
-def test_all_histories_may_be_empty(tmp_path):
-    folder = write(tmp_path, items__jsonl=jsonl(*ITEMS), sequences__tsv="ann\t\n", timestamps__tsv="ann\t")
-    assert lists(dataset.load(folder).histories) == [[]]
-
-
-def test_csv_and_parquet(tmp_path):
-    text = 'item_id,title,categories,code\n3,"Soap,\nwhite",,007\n4,,"[[""Bath""]]",\n'
-    items = dataset.load(write(tmp_path / "csv", items__csv=text)).items
-    columns = {"title": ["Soap,\nwhite", ""], "categories": [[], [["Bath"]]], "code": ["007", ""]}
-    assert items.to_dict("list") == {"item_id": [3, 4]} | columns
-    (tmp_path / "parquet").mkdir()
-    frame = pd.DataFrame({"item_id": [3, 4], "title": ["Soap", None], "categories": [[["Bath", "Soap"]], None]})
-    frame.assign(brand=np.nan).to_parquet(tmp_path / "parquet/items.parquet")
-    items = dataset.load(tmp_path / "parquet").items
-    columns = {"title": ["Soap", ""], "categories": [[["Bath", "Soap"]], []], "brand": ["", ""]}
-    assert items.to_dict("list") == {"item_id": [3, 4]} | columns
-
-
 def test_histories_as_json_lines(tmp_path):
     lines = [
         {"user_id": "a\tb", "item_ids": [7, "10"], "timestamps": [5, 6]},
@@ -117,15 +97,11 @@ def test_histories_as_json_lines(tmp_path):
 BAD_JSON_HISTORIES = [
     ({"item_ids": [1]}, r"the fields are \['item_ids'\], expected also 'user_id'"),
     ({"user_id": None, "item_ids": [1]}, "user_id is None, expected text"),
-    ({"user_id": "ann", "item_ids": [1]}, "user 'ann' occurs before, in line 1"),
     ({"user_id": "nan", "item_ids": [1]}, "user 'nan' is a word for a missing value"),
     ({"user_id": "bob", "item_ids": "1"}, "item_ids is '1', expected a list of item ids"),
-    ({"user_id": "bob", "item_ids": [1.0]}, r"position 0: item id 1\.0, expected an integer or text"),
-    ({"user_id": "bob", "item_ids": [2]}, "position 0: item id 2 is not in the catalogue"),
     ({"user_id": "bob", "item_ids": [1]}, "timestamps in some lines only, expected them in all lines or in none"),
     ({"user_id": "bob", "item_ids": [1], "timestamps": [1, 2]}, r"times are \[1, 2\], expected 1 integers, as many"),
     ({"user_id": "bob", "item_ids": [1], "timestamps": [1.5]}, r"time 1\.5 is not a whole number"),
-    ({"user_id": "bob", "item_ids": [1], "timestamps": [True]}, "time True is not a whole number"),
 ]
 
 
@@ -139,9 +115,8 @@ def test_bad_histories_as_json_lines(tmp_path, record, message):
 @pytest.mark.parametrize(
     "name",
     [
-        *("sequences.csv", "sequences.txt", "Sequences.tsv", "interactions.csv.gz", "orders.parquet", "timestamps.csv"),
-        *("queries.csv", "query.jsonl", "items.xlsx", "items.json", "ratings.dat"),
-        *("orders_2024.csv", "sequences (1).tsv", "items_2.csv", "transactions.csv"),
+        *("sequences.csv", "Sequences.tsv", "interactions.csv.gz", "orders.parquet", "timestamps.csv", "query.jsonl"),
+        *("items.xlsx", "orders_2024.csv", "sequences (1).tsv"),
     ],
 )
 def test_a_file_that_looks_meant_is_not_ignored(tmp_path, name):
@@ -159,20 +134,10 @@ def test_other_files_are_left_alone(tmp_path):
     assert dataset.load(tmp_path).counts["n_users"] == 1
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
-        ({"price": 3.5}, {"price": "None"}, "column 'price' is 3.5 in line 1 and 'None' in line 2"),
-        ({"tags": ["a"]}, {"tags": "a"}, r"column 'tags' is \['a'\] in line 1 and 'a' in line 2"),
-        ({"facts": {}}, {"facts": {}}, r"column 'facts' is {} in line 1"),
-        ({"stock": 2**64}, {"stock": 1}, "column 'stock' is 18446744073709551616 in line 1"),
-        ({"sizes": [1, [2]]}, {}, "column 'sizes' is "),
-    ],
-)
-def test_what_could_not_be_saved_after_training_is_refused_at_once(tmp_path, first, second, message):
-    records = [{"item_id": 1, "title": ""} | first, {"item_id": 2, "title": ""} | second]
-    with pytest.raises(ValueError, match=rf"items\.jsonl: {message}"):
-        dataset.load(write(tmp_path, items__jsonl=jsonl(*records)))
+def test_what_could_not_be_saved_after_training_is_refused_at_once(tmp_path):
+    lines = jsonl({"item_id": 1, "title": "", "price": 3.5}, {"item_id": 2, "title": "", "price": "None"})
+    with pytest.raises(ValueError, match=r"items\.jsonl: column 'price' is 3.5 in line 1 and 'None' in line 2"):
+        dataset.load(write(tmp_path, items__jsonl=lines))
 
 
 def test_words_for_nothing_and_spellings_of_text(tmp_path):
@@ -192,41 +157,25 @@ GOOD = jsonl({"item_id": 1, "title": "Soap"})
 BAD_ITEMS = [  # fields of the second line; what is no table or JSON at all is tested with `readers`
     ('{"title": "x"}', r"items.jsonl, line 2: the fields are \['title'\], expected also 'item_id'"),
     ('{"item_id": 2}', r"items.jsonl, line 2: the fields are \['item_id'\], expected also 'title'"),
-    ('{"item_id": true, "title": ""}', "line 2: item_id is True, expected an integer"),
     ('{"item_id": 1.5, "title": ""}', r"line 2: item_id is 1\.5, expected an integer"),
-    ('{"item_id": null, "title": ""}', "line 2: item_id is None, expected an integer"),
-    ('{"item_id": "abc", "title": ""}', "line 2: item_id is 'abc', but 1 in line 1: expected text or integers"),
     ('{"item_id": " ", "title": ""}', "line 2: item_id is ' ', expected an integer in int64 or text"),
     ('{"item_id": "a\\tb", "title": ""}', "line 2: item_id is .*, expected an integer or text without"),
-    ('{"item_id": 9223372036854775808, "title": ""}', "line 2: item_id is 9223372036854775808, .* int64"),
     ('{"item_id": 2, "title": ""}\n' + GOOD, "line 3: item_id 1 occurs before, in items.jsonl, line 1"),
     ('{"item_id": 2, "title": 5}', "line 2: title is 5, expected a string"),
-    ('{"item_id": 2, "title": "", "brand": ["a"]}', r"line 2: brand is \['a'\], expected a string"),
     ('{"item_id": 2, "title": "", "categories": "[a"}', "line 2: categories is .* neither JSON nor a Python literal"),
-    ('{"item_id": 2, "title": "", "categories": [["a"], "b"]}', r"line 2: categories is \[\['a'\], 'b'\], expected"),
     ('{"item_id": 2, "title": "", "categories": [[]]}', r"line 2: categories is \[\[\]\], expected"),
-    ('{"item_id": 2, "item_id": 3, "title": ""}', "line 2: JSON that cannot be read .*'item_id' occurs twice"),
-    ('{"item_id": ' + "9" * 5000 + "}", "line 2: JSON that cannot be read"),
-    ('{"item_id": ' + "[" * 100_000, "line 2: (JSON that cannot|broken JSON)"),
     ("\n" + GOOD, "items.jsonl, line 2: blank line, expected a record"),
 ]
 BAD_CSV = [
     ("id,title\n1,Soap\n", r"items.csv has no column 'item_id', expected one of \['id', 'title'\]"),
     ('item_id,title\n1,"So\nap"\n1.0,Soap\n', r"items.csv, line 4: item_id 1 occurs before, in items.csv, line 2"),
-    ("item_id,title,categories\n1,a,[b\n", "line 2: .*is neither JSON nor a Python literal"),
     ("item_id,title\nNULL,a\n", "line 2: item_id is 'NULL', expected an integer in int64 or text"),
-    ("item_id,title\n", "items.csv is empty"),
 ]
 BAD_SEQUENCES = [
     ("ann\t1\nbob 1\n", r"sequences.tsv, line 2: the line is 'bob 1', expected a user id, a tab"),
     ("ann\t1\n\t1\n", "line 2: .*expected a user id"),
     ("ann\t1\n\nbob\t1\n", "line 2: blank line"),
     ("ann\t1\nbob\t1_0\n", "line 2, position 0: item id '1_0' is not in the catalogue"),
-    ("ann\t\u0661\n", "line 1, position 0: item id '\u0661' is not"),
-    ("ann\t1  1\n", "line 1, position 1: item id '', expected an integer or text"),
-    ("ann\t1 9223372036854775808\n", "line 1, position 1: item id '9223372036854775808' is not"),
-    ("ann\t1\t1\n", r"line 1, position 0: item id '1\\t1' is not"),
-    ("ann\t1\nbob\t\ncem\t1 5 1\n", "sequences.tsv, line 3, position 1: item id '5' is not"),
     ("ann\t1\nbob\t1\nann\t1\n", "line 3: user 'ann' occurs before, in line 1"),
     ("ann\t1\nNULL\t1\n", "line 2: user 'NULL' is a word for a missing value"),
     (b"ann\t1\nb\xffb\t1\n", "line 2: byte 0xff is not UTF-8"),
@@ -246,13 +195,8 @@ BAD_TIMES = [
 BAD_QUERIES = [
     ({"item_ids": [1]}, "queries_x.jsonl, line 2: .*expected also 'query'"),
     ({"query": " ", "item_ids": [1]}, "line 2: query is ' ', expected some text"),
-    ({"query": "a"}, "line 2: .*expected also 'item_ids'"),
-    ({"query": "a", "item_ids": 1}, "line 2: item_ids is 1, expected a list"),
     ({"query": "a", "item_ids": []}, r"line 2: item_ids is \[\], expected at least one item id, each once"),
-    ({"query": "a", "item_ids": [1.0]}, r"line 2, position 0: item id 1\.0, expected an integer or text"),
-    ({"query": "a", "item_ids": [1, 1]}, r"line 2: item_ids is \[1, 1\], .*each once"),
     ({"query": "a", "item_ids": [1, "1"]}, r"line 2: item_ids is \[1, '1'\], .*each once"),
-    ({"query": "a", "item_ids": [1, 5]}, "line 2, position 1: item id 5 is not in the catalogue"),
     ({"query": "a", "item_ids": [1], "source": "b"}, "queries_x.jsonl has a field 'source'"),
 ]
 TWO_USERS = {"items__jsonl": GOOD, "sequences__tsv": "ann\t1 1\nbob\t1\n"}
@@ -504,21 +448,5 @@ def test_fingerprint_sees_content_and_names(tmp_path):
     files = [("queries__jsonl", "a"), ("queries__jsonl", "b"), ("queries2__jsonl", "a")]
     made = [{"items__jsonl": GOOD, name: jsonl({"query": query, "item_ids": [1]})} for name, query in files]
     folders = [write(tmp_path / str(at), **contents) for at, contents in enumerate(made)]
-    assert len({dataset.load(folder).fingerprint for folder in folders}) == 3
-
-
-# --- the real folders ---
-
-
-@pytest.mark.skipif("SEMID_DATA" not in os.environ, reason="SEMID_DATA does not name the folder of the real data")
-def test_real_data():
-    root = Path(__file__).parents[2] / os.environ["SEMID_DATA"]
-    beauty = dataset.load(root / "beauty")
-    expected = {"n_items": 12_101, "n_users": 22_363, "n_interactions": 198_502, "n_queries": 61, "empty_titles": 7}
-    assert expected.items() <= beauty.counts.items()
-    split = dataset.leave_one_out(beauty.histories)
-    assert (len(split.train.items), split.n_too_short) == (153_776, 0)
-    assert round(dataset.same_time_share(beauty.histories) * 22_363) == 9_719
-    office = dataset.load(root / "office")
-    assert office.histories is None
-    assert {"n_items": 3_459, "empty_descriptions": 229, "repeated_titles": 16}.items() <= office.counts.items()
+    assert len({fingerprint(one) for one in folders}) == 3
+    assert not has_histories(folders[0])

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -118,12 +117,6 @@ def test_what_is_wrong_with_a_text_file_is_said_with_its_line(tmp_path, monkeypa
         read(tmp_path, content)
 
 
-def test_a_line_of_the_greatest_length_is_read(tmp_path, monkeypatch):
-    line = "A," + "x" * 97 + "\n"
-    monkeypatch.setattr(text_files, "LONGEST_LINE", len(line))
-    assert len(read(tmp_path, "sku,name\n" + line).frame["name"][0]) == 97
-
-
 @pytest.mark.parametrize("damage", [lambda b: b[:-12], lambda b: b[:15] + b"\xff\xff" + b[17:]])
 @pytest.mark.parametrize("name", ["shop.csv.gz", "shop.jsonl.gz"])
 def test_a_damaged_gzip_is_named(tmp_path, damage, name):
@@ -177,14 +170,6 @@ def test_what_is_no_parquet_or_arrow_file_is_named(tmp_path, name):
         readers.read(tmp_path / "nowhere.csv")
 
 
-def test_all_records_of_json_give_their_names(tmp_path):
-    (tmp_path / "orders.jsonl").write_text('{"user": "a"}\n{"user": "b", "time": 1}\n')
-    assert readers.names_of(tmp_path / "orders.jsonl") == ["user", "time"]
-    (tmp_path / "orders.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"orders\.jsonl is empty"):
-        readers.names_of(tmp_path / "orders.jsonl")
-
-
 @pytest.mark.parametrize(("name", "kind"), [("a.PARQUET", "parquet"), ("a.arrow", "stream")])
 def test_types_that_pandas_supports_in_part_are_those_of_their_values(tmp_path, name, kind):
     columns = {"sku": pa.array(["A", "B", "A"]).dictionary_encode(), "price": pa.array([1.5, 2, 3], pa.float16())}
@@ -217,12 +202,6 @@ def test_two_columns_of_one_name_are_refused(tmp_path, kind):
 def test_a_layout_that_cannot_be_is_refused(given):
     with pytest.raises(ValueError, match=rf"{next(iter(given))} .*{next(iter(given.values()))}.*, expected"):
         Layout(**given)
-
-
-def test_words_for_a_missing_value():
-    missing = [None, float("nan"), pd.NA, pd.NaT, "", " ", "NULL", "\\N", "nan", "None", "none", "(null)", "<NA>"]
-    assert all(map(readers.is_nothing, missing))
-    assert not any(map(readers.is_nothing, ["Nanna", "none of it", "0", 0, False, [], "null and void"]))
 
 
 @pytest.mark.parametrize("text", ["['Office' 'Pens']", "['Office'\n 'Pens']", "[\"it's\" 'new']"])

@@ -15,8 +15,8 @@ class ImportReport(NamedTuple):
 
     >>> print(ImportReport(Path("shop"), {"reviews": 1200, "n_items": 7}, {"title": "name"}))
     title is read from name
-    reviews  1,200
-    n items      7
+    reviews    1,200
+    n items        7
     """
 
     output: Path
@@ -27,10 +27,8 @@ class ImportReport(NamedTuple):
     def __str__(self) -> str:
         lines = [f"{ours} is read from {theirs}" for ours, theirs in self.columns.items()]
         lines += [f"left out: {reason}" for reason in self.left_out]
-        width = max(map(len, self.counts))
-        last = max(len(f"{count:,}") for count in self.counts.values())
-        counts = (f"{name.replace('_', ' '):{width}}  {count:{last},}" for name, count in self.counts.items())
-        return "\n".join([*lines, *counts])
+        counts = pd.Series(self.counts).map("{:,}".format).rename(lambda name: name.replace("_", " "))
+        return "\n".join([*lines, counts.to_string()])
 
 
 def k_core_positions(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
