@@ -64,7 +64,7 @@ def test_item_texts_by_hand():
     assert embed.item_texts(items[["title"]]) == ["Red lipstick", "", "Soap & brush"]
     assert embed.item_texts(items[["title"]].replace("", None)) == ["Red lipstick", "", "Soap & brush"]
     for value in (b"Light", 7, {"en": "Light"}):
-        with pytest.raises(ValueError, match=r"item row 1: description is .*, expected text"):
+        with pytest.raises(ValueError, match=r"item row 1: description is .*, expected a string or null"):
             embed.item_texts(items.assign(description=["", value, ""]))
 
 

@@ -194,7 +194,7 @@ def test_missing_fields_are_empty_and_other_values_are_refused():
     missing = {"title": ["Red gel pen", None], "brand": [np.nan, "OPI"], "categories": [None, np.nan]}
     assert set(of(items=pd.DataFrame(missing))["item"]) == {0}
     for value in (b"Pen", 7, {"en": "Pen"}):
-        with pytest.raises(ValueError, match=r"item row 1: title is .*, expected text"):
+        with pytest.raises(ValueError, match=r"item row 1: title is .*, expected a string or null"):
             of(items=pd.DataFrame({"title": ["Red gel pen", value]}))
 
 
