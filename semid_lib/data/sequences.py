@@ -22,8 +22,6 @@ _INTEGER = re.compile("-?[0-9]{1,18}")
 class Histories:
     """The items that each user interacted with, in time order: all histories end to end in flat arrays.
 
-    Raises ValueError if the arrays do not fit together.
-
     Parameters
     ----------
     user_ids : (n_users,) object array of str
@@ -48,37 +46,23 @@ class Histories:
     offsets: np.ndarray
     times: np.ndarray | None = None
 
-    def __post_init__(self):
-        n_users, n_items, offsets = len(self.user_ids), len(self.items), self.offsets
-        ends_fit = len(offsets) == n_users + 1 and offsets[0] == 0 and offsets[-1] == n_items
-        if not ends_fit or (np.diff(offsets) < 0).any():
-            raise ValueError(f"offsets are {offsets}, expected {n_users + 1} rising from 0 to {n_items}")
-        if self.times is None:
-            return
-        if len(self.times) != n_items:
-            raise ValueError(f"there are {len(self.times)} times, expected {n_items}, one per interaction")
-        falls = np.setdiff1d(np.flatnonzero(np.diff(self.times) < 0) + 1, offsets)
-        if len(falls):
-            user = self.user_ids[np.searchsorted(offsets, falls[0], side="right") - 1]
-            raise ValueError(f"times of user {user!r} go backwards, expected time order")
-
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int] | np.ndarray], user_ids=None, times=None) -> "Histories":
         """Histories from a list of item rows per user and, optionally, a list of Unix seconds per user.
 
-        user_ids: strings, by default "0", "1", ... Raises ValueError if lengths differ.
+        user_ids: strings, by default "0", "1", ... Raises ValueError if lengths differ, or times go backwards.
 
         >>> Histories.from_lists([[4, 2], []], user_ids=["ann", "bob"], times=[[10, 20], []]).times
         array([10, 20])
         """
         lists = list(lists)
-        ids = [str(position) for position in range(len(lists))] if user_ids is None else list(user_ids)
+        ids = list(map(str, range(len(lists)))) if user_ids is None else list(user_ids)
         lengths = [len(rows) for rows in lists]
-        if times is not None and (found := [len(seconds) for seconds in times]) != lengths:
-            raise ValueError(f"times have lengths {shown(found)}, expected {shown(lengths)}")
-        flat_times = None if times is None else np.fromiter(chain.from_iterable(times), dtype=np.int64)
-        items = np.fromiter(chain.from_iterable(lists), dtype=np.int64)
-        return cls(np.array(ids, dtype=object), items, offsets_of(lengths), flat_times)
+        for user, length, seconds in zip(ids, lengths, times or [], strict=times is not None):
+            if len(seconds) != length or any(later < earlier for earlier, later in pairwise(seconds)):
+                raise ValueError(f"times of user {user!r} are {shown(seconds)}, expected {length} in time order")
+        items, flat = (np.fromiter(chain.from_iterable(parts or []), dtype=np.int64) for parts in (lists, times))
+        return cls(np.array(ids, dtype=object), items, offsets_of(lengths), None if times is None else flat)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[position] for position in range(len(self)))

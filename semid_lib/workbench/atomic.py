@@ -92,7 +92,7 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
         stack.callback(shutil.rmtree, fresh, ignore_errors=True)
         with reported(target):
             yield fresh
-        for path in [*fresh.rglob("*"), fresh]:
+        for path in [path for path in [*fresh.rglob("*"), fresh] if not path.is_symlink()]:
             if path.is_file():
                 path.chmod(fresh.stat().st_mode & 0o666)
             _flush(path)
