@@ -26,14 +26,11 @@ ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parque
 DATA_FILE = re.compile(
     r"items\.(parquet|arrow)|(items\.(csv|jsonl)|queries.*\.jsonl|sequences\.(tsv|jsonl)|timestamps\.tsv)(\.gz)?"
 )
+_EVENTS = "sequence|interaction|rating|review|order|event|purchase|transaction|basket|click|view|session"
 # the file that is read, and patterns of names that look like it: such a file would be missed silently
 _LOOKS_LIKE = {
     "items": (ITEM_FILES, "(item|product|catalog|catalogue)s?"),
-    "sequences": (
-        "sequences.tsv or sequences.jsonl",
-        "history|histories|(sequence|interaction|rating|review|order|event|purchase|transaction|basket|click|view"
-        "|session)s?",
-    ),
+    "sequences": ("sequences.tsv or sequences.jsonl", f"history|histories|({_EVENTS})s?"),
     "timestamps": ("timestamps.tsv", "(timestamp|time)s?"),
     "queries": ("queries.jsonl", "query|queries|search|searches"),
 }
@@ -79,7 +76,7 @@ def open_store(data: str | Path, scale: str, root: str | Path | None = None) -> 
 
 def has_histories(folder: str | Path) -> bool:
     """Whether a data set has histories, without reading them. Raises ValueError if the folder holds no data set."""
-    return any(kind.startswith("sequences") for kind in data_files(folder))
+    return "sequences" in data_files(folder)
 
 
 def files_of(folder: str | Path) -> list[Path]:
@@ -101,7 +98,7 @@ def files_of(folder: str | Path) -> list[Path]:
 
 
 def data_files(folder: str | Path) -> dict[str, Path]:
-    """The files of a data set by kind ("items", or the name without .gz), in order: each once, and at least the items.
+    """The files of a data set by kind ("items", "sequences", "timestamps", the names of queries), in order; each once.
 
     Raises ValueError if the folder holds no data set, two files of a kind, or a file that looks like data but is not
     read.
@@ -114,7 +111,7 @@ def data_files(folder: str | Path) -> dict[str, Path]:
     for path in paths:
         if not DATA_FILE.fullmatch(path.name):
             continue
-        kind = "items" if path.name.startswith("items.") else _name(path)
+        kind = _name(path) if path.name.startswith("queries") else path.name.partition(".")[0]
         if not path.is_file() and path.suffix not in table.SUFFIXES:
             raise ValueError(f"{path} is not a file, expected one: remove it, or the broken link")
         if kind in found:
@@ -122,9 +119,7 @@ def data_files(folder: str | Path) -> dict[str, Path]:
         found[kind] = path
     if "items" not in found:
         raise ValueError(f"{folder} holds no items, looked for {ITEM_FILES}")
-    if "sequences.jsonl" in found and (other := found.keys() & {"sequences.tsv", "timestamps.tsv"}):
-        raise ValueError(f"{folder} holds both sequences.jsonl and {min(other)}, expected one of them")
-    if "timestamps.tsv" in found and "sequences.tsv" not in found:
+    if "timestamps" in found and _name(found.get("sequences", folder)) != "sequences.tsv":
         raise ValueError(f"{folder} has timestamps.tsv but no sequences.tsv: add it, or remove timestamps.tsv")
     kinds = {kind.partition(".")[0] for kind in found}
     for path in paths:

@@ -123,15 +123,15 @@ def read_queries(files: list[Path], ids: ItemIds) -> pd.DataFrame | None:
 def read_histories(files: dict[str, Path], ids: ItemIds) -> Histories | None:
     """The histories of a data set, or None without a file.
 
-    files: paths of `sequences.jsonl`, or of `sequences.tsv` and optionally `timestamps.tsv`, by name.
+    files: as `folder.data_files` returns them.
     """
-    path = files.get("sequences.jsonl", files.get("sequences.tsv"))
+    path = files.get("sequences")
     if path is None:
         return None
-    timed = files.get("timestamps.tsv", path)
+    timed = files.get("timestamps", path)
     line_of: dict[str, int] = {}
     rows, seconds = [], []
-    users = _json_users(path) if "sequences.jsonl" in files else _tsv_users(path, timed)
+    users = _json_users(path) if ".jsonl" in path.name else _tsv_users(path, timed)
     for number, user_id, item_ids, moments in users:
         if readers.is_nothing(user_id):
             _fail(path, number, f"user {shown(user_id)} is a word for a missing value: name the user")

@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -198,16 +198,28 @@ def delimited(path: Path, wanted: Sequence[str], layout: Layout) -> Iterator[tup
     Separators at the end of the lines make no column.
     """
     found = _universal(decoded(path, layout.encoding))
-    last, header, separator = 0, list(layout.names or ()), layout.separator
-    if not header:
-        last, header, separator = _header(path, found, wanted, layout)
+    separator, header = layout.separator, list(layout.names or ())
+    for number, line in found:
+        if match := re.fullmatch(r"\s*\"?sep=(.+?)\"?\s*", line):
+            separator = separator or match[1]
+            continue
+        chosen = separator or _separator(line, () if header else wanted, layout)
+        names = [name.strip() for name in _cells(line, chosen, layout)]
+        is_comment = line.startswith("#") and (len(names) == 1 or not set(wanted) <= set(names))
+        if header:  # this line is a row already
+            last, found = number - 1, chain([(number, line)], found)
+            break
+        if line.strip() and not is_comment:
+            last, header = number, list(dropwhile(lambda name: not name, names[::-1]))[::-1]
+            break
+    else:
+        raise empty_file(path)
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}, line {last}: the header is {shown(header)}, expected every name once")
     check_columns(path, header, wanted)
     yield last, header
-    first = next(found, None)
-    if first is None:
-        return
-    separator, width = separator or _separator(first[1], (), layout), len(header)
-    rows = _rows(path, chain([first], found), separator, layout, last)
+    width = len(header)
+    rows = _rows(path, found, chosen, layout, last)
     for number, row in _filled(path, rows, lambda row: row in ([], [""])):
         if len(row) < width or any(row[width:]):
             raise ValueError(f"{path}, line {number}: {len(row)} fields, expected {width} as in the header")
@@ -222,26 +234,6 @@ def _universal(found: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         for part in parts:
             number += 1
             yield number, part
-
-
-def _header(path: Path, found: Iterator, wanted: Sequence[str], layout: Layout) -> tuple[int, list[str], str]:
-    """Line, names and separator of the header."""
-    separator = layout.separator
-    for number, line in found:
-        if match := re.fullmatch(r"\s*\"?sep=(.+?)\"?\s*", line):
-            separator = separator or match[1]
-            continue
-        chosen = separator or _separator(line, wanted, layout)
-        names = [name.strip() for name in _cells(line, chosen, layout)]
-        is_comment = line.startswith("#") and (len(names) == 1 or not set(wanted) <= set(names))
-        if is_comment or not line.strip():
-            continue
-        while names and not names[-1]:
-            names.pop()
-        if len(set(names)) < len(names):
-            raise ValueError(f"{path}, line {number}: the header is {shown(names)}, expected every name once")
-        return number, names, chosen
-    raise empty_file(path)
 
 
 def _separator(line: str, wanted: Sequence[str], layout: Layout) -> str:

@@ -106,9 +106,8 @@ def nanosecond(number: float) -> int | None:
     >>> nanosecond(1400000000123) // 10**6, nanosecond(7)
     (1400000000123, None)
     """
-    found = (reading.scale for reading in _READINGS if reading.scale and reading.low <= number < reading.high)
-    scale = next(found, None)
-    return None if scale is None else round(number * scale)
+    found = (reading for reading in _READINGS if reading.scale and reading.low <= number < reading.high)
+    return next((round(number * reading.scale) for reading in found), None)
 
 
 def check_seconds(times: np.ndarray, fail: Fail) -> None:
@@ -144,8 +143,7 @@ def _iso_dates(values: pd.Series) -> pd.Series:
 
 def _from_dates(values: pd.Series, dates: pd.Series, fail: Fail) -> np.ndarray:
     _check(dates.notna().to_numpy(), values, "an ISO date such as 2014-05-13 or a Unix time", fail)
-    first, last = pd.Timestamp(_FIRST, unit="s", tz="UTC"), pd.Timestamp(_LAST, unit="s", tz="UTC")
-    _check(((dates >= first) & (dates < last)).to_numpy(), values, "a time between 1990 and 2100", fail)
+    _check(dates.dt.year.between(1990, 2099).to_numpy(), values, "a time between 1990 and 2100", fail)
     return dates.astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
 
 
@@ -161,11 +159,10 @@ def _from_numbers(numbers: pd.Series, unit: str, fail: Fail) -> np.ndarray:
         epoch, scale = (_EXCEL_EPOCH, 86_400 * 10**9) if unit == "excel" else (0, _SCALES[unit])
         _check(np.abs(size * (scale / 1e9) + epoch) < _LAST, numbers, f"a time before 2100 in the unit {unit!r}", fail)
         return _scaled(numbers, scale) + epoch * 10**9
-    inside = np.array([reading.fits(size) for reading in _READINGS])
-    reading = _READINGS[int(inside.sum(axis=1).argmax())]
-    fits = inside[_READINGS.index(reading)]
+    reading = max(_READINGS, key=lambda reading: reading.fits(size).sum())
+    fits = reading.fits(size)
     hint = "dates such as 2014-05-13, or the unit of the times (--time-unit)"
-    if not inside.any():
+    if not fits.any():
         fail(0, f"time {numbers[0]} is in no known unit, expected {hint}")
     _check(fits, numbers, f"{reading.name} as in the other rows", fail)
     if reading.scale:
@@ -177,6 +174,5 @@ def _from_numbers(numbers: pd.Series, unit: str, fail: Fail) -> np.ndarray:
 
 def _scaled(numbers: pd.Series, scale: int) -> np.ndarray:
     """Whole numbers are scaled without rounding."""
-    if pd.api.types.is_integer_dtype(numbers):
-        return numbers.to_numpy(np.int64) * scale
-    return np.round(numbers.to_numpy(np.float64) * scale).astype(np.int64)
+    whole = pd.api.types.is_integer_dtype(numbers)
+    return np.round(numbers.to_numpy(np.int64 if whole else np.float64) * scale).astype(np.int64)

@@ -213,7 +213,7 @@ BAD_FILES = [
     ({"items__jsonl": GOOD, "items__jsonl__gz": ""}, r"holds both items\.jsonl and items\.jsonl\.gz"),
     (
         {"items__jsonl": GOOD, "sequences__jsonl": "", "timestamps__tsv": ""},
-        "holds both sequences.jsonl and timestamps",
+        r"has timestamps\.tsv but no sequences\.tsv",
     ),
     ({"items__jsonl__gz": gzip.compress(GOOD.encode())[:-12]}, r"items\.jsonl\.gz: truncated or corrupt gzip"),
     ({"items__parquet": "PAR1"}, r"items.parquet cannot be read"),
