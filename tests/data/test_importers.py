@@ -49,14 +49,10 @@ def table(tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=40), st.integers(0, 4))
 def test_k_core_is_the_largest_part_with_enough(pairs, k):
     users, items = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    one_by_one = list(range(len(pairs)))
-    while poor := [
-        p
-        for p in one_by_one
-        if sum(users[q] == users[p] for q in one_by_one) < k or sum(items[q] == items[p] for q in one_by_one) < k
-    ]:
-        one_by_one.remove(poor[0])
-    assert k_core_positions(users, items, k).tolist() == one_by_one
+    left = list(range(len(pairs)))
+    while poor := [p for p in left if min(list(one[left]).count(one[p]) for one in (users, items)) < k]:
+        left.remove(poor[0])
+    assert k_core_positions(users, items, k).tolist() == left
 
 
 # --- tables ---
@@ -95,38 +91,25 @@ def test_a_table_with_named_columns(table):
     assert "n interactions                    4" in str(report)
 
 
-def test_parquet_with_missing_values(tmp_path):
-    items = {"item_id": [30, 10], "title": ["Soap", None], "tags": [["Bath", "Soap"], None], "size": [1.5, None]}
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_parquet_with_missing_values(tmp_path, missing):
     when = {"released": pd.Timestamp("2024-01-02").date(), "sizes": [1.5, float("nan")]}
-    pd.DataFrame(items).assign(added=pd.Timestamp("2024-01-01"), extra=[when, when]).to_parquet(tmp_path / "i.parquet")
-    nan = float("nan")
-    for missing in (None, nan):
-        orders = {
-            "user_id": pa.array([5.0, missing, 6.0, 5.0, 5.0], pa.float64(), from_pandas=False),
-            "item_id": pa.array([10, 10, None, 30, 30], pa.int64()),
-            "at": pa.array([1.5e12, 1.4e12, 1.4e12, missing, 1.4e12], pa.float64(), from_pandas=False),
-        }
-        pq.write_table(pa.table(orders), tmp_path / "o.parquet")
-        report = import_table(
-            tmp_path / "i.parquet",
-            tmp_path / "out",
-            categories="tags",
-            interactions=tmp_path / "o.parquet",
-            timestamp="at",
-            overwrite=True,
-        )
-        loaded = data.load(tmp_path / "out")
-        assert histories(loaded) == {"5": [30, 10]}
-        assert [report.counts[f"interactions_without_{name}"] for name in orders] == [1, 1, 1]
-    assert loaded.items.iloc[0].to_dict() == {
-        "item_id": 30,
-        "title": "Soap",
-        "categories": [["Bath", "Soap"]],
-        "size": 1.5,
-        "added": "2024-01-01 00:00:00",
-        "extra": {"released": "2024-01-02", "sizes": [1.5, None]},
+    items = {"item_id": [30, 10], "title": ["Soap", None], "tags": [["Bath", "Soap"], None], "extra": [when, when]}
+    pd.DataFrame(items).assign(added=pd.Timestamp("2024-01-01")).to_parquet(tmp_path / "i.parquet")
+    orders = {
+        "user_id": pa.array([5.0, missing, 6.0, 5.0, 5.0], pa.float64(), from_pandas=False),
+        "item_id": pa.array([10, 10, None, 30, 30], pa.int64()),
+        "at": pa.array([1.5e12, 1.4e12, 1.4e12, missing, 1.4e12], pa.float64(), from_pandas=False),
     }
-    assert loaded.items.iloc[1][["title", "categories", "size"]].tolist() == ["", [], None]
+    pq.write_table(pa.table(orders), tmp_path / "o.parquet")
+    columns = {"categories": "tags", "interactions": tmp_path / "o.parquet", "timestamp": "at"}
+    report = import_table(tmp_path / "i.parquet", tmp_path / "out", **columns)
+    loaded = data.load(tmp_path / "out")
+    assert histories(loaded) == {"5": [30, 10]}
+    assert [report.counts[f"interactions_without_{name}"] for name in orders] == [1, 1, 1]
+    first = {"item_id": 30, "title": "Soap", "categories": [["Bath", "Soap"]], "added": "2024-01-01 00:00:00"}
+    assert loaded.items.iloc[0].to_dict() == first | {"extra": {"released": "2024-01-02", "sizes": [1.5, None]}}
+    assert loaded.items.iloc[1][["title", "categories"]].tolist() == ["", []]
 
 
 def test_unknown_items_are_an_error_or_counted(table):
