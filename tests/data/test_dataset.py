@@ -97,10 +97,8 @@ def test_histories_as_json_lines(tmp_path):
 BAD_JSON_HISTORIES = [
     ({"item_ids": [1]}, r"the fields are \['item_ids'\], expected also 'user_id'"),
     ({"user_id": None, "item_ids": [1]}, "user_id is None, expected text"),
-    ({"user_id": "nan", "item_ids": [1]}, "user 'nan' is a word for a missing value"),
     ({"user_id": "bob", "item_ids": "1"}, "item_ids is '1', expected a list of item ids"),
     ({"user_id": "bob", "item_ids": [1]}, "timestamps in some lines only, expected them in all lines or in none"),
-    ({"user_id": "bob", "item_ids": [1], "timestamps": [1, 2]}, r"times are \[1, 2\], expected 1 integers, as many"),
     ({"user_id": "bob", "item_ids": [1], "timestamps": [1.5]}, r"time 1\.5 is not a whole number"),
 ]
 
@@ -164,7 +162,6 @@ BAD_ITEMS = [  # fields of the second line; what is no table or JSON at all is t
     ('{"item_id": 2, "title": 5}', "line 2: title is 5, expected a string"),
     ('{"item_id": 2, "title": "", "categories": "[a"}', "line 2: categories is .* neither JSON nor a Python literal"),
     ('{"item_id": 2, "title": "", "categories": [[]]}', r"line 2: categories is \[\[\]\], expected"),
-    ("\n" + GOOD, "items.jsonl, line 2: blank line, expected a record"),
 ]
 BAD_CSV = [
     ("id,title\n1,Soap\n", r"items.csv has no column 'item_id', expected one of \['id', 'title'\]"),
@@ -174,20 +171,15 @@ BAD_CSV = [
 BAD_SEQUENCES = [
     ("ann\t1\nbob 1\n", r"sequences.tsv, line 2: the line is 'bob 1', expected a user id, a tab"),
     ("ann\t1\n\t1\n", "line 2: .*expected a user id"),
-    ("ann\t1\n\nbob\t1\n", "line 2: blank line"),
     ("ann\t1\nbob\t1_0\n", "line 2, position 0: item id '1_0' is not in the catalogue"),
     ("ann\t1\nbob\t1\nann\t1\n", "line 3: user 'ann' occurs before, in line 1"),
     ("ann\t1\nNULL\t1\n", "line 2: user 'NULL' is a word for a missing value"),
-    (b"ann\t1\nb\xffb\t1\n", "line 2: byte 0xff is not UTF-8"),
     ("", "sequences.tsv is empty"),
 ]
 BAD_TIMES = [
     ("ann\t5 6\n", "timestamps.tsv, line 2: user None, expected 'bob' as in the sequences"),
     ("ann\t5 6\nbob\t7\ncem\t8\n", "timestamps.tsv, line 3: user 'cem', expected None as in the sequences"),
     ("ann\t1400000000 1400000001\nbob\t1400000000000\n", "line 2: .* Unix milliseconds, expected Unix seconds"),
-    ("ann\t20140513 20140514\nbob\t20140513\n", "line 1: .* dates as YYYYMMDD, expected Unix seconds"),
-    ("ann\t-9223372036854775808 1\nbob\t1\n", "line 1: time '-9223372036854775808' is not a whole number of"),
-    ("ann\t5 6\ncem\t7\n", "timestamps.tsv, line 2: user 'cem', expected 'bob'"),
     ("ann\t5 6\nbob\t7 8\n", r"line 2: times are \['7', '8'\], expected 1 integers, as many as items"),
     ("ann\t6 5\nbob\t7\n", r"line 1: times \[6, 5\] go backwards"),
     ("ann\t5 6.5\nbob\t7\n", r"line 1: time '6\.5' is not a whole number of Unix seconds"),
@@ -209,14 +201,8 @@ BAD_FILES = [
     *(({"items__jsonl": GOOD, "queries_x__jsonl": SOAP + jsonl(query)}, message) for query, message in BAD_QUERIES),
     ({}, r"holds no items, looked for items.jsonl, .*items.parquet"),
     ({"items__jsonl": GOOD, "timestamps__tsv": "a\t1"}, r"has timestamps\.tsv but no sequences\.tsv: add it, or"),
-    ({"items__jsonl": GOOD, "items__csv": "item_id,title\n1,a\n"}, r"holds both items\.csv and items\.jsonl"),
     ({"items__jsonl": GOOD, "items__jsonl__gz": ""}, r"holds both items\.jsonl and items\.jsonl\.gz"),
-    (
-        {"items__jsonl": GOOD, "sequences__jsonl": "", "timestamps__tsv": ""},
-        r"has timestamps\.tsv but no sequences\.tsv",
-    ),
     ({"items__jsonl__gz": gzip.compress(GOOD.encode())[:-12]}, r"items\.jsonl\.gz: truncated or corrupt gzip"),
-    ({"items__parquet": "PAR1"}, r"items.parquet cannot be read"),
 ]
 
 
