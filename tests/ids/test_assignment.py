@@ -58,17 +58,6 @@ def test_no_assignment_costs_less(costs):
     assert costs[np.arange(items), codes].sum() == least <= costs[np.arange(items), other].sum()
 
 
-@given(some_costs, st.data())
-@quick
-def test_only_free_codewords_are_given_while_there_are_any(costs, data):
-    free = np.array(data.draw(st.lists(st.booleans(), min_size=costs.shape[1], max_size=costs.shape[1])))
-    codes = least_cost_codes(costs, free)
-    given = Counter(code for code in codes.tolist() if free[code])
-    assert len(given) == min(len(costs), free.sum())
-    if len(costs) <= free.sum():
-        assert set(given.values()) == {1} and given.total() == len(costs)
-
-
 @given(catalogues(), st.sampled_from(["reassign", "sinkhorn", "disambiguate"]))
 @quick
 def test_ids_are_distinct_and_prefixes_stay(quantizer_of, catalogue, policy):

