@@ -5,8 +5,9 @@ Codebooks are fixed here. A *quantizer* is a `quantize.ResidualQuantizer`, an `r
 minus the prefixes of their codes, to the codewords of the last level.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
 from functools import partial
+from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from semid_lib.ids.semantic_ids import SemanticIDs, disambiguation_codes, equal_
 from semid_lib.workbench import workers
 
 _TOGETHER = 16_384  # vectors per batch of a worker
-_PREFIXED = 8192  # items, about, whose costs are in memory at a time
+_PREFIXES = 512  # whose costs are in memory at a time
 
 
 def codes_of(vectors: np.ndarray, quantizer, run: workers.Run = workers.here) -> np.ndarray:
@@ -88,48 +89,33 @@ def resolve_collisions(
     Raises
     ------
     ValueError
-        If the policy is unknown, or codes or vectors do not fit.
+        If the policy is unknown, or codes or vectors do not fit the quantizer or each other.
     """
-    codes = np.asarray(codes)
     choose = {"reassign": least_cost_codes, "sinkhorn": sinkhorn_codes, "disambiguate": None}
     if policy not in choose:
         raise ValueError(f"policy {policy!r} is none of {', '.join(choose)}")
-    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f"codes must be (n, n_levels) integers of at least one item, got {codes.shape} {codes.dtype}")
     if len(vectors) != len(codes):
         raise ValueError(f"{len(vectors)} vectors for {len(codes)} rows of codes: expected one each")
-    new = codes.astype(np.int64)
+    new, numbers = codes.astype(np.int64), disambiguation_codes(codes)
     if (assign := choose[policy]) is not None:
-        for prefixes in _crowded_prefixes(codes):
-            rows = np.concatenate(prefixes)
+        crowded = [rows for rows in equal_rows(codes[:, :-1]) if numbers[rows].any()]
+        for at in range(0, len(crowded), _PREFIXES):
+            some = crowded[at : at + _PREFIXES]
+            rows = np.concatenate(some)
             costs = quantizer.last_level_costs(vectors[rows], codes[rows])
-            for row in prefixes:
-                own, costs = costs[: len(row)], costs[len(row) :]
+            for row, own in zip(some, np.split(costs, np.cumsum(list(map(len, some)))[:-1]), strict=True):
                 new[row, -1] = assign(own)
     ids = SemanticIDs.from_codes(new, max(quantizer.sizes))
     n_moved = int(np.any(new != codes, axis=1).sum())
     before = codebooks.distortion(vectors, quantizer.decode(codes))
     report = CollisionReport(
-        collisions=len(codes) - len(np.unique(codes, axis=0)),
+        collisions=np.count_nonzero(numbers),
         moved=n_moved,
         distortion_before=before,
         distortion_after=codebooks.distortion(vectors, quantizer.decode(new)) if n_moved else before,
-        left_over=int(np.count_nonzero(ids.disambiguation_code)),
+        left_over=np.count_nonzero(ids.disambiguation_code),
     )
     return ids, report
-
-
-def _crowded_prefixes(codes: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """Rows of each prefix with a collision, in batches of about `_PREFIXED` items."""
-    collides, batch = disambiguation_codes(codes) > 0, []
-    for rows in equal_rows(codes[:, :-1]):
-        if collides[rows].any():
-            batch.append(rows)
-            if sum(map(len, batch)) >= _PREFIXED:
-                yield batch
-                batch = []
-    if batch:
-        yield batch
 
 
 def least_cost_codes(costs: np.ndarray, free: np.ndarray | None = None) -> np.ndarray:
@@ -253,23 +239,22 @@ def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[Semanti
             free = np.ones(costs.shape[1], dtype=bool)
             free[codes[rows[rows < first_new], -1]] = False
             codes[new, -1] = least_cost_codes(costs[new - first_new], free)
-    extra = _free_numbers(codes, ids.disambiguation_code)
-    numbers = np.concatenate([ids.disambiguation_code, extra])
+    numbers = _numbers(codes, ids.disambiguation_code)
     added = SemanticIDs(codes, numbers, ids.codebook_size, ids.disambiguation_size)
-    at_nearest = int(np.sum((codes[first_new:] == encoded).all(axis=1) & (extra == 0)))
-    return added, AdditionReport(len(encoded), at_nearest, int(np.count_nonzero(extra)), added.sizes == ids.sizes)
+    n_nearest = np.count_nonzero((codes[first_new:] == encoded).all(axis=1) & (numbers[first_new:] == 0))
+    return added, AdditionReport(
+        len(encoded), n_nearest, np.count_nonzero(numbers[first_new:]), added.sizes == ids.sizes
+    )
 
 
-def _free_numbers(codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The smallest free disambiguation code of each row after the first len(taken), which have theirs."""
-    used: dict[tuple[int, ...], set[int]] = {}
-    for row, number in zip(codes[: len(taken)].tolist(), taken.tolist(), strict=True):
-        used.setdefault(tuple(row), set()).add(number)
-    numbers = []
-    for row in codes[len(taken) :].tolist():
-        there = used.setdefault(tuple(row), set())
-        numbers.append(next(number for number in range(len(there) + 1) if number not in there))
-        there.add(numbers[-1])
+def _numbers(codes: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The disambiguation code of each row: the first len(taken) have theirs, the others get the smallest free one."""
+    used: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
+    numbers = taken.tolist()
+    for at, row in enumerate(map(tuple, codes.tolist())):
+        if at >= len(taken):
+            numbers.append(next(number for number in count() if number not in used[row]))
+        used[row].add(numbers[at])
     return np.array(numbers, dtype=np.int64)
 
 

@@ -255,13 +255,19 @@ def kmeans(points: np.ndarray, n_clusters: int, n_iterations: int, rng: np.rando
     to 7% lower than from random points, as in faiss. With no more distinct points than clusters, each is a centre,
     and they repeat in turn.
     """
+    from sklearn.cluster import kmeans_plusplus  # slow to import
+
     first, _, counts = distinct_rows(points)
     if len(first) <= n_clusters:
         return points[np.resize(first, n_clusters)]
     origin = points.mean(axis=0)
     points = points[first] - origin
     weights = None if len(first) == counts.sum() else counts.astype(np.float32)
-    centres = points[_start(points, weights, n_clusters, rng)]
+    axes = points  # centred, so that the leading eigenvectors are the principal axes
+    if points.shape[1] > _START_DIMENSIONS:
+        axes = points @ np.linalg.eigh(points.T @ points)[1][:, -_START_DIMENSIONS:]
+    seed = int(rng.integers(2**31))
+    centres = points[kmeans_plusplus(axes, n_clusters, sample_weight=weights, random_state=seed)[1]]
     for _ in range(5):
         centres = _lloyd(points, weights, centres, n_iterations, rng)
         codes = nearest(points, centres)
@@ -271,16 +277,6 @@ def kmeans(points: np.ndarray, n_clusters: int, n_iterations: int, rng: np.rando
         far = np.einsum("nd,nd->n", points - centres[codes], points - centres[codes]) * counts
         centres[unused], n_iterations = points[np.argsort(-far, kind="stable")[: len(unused)]], 2
     return centres + origin
-
-
-def _start(points: np.ndarray, weights: np.ndarray | None, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows to start from. points: centred, so that the leading eigenvectors are the principal axes."""
-    from sklearn.cluster import kmeans_plusplus
-
-    if points.shape[1] > _START_DIMENSIONS:
-        points = points @ np.linalg.eigh(points.T @ points)[1][:, -_START_DIMENSIONS:]
-    seed = int(rng.integers(2**31))
-    return kmeans_plusplus(points, n_clusters, sample_weight=weights, random_state=seed)[1]
 
 
 def _lloyd(points, weights, centres, n_iterations, rng) -> np.ndarray:

@@ -17,7 +17,6 @@ from semid_lib.ids.codebooks import collision_rate, utilization
 from semid_lib.workbench.atomic import check_only, fresh_file, fresh_folder
 from semid_lib.workbench.store import sha256, write_json
 
-_FORMAT = 1
 _FILES = ("semantic_ids.npz", "codes.npy", "codes_with_suffix.npy", "item_ids.json")
 
 
@@ -100,14 +99,11 @@ class SemanticIDs:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def save(self, path: str | Path) -> None:
-        """Write one file in numpy's `.npz` format, without pickle, under exactly this name."""
-        with fresh_file(path) as partial, open(partial, "wb") as file:
-            np.savez(file, **self._arrays())
-
-    def _arrays(self) -> dict[str, Any]:
+    def save(self, path: str | Path, **more: np.ndarray) -> None:
+        """Write one file in numpy's `.npz` format, without pickle, under exactly this name. more: further arrays."""
         sizes = {name: np.int64(getattr(self, name)) for name in ("codebook_size", "disambiguation_size")}
-        return {"codes": self.codes, "disambiguation_code": self.disambiguation_code, **sizes}
+        with fresh_file(path) as partial, open(partial, "wb") as file:
+            np.savez(file, codes=self.codes, disambiguation_code=self.disambiguation_code, **sizes, **more)
 
     @classmethod
     def load(cls, path: str | Path) -> "SemanticIDs":
@@ -249,13 +245,13 @@ def save_ids(
         raise ValueError(f"there are {len(item_ids)} item ids, expected {len(ids)} different ones")
     check_only(folder, (*_FILES, "summary.json"))
     with fresh_folder(folder) as fresh:
-        np.savez(fresh / "semantic_ids.npz", **ids._arrays(), codebooks=codebooks)
+        ids.save(fresh / "semantic_ids.npz", codebooks=codebooks)
         np.save(fresh / "codes.npy", ids.codes, allow_pickle=False)
         suffixed = np.column_stack([ids.codes, ids.disambiguation_code])
         np.save(fresh / "codes_with_suffix.npy", suffixed, allow_pickle=False)
         write_json(fresh / "item_ids.json", item_ids)
         summary = {
-            "format": _FORMAT,
+            "format": 1,
             "n_items": len(ids),
             "sizes": list(ids.sizes),
             "collision_rate": collision_rate(ids.codes),

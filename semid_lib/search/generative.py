@@ -18,8 +18,8 @@ class GenerativeSearch(Search):
     """
 
     def __init__(self, scorer, trie: PrefixTrie, beam_width: int, batch_size: int):
-        self.scorer, self.trie, self.beam_width, self.batch_size = scorer, trie, beam_width, batch_size
-        self.n_items = trie.n_items
+        super().__init__(trie.n_items, batch_size)
+        self.scorer, self.trie, self.beam_width = scorer, trie, beam_width
 
     def _contexts(self, queries: list[str], query_vectors: np.ndarray | None) -> Any:
         raise NotImplementedError

@@ -22,10 +22,12 @@ _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
 
 
 class Search:
-    """Search by any method: `search` checks its arguments and collects the answers to batches of queries."""
+    """Search by `scores`, which a method gives every item; `GenerativeSearch` finds the best items in another way."""
 
-    n_items: int
-    batch_size: int
+    floor = -np.inf  # an item with a score at or below this is not returned
+
+    def __init__(self, n_items: int, batch_size: int = 0):
+        self.n_items, self.batch_size = n_items, batch_size or max(1, _SCORES_AT_ONCE // n_items)
 
     def search(
         self,
@@ -71,30 +73,18 @@ class Search:
         return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _best(self, queries: list[str], k: int, mask: np.ndarray | None, vectors: np.ndarray | None) -> Ranked:
-        raise NotImplementedError
-
-    def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
-        """Scores of all items: (n_queries, n_items) float32, all in memory."""
-        raise NotImplementedError
-
-
-class _Scored(Search):
-    """Search by a score for every item: `scores` differs between methods."""
-
-    floor = -np.inf  # an item with a score at or below this is not returned
-
-    def __init__(self, n_items: int):
-        self.n_items, self.batch_size = n_items, max(1, _SCORES_AT_ONCE // n_items)
-
-    def _best(self, queries: list[str], k: int, mask: np.ndarray | None, vectors: np.ndarray | None) -> Ranked:
         scores = self.scores(queries, vectors)
         scores[scores <= self.floor] = -np.inf
         if mask is not None:
             scores[~np.broadcast_to(mask, scores.shape)] = -np.inf
         return top_k(scores, k)
 
+    def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
+        """Scores of all items: (n_queries, n_items) float32, all in memory."""
+        raise NotImplementedError
 
-class BM25(_Scored):
+
+class BM25(Search):
     """Rank items by the words they share with the query, rare words first.
 
     With f the count of a word in an item's text, l the text's number of words, N items and n of them with the word:
@@ -113,7 +103,7 @@ class BM25(_Scored):
     Raises
     ------
     ValueError
-        If a value is not text, or no text has a word.
+        If texts is no list, or no text has a word.
     ImportError
         Without the extra 'search'.
 
@@ -134,8 +124,6 @@ class BM25(_Scored):
 
     def __init__(self, texts: Sequence[str]):
         texts = check_list("texts", texts, "one text per item")
-        if (wrong := next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)) is not None:
-            raise ValueError(f'the text of item row {wrong} is {shown(texts[wrong])}, expected text, "" for none')
         try:
             import bm25s
             import snowballstemmer
@@ -199,7 +187,7 @@ def terms(text: str, singles: bool = False) -> list[str]:
     return found
 
 
-class Dense(_Scored):
+class Dense(Search):
     """Rank items by the exact cosine similarity of their vectors to the query's.
 
     Parameters
@@ -239,7 +227,7 @@ class Dense(_Scored):
         return scores if len(self._distinct) == self.n_items else scores[:, self._place]
 
 
-class FusedScores(_Scored):
+class FusedScores(Search):
     """Rank items by the sum of several methods' scores, each standardized over all items of a query.
 
     A method without results contributes zero. Statistics are over the whole catalogue, so `allowed` removes items

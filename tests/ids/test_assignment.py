@@ -87,9 +87,10 @@ def test_on_codebooks_of_residual_k_means(monkeypatch):
     assert report.collisions > 10
     assert (report.left_over, ids.unique.shape, codebooks.collision_rate(ids.codes)) == (0, (400, 3), 0)
     assert report.growth == pytest.approx(report.distortion_after / report.distortion_before - 1)
-    monkeypatch.setattr(assignment, "_PREFIXED", 1)  # a batch for each prefix
+    monkeypatch.setattr(assignment, "_PREFIXES", 1)  # a batch for each prefix
     np.testing.assert_array_equal(resolve_collisions(quantizer.codes, vectors, quantizer)[0].codes, ids.codes)
     assert assignment.codes_of(vectors[:0], quantizer).shape == (0, 3)
+    np.testing.assert_array_equal(assignment.codes_of(vectors, quantizer), quantizer.codes)
 
 
 def test_more_copies_of_one_vector_than_codewords_keep_a_disambiguation_code(line):
@@ -107,7 +108,7 @@ def test_more_copies_of_one_vector_than_codewords_keep_a_disambiguation_code(lin
         ([[0, 0], [0, 0]], {"policy": "greedy"}, "'greedy' is none of reassign, sinkhorn, disambiguate"),
         ([[0, 0]], {}, "2 vectors for 1 rows"),
         ([[0, -1], [0, 0]], {}, "-1"),
-        ([0, 0], {}, r"\(2,\)"),
+        ([[0.0, 0.0], [0.0, 0.0]], {}, "float64"),
     ],
 )
 def test_what_cannot_be_resolved_is_refused(line, codes, change, message):

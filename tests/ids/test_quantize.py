@@ -61,6 +61,12 @@ def test_fewer_distinct_vectors_or_residuals_than_codewords_leave_codes_unused(d
     assert not result.codes[:, 1].any()  # of equal codewords the first
 
 
+def test_a_start_is_chosen_among_principal_components(vectors, fitted, monkeypatch):
+    monkeypatch.setattr(quantize, "_START_DIMENSIONS", 3)
+    other = quantize.fit_residual_kmeans(vectors, n_levels=3, codebook_size=8)
+    assert left(vectors, other, other.codes) < 1.2 * left(vectors, fitted, fitted.codes)
+
+
 def test_many_copies_of_one_vector_take_one_code_and_leave_the_rest_to_others(vectors):
     crowd = np.concatenate([np.repeat(vectors[:1], 5000, axis=0), vectors])
     result = quantize.fit_residual_kmeans(crowd, n_levels=2, codebook_size=32)

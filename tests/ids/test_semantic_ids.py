@@ -14,7 +14,9 @@ from semid_lib.ids.semantic_ids import (
     disambiguation_codes,
     equal_rows,
     save_ids,
+    to_tokens,
     token_layout,
+    trained_tokens,
 )
 
 some_codes = hnp.arrays(np.int64, st.tuples(st.integers(1, 25), st.integers(1, 3)), elements=st.integers(0, 2))
@@ -58,6 +60,8 @@ def test_the_layout_of_tokens():
         return token_layout(SimpleNamespace(get_vocab=lambda: vocabulary), sizes)
 
     assert [level.tolist() for level in layout("0_1", "0_0", "1_0")] == [[8, 7], [9]]
+    assert trained_tokens(layout("0_1", "0_0", "1_0")) == [7, 8, 9]
+    assert to_tokens(IDS.unique[:1]) == ["<|sid_0_0|><|sid_1_1|><|sid_2_0|>"]
     assert layout() is None
     for tokens in (("0_0", "0_1"), ("0_0", "0_1", "1_0", "2_0")):
         with pytest.raises(ValueError, match=rf"the tokenizer holds {len(tokens)} .* than the sizes \(2, 1\)"):

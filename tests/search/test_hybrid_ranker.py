@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -165,6 +166,19 @@ def test_a_saved_model_answers_as_before_and_finds_a_new_item_by_its_text(traine
     assert N_ITEMS in search(grown, 10).items[0].tolist()
 
 
+def test_a_saved_search_answers_as_before(with_words, ids, tmp_path):
+    facts, files = HybridSearch(with_words, WORDS, "some/encoder", beam_width=7).save(tmp_path)
+    assert facts == {"type": "light", "beam_width": 7, "encoder": "some/encoder"}
+    assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
+    back = HybridSearch.load(tmp_path, facts, ids, pd.DataFrame({"title": TEXTS}))
+    assert (back.beam_width, back.embed) == (7, "some/encoder")
+    found = back.search(QUERIES, 10, query_vectors=QUERY_VECTORS)
+    np.testing.assert_array_equal(found.items, search(with_words, 10, WORDS).items)
+    fewer = SemanticIDs.from_codes(ids.codes[1:], 4)
+    with pytest.raises(ValueError, match=r"item_vectors.* has shape \(30, 8\), expected \(29, dim\)"):
+        HybridSearch.load(tmp_path, facts, fewer, pd.DataFrame({"title": TEXTS[1:]}))
+
+
 def test_another_file_is_refused(plain, ids, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"something else")
@@ -180,7 +194,7 @@ def test_another_file_is_refused(plain, ids, tmp_path):
     [
         (np.zeros((1, 2), int), np.zeros((1, DIM)), "do not fit"),
         (np.zeros((1, 3), int), np.zeros((2, DIM)), "do not fit"),
-        (np.array([[0, 5, 0]]), np.zeros((1, DIM)), r"codes up to \[0, 5, 0\]"),
+        (np.array([[0, 5, 0]]), np.zeros((1, DIM)), r"codes up to \[0, 5, 0\] .* do not fit"),
     ],
 )
 def test_a_catalogue_that_does_not_fit_is_refused(ids, vectors, message):
