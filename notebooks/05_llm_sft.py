@@ -194,7 +194,7 @@ from_scratch = {
 }
 recipe = {} if pretrained else from_scratch
 config = fine_tuning.FineTuning(**recipe, seed=SEED)
-tokenized = examples.tokenize(rows, tokenizer, config.max_length)
+tokenized = examples.tokenize(rows, tokenizer)
 
 # %%
 some = tokenized.select(range(min(20, len(rows))))

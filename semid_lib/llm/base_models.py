@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from semid_lib.ids.embed import normalize
+from semid_lib.llm.examples import MAX_LENGTH, ensure_chat_template
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def facts_of(model) -> ModelFacts:
 # --- loading ---
 
 
-def load_base(name: str = DEFAULT_MODEL, revision: str | None = None, four_bit: bool | None = None, max_length=512):
+def load_base(name: str = DEFAULT_MODEL, revision: str | None = None, four_bit: bool | None = None):
     """Load a language model and its tokenizer, in float32 on a CPU and bfloat16 on a GPU.
 
     Parameters
@@ -94,7 +95,7 @@ def load_base(name: str = DEFAULT_MODEL, revision: str | None = None, four_bit: 
             from unsloth import FastLanguageModel
 
             return FastLanguageModel.from_pretrained(
-                name, revision=revision, max_seq_length=max_length, load_in_4bit=True, trust_remote_code=False
+                name, revision=revision, max_seq_length=MAX_LENGTH, load_in_4bit=True, trust_remote_code=False
             )
         return _load(name, revision)
     except OSError as error:  # transformers' error for missing files
@@ -131,14 +132,8 @@ def text_half(model):
 
     with torch.device("meta"):
         text = AutoModelForCausalLM.from_config(model.config.get_text_config())
-    text.get_decoder().load_state_dict(model.get_decoder().state_dict(), assign=True)
+    setattr(text, text.base_model_prefix, model.get_decoder())
     text.set_output_embeddings(model.get_output_embeddings())
-    text.tie_weights()
-    source = next(module for module in model.get_decoder().modules() if hasattr(module, "inv_freq"))
-    for rotary in (module for module in text.modules() if hasattr(module, "inv_freq")):  # buffers that no file has
-        rotary.load_state_dict(source.state_dict(), assign=True)
-        for name, buffer in source.named_buffers(recurse=False):
-            setattr(rotary, name, buffer)
     text.generation_config = model.generation_config
     return text
 
@@ -215,8 +210,6 @@ def small_model(
 def _small_tokenizer(texts: Sequence[str], vocabulary_size: int):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from semid_lib.llm.examples import ensure_chat_template
 
     if not any(texts):
         raise ValueError("there are no texts to train a tokenizer on")

@@ -7,7 +7,7 @@ interactions. `prompt_for` renders prompts for inference exactly as in training.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,8 @@ CHAT_TEMPLATE = (
 # arguments, training and inference would differ. Other templates ignore them.
 TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": "01 Jan 2026"}
 
+MAX_LENGTH = 512  # tokens of an example
+_MAX_CHARACTERS, _MAX_HISTORY = 300, 10
 _CONTROL = re.compile(r"<\|[^|<>]*\|>")
 
 
@@ -46,13 +48,12 @@ def training_rows(
     histories: Histories | None = None,
     weights: Mapping[str, float] = WEIGHTS,
     n_phrasings: int = 3,
-    max_history: int = 10,
-    max_characters: int = 300,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Make n examples in random order, in the format of trl's SFTTrainer (prompt, completion, template arguments).
 
-    Within a task, every example occurs once before any occurs twice. `task` names the task of a row; SFTTrainer ignores
+    Within a task, every example occurs once before any occurs twice. Texts are cut after 300 characters, histories have
+    at most 10 items. `task` names the task of a row; SFTTrainer ignores
     it.
 
     Parameters
@@ -66,10 +67,6 @@ def training_rows(
         Share of each task of `TASKS`, in any unit. Tasks with weight 0 or without data are left out.
     n_phrasings : {1, 2, 3}
         1 uses the phrasing of inference only.
-    max_history : int
-        Items of a history in a prompt.
-    max_characters : int
-        Longer texts are cut.
 
     Raises
     ------
@@ -89,23 +86,26 @@ def training_rows(
     unknown = set(weights) - set(TASKS)
     if unknown or any(not weight >= 0 for weight in weights.values()):
         raise ValueError(f"weights are {dict(weights)}, expected numbers >= 0 for some of {', '.join(TASKS)}")
-    if not 1 <= n_phrasings <= 3:
-        raise ValueError(f"n_phrasings must be 1, 2 or 3, got {n_phrasings}")
-    sources = _sources(items, to_tokens(ids.unique), queries, histories, max_history, max_characters)
-    shares = {task: weights[task] for task in TASKS if weights.get(task, 0) > 0 and sources[task].size}
+    sources = _sources(items, to_tokens(ids.unique), queries, histories)
+    shares = {task: weights[task] for task in TASKS if weights.get(task, 0) > 0 and sources[task][0]}
     if not shares:
         raise ValueError(f"there is nothing to train: no task with data has a weight in {dict(weights)}")
     rng = np.random.default_rng(seed)
     rows = []
     for task, count in _counts(shares, n).items():
-        phrasing = rng.integers(n_phrasings, size=count)
-        for at, which in zip(_draw(sources[task].size, count, rng), phrasing, strict=True):
-            question, answer = sources[task].example(int(at))
-            rows.append(_row(task, TASKS[task][which].format(question), answer))
+        size, example = sources[task]
+        phrasings = rng.integers(n_phrasings, size=count)
+        rounds = [rng.permutation(size) for _ in range(-(-count // size))]  # each example once before any twice
+        places = np.concatenate([*rounds, np.empty(0, np.int64)])[:count]
+        for at, phrasing in zip(places, phrasings, strict=True):
+            question, answer = example(int(at))
+            asked = {"prompt": [_message("user", TASKS[task][phrasing].format(question))]}
+            answered = {"completion": [_message("assistant", answer)]}
+            rows.append({**asked, **answered, "chat_template_kwargs": TEMPLATE_ARGUMENTS, "task": task})
     return [rows[at] for at in rng.permutation(len(rows))]
 
 
-def prompt_for(tokenizer, asked: str, task: str = "query_to_id", max_characters: int = 300) -> str:
+def prompt_for(tokenizer, asked: str, task: str = "query_to_id") -> str:
     """Render a prompt as in training; a model continues it with the answer.
 
     Tokenize it without special tokens, as `encode_prompts` does.
@@ -116,8 +116,7 @@ def prompt_for(tokenizer, asked: str, task: str = "query_to_id", max_characters:
         A query, a title or a description; for tasks about IDs, semantic-ID tokens (`to_tokens`) in a row.
     """
     about_ids = task in ("id_to_title", "history_to_id")
-    content = TASKS[task][0].format(asked if about_ids else clean(asked, max_characters))
-    return _rendered(tokenizer, [_message("user", content)])
+    return _rendered(tokenizer, [_message("user", TASKS[task][0].format(asked if about_ids else clean(asked)))])
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str]):
@@ -125,7 +124,7 @@ def encode_prompts(tokenizer, prompts: Sequence[str]):
     return tokenizer(list(prompts), add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
 
 
-def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int = 512):
+def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer):
     """Tokenize rows, with the labels of everything but the answers masked (-100): -> `datasets.Dataset`.
 
     Prompt and answer are tokenized separately, so that prompts have the same tokens as at inference.
@@ -133,7 +132,7 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int = 512
     Raises
     ------
     ValueError
-        If the template changes a prompt once it is answered, or rows have more than `max_length` tokens.
+        If the template changes a prompt once it is answered, or an example has more than 512 tokens.
     """
     require_packages()
     from datasets import Dataset
@@ -147,16 +146,16 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer, max_length: int = 512
     pairs = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, answers)]
     examples = [(asked + answer, [-100] * len(asked) + answer) for asked, answer in zip(*pairs, strict=True)]
     lengths = np.array([len(ids) for ids, _ in examples])
-    if (lengths > max_length).any():
+    if (lengths > MAX_LENGTH).any():
         raise ValueError(
-            f"{(lengths > max_length).sum()} of {len(rows)} examples have more than {max_length} tokens, the longest "
-            f"{lengths.max()}: lower max_characters or max_history of training_rows, or raise max_length"
+            f"{(lengths > MAX_LENGTH).sum()} of {len(rows)} examples have more than {MAX_LENGTH} tokens, the longest "
+            f"{lengths.max()}"
         )
     return Dataset.from_dict({"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]})
 
 
-def ensure_chat_template(tokenizer) -> str:
-    """The tokenizer's chat template; if it has none, it gets `CHAT_TEMPLATE`, and the end token for padding.
+def ensure_chat_template(tokenizer) -> None:
+    """Give a tokenizer without a chat template `CHAT_TEMPLATE`, and one without a padding token its end token.
 
     Raises
     ------
@@ -169,16 +168,15 @@ def ensure_chat_template(tokenizer) -> str:
         tokenizer.chat_template = CHAT_TEMPLATE
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer.chat_template
 
 
-def clean(text: str, max_characters: int) -> str:
-    """Remove mark-up and control tokens (a title must not end the turn) and cut the text.
+def clean(text: str) -> str:
+    """Remove mark-up and control tokens (a title must not end the turn) and cut the text after 300 characters.
 
-    >>> clean("Tent <b>blue</b><|im_end|>  for two", 12)
-    'Tent blue fo'
+    >>> clean("Tent <b>blue</b><|im_end|>  for two")
+    'Tent blue for two'
     """
-    return plain_text(_CONTROL.sub(" ", text))[:max_characters].strip()
+    return plain_text(_CONTROL.sub(" ", text))[:_MAX_CHARACTERS].strip()
 
 
 def require_packages() -> None:
@@ -197,47 +195,36 @@ def _rendered(tokenizer, messages: Sequence[Mapping[str, str]], is_prompt: bool 
     return tokenizer.apply_chat_template(messages, **options)
 
 
-class _Source(NamedTuple):
-    size: int  # number of different examples
-    example: Callable[[int], tuple[str, str]]  # position -> question, answer
-
-
-def _sources(items: pd.DataFrame, tokens: list[str], queries, histories, max_history, max_characters):
-    """The examples of each task."""
+def _sources(
+    items: pd.DataFrame, tokens: list[str], queries, histories: Histories | None
+) -> dict[str, tuple[int, Callable[[int], tuple[str, str]]]]:
+    """The number of different examples of each task, and a function from their positions to question and answer."""
 
     def cleaned(texts) -> list[tuple[int, str]]:
-        found = [(row, clean(text, max_characters)) for row, text in enumerate(texts)]
+        found = [(row, clean(text)) for row, text in enumerate(texts)]
         return [(row, text) for row, text in found if text]
-
-    def pairs(found: list[tuple[int, str]]) -> _Source:
-        return _Source(len(found), lambda at: (found[at][1], tokens[found[at][0]]))
 
     asked, wanted = queries if queries is not None else ([], [])
     if len(asked) != len(wanted):
         raise ValueError(f"{len(asked)} queries for {len(wanted)} item rows: expected one each")
-    titles = cleaned(items["title"])
-    by_title = pairs(titles)
-    return {
-        "query_to_id": pairs([(wanted[at], query) for at, query in cleaned(asked)]),
-        "title_to_id": by_title,
-        "description_to_id": pairs(cleaned(items.get("description", []))),
-        "id_to_title": _Source(by_title.size, lambda at: by_title.example(at)[::-1]),
-        "history_to_id": _next_items(histories, tokens, max_history),
-    }
+    by_query = [(wanted[at], query) for at, query in cleaned(asked)]
+    by_title, by_description = cleaned(items["title"]), cleaned(items.get("description", []))
+    rows, starts = (histories.items, histories.offsets) if histories else (np.empty(0, np.int64), np.zeros(1, int))
+    later = np.setdiff1d(np.arange(len(rows)), starts[:-1])  # positions with an item before
 
-
-def _next_items(histories: Histories | None, tokens: list[str], max_history: int) -> _Source:
-    if histories is None:
-        return _Source(0, lambda at: ("", ""))
-    later = np.setdiff1d(np.arange(len(histories.items)), histories.offsets[:-1])  # positions with an item before
-
-    def example(at: int) -> tuple[str, str]:
+    def next_item(at: int) -> tuple[str, str]:
         end = later[at]
-        start = histories.offsets[np.searchsorted(histories.offsets, end, side="right") - 1]
-        before = histories.items[max(start, end - max_history) : end]
-        return "".join(tokens[row] for row in before), tokens[histories.items[end]]
+        start = starts[np.searchsorted(starts, end, side="right") - 1]
+        before = rows[max(start, end - _MAX_HISTORY) : end]
+        return "".join(tokens[row] for row in before), tokens[rows[end]]
 
-    return _Source(len(later), example)
+    return {
+        "query_to_id": (len(by_query), lambda at: (by_query[at][1], tokens[by_query[at][0]])),
+        "title_to_id": (len(by_title), lambda at: (by_title[at][1], tokens[by_title[at][0]])),
+        "description_to_id": (len(by_description), lambda at: (by_description[at][1], tokens[by_description[at][0]])),
+        "id_to_title": (len(by_title), lambda at: (tokens[by_title[at][0]], by_title[at][1])),
+        "history_to_id": (len(later), next_item),
+    }
 
 
 def _counts(weights: Mapping[str, float], n: int) -> dict[str, int]:
@@ -250,21 +237,6 @@ def _counts(weights: Mapping[str, float], n: int) -> dict[str, int]:
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
     return dict(zip(weights, counts.tolist(), strict=True))
-
-
-def _draw(size: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n positions below size, each once before any twice."""
-    rounds = [rng.permutation(size) for _ in range(-(-n // size))]
-    return np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:n]
-
-
-def _row(task: str, question: str, answer: str) -> dict[str, Any]:
-    return {
-        "prompt": [_message("user", question)],
-        "completion": [_message("assistant", answer)],
-        "chat_template_kwargs": TEMPLATE_ARGUMENTS,
-        "task": task,
-    }
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -24,11 +24,13 @@ import numpy as np
 import torch
 
 from semid_lib.ids.semantic_ids import trained_tokens
-from semid_lib.llm.examples import ensure_chat_template, require_packages, tokenize
+from semid_lib.llm.examples import tokenize
 from semid_lib.llm.trainer import answer_trainer, progress_bar
 from semid_lib.workbench.atomic import fresh_file
 
 _MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_ROW_LEARNING_RATE = 1e-3
+_WARMUP = 0.05  # share of each stage's steps; then half a cosine down to 0
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,11 @@ class FineTuning:
 
     method: Literal["lora", "full"] = "lora"  # second stage: LoRA and the new rows, or all weights
     row_steps: int = 1000  # of the first stage, which trains the new rows; 0 for a model from scratch
-    row_learning_rate: float = 1e-3
     n_epochs: float = 2.0  # of the second stage; 0 stops after the first
     learning_rate: float = 2e-4  # peak of the second stage: 2e-4 for LoRA, 2e-5 for a whole pretrained model
-    batch_size: int = 16  # examples per device
-    accumulation: int = 1  # batches per step
-    max_length: int = 512  # tokens per example; longer ones are refused
-    rank: int = 32  # of LoRA
-    alpha: int = 64  # of LoRA: its product is scaled by alpha / rank
-    dropout: float = 0.0  # on the input of LoRA
+    batch_size: int = 16  # examples per step
+    rank: int = 32  # of LoRA, whose product is doubled
     weight_decay: float = 0.0
-    warmup_share: float = 0.05  # of each stage's steps; then half a cosine down to 0
     pool: int = 8  # batches that are drawn together and sorted by length, to save padding; 1 does not sort
     save_every: int = 200  # steps between two checkpoints: what an interruption loses at most
     seed: int = 0
@@ -57,12 +53,9 @@ class FineTuning:
             raise ValueError(f"method is {self.method!r}, expected 'lora' or 'full'")
         if self.row_steps < 0 or not self.n_epochs >= 0 or not self.row_steps + self.n_epochs > 0:
             raise ValueError(f"row_steps {self.row_steps} and n_epochs {self.n_epochs} must be >= 0, and not both 0")
-        for name in ("batch_size", "accumulation", "max_length", "rank", "pool", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "row_learning_rate"):
+        for name in ("batch_size", "rank", "pool", "save_every", "learning_rate"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -71,7 +64,7 @@ class FineTuning:
 
     def n_steps(self, stage: str, n_examples: int) -> int:
         """Steps of a stage."""
-        per_epoch = math.ceil(math.ceil(n_examples / self.batch_size) / self.accumulation)
+        per_epoch = math.ceil(n_examples / self.batch_size)
         return self.row_steps if stage == "rows" else math.ceil(self.n_epochs * per_epoch)
 
 
@@ -79,7 +72,6 @@ class FineTuned(NamedTuple):
     """The result of fine-tuning."""
 
     model: Any  # merged, in evaluation mode; with 4-bit weights the adapter is separate (see `merge_adapter`)
-    n_steps: dict[str, int]  # by stage, including those before an interruption
     losses: list[tuple[str, int, float]]  # stage, step, mean loss per answer token since the last entry
     seconds: float  # of this call
 
@@ -93,7 +85,6 @@ def fine_tune(
     folder: str | Path,
     resume: bool = True,
     progress: bool = False,
-    callbacks: Sequence = (),
 ) -> FineTuned:
     """Train a model on the rows, in the stages of the config; the model is changed in place.
 
@@ -107,8 +98,6 @@ def fine_tune(
         For checkpoints, and for the adapter or model of each stage.
     resume : bool
         Continue a run with the same settings, rows and model; otherwise delete it.
-    callbacks : sequence
-        Of transformers' Trainer.
 
     Raises
     ------
@@ -118,28 +107,23 @@ def fine_tune(
         For rows that are too long, an output head with a bias (peft would drop it), 4-bit weights with method "full",
         or a folder with a run of other settings.
     """
-    require_packages()
     if config.method == "full" and is_four_bit(model):
         raise ValueError("4-bit weights cannot be trained: use method 'lora', or load_base(four_bit=False)")
-    started = time.perf_counter()
-    folder = Path(folder)
-    ensure_chat_template(tokenizer)
-    data = tokenize(rows, tokenizer, config.max_length)
+    started, folder = time.perf_counter(), Path(folder)
+    data = tokenize(rows, tokenizer)
     _begin(folder, _settings(model, data, tokens, config), resume)
     model.config.use_cache = False  # there is nothing to cache in training
-    n_steps, losses = {}, []
+    losses = []
     for stage in config.stages:
         done = folder / stage / "final" / "stage.json"
         if done.is_file():
-            model = _finished(model, stage, done.parent)
+            model = _saved(model, stage, done.parent)
         else:
-            model, report = _train(model, tokenizer, data, tokens, config, stage, folder / stage, progress, callbacks)
+            model, report = _train(model, tokenizer, data, tokens, config, stage, folder / stage, progress)
             _write_json(done, report)
-        report = json.loads(done.read_text(encoding="utf-8"))
-        n_steps[stage] = report["n_steps"]
-        losses += [(stage, step, loss) for step, loss in report["losses"]]
+        losses += [(stage, *entry) for entry in json.loads(done.read_text(encoding="utf-8"))["losses"]]
     model.config.use_cache = True
-    return FineTuned(model.eval(), n_steps, losses, time.perf_counter() - started)
+    return FineTuned(model.eval(), losses, time.perf_counter() - started)
 
 
 def merge_adapter(base, tokenizer, adapter: str | Path):
@@ -148,7 +132,6 @@ def merge_adapter(base, tokenizer, adapter: str | Path):
     For 4-bit training: load the base in bfloat16 (`load_base(name, four_bit=False)`), because an adapter cannot be
     merged into 4-bit weights without loss.
     """
-    require_packages()
     from peft import PeftModel
 
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
@@ -201,8 +184,7 @@ def with_rows(model, tokens: Sequence[np.ndarray], config: FineTuning, stage: st
     layers = [names[id(table)]] if head.weight is table.weight else [names[id(table)], names[id(head)]]
     adapter = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
+        lora_alpha=2 * config.rank,
         # none in the first stage; peft has TrainableTokensConfig for this, but trl refuses it on an output head
         target_modules=DUMMY_TARGET_MODULES if stage == "rows" else _MAPS,
         trainable_token_indices=dict.fromkeys(layers, trained_tokens(tokens)),
@@ -220,7 +202,7 @@ def with_rows(model, tokens: Sequence[np.ndarray], config: FineTuning, stage: st
 # --- a stage ---
 
 
-def _train(model, tokenizer, data, tokens, config: FineTuning, stage: str, folder: Path, progress: bool, callbacks):
+def _train(model, tokenizer, data, tokens, config: FineTuning, stage: str, folder: Path, progress: bool):
     """Run one stage: -> the model with its adapter merged, and a report."""
     wrapped = model.requires_grad_(True) if stage == "full" else with_rows(model, tokens, config, stage)
     forward, dtype = model.__dict__.get("forward"), model.dtype
@@ -230,7 +212,7 @@ def _train(model, tokenizer, data, tokens, config: FineTuning, stage: str, folde
         args=_arguments(model, config, stage, folder, config.n_steps(stage, len(data))),
         train_dataset=data,
         processing_class=tokenizer,
-        callbacks=[*callbacks, *([progress_bar(stage)] if progress else [])],
+        callbacks=[progress_bar(stage)] if progress else [],
     )
     for parameter in wrapped.parameters():
         if parameter.requires_grad:  # small steps need float32; trl rounds what is trained next to 4-bit weights
@@ -240,8 +222,7 @@ def _train(model, tokenizer, data, tokens, config: FineTuning, stage: str, folde
     del model.forward  # trl has replaced it
     if forward is not None:
         model.forward = forward
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    report = {"n_steps": trainer.state.global_step, "losses": losses}
+    report = {"losses": [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]}
     if stage == "full":
         model.to(dtype).save_pretrained(folder / "final")
         return model, report
@@ -254,7 +235,7 @@ def _merged(wrapped, model, stage: str):
     return wrapped if stage == "lora" and is_four_bit(model) else wrapped.merge_and_unload()
 
 
-def _finished(model, stage: str, folder: Path):
+def _saved(model, stage: str, folder: Path):
     """The model after a stage that an earlier run has finished."""
     from peft import PeftModel
 
@@ -271,12 +252,11 @@ def _arguments(model, config: FineTuning, stage: str, folder: Path, n_steps: int
         output_dir=str(folder),
         max_steps=config.row_steps if is_first else -1,
         num_train_epochs=config.n_epochs,
-        learning_rate=config.row_learning_rate if is_first else config.learning_rate,
+        learning_rate=_ROW_LEARNING_RATE if is_first else config.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_share,
+        warmup_steps=_WARMUP,
         weight_decay=0.0 if is_first else config.weight_decay,  # decay would only pull the new rows to 0
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
         max_length=None,  # `tokenize` has checked it
         use_cpu=not on_gpu,
         bf16=on_gpu,

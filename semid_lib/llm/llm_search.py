@@ -7,14 +7,15 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from semid_lib.decoding.adapters import level_of_tokens
 from semid_lib.decoding.scorers import CausalScorer, check_tokens, load_tokens, save_tokens
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs, trained_tokens
@@ -26,17 +27,27 @@ from semid_lib.search.hybrid_ranker import HybridSearch
 from semid_lib.workbench.text import one_line, shown
 from semid_lib.workbench.weights import shapes_of
 
-ENGINES = ("transformers", "vllm")
 TOKENS = "semantic_id_tokens.json"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-class Adapter(NamedTuple):
-    """An adapter of LoRA fine-tuning, and the model of the hub that it was trained on."""
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of LoRA fine-tuning, and the model of the hub that it was trained on.
+
+    Raises
+    ------
+    ValueError
+        For a revision that is no commit: a branch moves.
+    """
 
     base: str  # name on the hub
     revision: str  # commit, 40 hexadecimal digits
     folder: Path  # `lora/final` of the run of `fine_tuning.fine_tune`
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(f"the adapter is for {self.base} at {self.revision!r}, expected a commit of 40 digits")
 
 
 class LanguageModelSearch(GenerativeSearch):
@@ -76,7 +87,7 @@ class LanguageModelSearch(GenerativeSearch):
         Raises
         ------
         ValueError
-            For an adapter without the commit of its model, or without the rows of the tokens.
+            For an adapter without the rows of the tokens.
         """
         facts: dict[str, Any] = {"type": "language model", "beam_width": self.beam_width, "task": self.task}
         written = folder / "llm"
@@ -95,19 +106,25 @@ class LanguageModelSearch(GenerativeSearch):
         llm, base, adapter = folder / "llm", None, None
         if "base" in facts:
             adapter = Adapter(facts["base"]["name"], facts["base"]["revision"], llm)
-            _check_pinned(adapter)
             base = load_base(adapter.base, adapter.revision, four_bit=False)[0]
         model, tokenizer = _language_model(llm, base)
-        tokens, _ = load_tokens(llm / TOKENS)
-        try:
-            check_tokens(tokens, trie, model.get_input_embeddings().weight.shape[0])
-        except ValueError as error:
-            raise ValueError(f"{llm / TOKENS} does not fit the semantic IDs: {error}") from error
+        tokens = saved_tokens(llm, trie, model.get_input_embeddings().weight.shape[0])
         model = model.to(device).eval()
         return cls(model, tokenizer, tokens, trie, facts["beam_width"], task=facts["task"], adapter=adapter)
 
     def _contexts(self, queries: list[str], query_vectors: np.ndarray | None):
         return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query, self.task) for query in queries])
+
+
+def saved_tokens(folder: Path, trie: PrefixTrie, vocab_size: int) -> tuple[np.ndarray, ...]:
+    """The tokens of a saved model; ValueError naming the file if they do not fit the trie or the model."""
+    tokens, end = load_tokens(folder / TOKENS)
+    try:
+        check_tokens(tokens, trie, vocab_size)
+        level_of_tokens(tokens, end)
+    except ValueError as error:
+        raise ValueError(f"{folder / TOKENS} does not fit the semantic IDs or the model: {error}") from error
+    return tokens
 
 
 def load_searcher(
@@ -126,8 +143,8 @@ def load_searcher(
         Naming a file that cannot be read or does not fit; for another engine; or for vLLM with a folder that has no
         language model, or only an adapter.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
+    if engine not in ("transformers", "vllm"):
+        raise ValueError(f"engine is {engine!r}, expected 'transformers' or 'vllm'")
     folder, is_llm = Path(folder), facts["type"] == "language model"
     if engine == "transformers":
         if not is_llm:
@@ -168,13 +185,7 @@ def _language_model(folder: Path, base=None):
         raise ValueError(f"{folder} has no language model that can be loaded: {one_line(str(error), 300)}") from error
 
 
-def _check_pinned(adapter: Adapter) -> None:
-    if not re.fullmatch(r"[0-9a-f]{40}", adapter.revision):
-        raise ValueError(f"the adapter is for {adapter.base} at {adapter.revision!r}, expected a commit of 40 digits")
-
-
 def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) -> None:
-    _check_pinned(adapter)
     source = Path(adapter.folder)
     for name in _ADAPTER_FILES:
         if not (source / name).is_file():
@@ -183,8 +194,8 @@ def _copy_adapter(adapter: Adapter, tokens: Sequence[np.ndarray], folder: Path) 
     if not trained or any(sorted(rows) != trained_tokens(tokens) for rows in trained.values()):
         raise ValueError(f"{source} is an adapter without the rows of these semantic-ID tokens")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _ADAPTER_FILES:
-        if source.resolve() != folder.resolve():
+    if source.resolve() != folder.resolve():
+        for name in _ADAPTER_FILES:
             shutil.copyfile(source / name, folder / name)
 
 
@@ -208,7 +219,6 @@ def generate_freely(
     sample: bool = False,
     batch_size: int = 64,
     seed: int = 0,
-    progress: bool = False,
 ) -> Generated:
     """Let a language model answer queries over its whole vocabulary.
 
@@ -219,66 +229,24 @@ def generate_freely(
     sample : bool
         Sample each token from the full distribution; default: take the most probable.
     """
-    answers = [np.empty((0, len(tokens) + 1), dtype=np.int64)]
+    answers = np.full((len(queries), len(tokens) + 1), -1)
     how = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {"do_sample": False}
     options = {**how, "max_new_tokens": len(tokens) + 1, "pad_token_id": tokenizer.pad_token_id}
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for start in tqdm(range(0, len(queries), batch_size), desc="generating", unit="batch", disable=not progress):
+        for start in range(0, len(queries), batch_size):
             asked = [prompt_for(tokenizer, query) for query in queries[start : start + batch_size]]
             prompts = encode_prompts(tokenizer, asked).to(model.device)
             inputs = {name: prompts[name] for name in ("input_ids", "attention_mask")}
-            answer = model.generate(**inputs, **options)[:, prompts["input_ids"].shape[1] :].cpu()
-            short = len(tokens) + 1 - answer.shape[1]
-            answers.append(torch.nn.functional.pad(answer, (0, short), value=-1).numpy())
-    return read_answers(np.concatenate(answers), tokens, trie, end_token(tokenizer))
-
-
-def read_answers(answers: np.ndarray, tokens: Sequence[np.ndarray], trie: PrefixTrie, end_token: int) -> Generated:
-    """Convert tokens of answers, (n, n_levels + 1), to codes and items.
-
-    >>> trie = PrefixTrie.build(np.array([[1, 0], [0, 1]]))
-    >>> answers = np.array([[6, 7, 2], [6, 8, 2], [7, 7, 2], [6, 7, 3]])
-    >>> read_answers(answers, [np.array([5, 6]), np.array([7, 8])], trie, end_token=2)
-    Generated(codes=array([[ 1,  0],
-           [ 1,  1],
-           [-1,  0],
-           [ 1,  0]]), items=array([ 0, -1, -1, -1]))
-    """
-    codes = np.full((len(answers), len(tokens)), -1, dtype=np.int64)
+            answer = model.generate(**inputs, **options)[:, prompts["input_ids"].shape[1] :]
+            answers[start : start + len(asked), : answer.shape[1]] = answer.cpu().numpy()
+    codes = np.full((len(answers), len(tokens)), -1)
     node = torch.zeros(len(codes), dtype=torch.long)
     for level, ids in enumerate(tokens):
         row, code = np.nonzero(answers[:, level, None] == np.asarray(ids))
         codes[row, level] = code
         node = trie.step(level, node, torch.from_numpy(codes[:, level]))
-    return Generated(codes, np.where(answers[:, len(tokens)] == end_token, trie.item_at(node).numpy(), -1))
-
-
-def prefix_accuracy(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether the first 1, 2, ... codes are all correct: (n, n_levels) float64 of 0 and 1.
-
-    Parameters
-    ----------
-    codes : (n, n_levels) int array
-        Generated codes, -1 for none.
-    wanted : (n, n_levels) int array
-        Target IDs.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-
-    Examples
-    --------
-    >>> prefix_accuracy(np.array([[3, 1, 4], [3, 0, 4]]), np.array([[3, 1, 5], [3, 1, 4]]))
-    array([[1., 1., 0.],
-           [1., 0., 0.]])
-    """
-    if np.shape(codes) != np.shape(wanted):
-        raise ValueError(f"codes are {np.shape(codes)} and targets {np.shape(wanted)}, expected equal shapes")
-    return np.logical_and.accumulate(np.equal(codes, wanted), axis=1).astype(np.float64)
+    return Generated(codes, np.where(answers[:, -1] == end_token(tokenizer), trie.item_at(node).numpy(), -1))
 
 
 def end_token(tokenizer) -> int:

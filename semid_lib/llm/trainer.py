@@ -50,9 +50,7 @@ class Pools(torch.utils.data.Sampler[int]):
         batches: list[np.ndarray] = []
         for start in range(0, n_whole, size * self.pool):
             drawn = order[start : min(start + size * self.pool, n_whole)]
-            if self.pool > 1:
-                drawn = drawn[np.argsort(self.lengths[drawn], kind="stable")]
-            batches += list(drawn.reshape(-1, size))
+            batches += list(drawn[np.argsort(self.lengths[drawn], kind="stable")].reshape(-1, size))
         for place in rng.permutation(len(batches)):
             yield from batches[place].tolist()
         yield from order[n_whole:].tolist()
@@ -80,7 +78,7 @@ def answer_trainer(pool: int, **arguments):
 
 
 def progress_bar(stage: str):
-    """A callback of transformers' Trainer: one bar with the loss, in terminals and notebooks."""
+    """A callback of transformers' Trainer: one bar, in terminals and notebooks."""
     from transformers import TrainerCallback
 
     class Bar(TrainerCallback):
@@ -92,10 +90,6 @@ def progress_bar(stage: str):
 
         def on_step_end(self, args, state, control, **kwargs):
             self.bar.update(state.global_step - self.bar.n)
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "loss" in logs:
-                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
 
         def on_train_end(self, args, state, control, **kwargs):
             self.bar.close()

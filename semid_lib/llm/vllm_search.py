@@ -20,11 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semid_lib.decoding.adapters import level_of_tokens
-from semid_lib.decoding.scorers import check_tokens, load_tokens
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.llm.examples import prompt_for
-from semid_lib.llm.llm_search import TOKENS
+from semid_lib.llm.llm_search import TOKENS, saved_tokens
 from semid_lib.search.generative import GenerativeSearch
 
 VERSION = "0.32"  # the interface of logits processors changes between versions
@@ -124,14 +122,8 @@ class VLLMSearch(GenerativeSearch):
         from transformers import AutoConfig, AutoTokenizer
 
         self.folder, self.task = Path(folder), task
-        tokens, end_token = load_tokens(self.folder / TOKENS)
         config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config()
-        try:
-            check_tokens(tokens, trie, config.vocab_size)
-            level_of_tokens(tokens, end_token)
-        except ValueError as error:
-            message = f"{self.folder / TOKENS} does not fit the semantic IDs or the model: {error}"
-            raise ValueError(message) from error
+        tokens = saved_tokens(self.folder, trie, config.vocab_size)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         scorer = VLLMScorer(_start(self.folder, trie, config, engine), tokens, trie)
         super().__init__(scorer, trie, beam_width, batch_size)

@@ -20,12 +20,12 @@ def extend_vocabulary(
     ids: SemanticIDs,
     texts: Sequence[str],
     noise: float = 0.02,
-    initialize: bool | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """Add one special token per (level, code) to model and tokenizer, in place.
 
     The new rows of embedding and output head are `initial_rows`. Spare rows of a model (Qwen3 has 267) are used first.
+    If the tokenizer has these tokens and the model rows for them, nothing changes.
 
     Parameters
     ----------
@@ -33,8 +33,6 @@ def extend_vocabulary(
         One per item, in row order (`embed.item_texts`).
     noise : float
         See `initial_rows`.
-    initialize : bool, optional
-        Whether to set the rows; default: unless the tokenizer has these tokens and the model has rows for them.
 
     Returns
     -------
@@ -48,10 +46,9 @@ def extend_vocabulary(
     """
     if len(texts) != len(ids):
         raise ValueError(f"{len(texts)} texts for {len(ids)} semantic IDs: expected one each, in row order")
-    tokens = token_layout(tokenizer, ids.sizes)
-    n_rows = model.get_input_embeddings().weight.shape[0]
-    if initialize is None:
-        initialize = tokens is None or len(tokenizer) > n_rows
+    tokens, n_rows = token_layout(tokenizer, ids.sizes), model.get_input_embeddings().weight.shape[0]
+    if tokens is not None and len(tokenizer) <= n_rows:
+        return tokens
     if tokens is None:
         from tokenizers import AddedToken
 
@@ -62,8 +59,7 @@ def extend_vocabulary(
         assert tokens is not None
     if len(tokenizer) > n_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if initialize:
-        _set_rows(model, tokenizer, tokens, ids.unique, texts, noise, seed)
+    _set_rows(model, tokenizer, tokens, ids.unique, texts, noise, seed)
     return tokens
 
 

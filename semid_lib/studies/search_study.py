@@ -13,7 +13,7 @@ from semid_lib.evaluation import evaluate
 from semid_lib.evaluation.rows import metric_rows
 from semid_lib.ids import embed
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.llm import base_models, examples, llm_search
+from semid_lib.llm import base_models, examples
 from semid_lib.queries import synthesis
 from semid_lib.workbench.scale import Scale
 from semid_lib.workbench.store import Store
@@ -163,7 +163,8 @@ def prefix_accuracy(first: dict[str, np.ndarray], truth: np.ndarray, codes: np.n
     codes : (n_items, n_levels) array
         Codes of the catalogue. The last row, "most common prefix", always answers with its most common prefix.
     """
-    table = {name: llm_search.prefix_accuracy(written, truth).mean(axis=0) for name, written in first.items()}
+    right = {name: np.logical_and.accumulate(written == truth, axis=1) for name, written in first.items()}
+    table = {name: each.mean(axis=0) for name, each in right.items()}
     depths = range(1, codes.shape[1] + 1)
     counts = [np.unique(codes[:, :depth], axis=0, return_counts=True)[1] for depth in depths]
     table["most common prefix"] = np.array([count.max() / len(codes) for count in counts])

@@ -5,6 +5,7 @@ import pytest
 
 from semid_lib.data.dataset import Histories
 from semid_lib.ids.semantic_ids import to_tokens
+from semid_lib.llm import examples
 from semid_lib.llm.examples import TASKS, encode_prompts, prompt_for, tokenize, training_rows
 
 # as Qwen3's: an empty thought opens an answer without thinking
@@ -47,25 +48,26 @@ def test_tasks_without_data_are_left_out(items, ids):
         ({"weights": {"x": 1}}, "weights"),
         ({"weights": {"title_to_id": -1}}, ">= 0"),
         ({"queries": (["a", "b"], [1])}, "2 queries for 1 item rows"),
-        ({"n_phrasings": 4}, "must be 1, 2 or 3"),
+        ({"items": pd.DataFrame({"title": ["Tent"]})}, "1 items for 20 semantic IDs"),
     ],
 )
 def test_training_rows_refuse(items, ids, options, message):
     with pytest.raises(ValueError, match=message):
-        training_rows(items, ids, 9, **options)
+        training_rows(**{"items": items, "ids": ids, "n": 9} | options)
 
 
-def test_a_history_asks_for_its_next_item(items, ids):
+def test_a_history_asks_for_its_next_item(items, ids, monkeypatch):
+    monkeypatch.setattr(examples, "_MAX_HISTORY", 2)
     tokens = to_tokens(ids.unique)
     histories = Histories.from_lists([[3, 4, 5, 6], [7], [], [8, 9]])
-    rows = training_rows(items, ids, 4, None, histories, {"history_to_id": 1}, n_phrasings=1, max_history=2)
+    rows = training_rows(items, ids, 4, None, histories, {"history_to_id": 1}, n_phrasings=1)
     found = {(row["prompt"][0]["content"], row["completion"][0]["content"]) for row in rows}
     question = TASKS["history_to_id"][0]
     expected = {((3,), 4), ((3, 4), 5), ((4, 5), 6), ((8,), 9)}
     assert found == {(question.format("".join(tokens[i] for i in before)), tokens[after]) for before, after in expected}
 
 
-def test_only_the_answer_has_labels_and_the_prompt_is_that_of_inference(extended, items, ids):
+def test_only_the_answer_has_labels_and_the_prompt_is_that_of_inference(extended, items, ids, monkeypatch):
     _, tokenizer, tokens = extended()
     rows = training_rows(items, ids, 20, weights={"title_to_id": 1}, n_phrasings=1)
     data = tokenize(rows, tokenizer)
@@ -79,8 +81,9 @@ def test_only_the_answer_has_labels_and_the_prompt_is_that_of_inference(extended
         ones = asked["attention_mask"][0].bool()
         assert asked["input_ids"][0][ones].tolist() == token_ids[: -len(answer)]
         assert ones.tolist() == sorted(ones.tolist())  # padded on the left
+    monkeypatch.setattr(examples, "MAX_LENGTH", 5)
     with pytest.raises(ValueError, match=r"20 of 20 examples have more than 5 tokens, the longest \d+"):
-        tokenize(rows, tokenizer, max_length=5)
+        tokenize(rows, tokenizer)
 
 
 @pytest.mark.parametrize("template", [None, THINKING])
