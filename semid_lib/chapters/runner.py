@@ -22,6 +22,7 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +33,7 @@ from semid_lib.workbench import scale as scales
 
 _LIBRARY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = _LIBRARY.parent / "notebooks"
+_LOG = logging.getLogger("papermill")
 _RUN_FOLDER = "artefacts/${name}/${scale}/"  # of a path in dvc.yaml
 
 
@@ -147,10 +149,10 @@ def check(source: Path, data: str, scale: str, parameters: Mapping[str, Any]) ->
     if data != "demo" and not (remote.exists(data) if remote.is_remote(data) else Path(data).is_dir()):
         raise ValueError(f"DATA is {data!r}, expected demo or a folder")
     asked = {"DATA": data if data == "demo" or remote.is_remote(data) else str(Path(data).resolve()), "SCALE": scale}
-    known = parameters_of(source).keys() - asked.keys()
-    if unknown := sorted(parameters.keys() - known):
-        expected = ", ".join(sorted(known)) or "none"
-        raise ValueError(f"{source.stem} takes no parameter {unknown[0]!r} here, expected one of {expected}")
+    known = sorted(parameters_of(source).keys() - asked.keys())
+    for name in sorted(parameters.keys() - known):
+        expected = ", ".join(known) or "none"
+        raise ValueError(f"{source.stem} takes no parameter {name!r} here, expected one of {expected}")
     return asked | dict(parameters)
 
 
@@ -195,22 +197,27 @@ def run(
     """
     asked = check(source, data, scale, parameters or {})
     root = root or os.environ.get("SEMID_ARTEFACTS") or store.default_root()
-    shelf = open_store(data, scale, root)
+    shelf, name = open_store(data, scale, root), source.stem
     folder = shelf.path("executed").resolve()
-    facts = {
-        "chapter": source.stem,
-        "state": "failed",
-        "data": shelf.data,
-        "scale": scale,
-        "group": group,
-        "parameters": parameters_of(source) | asked,
-        "threads": os.environ.get("OMP_NUM_THREADS", ""),
-        **store.commit(),
-    }
-    artefacts = str(root if remote.is_remote(root) else folder.parents[2])
-    with _alone(folder, source.stem):
-        facts["made_from"] = made_from(source, shelf, parameters)
-        return _run(source, shelf, facts, asked, artefacts, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / f".{name}.lock", timeout=0):  # it ends with the process
+            facts = {
+                "chapter": name,
+                "state": "failed",
+                "data": shelf.data,
+                "scale": scale,
+                "group": group,
+                "parameters": parameters_of(source) | asked,
+                "threads": os.environ.get("OMP_NUM_THREADS", ""),
+                "made_from": made_from(source, shelf, parameters),
+                **store.commit(),
+            }
+            artefacts = str(root if remote.is_remote(root) else folder.parents[2])
+            return _run(source, shelf, facts, asked, artefacts, progress)
+    except Timeout:
+        message = f"{name}: another process runs it now, into {folder}: wait until it ends, or stop it"
+        raise ValueError(message) from None
 
 
 def _run(source: Path, shelf: store.Store, facts: dict, asked: dict, artefacts: str, progress: bool) -> dict[str, Any]:
@@ -223,10 +230,11 @@ def _run(source: Path, shelf: store.Store, facts: dict, asked: dict, artefacts: 
     for left in rows_file.parent.glob(store.pending_rows(rows_file, "*").name):
         left.unlink()  # of a run that was killed
     timer, running = store.Timer(), folder / f"{name}.running.ipynb"
-    told = {"chapter": name, "id": run_id, "seed": facts["parameters"].get("SEED")}
     waiting = store.pending_rows(rows_file, run_id)
+    told = {"chapter": name, "id": run_id, "seed": facts["parameters"].get("SEED")}
+    environment = {"SEMID_ARTEFACTS": artefacts, store.RUN: json.dumps(told)}
     try:
-        with _logged(folder / f"{name}.log"), _environment(SEMID_ARTEFACTS=artefacts, **{store.RUN: json.dumps(told)}):
+        with _logged(folder / f"{name}.log"), mock.patch.dict(os.environ, environment):
             facts |= _execute(source, running, asked, progress)
         rows = store.read_json(waiting, list) if waiting.is_file() else []
     finally:
@@ -249,18 +257,6 @@ def _run(source: Path, shelf: store.Store, facts: dict, asked: dict, artefacts: 
     return facts
 
 
-@contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a chapter's run; it ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / f".{name}.lock", timeout=0):
-            yield
-    except Timeout:
-        message = f"{name}: another process runs it now, into {folder}: wait until it ends, or stop it"
-        raise ValueError(message) from None
-
-
 def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: bool) -> dict[str, Any]:
     """Convert and execute; papermill writes `running` after every cell. Returns state, error and the slowest cell."""
     import jupytext
@@ -270,41 +266,31 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     jupytext.write(notebook, running)
-    found: dict[str, Any] = {"state": "executed"}
+    found = {"state": "executed"}
     try:
         papermill.execute_notebook(
             running, running, parameters, cwd=source.parent, progress_bar=progress, log_output=True,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else it logs its ports and its end
         )  # fmt: skip
-    except Exception as error:  # of a cell, or a kernel that died
-        found = {"state": "failed"} | _failure(error)
-    cells = [cell for cell in nbformat.read(running, as_version=4).cells if cell.cell_type == "code"]
-    timed = [(cell.metadata.get("papermill", {}), cell) for cell in cells]
-    begun = [cell for times, cell in timed if times.get("start_time")]
-    if found["state"] == "failed":
-        found["cell"] = f"In [{len(begun)}], `{_first_line(begun[-1].source) if begun else ''}`"
-    seconds = [times.get("duration") or 0.0 for times, _ in timed]
-    at = seconds.index(max(seconds)) if cells else 0
-    slow = {"cell": cells[at].execution_count, "line": _first_line(cells[at].source)} if cells else {}
-    return found | {"slowest": {"cell": None, "line": "", **slow, "seconds": round(max(seconds, default=0.0), 1)}}
-
-
-def _failure(error: Exception) -> dict[str, str]:
-    """The error in one line; the log gets all of it."""
-    from papermill import PapermillExecutionError
-
-    if isinstance(error, PapermillExecutionError):  # of a cell
-        _log(re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
-        line = f"{error.ename}: {error.evalue}"
-    else:
-        _log("the run ended with an error", exc_info=True)
-        line = f"{type(error).__name__}: {error}"
-    return {"error": " ".join(line.split())[:500]}
-
-
-def _first_line(code: str) -> str:
-    lines = [line.strip() for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    return lines[0][:60] if lines else ""
+    except papermill.PapermillExecutionError as error:  # of a cell
+        _LOG.error("%s", re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback)))
+        found = {"state": "failed", "error": f"{error.ename}: {error.evalue}"}
+    except Exception as error:  # such as of a kernel that died
+        _LOG.error("the run ended with an error", exc_info=True)
+        found = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+    seconds, cell, slowest = 0.0, "In [0], ``", {"cell": None, "line": "", "seconds": 0.0}
+    for each in nbformat.read(running, as_version=4).cells:
+        times = each.metadata.get("papermill", {})
+        if each.cell_type == "code" and times.get("start_time"):
+            code = [line.strip() for line in each.source.splitlines() if line.strip() and line.lstrip()[0] != "#"]
+            line, number = code[0][:60] if code else "", each.execution_count
+            cell = f"In [{number}], `{line}`"
+            if (times.get("duration") or 0.0) > seconds:
+                seconds = times["duration"]
+                slowest = {"cell": number, "line": line, "seconds": round(seconds, 1)}
+    if "error" in found:
+        found |= {"error": " ".join(found["error"].split())[:500], "cell": cell}
+    return found | {"slowest": slowest}
 
 
 @contextlib.contextmanager
@@ -312,37 +298,17 @@ def _logged(file: Path) -> Iterator[None]:
     """Send papermill's log, which has the output of the cells, to this file and nowhere else."""
     handler = logging.FileHandler(file, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("papermill")
-    was = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False
     try:
         yield
     except BaseException:
-        _log("the run was stopped", exc_info=True)
+        _LOG.error("the run was stopped", exc_info=True)
         raise
     finally:
-        logger.level, logger.propagate = was
-        logger.removeHandler(handler)
+        _LOG.removeHandler(handler)
         handler.close()
-
-
-def _log(message: str, exc_info: bool = False) -> None:
-    logging.getLogger("papermill").error("%s", message, exc_info=exc_info)
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables for the block."""
-    old = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            os.environ.pop(name)
-        os.environ.update({name: old[name] for name in values if name in old})
 
 
 # --- what is up to date ---

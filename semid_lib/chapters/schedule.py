@@ -93,45 +93,39 @@ def _follow(
 ) -> bool:
     """Start each node when those before it have succeeded, first what most others wait for; whether all succeeded."""
     waiting_for = {node: sum(node in _all_before(other, graph) for other in graph) for node in graph}
-    sorter, n_failed = TopologicalSorter(graph), 0
-    ready: list[str] = []
+    sorter, has_failed = TopologicalSorter(graph), False
+    ready: set[str] = set()
     running: dict[str, subprocess.Popen] = {}
     sorter.prepare()
     try:
         while sorter.is_active():
-            ready = sorted([*ready, *sorter.get_ready()], key=lambda node: (-waiting_for[node], node))
-            while ready and len(running) < jobs:
-                node = ready.pop(0)
+            ready |= set(sorter.get_ready())
+            if ready and len(running) < jobs:
+                node = min(ready, key=lambda node: (-waiting_for[node], node))
+                ready.remove(node)
                 process = start(node, not ready and not running)
                 if process is None:
                     sorter.done(node)
-                    ready = sorted([*ready, *sorter.get_ready()], key=lambda node: (-waiting_for[node], node))
                 else:
                     running[node] = process
-            if not running:
+            elif not running:
                 break  # the rest needs a chapter that failed
-            node = _first_ended(running)
-            if running.pop(node).returncode == 0:
-                sorter.done(node)
+            elif ended := [node for node, process in running.items() if process.poll() is not None]:
+                if running.pop(ended[0]).returncode == 0:
+                    sorter.done(ended[0])
+                else:
+                    has_failed = True
             else:
-                n_failed += 1
+                time.sleep(0.05)
     finally:
         for process in running.values():
             process.send_signal(signal.SIGTERM)
             process.wait()
-    return not n_failed
+    return not has_failed
 
 
 def _all_before(node: str, graph: Mapping[str, Sequence[str]]) -> set[str]:
     return {*graph[node], *(each for one in graph[node] for each in _all_before(one, graph))}
-
-
-def _first_ended(running: Mapping[str, subprocess.Popen]) -> str:
-    while True:
-        for node, process in running.items():
-            if process.poll() is not None:
-                return node
-        time.sleep(0.05)
 
 
 def run_one(

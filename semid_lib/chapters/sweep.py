@@ -38,49 +38,35 @@ def value(text: str) -> Any:
         return text
 
 
-def parameters_from(texts: Sequence[str]) -> dict[str, Any]:
-    """Parameters from KEY=VALUE.
-
-    Raises
-    ------
-    ValueError
-        For anything else or a key twice.
-
-    Examples
-    --------
-    >>> parameters_from(["SEED=1", "BASE_MODEL=models/small"])
-    {'SEED': 1, 'BASE_MODEL': 'models/small'}
-    """
-    found: dict[str, Any] = {}
+def _pairs(texts: Sequence[str], expected: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for text in texts:
-        key, equals, rest = text.partition("=")
-        if not key.isidentifier() or not equals or key in found:
-            raise ValueError(f"{text!r} is no parameter, expected KEY=VALUE with each key once")
-        found[key] = value(rest)
+        key, _, rest = text.partition("=")
+        if not key.isidentifier() or "=" not in text or key in found:
+            raise ValueError(f"{text!r} is no parameter, expected {expected} with each key once")
+        found[key] = rest
     return found
 
 
+def parameters_from(texts: Sequence[str]) -> dict[str, Any]:
+    """Parameters from KEY=VALUE. Raises ValueError for anything else or a key twice.
+
+    >>> parameters_from(["SEED=1", "BASE_MODEL=models/small"])
+    {'SEED': 1, 'BASE_MODEL': 'models/small'}
+    """
+    return {key: value(rest) for key, rest in _pairs(texts, "KEY=VALUE").items()}
+
+
 def grid(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """All combinations of KEY=VALUE,VALUE as parameters.
+    """All combinations of KEY=VALUE,VALUE as parameters. Raises ValueError for anything else, or a key or value twice.
 
-    Raises
-    ------
-    ValueError
-        For anything else, and a key or a value twice.
-
-    Examples
-    --------
     >>> grid(["SEED=0,1", "N_LEVELS=3"])
     [{'SEED': 0, 'N_LEVELS': 3}, {'SEED': 1, 'N_LEVELS': 3}]
     """
-    axes: dict[str, list[Any]] = {}
-    for text in texts:
-        key, equals, values = text.partition("=")
-        if not key.isidentifier() or not equals or not all(values.split(",")) or key in axes:
-            raise ValueError(f"{text!r} is no axis of a grid, expected KEY=VALUE,VALUE with each key once")
-        axes[key] = [value(each) for each in values.split(",")]
-        if len(set(map(str, axes[key]))) < len(axes[key]):
-            raise ValueError(f"{text!r} names a value twice, expected different ones")
+    axes = {key: [value(each) for each in rest.split(",")] for key, rest in _pairs(texts, "KEY=VALUE,VALUE").items()}
+    for key, values in axes.items():
+        if "" in values or len(set(map(str, values))) < len(values):
+            raise ValueError(f"{key} has the values {values}, expected different ones")
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -93,30 +79,23 @@ def point_name(parameters: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.=,+-]", "_", ",".join(f"{key}={value}" for key, value in parameters.items()))
 
 
-def prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
+def _prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> None:
     """Make a point's folder, with links to what earlier chapters wrote. Raises ValueError if that is missing."""
     shared, own = (open_store(data, scale, where).folder for where in (root, point))
-    own.mkdir(parents=True, exist_ok=True)
     earlier, stages = runner.before(source.stem, source.parent), runner.stages(source.parent)
     # rows and executed notebooks are of the run; everything else may be read
     paths = [path for name in earlier for path in stages[name].outputs if not path.startswith(("rows/", "executed/"))]
     for path in paths:
         if not (shared / path).exists():
-            raise ValueError(
-                f"{shared / path} is not there: run {', '.join(earlier)} with the same DATA and SCALE first"
-            )
-        _link(own / path, shared / path)
+            do = f"run {', '.join(earlier)} with the same DATA and SCALE first"
+            raise ValueError(f"{shared / path} is not there: {do}")
     # the facts of their runs tell whether the point is up to date
-    for name in stages[source.stem].needs:
-        _link(own / "executed" / f"{name}.json", shared / "executed" / f"{name}.json")
+    paths += [f"executed/{name}.json" for name in stages[source.stem].needs]
     (root / "cache").mkdir(exist_ok=True)
-    _link(point / "cache", root / "cache")
-
-
-def _link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+    for link, target in [(point / "cache", root / "cache"), *((own / path, shared / path) for path in paths)]:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(target.resolve(), target_is_directory=target.is_dir())
 
 
 def run(
@@ -146,7 +125,7 @@ def run(
     for place, point in zip(places, points, strict=True):
         runner.check(source, data, scale, point)
         if not _has_run(place, source, data, scale, point):
-            prepare(place, source, data, scale, root)
+            _prepare(place, source, data, scale, root)
             todo.append((place, point))
     group = home.relative_to(root / "sweeps").as_posix()
 
@@ -176,13 +155,11 @@ def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.Dat
     """The rows of all points: a line a row and point, with the swept parameters first."""
     lines = []
     for place in places:
-        executed = runner.folder_of(data, scale, place)
-        facts = runner.facts_of(chapter, executed)
-        swept = {part.partition("=")[0]: None for part in place.name.split(",")}
-        swept = {key: facts["parameters"][key] for key in swept}
-        rows = pd.read_json(executed.parent / "rows" / f"{chapter}.json", orient="records", dtype=False)
-        for row in rows.to_dict("records"):
-            lines.append({**swept, **{name: row[name] for name in _FACTS if name in row}})
+        own = open_store(data, scale, place).folder
+        parameters = runner.facts_of(chapter, own / "executed")["parameters"]
+        swept = {key: parameters[key] for key in (part.partition("=")[0] for part in place.name.split(","))}
+        for row in store.read_json(own / "rows" / f"{chapter}.json", list):
+            lines.append(swept | {name: row[name] for name in _FACTS if name in row})
     return pd.DataFrame(lines)
 
 
@@ -198,21 +175,22 @@ def over_seeds(rows: pd.DataFrame, swept: Sequence[str]) -> pd.DataFrame:
     return groups.agg(mean="mean", spread="std", points="count").reset_index()
 
 
-def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> str:
-    """Write the three tables and return the Markdown one."""
+def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> list[str]:
+    """Write the three tables and return the lines of the Markdown one."""
     plain = rows.assign(**{name: rows[name].map(repr) for name in swept if rows[name].dtype == object})
-    for file, written in ((home / "table.parquet", plain.to_parquet), (home / "table.csv", plain.to_csv)):
-        with atomic.fresh_file(file) as partial:
-            written(partial, index=False)
     means = over_seeds(rows, swept)
     lines = ["| " + " | ".join(means.columns) + " |", "|" + " --- |" * len(means.columns)]
     for line in means.itertuples(index=False):
         words = [f"{word:.4g}" if isinstance(word, float) else str(word) for word in line]
         lines.append("| " + " | ".join("" if word == "nan" else word for word in words) + " |")
-    markdown = "\n".join(lines) + "\n"
-    with atomic.fresh_file(home / "table.md") as partial:
-        partial.write_text(markdown, encoding="utf-8")
-    return markdown
+    for name, written in (
+        ("table.parquet", lambda file: plain.to_parquet(file, index=False)),
+        ("table.csv", lambda file: plain.to_csv(file, index=False)),
+        ("table.md", lambda file: file.write_text("\n".join(lines) + "\n", encoding="utf-8")),
+    ):
+        with atomic.fresh_file(home / name) as partial:
+            written(partial)
+    return lines
 
 
 def run_and_report(source: Path, axes: Sequence[str], data: str, scale: str, jobs: int = 1) -> int:
@@ -220,11 +198,9 @@ def run_and_report(source: Path, axes: Sequence[str], data: str, scale: str, job
     points = grid(axes)
     places = run(source, points, data, scale, jobs=jobs)
     home = folder(source.stem, data, scale)
-    rows = table(places, source.stem, data, scale)
-    if len(rows):
-        lines = write(rows, list(points[0]), home).splitlines()
-        print(*lines[: _SHOWN + 2], sep="\n")
-        if len(lines) > _SHOWN + 2:
-            print(f"... and {len(lines) - _SHOWN - 2} more lines in {home / 'table.md'}")
+    if places:
+        lines = write(table(places, source.stem, data, scale), list(points[0]), home)
+        more = len(lines) - _SHOWN
+        print(*lines[:_SHOWN], *([f"... and {more} more lines in {home / 'table.md'}"] if more > 0 else []), sep="\n")
     print(f"{len(places)} of {len(points)} points have run; tables: {home}/table.parquet, .csv, .md")
-    return 0 if len(places) == len(points) else 1
+    return int(len(places) < len(points))

@@ -24,11 +24,6 @@ _AT_ONCE = 500  # metrics in one request; MLflow takes up to 1,000
 _LONGEST = 250  # characters of a metric's name
 
 
-def enabled() -> bool:
-    """Whether runs are tracked: unless `SEMID_TRACKING` is 0."""
-    return os.environ.get("SEMID_TRACKING", "1") != "0"
-
-
 def uri(root: str | Path | None = None) -> str:
     """The tracking server: `MLFLOW_TRACKING_URI`, else the SQLite file in the folder of artefacts."""
     local = Path(root or store.default_root()).resolve() / "mlflow.db"
@@ -59,9 +54,10 @@ def metrics(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def figures(notebook: Mapping[str, Any]) -> list[bytes]:
-    """The PNG images among the outputs of an executed notebook, in order."""
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+def _figures(file: Path) -> list[bytes]:
+    """The PNG images among the outputs of an executed notebook, in order; none of another file."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.suffix == ".ipynb" else []
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
     images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     return [base64.b64decode("".join(image)) for image in images]
 
@@ -89,7 +85,7 @@ def log_run(
     str or None
         The run's id; None if it was not logged.
     """
-    if not enabled():
+    if os.environ.get("SEMID_TRACKING") == "0":
         return None
     try:
         return _log_run(facts, rows, list(files), Path(root or store.default_root()).resolve())
@@ -106,7 +102,7 @@ def _log_run(facts: Mapping[str, Any], rows: list[dict[str, Any]], files: list[P
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # else it tells of its database
     root.mkdir(parents=True, exist_ok=True)
@@ -118,18 +114,22 @@ def _log_run(facts: Mapping[str, Any], rows: list[dict[str, Any]], files: list[P
             here = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlruns").as_uri()
             experiment = client.get_experiment(client.create_experiment(name, artifact_location=here))
         ended = facts["ended"] * 1000
-        started = int(ended - 1000 * facts["seconds"])
-        run = client.create_run(experiment.experiment_id, start_time=started, run_name=facts["chapter"]).info.run_id
+        run = client.create_run(
+            experiment.experiment_id, int(ended - 1000 * facts["seconds"]), _tags(facts), facts["chapter"]
+        ).info.run_id
         try:
-            client.log_batch(
-                run,
-                params=[Param(key, str(value)) for key, value in facts["parameters"].items()],
-                tags=[RunTag(key, value) for key, value in _tags(facts).items()],
-            )
+            client.log_batch(run, params=[Param(key, str(value)) for key, value in facts["parameters"].items()])
             numbers = [Metric(key, value, int(ended), 0) for key, value in metrics(rows).items()]
             for first in range(0, len(numbers), _AT_ONCE):
                 client.log_batch(run, metrics=numbers[first : first + _AT_ONCE])
-            _log_files(client, run, files)
+            for file in files:
+                client.log_artifact(run, str(file))
+            with tempfile.TemporaryDirectory() as folder:
+                for file in files:
+                    for number, image in enumerate(_figures(file), 1):
+                        path = Path(folder, f"figure_{number:02}.png")
+                        path.write_bytes(image)
+                        client.log_artifact(run, str(path), "figures")
         finally:
             status = "FINISHED" if facts["state"] == "executed" else "FAILED"
             client.set_terminated(run, status, end_time=int(ended))
@@ -142,14 +142,3 @@ def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
     tags = {name: str(facts[name])[:5000] for name in names if facts.get(name) not in (None, "")}
     tags["seconds"] = f"{facts['seconds']:.1f}"
     return tags | {"mlflow.source.git.commit": facts["commit"], "mlflow.source.name": facts["chapter"]}
-
-
-def _log_files(client, run: str, files: list[Path]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for file in files:
-            client.log_artifact(run, str(file))
-            if file.suffix == ".ipynb":
-                for number, image in enumerate(figures(json.loads(file.read_text(encoding="utf-8"))), 1):
-                    (Path(folder) / f"figure_{number:02}.png").write_bytes(image)
-        if any(Path(folder).iterdir()):
-            client.log_artifacts(run, folder, "figures")

@@ -6,18 +6,15 @@ A command imports the modules that it needs when it runs, so `semid --help` answ
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from semid_lib.cli import chapters, demo, deploy, importing, models, options
+import typer
 
-app = options.group(help="Generative recommendation with semantic IDs. `semid COMMAND --help` has an example of each.")
-app.command(epilog=demo.EXAMPLES["demo"])(demo.demo)
-app.add_typer(importing.app, name="import")
-for name, example in chapters.EXAMPLES.items():
-    app.command(name, epilog=example)(getattr(chapters, name))
-app.add_typer(chapters.results, name="results")
-for name, example in models.EXAMPLES.items():
-    app.command(name, epilog=example, cls=options.Answers if name == "predict" else None)(getattr(models, name))
-app.add_typer(deploy.app, name="deploy")
+from semid_lib.cli import chapters, demo, deploy, importing, models  # noqa: F401  they add their commands to `app`
+from semid_lib.cli.options import app
+
+# of click, or of the copy of it in newer versions of typer
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,15 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     1
     """
     try:
-        app(arguments, prog_name="semid")
-    except SystemExit as ended:
-        return int(ended.code or 0)
+        return int(app(arguments, prog_name="semid", standalone_mode=False) or 0)
+    except _UsageError as error:
+        error.show()
+        return 1 if error.ctx and error.ctx.info_name == "predict" else 2
     except Exception as error:
         if not _is_mendable(error) or os.environ.get("SEMID_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _is_mendable(error: Exception) -> bool:

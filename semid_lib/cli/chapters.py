@@ -6,27 +6,16 @@ from typing import Annotated
 
 import typer
 
-from semid_lib.cli.options import Data, Notebooks, Scale, group
+from semid_lib.cli.options import NOTEBOOKS, Data, Notebooks, Scale, app, group
 
 results = group(help="Publish result rows in the book.")
-
-EXAMPLES = {
-    "run": "Example: semid run 07_next_item --data shop --scale smoke; with a parameter: semid run 02_semantic_ids "
-    "-p N_LEVELS=4",
-    "train": "Example: semid train timeline --data shop --scale laptop; on several GPUs: torchrun --nproc_per_node 8 "
-    "--no-python semid train tiger --data shop --scale full",
-    "summary": "Example: semid summary --data shop --scale smoke",
-    "folder": "Example: semid folder --data shop --scale laptop",
-    "sweep": "Example: semid sweep 07_next_item SEED=0,1,2 --scale laptop",
-}
+app.add_typer(results, name="results")
 
 
-def _folder(notebooks: Path | None) -> Path:
-    from semid_lib.chapters import runner
-
-    return (notebooks or runner.NOTEBOOKS).resolve()
-
-
+@app.command(
+    epilog="Example: semid run 07_next_item --data shop --scale smoke; with a parameter: semid run 02_semantic_ids "
+    "-p N_LEVELS=4"
+)
 def run(
     chapters: Annotated[list[str] | None, typer.Argument(help="Such as 07_next_item; all by default.")] = None,
     data: Data = "demo",
@@ -40,7 +29,7 @@ def run(
     artefacts: Annotated[str | None, typer.Option(metavar="FOLDER", help="Of one run, with --only.")] = None,
     label: Annotated[str, typer.Option("--group", help="A tag in MLflow for one run, with --only.")] = "",
     progress: Annotated[bool, typer.Option("--progress", help="Show a bar over the cells.")] = False,
-    notebooks: Notebooks = None,
+    notebooks: Notebooks = NOTEBOOKS,
 ) -> None:
     """Run chapters, and those before them that are out of date; without names, all that are out of date.
 
@@ -50,7 +39,7 @@ def run(
     from semid_lib.chapters import schedule
     from semid_lib.chapters import sweep as sweeps
 
-    folder = _folder(notebooks)
+    folder = notebooks.resolve()
     if params:
         data, scale = schedule.of_dvc(params)
     if not only and not parameter:
@@ -65,6 +54,10 @@ def run(
     raise typer.Exit(schedule.run_one(folder / f"{chapters[0]}.py", data, scale, asked, artefacts, label, bar))
 
 
+@app.command(
+    epilog="Example: semid train timeline --data shop --scale laptop; on several GPUs: torchrun --nproc_per_node 8 "
+    "--no-python semid train tiger --data shop --scale full"
+)
 def train(
     model: Annotated[str, typer.Argument(help="timeline, tiger or sasrec.")],
     data: Data = "demo",
@@ -74,7 +67,7 @@ def train(
     before: Annotated[
         str | None, typer.Option(metavar="CHAPTER", help="Do nothing if it is up to date or has no histories.")
     ] = None,
-    notebooks: Notebooks = None,
+    notebooks: Notebooks = NOTEBOOKS,
 ) -> None:
     """Train a next-item model; chapter 07 finds the run. A run that was stopped resumes."""
     from semid_lib.chapters import schedule
@@ -89,9 +82,10 @@ def train(
     if before is None:
         train_all()
     elif data == "demo" or has_histories(remote.fetch(data)):
-        schedule.train_before(_folder(notebooks) / f"{before}.py", model, data, scale, train_all)
+        schedule.train_before(notebooks.resolve() / f"{before}.py", model, data, scale, train_all)
 
 
+@app.command(epilog="Example: semid sweep 07_next_item SEED=0,1,2 --scale laptop")
 def sweep(
     chapter: Annotated[str, typer.Argument(help="Such as 07_next_item.")],
     axes: Annotated[list[str], typer.Argument(metavar="KEY=VALUE,VALUE...", help="Parameters and their values.")],
@@ -99,13 +93,13 @@ def sweep(
     scale: Scale = "laptop",
     jobs: Annotated[int, typer.Option(min=1, help="Points that run at once.")] = 1,
     needed: Annotated[bool, typer.Option("--needed", help="First run the chapters before it, if out of date.")] = False,
-    notebooks: Notebooks = None,
+    notebooks: Notebooks = NOTEBOOKS,
 ) -> None:
     """Run a chapter at each point of a grid, and collect all rows in one table."""
     from semid_lib.chapters import runner, schedule
     from semid_lib.chapters import sweep as sweeps
 
-    source = _folder(notebooks) / f"{chapter}.py"
+    source = notebooks.resolve() / f"{chapter}.py"
     for point in sweeps.grid(axes):
         runner.check(source, data, scale, point)
     earlier = runner.before(chapter, source.parent) if needed else []
@@ -114,13 +108,15 @@ def sweep(
     raise typer.Exit(sweeps.run_and_report(source, axes, data, scale, jobs))
 
 
-def summary(data: Data = "demo", scale: Scale = "laptop", notebooks: Notebooks = None) -> None:
+@app.command(epilog="Example: semid summary --data shop --scale smoke")
+def summary(data: Data = "demo", scale: Scale = "laptop", notebooks: Notebooks = NOTEBOOKS) -> None:
     """Print which chapters are out of date, how the last runs ended and how long they took."""
     from semid_lib.chapters import schedule
 
-    print(schedule.summary(data, scale, _folder(notebooks)))
+    print(schedule.summary(data, scale, notebooks.resolve()))
 
 
+@app.command(epilog="Example: semid folder --data shop --scale laptop")
 def folder(data: Data = "demo", scale: Scale = "laptop") -> None:
     """Print where the artefacts of a data set and scale are."""
     from semid_lib.chapters import runner

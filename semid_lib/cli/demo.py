@@ -11,9 +11,10 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = {"demo": "Example: semid demo --port 8080"}
+from semid_lib.cli.options import app
 
 
+@app.command(epilog="Example: semid demo --port 8080")
 def demo(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
     browser: Annotated[bool, typer.Option(help="Open the page.")] = True,

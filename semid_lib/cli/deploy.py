@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from semid_lib.cli.options import Answers, Data, Queries, Scale, TopK, group
+from semid_lib.cli.options import Data, Queries, Scale, TopK, app, group
 
-app = group(
+modal = group(
     help="Use Modal: send a model, answer files, run chapters, measure an endpoint. The endpoint itself is deployed by "
     "`modal deploy -m semid_lib.serving.modal_app`; settings are environment variables (SEMID_MODEL, SEMID_GPU, ...)."
 )
+app.add_typer(modal, name="deploy")
 
 
-@app.command(epilog="Example: semid deploy upload --folder artefacts/demo/laptop/recommender")
+@modal.command(epilog="Example: semid deploy upload --folder artefacts/demo/laptop/recommender")
 def upload(
     folder: Annotated[Path, typer.Option(help="What Recommender.save_pretrained wrote.")],
     name: Annotated[str | None, typer.Option(help="In the Volume; by default SEMID_MODEL.")] = None,
@@ -26,7 +27,7 @@ def upload(
     print(f"{folder} is in the Volume as {name!r}. Next: modal deploy -m semid_lib.serving.modal_app")
 
 
-@app.command(epilog="Example: semid deploy predict --input histories.txt --output answers.csv", cls=Answers)
+@modal.command(epilog="Example: semid deploy predict --input histories.txt --output answers.csv")
 def predict(
     input_path: Annotated[Path, typer.Option("--input", "--input-path", metavar="FILE")],
     output_path: Annotated[Path, typer.Option("--output", "--output-path", metavar="FILE")],
@@ -41,7 +42,7 @@ def predict(
     raise typer.Exit(2 if rejected else 0)
 
 
-@app.command(epilog="Example: SEMID_GPU=L40S semid deploy train --data shop --scale full --chapters 01,02,07")
+@modal.command(epilog="Example: SEMID_GPU=L40S semid deploy train --data shop --scale full --chapters 01,02,07")
 def train(
     data: Data = "demo",
     scale: Scale = "full",
@@ -54,7 +55,7 @@ def train(
     modal_app.run_training(data, scale, chapters, detach)
 
 
-@app.command(epilog="Example: semid deploy fetch --data shop --scale full --everything")
+@modal.command(epilog="Example: semid deploy fetch --data shop --scale full --everything")
 def fetch(
     data: Data = "demo",
     scale: Scale = "full",
@@ -66,7 +67,7 @@ def fetch(
     print(*modal_app.fetch(data, scale, everything), sep="\n")
 
 
-@app.command(epilog="Example: semid deploy measure --url https://ADDRESS --cold 3 --warm 100")
+@modal.command(epilog="Example: semid deploy measure --url https://ADDRESS --cold 3 --warm 100")
 def measure(
     url: Annotated[str, typer.Option(help="The address that `modal deploy` printed.")],
     data: Data = "demo",

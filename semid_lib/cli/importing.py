@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from semid_lib.cli import options
+from semid_lib.cli.options import app, group
 
-app = options.group(help="Write a data folder from other people's files.")
+imports = group(help="Write a data folder from other people's files.")
+app.add_typer(imports, name="import")
 
 
 Column = Annotated[str | None, typer.Option(metavar="COLUMN")]
@@ -14,7 +15,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files 
 Output = Annotated[str, typer.Option(metavar="FOLDER", help="The data folder to write.")]
 
 
-@app.command(
+@imports.command(
     "table",
     epilog="Example: semid import table --items products.csv --item-id sku --interactions orders.csv --output shop",
 )
@@ -54,7 +55,7 @@ def import_table(
     print(importers.import_table(**asked))
 
 
-@app.command(
+@imports.command(
     "amazon",
     epilog="Example: semid import amazon --metadata meta.json.gz --reviews reviews.json.gz --output beauty",
 )

@@ -8,15 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from semid_lib.cli.options import Model, Queries, Revision, Scale, TopK
-
-EXAMPLES = {
-    "predict": "Example: semid predict --model FOLDER --input histories.txt --output answers.csv --topk 10",
-    "serve": "Example: SEMID_TOKEN=secret semid serve --model FOLDER --host 0.0.0.0 --port 8080",
-    "push": "Example: semid push --model FOLDER --repo org/name --licence apache-2.0",
-}
+from semid_lib.cli.options import Model, Queries, Revision, Scale, TopK, app
 
 
+@app.command(epilog="Example: semid predict --model FOLDER --input histories.txt --output answers.csv --topk 10")
 def predict(
     model: Model,
     input_path: Annotated[
@@ -87,6 +82,7 @@ def _print(answers: Path, recommender: Any) -> None:
         print("line {line}: {reason}".format(**json.loads(line)), file=sys.stderr)
 
 
+@app.command(epilog="Example: SEMID_TOKEN=secret semid serve --model FOLDER --host 0.0.0.0 --port 8080")
 def serve(
     model: Model,
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
@@ -105,6 +101,7 @@ def serve(
     web.serve(model, host, port, revision)
 
 
+@app.command(epilog="Example: semid push --model FOLDER --repo org/name --licence apache-2.0")
 def push(
     model: Model,
     repo: Annotated[str, typer.Option(metavar="ORG/NAME", help="A repository on the Hugging Face Hub.")],

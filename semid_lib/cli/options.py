@@ -1,13 +1,10 @@
-"""Options that several commands share, and groups of commands that print plain text."""
+"""The command, groups of commands that print plain text, and options that several share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 
 def _known(scale: str) -> str:
@@ -23,29 +20,8 @@ Model = Annotated[str, typer.Option(metavar="FOLDER", help="What Recommender.sav
 Revision = Annotated[str | None, typer.Option(help="Of org/name: a branch, a tag or, better, a commit.")]
 TopK = Annotated[int, typer.Option("--topk", help="Items in each answer.")]
 Queries = Annotated[bool, typer.Option("--queries", help="The input has texts instead of histories.")]
-Notebooks = Annotated[Path | None, typer.Option(envvar="SEMID_NOTEBOOKS", metavar="FOLDER", help="Of the chapters.")]
+Notebooks = Annotated[Path, typer.Option(envvar="SEMID_NOTEBOOKS", metavar="FOLDER", help="Of the chapters.")]
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
-# of click, or of the copy of it in newer versions of typer
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 group = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
-
-
-class Answers(TyperCommand):
-    """A command whose exit code 2 means that records were rejected, so wrong usage is 1."""
-
-    def make_context(self, *args: Any, **more: Any) -> Any:
-        with _usage_is_a_failure():
-            return super().make_context(*args, **more)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _usage_is_a_failure():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _usage_is_a_failure() -> Iterator[None]:
-    try:
-        yield
-    except _UsageError as error:
-        error.exit_code = 1  # type: ignore[attr-defined]
-        raise
+app = group(help="Generative recommendation with semantic IDs. `semid COMMAND --help` has an example of each.")

@@ -27,9 +27,10 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from semid_lib.workbench.weights import digest
+from semid_lib.workbench.weights import check_config, digest
 
 _FORMAT = 3
+_SAVE_EVERY = 1000  # steps
 _DAMAGED = (ValueError, KeyError, TypeError, OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -47,11 +48,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("n_epochs", "validate_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        check_config(self, {"learning_rate": 1e-12, "warmup_share": 0, "weight_decay": 0, "seed": 0})
 
     @classmethod
     def sized(cls, n_epochs: int, min_steps: int, steps_per_epoch: int, n_looks: int = 15, **settings) -> Self:
@@ -94,7 +91,6 @@ def fit(
     validate: Callable[[torch.nn.Module], float] | None = None,
     progress: bool = False,
     folder: str | Path | None = None,
-    save_every: int = 1000,
 ) -> list[Epoch]:
     """Train the model in place and leave it with its best weights on validation.
 
@@ -113,9 +109,8 @@ def fit(
         after `patience` validations without a better one. Without it the last weights are kept.
     progress : bool
     folder : path, optional
-        For checkpoints, every `save_every` steps and after each epoch; only the newest is kept, and each is written
+        For checkpoints, every 1,000 steps and after each epoch; only the newest is kept, and each is written
         atomically. A run that finds one resumes from it, and on CPU ends with the same weights as without a stop.
-    save_every : int
 
     Raises
     ------
@@ -128,10 +123,10 @@ def fit(
     accelerator = _accelerator()
     with _random_states_kept(), _alone_in(folder, accelerator):
         set_seed(config.seed, device_specific=True)
-        return _train(accelerator, model, loader, config, validate, progress, folder, save_every)
+        return _train(accelerator, model, loader, config, validate, progress, folder)
 
 
-def _train(accelerator, model, loader, config, validate, progress, folder, save_every) -> list[Epoch]:
+def _train(accelerator, model, loader, config, validate, progress, folder) -> list[Epoch]:
     n_steps = config.n_epochs * len(loader)
     optimizer = _adamw(model, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(n_steps, config.warmup_share))
@@ -141,7 +136,7 @@ def _train(accelerator, model, loader, config, validate, progress, folder, save_
         wrapped.broadcast_buffers = False  # constant tables, which would be sent at every step
     run, checkpoints = _Run(), None
     if folder is not None:
-        checkpoints = _Checkpoints(accelerator, Path(folder), loader, config, identity, save_every)
+        checkpoints = _Checkpoints(accelerator, Path(folder), loader, config, identity)
         run = checkpoints.latest()
     shown = progress and accelerator.is_main_process
     done = (run.epoch - 1) * len(loader) + run.step
@@ -154,11 +149,10 @@ def _train(accelerator, model, loader, config, validate, progress, folder, save_
                 raise ValueError(f"validate returned {figure} after epoch {run.epoch}: expected a finite number")
             run.epochs.append(Epoch(run.epoch, loss, figure, run.seconds))
             bar.set_postfix(epoch=run.epoch, loss=f"{loss:.3f}", validation=f"{figure:.4f}")
+            run.looks_since += look
             if look and figure > run.best:
                 weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
                 run.best, run.best_weights, run.looks_since = figure, weights, 0
-            elif look:
-                run.looks_since += 1
             run.epoch, run.order, run.step, run.loss = run.epoch + 1, [], 0, 0.0
             if checkpoints is not None:
                 checkpoints.save(run)
@@ -184,8 +178,11 @@ def warmup_then_cosine(n_steps: int, warmup_share: float) -> Callable[[int], flo
 def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, run, bar, checkpoints) -> float:
     model.train()
     total, before, started = torch.tensor(run.loss, device=accelerator.device), run.seconds, time.perf_counter()
-    if not run.order:
-        run.order = _order(loader)
+
+    def note() -> None:
+        run.loss, run.seconds = float(accelerator.reduce(total, "mean")), before + time.perf_counter() - started
+
+    run.order = run.order or _order(loader)
     for batch in _batches(accelerator, loader, run.order[run.step :]):
         batch = send_to_device(batch, accelerator.device)  # noqa: PLW2901
         loss = model(batch)
@@ -199,12 +196,11 @@ def _one_epoch(accelerator, model, loader, optimizer, scheduler, config, run, ba
         total += loss.detach()
         run.step += 1
         bar.update()
-        if checkpoints is not None and run.step % checkpoints.save_every == 0 and run.step < len(run.order):
-            run.loss = float(accelerator.reduce(total, "mean"))
-            run.seconds = before + time.perf_counter() - started
+        if checkpoints is not None and run.step % _SAVE_EVERY == 0 and run.step < len(run.order):
+            note()
             checkpoints.save(run)
-    mean = float(accelerator.reduce(total, "mean")) / len(run.order)
-    run.seconds = before + time.perf_counter() - started
+    note()
+    mean = run.loss / len(run.order)
     if not math.isfinite(mean):
         raise ValueError(f"the loss became {mean}; try a smaller learning_rate than {config.learning_rate}")
     return mean
@@ -302,11 +298,11 @@ def _alone_in(folder: str | Path | None, accelerator: Accelerator) -> Iterator[N
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock, is_free = FileLock(Path(folder) / ".run.lock", timeout=0), True
-    try:
-        if accelerator.is_main_process:
+    if accelerator.is_main_process:
+        try:
             lock.acquire()
-    except Timeout:
-        is_free = False
+        except Timeout:
+            is_free = False
     if not broadcast_object_list([is_free])[0]:
         raise ValueError(f"another process trains in {folder}: wait for it, or choose another folder")
     try:
@@ -335,13 +331,10 @@ class _Checkpoints:
     `weights_only`, which runs no code of the file.
     """
 
-    def __init__(self, accelerator, folder: Path, loader: DataLoader, config, identity: dict, save_every: int):
-        if save_every < 1:
-            raise ValueError(f"save_every must be at least 1, got {save_every}")
-        self.accelerator, self.folder, self.loader = accelerator, folder, loader
-        self.config, self.save_every = config, save_every
+    def __init__(self, accelerator, folder: Path, loader: DataLoader, config, identity: dict):
+        self.accelerator, self.folder, self.loader, self.config = accelerator, folder, loader, config
         processes = {"n_processes": accelerator.num_processes}
-        self.settings = {"format": _FORMAT} | processes | asdict(config) | identity
+        self.settings = {"format": _FORMAT} | asdict(config) | identity | processes
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # at each save: tied weights are kept once
 
     def save(self, run: _Run) -> None:
@@ -354,7 +347,13 @@ class _Checkpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             state = vars(run) | {"epochs": [tuple(epoch) for epoch in run.epochs]}
-            torch.save({"settings": self.settings, "run": state} | self._order_state(), partial / "run.pt")
+            # states that decide the order of later epochs: the batch sampler's own, and the sampler's generator
+            sampler, generator = self.loader.batch_sampler, getattr(self.loader.sampler, "generator", None)
+            order = {
+                "sampler": cast("Any", sampler).state_dict() if hasattr(sampler, "state_dict") else None,
+                "generator": None if generator is None else generator.get_state(),
+            }
+            torch.save({"settings": self.settings, "run": state} | order, partial / "run.pt")
             partial.replace(target)
             for other in self.folder.glob("step_*"):
                 if other != target:
@@ -368,33 +367,17 @@ class _Checkpoints:
             return _Run()
         try:
             saved = torch.load(found[-1] / "run.pt", map_location="cpu", weights_only=True)
-            run = _Run(**saved["run"] | {"epochs": [Epoch(*epoch) for epoch in saved["run"]["epochs"]]})
-            other = self._other_settings(saved["settings"], run)
-            if other is None:
-                if "sampler" in saved:
-                    cast("Any", self.loader.batch_sampler).load_state_dict(saved["sampler"])
-                if "generator" in saved:
-                    cast("Any", self.loader.sampler).generator.set_state(saved["generator"])
-                self.accelerator.load_state(str(found[-1]))
+            other = [name for name, value in self.settings.items() if saved["settings"].get(name) != value]
+            if not other or other == ["n_processes"]:
+                run = _Run(**saved["run"] | {"epochs": [Epoch(*epoch) for epoch in saved["run"]["epochs"]]})
+                if not other or run.is_over(self.config):  # a finished run may have been trained by any number of them
+                    if saved.get("sampler") is not None:
+                        cast("Any", self.loader.batch_sampler).load_state_dict(saved["sampler"])
+                    if saved.get("generator") is not None:
+                        cast("Any", self.loader.sampler).generator.set_state(saved["generator"])
+                    self.accelerator.load_state(str(found[-1]))
+                    return run
         except _DAMAGED as error:
             raise ValueError(f"{found[-1]} is damaged: delete it to train from the start ({error!r})") from error
-        if other is not None:
-            raise ValueError(f"{self.folder} holds another run: {other}. Choose another folder, or delete that run")
-        return run
-
-    def _order_state(self) -> dict[str, Any]:
-        """States that decide the order of later epochs: the batch sampler's own, and the sampler's generator."""
-        state, generator = {}, getattr(self.loader.sampler, "generator", None)
-        if hasattr(self.loader.batch_sampler, "state_dict"):
-            state["sampler"] = cast("Any", self.loader.batch_sampler).state_dict()
-        if generator is not None:
-            state["generator"] = generator.get_state()
-        return state
-
-    def _other_settings(self, held: dict, run: _Run) -> str | None:
-        for name, value in self.settings.items():
-            if name == "n_processes" and run.is_over(self.config):
-                continue  # a finished run may have been trained by any number of them
-            if held.get(name) != value:
-                return f"its {name} is {held.get(name)}, this one has {value}"
-        return None
+        differs = f"its {other[0]} is {saved['settings'].get(other[0])}, this one has {self.settings[other[0]]}"
+        raise ValueError(f"{self.folder} holds another run: {differs}. Choose another folder, or delete that run")

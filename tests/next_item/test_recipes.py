@@ -27,7 +27,7 @@ from semid_lib.cli import main
 from semid_lib.next_item import tiger
 from semid_lib.workbench import training
 usual, left = tiger.Tiger.forward, [9]
-training.fit.__defaults__ = (*training.fit.__defaults__[:-1], 2)  # save_every
+training._SAVE_EVERY = 2
 
 def forward(model, batch):
     left[0] -= 1

@@ -168,6 +168,11 @@ def test_settings_out_of_range_are_refused(name, value):
 # --- runs that are stopped ---
 
 
+@pytest.fixture(autouse=True)
+def saves_often(monkeypatch):
+    monkeypatch.setattr(training, "_SAVE_EVERY", 3)
+
+
 class StoppedError(Exception):
     pass
 
@@ -224,7 +229,7 @@ def look(model):
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path, make_loader, steps):
     def start(at, folder=None):
         model = Stopping(at)
-        return model, fit(model, make_loader(), LOOKS, look, folder=folder, save_every=3)
+        return model, fit(model, make_loader(), LOOKS, look, folder=folder)
 
     complete, expected = start(10**6)
     for at in steps:
@@ -253,9 +258,9 @@ def test_a_run_may_be_killed_while_it_saves(tmp_path, monkeypatch, owner, name, 
 
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(owner, name, stopped)
-        fit(Stopping(), in_buckets(), LOOKS, look, folder=tmp_path, save_every=3)
+        fit(Stopping(), in_buckets(), LOOKS, look, folder=tmp_path)
     resumed = Stopping(seed=7)
-    fit(resumed, in_buckets(), LOOKS, look, folder=tmp_path, save_every=3)
+    fit(resumed, in_buckets(), LOOKS, look, folder=tmp_path)
     assert resumed.equals(complete)
     assert len(list(tmp_path.glob("step_*"))) == 1
 
@@ -288,11 +293,6 @@ def test_digests_tell_batches_of_any_kind_apart():
     assert len({of(["a", "b"]), *others}) == 5
 
 
-def test_a_folder_needs_a_step_to_save_at(tmp_path):
-    with pytest.raises(ValueError, match="save_every must be at least 1, got 0"):
-        fit(Stopping(), in_buckets(), ONE, folder=tmp_path, save_every=0)
-
-
 @pytest.mark.parametrize("stopped", [False, True])
 def test_global_random_generators_are_neither_used_nor_changed(tmp_path, stopped):
     def draws():
@@ -322,6 +322,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name):
         fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
 
 
+def test_a_run_of_an_older_format_is_no_damaged_one(tmp_path):
+    fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
+    [file] = tmp_path.glob("step_*/run.pt")
+    torch.save({"settings": {"format": 2}, "run": {}}, file)
+    with pytest.raises(ValueError, match="holds another run: its format is 2, this one has 3"):
+        fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
+
+
 def test_a_checkpoint_runs_no_code(tmp_path):
     fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
     [checkpoint] = tmp_path.glob("step_*")
@@ -346,7 +354,7 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_is_killed_ten_times_ends_as_if_it_were_not(tmp_path):
     complete = Stopping()
-    expected = fit(complete, in_buckets(), LOOKS, look, folder=tmp_path / "complete", save_every=3)
+    expected = fit(complete, in_buckets(), LOOKS, look, folder=tmp_path / "complete")
     rng, n_kills, n_runs = np.random.default_rng(0), 0, 0
     while n_kills < 10:
         n_runs += 1
@@ -354,7 +362,7 @@ def test_a_run_that_is_killed_ten_times_ends_as_if_it_were_not(tmp_path):
 
         def work(folder=folder):
             model = Stopping()
-            epochs = fit(model, in_buckets(), LOOKS, look, folder=folder, save_every=3)
+            epochs = fit(model, in_buckets(), LOOKS, look, folder=folder)
             save_file(model.state_dict(), folder / "final.safetensors")
             (folder / "epochs.json").write_text(json.dumps([epoch[:3] for epoch in epochs]), encoding="utf-8")
 
