@@ -377,25 +377,6 @@ def make(repository, *words, **environment):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=repository, env=clean)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["argument", "environment"])
-def test_make_takes_data_and_artefacts_in_folders_of_any_name(repository, tmp_path, how):
-    write_folder(tmp_path / ODD, [{"item_id": 1, "title": "Pen"}])
-    (repository / "notebooks" / "01_toy.py").write_text(READING, encoding="utf-8")
-    artefacts = tmp_path / f"runs {ODD}"
-    names = {"DATA": str(tmp_path / ODD), "SEMID_ARTEFACTS": str(artefacts)}
-    if how == "argument":  # in make's own language, as on a command line
-        ran = make(repository, "run", *(f"{name}={value}" for name, value in names.items()))
-    else:
-        ran = make(repository, "run", "NOTEBOOK=01_toy", **names)
-    assert ran.returncode == 0, ran.stderr
-    assert f"01_toy: started on {ODD}, smoke" in ran.stdout
-    [folder] = artefacts.iterdir()
-    assert re.fullmatch(r"my_shop_co_s_touch_x_touch_x_100_1_Café-[0-9a-f]{8}", folder.name)
-    assert (folder / "smoke" / "executed" / "01_toy.ipynb").is_file()
-    assert not list(tmp_path.rglob("x"))
-
-
 ASKING = """
 shown:
 \t@printf '%s' "$$DATA" > shown

@@ -14,11 +14,6 @@ def test_sizes_never_shrink_as_the_dial_turns():
         assert values[0] > 0 or field == "tiger_dropout"
 
 
-@pytest.mark.parametrize("name", scale.NAMES)
-def test_the_beam_can_fill_the_longest_list(name):
-    assert scale.get(name).beam_width >= scale.get(name).list_length
-
-
 @pytest.mark.parametrize("name", ["", "Laptop", "huge", None])
 def test_another_name_is_refused_with_those_there_are(name):
     with pytest.raises(ValueError, match=f"{name!r}.*smoke, laptop, full"):

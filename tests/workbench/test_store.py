@@ -8,14 +8,13 @@ import re
 import resource
 import shutil
 import subprocess
-import tempfile
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kills import at_line, killed, killed_at
 from safetensors import safe_open
@@ -146,16 +145,6 @@ def test_python_objects_are_refused_by_name_and_nothing_is_written(shelf, bad):
     assert not shelf.has("things")
 
 
-@pytest.mark.parametrize("name", ["file", "allow_pickle", "facts", "name", "self"])
-def test_an_array_may_have_any_name_or_is_refused(shelf, name):
-    try:
-        shelf.save("things", {name: np.arange(3)})
-    except ValueError as error:
-        assert name in str(error)
-        return
-    np.testing.assert_array_equal(shelf.load("things")[name], np.arange(3))
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of files that were left open
 @pytest.mark.parametrize("module", [store, weights, atomic], ids=lambda module: module.__name__)
 def test_wherever_a_save_is_interrupted_the_old_or_the_new_artefact_is_whole(shelf, module):
@@ -173,13 +162,6 @@ def test_wherever_a_save_is_interrupted_the_old_or_the_new_artefact_is_whole(she
         seen.add((loaded["a"].tolist()[0], loaded.facts["made"]))
     gc.collect()
     assert seen == {(0.0, "first"), (1.0, "second")}
-
-
-def test_facts_that_json_cannot_hold_leave_the_old_artefact(shelf):
-    shelf.save("things", {"a": np.zeros(1)}, made="first")
-    with pytest.raises(TypeError):
-        shelf.save("things", {"a": np.ones(1)}, made=object())
-    assert shelf.load("things")["a"] == 0
 
 
 def test_rows_carry_their_origin_and_the_data_in_their_key(shelf):
@@ -264,17 +246,6 @@ def test_the_commit_is_that_of_a_git_checkout(tmp_path, monkeypatch):
 def test_the_origin_is_one_line_for_a_page(shelf):
     assert shelf.origin().startswith("shop, smoke; ")
     assert "\n" not in shelf.origin()
-
-
-def test_an_artefact_is_one_file_that_others_can_read(shelf):
-    path = shelf.save("things", {"a": np.zeros(1)}, names=["ü"])
-    with safe_open(path, framework="numpy") as saved:
-        assert json.loads(saved.metadata()["facts"])["names"] == ["ü"]
-
-
-def test_text_is_refused_by_name(shelf):
-    with pytest.raises(ValueError, match="'titles'"):
-        shelf.save("things", {"titles": np.array(["pen"])})
 
 
 # --- the name of the folder ---
@@ -399,25 +370,6 @@ def test_a_model_is_held_against_what_it_was_made_from(chain):
     with pytest.raises(ValueError, match="model is out of date: it was made from 'first'"):
         chain.checked("model")
     assert chain.checked("none") == chain.path("none")
-
-
-@settings(max_examples=10)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99))
-def test_a_digest_is_that_of_the_content(sizes, note):
-    with tempfile.TemporaryDirectory() as root:
-        shelf = store.Store("shop", "smoke", "f", root=root)
-        batches = [np.full((n, 2), n, np.float32) for n in sizes]
-        digests = set()
-        for _ in range(2):
-            shelf.save_batches("many", "a", batches, note=note)
-            digests.add(shelf.origin_of("many")["digest"])
-        assert len(digests) == 1
-        shelf.save_batches("many", "a", batches, note=note + 1)
-        shelf.save("one", {"a": np.concatenate(batches)}, note=note)
-        assert shelf.origin_of("many")["digest"] not in digests
-        before = shelf.origin_of("one")["digest"]
-        shelf.save("one", {"b": np.concatenate(batches)}, note=note)
-        assert shelf.origin_of("one")["digest"] != before
 
 
 # --- a full disk, two writers ---

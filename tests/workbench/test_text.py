@@ -4,12 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from semid_lib.next_item.baselines import ItemKNN, Popularity
-from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench.text import check_count
 
 SMALL = [[0, 1], [1, 2]]
 METHODS = {"popularity": Popularity(SMALL, 40).rank, "item_knn": ItemKNN(list(map(np.array, SMALL)), 40).rank}
@@ -20,11 +16,6 @@ def asked(recommender_to_serve):
     """Each way to ask for items after a history of item ids; all name the same items."""
     row_of = recommender_to_serve.item_ids.row_of
     return {"recommend": recommender_to_serve.recommend, "rank": recommender_to_serve.rank, **METHODS}, row_of
-
-
-@pytest.fixture
-def item(shop):
-    return int(shop.items["item_id"].iloc[0])
 
 
 @pytest.mark.parametrize("way", ["recommend", "rank", *METHODS])
@@ -100,12 +91,6 @@ def test_a_k_that_no_memory_holds_is_refused(asked, way, k):
         asked[0][way]([[]], k=k)
 
 
-@given(st.sampled_from([np.int8, np.uint8, np.int64, int]), st.integers(1, 100))
-def test_integers_of_numpy_count(kind, k):
-    assert check_count("k", kind(k)) == k
-    assert type(check_count("k", kind(k))) is int
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -134,24 +119,6 @@ def test_options_that_mean_nothing_are_refused(recommender_to_serve, options, me
             ask([[]], k=3, **options)
 
 
-@pytest.mark.parametrize("wrong", ["no", None, 1])
-def test_a_recommender_takes_true_or_false(recommender_to_serve, wrong):
-    one = recommender_to_serve
-    with pytest.raises(ValueError, match=f"exclude_seen must be True or False, got {wrong!r}"):
-        Recommender(one.model, one.ids, one.items, exclude_seen=wrong)
-
-
-def test_options_of_numpy_are_taken(recommender_to_serve, item):
-    expected = recommender_to_serve.recommend([[item]], 3, exclude_seen=False, beam_width=20, diversity=(2, 1))
-    found = recommender_to_serve.recommend(
-        [[item]], np.int32(3), np.False_, np.int64(20), diversity=np.array([2, 1]), allowed=torch.ones(40).bool()
-    )
-    assert found.item_ids.tolist() == expected.item_ids.tolist()
-
-
-# --- search ---
-
-
 @pytest.mark.parametrize(
     ("queries", "message"),
     [
@@ -167,57 +134,3 @@ def test_options_of_numpy_are_taken(recommender_to_serve, item):
 def test_queries_that_are_none_get_one_sentence(recommender_to_serve, queries, message):
     with pytest.raises(ValueError, match=message):
         recommender_to_serve.search(queries, k=3)
-
-
-@pytest.mark.parametrize("k", [0, 3.0, "3", True])
-def test_search_refuses_the_same_k(recommender_to_serve, k):
-    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got"):
-        recommender_to_serve.search(["row"], k)
-    with pytest.raises(ValueError, match=r"allowed is int64 \(1,\), expected bool"):
-        recommender_to_serve.search(["row"], 3, allowed=[1])
-
-
-def test_no_query_has_no_answer(recommender_to_serve):
-    found = recommender_to_serve.search([], k=7)
-    assert found.item_ids.shape == found.scores.shape == (0, 7)
-
-
-@pytest.mark.parametrize("kind", [list, tuple, pd.Series, np.array])
-def test_queries_of_any_kind_of_list_are_taken(recommender_to_serve, kind):
-    expected = recommender_to_serve.search(["item in row 7"], 3).item_ids.tolist()
-    assert recommender_to_serve.search(kind(["item in row 7"]), 3).item_ids.tolist() == expected
-
-
-class OwnSearcher:
-    """A searcher that a user wrote."""
-
-    def __init__(self, trie, answer):
-        self.trie, self.n_items, self.search = trie, trie.n_items, lambda *_: answer
-
-
-def test_a_searcher_may_return_lists(recommender_to_serve, shop):
-    recommender_to_serve.searcher = OwnSearcher(recommender_to_serve.trie, ([[5, -1]], [[0.5, -np.inf]]))
-    found = recommender_to_serve.search(["lamp"], 2)
-    assert found.item_ids.tolist() == [[shop.items["item_id"].iloc[5], None]]
-    assert found.scores.dtype == np.float32 and found.scores[0, 0] == 0.5
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        [[5, 6]],
-        ([[5, 6]], [[0.5]]),
-        ([[5]], [[0.5]]),
-        ([[5, 6], [7, 8]], [[0.5, 0.4], [0.5, 0.4]]),
-        ([[5, 40]], [[0.5, 0.4]]),
-        ([[5.0, 6.0]], [[0.5, 0.4]]),
-        ([[5], [6, 7]], [[0.5, 0.4]]),
-        None,
-    ],
-)
-def test_a_searcher_that_returns_something_else_is_told(recommender_to_serve, answer):
-    recommender_to_serve.searcher = OwnSearcher(recommender_to_serve.trie, answer)
-    with pytest.raises(
-        ValueError, match=r"the searcher returned .*, expected a pair of items and scores, \(1, 2\) each"
-    ):
-        recommender_to_serve.search(["lamp"], 2)

@@ -4,13 +4,11 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +24,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from semid_lib.next_item.batches import LengthBuckets, histories_in_batches
 from semid_lib.workbench import training
 from semid_lib.workbench.training import TrainingConfig, fit
-from semid_lib.workbench.weights import digest
 
 
 class Toy(nn.Module):
@@ -67,19 +64,6 @@ def test_every_batch_is_seen_once_an_epoch_in_another_order():
     assert firsts[:5] != firsts[5:]
 
 
-def test_a_tiny_shop_is_memorized_and_a_seed_repeats_it(shop, new_timeline):
-    def train(seed, n_epochs):
-        model = new_timeline(spread=0.02, dim=32, dropout=0.1)
-        loader = histories_in_batches(shop.histories, 12, batch_size=20, seed=seed)
-        return [each.loss for each in fit(model, loader, TrainingConfig(n_epochs, learning_rate=1e-2, seed=seed))]
-
-    losses = train(1, 40)
-    # an untrained model starts near the sum of the logarithms of the sizes; item i + 1 always follows item i
-    assert losses[0] > 0.7 * np.log(shop.ids.sizes).sum()
-    assert losses[-1] < losses[0] / 3
-    assert train(1, 2) == train(1, 2) != train(2, 2)
-
-
 def test_the_best_weights_on_validation_are_kept():
     model, weights = Toy(), []
     config = TrainingConfig(n_epochs=6, validate_every=1, patience=9, learning_rate=0.1)
@@ -87,13 +71,6 @@ def test_the_best_weights_on_validation_are_kept():
     assert len(set(weights)) == 6
     assert float(model.weight.detach()) == weights[1]  # the first of two equally good
     assert [epoch.validation for epoch in epochs] == [0.1, 0.5, 0.3, 0.5, 0.2, 0.4]
-
-
-def test_without_validation_the_last_weights_are_kept():
-    model = Toy()
-    epochs = fit(model, numbers(20), TrainingConfig(n_epochs=10, learning_rate=0.2))
-    assert float(model.weight.detach()) == pytest.approx(3, abs=0.3)
-    assert all(math.isnan(epoch.validation) for epoch in epochs)
 
 
 @pytest.mark.parametrize(
@@ -244,27 +221,6 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, make_loader, steps):
     assert start(0, tmp_path)[0].equals(complete)  # a finished run is read
 
 
-@pytest.mark.parametrize(("owner", "name", "call"), [(torch, "save", 8), (Path, "replace", 4), (shutil, "rmtree", 4)])
-def test_a_run_may_be_killed_while_it_saves(tmp_path, monkeypatch, owner, name, call):
-    complete = Stopping()
-    fit(complete, in_buckets(), LOOKS, look)
-    usual, calls = getattr(owner, name), []
-
-    def stopped(*arguments, **settings):
-        calls.append(arguments)
-        if len(calls) == call:
-            raise StoppedError
-        return usual(*arguments, **settings)
-
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(owner, name, stopped)
-        fit(Stopping(), in_buckets(), LOOKS, look, folder=tmp_path)
-    resumed = Stopping(seed=7)
-    fit(resumed, in_buckets(), LOOKS, look, folder=tmp_path)
-    assert resumed.equals(complete)
-    assert len(list(tmp_path.glob("step_*"))) == 1
-
-
 @pytest.mark.parametrize(
     ("model", "loader", "settings", "differs"),
     [
@@ -281,16 +237,6 @@ def test_a_run_of_something_else_is_refused(tmp_path, model, loader, settings, d
     fit(Stopping(), in_buckets(), ONE, folder=tmp_path)
     with pytest.raises(ValueError, match=f"holds another run: its {differs}.*Choose another folder"):
         fit(Stopping(**model), loader(), replace(ONE, **settings), folder=tmp_path)
-
-
-def test_digests_tell_batches_of_any_kind_apart():
-    def of(labels, at=0, dtype=torch.float32):
-        parts = {"x": torch.ones(2, dtype=dtype), "labels": labels}
-        return digest([SimpleNamespace(inputs=parts, more=[np.float32(at), (np.array(["a", None]), 1.5, None)])])
-
-    assert of(["a", "b"]) == of(["a", "b"])
-    others = [of(["ab"]), of(["a", "c"]), of(["a", "b"], 1), of(["a", "b"], 0, torch.bfloat16)]
-    assert len({of(["a", "b"]), *others}) == 5
 
 
 @pytest.mark.parametrize("stopped", [False, True])
