@@ -55,12 +55,14 @@ def lab(tmp_path_factory):
         process.wait()
 
 
+@pytest.mark.slow
 def test_opening_the_lab_changes_no_source(lab):
     notebooks, before, _ = lab
     assert {file.stem: file.read_text(encoding="utf-8") for file in notebooks.glob("*.py")} == before
 
 
-@pytest.mark.parametrize("chapter", runner.names())
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", runner.names()[:2])
 def test_a_save_changes_the_edited_line_and_nothing_else(lab, chapter):
     notebooks, before, ask = lab
     path = f"/api/contents/notebooks/{chapter}.ipynb"

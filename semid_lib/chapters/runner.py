@@ -278,12 +278,12 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
     except Exception as error:  # such as of a kernel that died
         _LOG.error("the run ended with an error", exc_info=True)
         found = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-    seconds, cell, slowest = 0.0, "In [0], ``", {"cell": None, "line": "", "seconds": 0.0}
+    number, seconds, cell, slowest = 0, 0.0, "In [0], ``", {"cell": None, "line": "", "seconds": 0.0}
     for each in nbformat.read(running, as_version=4).cells:
         times = each.metadata.get("papermill", {})
         if each.cell_type == "code" and times.get("start_time"):
             code = [line.strip() for line in each.source.splitlines() if line.strip() and line.lstrip()[0] != "#"]
-            line, number = code[0][:60] if code else "", each.execution_count
+            line, number = code[0][:60] if code else "", number + 1
             cell = f"In [{number}], `{line}`"
             if (times.get("duration") or 0.0) > seconds:
                 seconds = times["duration"]

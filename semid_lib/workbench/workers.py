@@ -17,10 +17,10 @@ import secrets
 import socket
 import tempfile
 import traceback
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,6 @@ Run = Callable[[Load, Iterable[pa.Table]], Iterator[pa.Table]]
 _RETRIES = 3  # of a batch whose worker died
 _AHEAD = 4  # batches per worker that are sent before the first answer is used
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's switch, read when ray is imported: 0 binds all to loopback
-_FAILED = ["the function failed", "its traceback"]  # columns of what a worker gives instead of an answer
 
 
 class BatchError(RuntimeError):
@@ -81,24 +80,21 @@ def chosen(n_workers: int | None = None, address: str | None = None) -> Run:
 class Cluster:
     """Worker processes of one core each; a context manager. Needs the extra 'distributed'.
 
-    n_workers: by default one for each core (or for each `gpus` GPUs). address: "host:port" or "auto" for a cluster that
-    runs already and that this machine has joined; by default one is started here, which takes seconds and ends with
-    the context: on loopback, without a dashboard, and without a word to Ray's makers. gpus: that each worker has for
-    itself; with 0 it sees none.
+    n_workers: by default one for each core. address: "host:port" or "auto" for a cluster that runs already and that
+    this machine has joined; by default one is started here, which takes seconds and ends with the context: on loopback,
+    without a dashboard, and without a word to Ray's makers. Workers see no GPU.
 
-    Raises ValueError for fewer than one worker, negative `gpus`, another kind of address, and more workers than the
-    cluster has cores or GPUs for; RuntimeError if Ray is running in this process already; ConnectionError if Ray does
-    not start, or does not answer at the address; ImportError that names the missing extra.
+    Raises ValueError for fewer than one worker, another kind of address, and more workers than the cluster has cores;
+    RuntimeError if Ray is running in this process already; ConnectionError if Ray does not start, or does not answer at
+    the address; ImportError that names the missing extra.
     """
 
-    def __init__(self, n_workers: int | None = None, address: str | None = None, gpus: int = 0):
+    def __init__(self, n_workers: int | None = None, address: str | None = None):
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"n_workers is {n_workers}, expected at least 1")
-        if gpus < 0:
-            raise ValueError(f"gpus is {gpus}, expected at least 0")
         if address is not None and (not address or "/" in address or address == "local"):
             raise ValueError(f"the address is {address!r}, expected host:port of a Ray cluster, or auto")
-        self.n_workers, self.address, self.gpus = n_workers, address, gpus
+        self.n_workers, self.address = n_workers, address
 
     def __enter__(self) -> "Cluster":
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -112,19 +108,25 @@ class Cluster:
         if ray.is_initialized():
             raise RuntimeError("Ray is running in this process already, expected ray.shutdown() before")
         with ExitStack() as opened:
-            settings: dict[str, Any] = {"address": self.address, "log_to_driver": False, "logging_level": logging.ERROR}
+            settings: dict[str, Any] = {"address": self.address}
             if self.address is None:
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home folder
                 folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
                 # one level down, since Ray opens its folder to everybody; the one above stays closed
-                settings |= self._on_loopback() | {"_temp_dir": os.path.join(opened.enter_context(folder), "ray")}
+                inner = os.path.join(opened.enter_context(folder), "ray")
+                n_cores = self.n_workers or os.cpu_count()
+                settings = {"address": "local", "num_cpus": n_cores, "include_dashboard": False, "_temp_dir": inner}
             opened.callback(ray.shutdown)
             try:
-                ray.init(**settings)
+                ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # Ray raises many kinds, and sometimes just this
                 raise ConnectionError(f"Ray ({settings['address']}) did not answer: {error}") from error
             if self.address is None and not ray.util.get_node_ip_address().startswith("127."):
                 raise RuntimeError(f"ray was imported before {_LOOPBACK}=0 was set: restart Python and set it first")
-            self.n_workers = self._room(ray.cluster_resources())
+            n_cores = int(ray.cluster_resources().get("CPU", 0))
+            self.n_workers = self.n_workers or max(n_cores, 1)
+            if self.n_workers > n_cores:
+                raise ValueError(f"{self.n_workers} workers do not fit into a cluster of {n_cores} cores")
             self._close = opened.pop_all().close
         return self
 
@@ -134,8 +136,9 @@ class Cluster:
     def map(self, load: Load, batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Apply the function to each batch in a worker; results are in the order of the batches.
 
-        Batches are streamed: a few per worker are read ahead of the first result. Workers load when the first result is
-        requested, and end with the last. If a worker dies, its batches are tried again, three times at most.
+        Batches are streamed: a few per worker are read ahead of the first result. Workers take turns. They load when
+        the first result is requested, and end with the last. If a worker dies, its batches are tried again, three times
+        at most.
 
         Raises
         ------
@@ -145,45 +148,24 @@ class Cluster:
         """
         import ray
 
-        new_worker: Any = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=-1, max_task_retries=_RETRIES)(
-            _Worker
-        )
+        new_worker: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_RETRIES)(_Worker)
         shared, row, n_workers = ray.put(load), 0, self.n_workers or 1
         workers: list[Any] = []
-        sent: deque[_Sent] = deque()
+        sent: deque[tuple[Any, str]] = deque()  # answers to come, and their rows
         try:
-            for batch in batches:
-                ready = set(_ready(sent))
-                while sent and (sent[0].answer in ready or len(sent) >= _AHEAD * n_workers):
-                    yield _received(sent.popleft())
-                if len(workers) < n_workers:
+            for at, batch in enumerate(batches):
+                if at < n_workers:
                     workers.append(new_worker.remote())
-                busy = Counter(one.worker for one in sent if one.answer not in ready)
-                idlest = min(range(len(workers)), key=lambda at: (busy[at], -at))
-                answer = workers[idlest].__call__.remote([shared], batch)  # in a list: an error of `load` is an answer
-                sent.append(_Sent(answer, idlest, row, row + len(batch) - 1))
+                if len(sent) == _AHEAD * n_workers:
+                    yield _received(*sent.popleft())
+                answer = workers[at % n_workers].__call__.remote([shared], batch)  # in a list: `load` may fail there
+                sent.append((answer, f"rows {row} to {row + len(batch) - 1}"))
                 row += len(batch)
             while sent:
-                yield _received(sent.popleft())
+                yield _received(*sent.popleft())
         finally:
             for worker in workers:
                 ray.kill(worker)
-
-    def _on_loopback(self) -> dict:
-        """Settings of a cluster on this machine that only this user can reach."""
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it leaves one in the home folder
-        n_cores = self.n_workers or len(os.sched_getaffinity(0))
-        return {"address": "local", "num_cpus": n_cores, "include_dashboard": False}
-
-    def _room(self, resources: dict[str, float]) -> int:
-        room = int(resources.get("CPU", 0))
-        if self.gpus:
-            room = min(room, int(resources.get("GPU", 0)) // self.gpus)
-        wanted = self.n_workers or max(room, 1)
-        if wanted > room:
-            has = f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
-            raise ValueError(f"{wanted} workers with {self.gpus} GPUs each do not fit into a cluster of {has}")
-        return wanted
 
 
 def _knock(address: str | None) -> None:
@@ -196,37 +178,20 @@ def _knock(address: str | None) -> None:
             raise ConnectionError(f"Ray ({address}) did not answer: {error}") from error
 
 
-class _Sent(NamedTuple):
-    """A batch that a worker has."""
-
-    answer: Any  # a reference to it
-    worker: int
-    first: int  # row
-    last: int
-
-
-def _ready(sent: Iterable[_Sent]) -> list:
-    import ray
-
-    answers = [one.answer for one in sent]
-    return ray.wait(answers, num_returns=len(answers), timeout=0)[0] if answers else []
-
-
-def _received(one: _Sent) -> pa.Table:
+def _received(coming: Any, rows: str) -> pa.Table:
     """The answer to a batch, which is waited for. Raises BatchError."""
     import ray
 
-    rows = f"rows {one.first} to {one.last}"
     try:
-        answer = ray.get(one.answer)
+        answer = ray.get(coming)
     except ray.exceptions.RayError as error:
         raise BatchError(f"a worker died over {rows}, {_RETRIES + 1} times: {error}") from error
-    if answer.column_names == _FAILED:
-        message, trace = (column[0].as_py() for column in answer.columns)
-        failure = BatchError(f"{rows}: {message}")
-        failure.add_note(trace)
-        raise failure
-    return answer
+    if isinstance(answer, pa.Table):
+        return answer
+    message, trace = answer
+    failure = BatchError(f"{rows}: {message}")
+    failure.add_note(trace)
+    raise failure
 
 
 class _Worker:
@@ -234,7 +199,7 @@ class _Worker:
 
     _function = None
 
-    def __call__(self, shared: list, batch: pa.Table) -> pa.Table:
+    def __call__(self, shared: list, batch: pa.Table) -> pa.Table | tuple[str, str]:
         import ray
 
         try:
@@ -242,8 +207,7 @@ class _Worker:
                 self._function = ray.get(shared[0])()
             return _checked(self._function(batch), batch)
         except Exception as error:
-            texts = f"{type(error).__name__}: {error}", traceback.format_exc()
-            return pa.table({name: [text] for name, text in zip(_FAILED, texts, strict=True)})
+            return f"{type(error).__name__}: {error}", traceback.format_exc()
 
 
 def _checked(answer: pa.Table, batch: pa.Table) -> pa.Table:

@@ -125,6 +125,7 @@ def test_a_chapter_runs_whole(notebooks, capsys):
     assert store.Store("demo", "smoke", "").rows()[0]["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_its_error_and_neither_rows_nor_an_executed_notebook(notebooks, capsys):
     source, shelf = notebooks / "01_toy.py", store.Store("demo", "smoke", "f" * 64)
     assert run(notebooks) == 0
@@ -147,6 +148,7 @@ def test_a_run_that_fails_leaves_its_error_and_neither_rows_nor_an_executed_note
     assert not (folder() / "01_toy.failed.ipynb").exists() and state(notebooks) == "executed"
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failure_of_its_cell(notebooks):
     dying = PLAIN.replace("print(", "import os\n\nos._exit(9)\nprint(")
     (notebooks / "01_toy.py").write_text(dying, encoding="utf-8")
@@ -237,6 +239,7 @@ def test_damaged_facts_of_a_run_are_named(notebooks, text, capsys):
 # --- up to date, by content ---
 
 
+@pytest.mark.slow
 def test_what_makes_a_chapter_stale(notebooks, monkeypatch, tmp_path):
     first, second = notebooks / "01_toy.py", notebooks / "02_next.py"
     first.write_text(SAVING, encoding="utf-8")
@@ -282,6 +285,7 @@ def test_what_makes_a_chapter_stale(notebooks, monkeypatch, tmp_path):
 # --- several at once ---
 
 
+@pytest.mark.slow
 def test_what_does_not_need_a_failed_chapter_runs_all_the_same(notebooks, capfd, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -336,6 +340,7 @@ def test_chapters_that_others_wait_for_start_first_and_trainings_precede_their_c
     ]
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_beforehand_if_its_chapter_is_stale_and_counts_in_the_summary(notebooks, monkeypatch):
     monkeypatch.setattr(schedule, "TRAININGS", {"01_toy": ("tiger",)})
     asked, source = [], notebooks / "01_toy.py"
@@ -385,6 +390,7 @@ asking:
 """
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from("ab $&;'\"`\\#%()=:,é-~*?<>|!{}[]\t")), st.sampled_from(["argument", "environment"]))
 @example("$(shell touch x)", "argument")
@@ -408,6 +414,7 @@ def test_make_takes_a_folder_whose_name_looks_like_an_option(repository, name):
     assert asked.returncode == 0 and asked.stdout.strip() == str(runner.folder_of(repository / name, "smoke").parent)
 
 
+@pytest.mark.slow
 def test_a_shop_never_gets_the_results_of_another_of_its_name(notebooks, tmp_path, capfd):
     (notebooks / "01_toy.py").write_text(READING, encoding="utf-8")
     for where, titles in (("a", ["Pen"]), ("b", ["Pen", "Ink"])):

@@ -98,6 +98,7 @@ def test_a_sweep_by_hand(source, capfd, monkeypatch):
     assert not places and not sweep._has_run(home / "SEED=1,WIDTH=1", source, "demo", "smoke", {"SEED": 1, "WIDTH": 1})
 
 
+@pytest.mark.slow
 def test_chapters_before_are_run_if_asked_and_out_of_date(source, capfd, monkeypatch):
     monkeypatch.setattr(sweep, "run_and_report", lambda *_: 0)
     for started in (1, 0):  # the second time it is up to date

@@ -44,6 +44,7 @@ def local(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
+@pytest.mark.slow
 def test_a_run_is_kept_with_all_that_belongs_to_it(tmp_path, files):
     from mlflow import MlflowClient
     from mlflow.telemetry.utils import is_telemetry_disabled
@@ -73,6 +74,7 @@ def test_a_run_is_kept_with_all_that_belongs_to_it(tmp_path, files):
     assert (run.info.status, run.data.tags["error"], run.data.tags["group"]) == ("FAILED", "KeyError: 'x'", "a sweep")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_one_warning(tmp_path, files, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

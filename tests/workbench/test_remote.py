@@ -176,6 +176,7 @@ def recommender(shop):
     return Recommender(Timeline(config, shop.ids.unique, shop.vectors), shop.ids, shop.items)
 
 
+@pytest.mark.slow
 def test_a_recommender_and_its_answers_lie_in_a_store(place, recommender, monkeypatch, tmp_path):
     recommender.save_pretrained(f"{place}/model")
     elsewhere(monkeypatch, tmp_path / "other")
@@ -214,6 +215,7 @@ shelf.path("page.txt").write_text("a page")
 """
 
 
+@pytest.mark.slow
 def test_a_chapter_runs_on_data_in_a_store_and_leaves_all_it_wrote_there(place, monkeypatch, tmp_path):
     folder.write_folder(tmp_path / "shop", SHOP)
     stored(f"{place}/shop", **{file.name: file.read_bytes() for file in (tmp_path / "shop").iterdir()})
