@@ -84,24 +84,16 @@ def fetch(where: str | Path) -> Path:
     where = str(where)
     here, (system, path) = local(where), _opened(where)
     with _plain_errors(where):
-        info = system.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            found = system.get_file_info(fs.FileSelector(path, recursive=True))
-        elif info.type == fs.FileType.File:
-            found = [info]
-        else:
-            raise ValueError(f"{where} is not there: the store has neither a file nor a folder of this name")
-        names = {one.path[len(path) :].lstrip("/") for one in found if one.type == fs.FileType.File}
+        is_folder = system.get_file_info(path).type == fs.FileType.Directory
+        names = set(_names(system, path)) if is_folder else {""}
         for name in sorted(names):
-            target = here / name
-            if not target.resolve().is_relative_to(here):
+            if not (here / name).resolve().is_relative_to(here):
                 raise ValueError(f"{where} lists {name!r}, expected names inside the folder")
-            _download(system, f"{path}/{name}" if name else path, target)
-    if info.type == fs.FileType.Directory:
-        for old in [file for file in here.rglob("*") if file.is_file()]:
-            if str(old.relative_to(here)) not in names and _noted(old):
-                _note_of(old).unlink()
-                old.unlink()
+            _download(system, f"{path}/{name}".rstrip("/"), here / name)
+    for old in here.rglob("*") if is_folder else ():
+        if old.is_file() and str(old.relative_to(here)) not in names and _noted(old):
+            _note_of(old).unlink()
+            old.unlink()
     return here
 
 
@@ -134,11 +126,19 @@ def send(where: str | Path, whole: bool = False) -> None:
         if there["size"] != state[0]:
             raise ConnectionError(f"{where}: of {file.name} {there['size']} bytes have arrived, expected {state[0]}")
         _note(file, there, state)
-    if whole and here.is_dir():
-        with _plain_errors(where):
-            for one in system.get_file_info(fs.FileSelector(path, recursive=True)):
-                if one.type == fs.FileType.File and not (here / one.path[len(path) :].lstrip("/")).exists():
-                    system.delete_file(one.path)
+    with _plain_errors(where):
+        for name in _names(system, path) if whole and here.is_dir() else ():
+            if not (here / name).exists():
+                system.delete_file(f"{path}/{name}")
+
+
+def _names(system: "fs.FileSystem", path: str) -> Iterator[str]:
+    """The files in a folder of the store, at any depth."""
+    from pyarrow import fs
+
+    for found in system.get_file_info(fs.FileSelector(path, recursive=True)):
+        if found.type == fs.FileType.File:
+            yield found.path[len(path) :].lstrip("/")
 
 
 def _download(system: "fs.FileSystem", path: str, target: Path) -> None:
