@@ -109,11 +109,11 @@ def resolve_collisions(
     n_moved = int(np.any(new != codes, axis=1).sum())
     before = codebooks.distortion(vectors, quantizer.decode(codes))
     report = CollisionReport(
-        collisions=np.count_nonzero(numbers),
+        collisions=int(np.count_nonzero(numbers)),
         moved=n_moved,
         distortion_before=before,
         distortion_after=codebooks.distortion(vectors, quantizer.decode(new)) if n_moved else before,
-        left_over=np.count_nonzero(ids.disambiguation_code),
+        left_over=int(np.count_nonzero(ids.disambiguation_code)),
     )
     return ids, report
 
@@ -241,10 +241,9 @@ def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[Semanti
             codes[new, -1] = least_cost_codes(costs[new - first_new], free)
     numbers = _numbers(codes, ids.disambiguation_code)
     added = SemanticIDs(codes, numbers, ids.codebook_size, ids.disambiguation_size)
-    n_nearest = np.count_nonzero((codes[first_new:] == encoded).all(axis=1) & (numbers[first_new:] == 0))
-    return added, AdditionReport(
-        len(encoded), n_nearest, np.count_nonzero(numbers[first_new:]), added.sizes == ids.sizes
-    )
+    extra = numbers[first_new:]
+    at_nearest = int(np.sum((codes[first_new:] == encoded).all(axis=1) & (extra == 0)))
+    return added, AdditionReport(len(encoded), at_nearest, int(np.count_nonzero(extra)), added.sizes == ids.sizes)
 
 
 def _numbers(codes: np.ndarray, taken: np.ndarray) -> np.ndarray:

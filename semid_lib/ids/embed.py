@@ -35,7 +35,7 @@ _HIDDEN = ("script", "style")
 def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
     """One text per item: title, brand, leaf of each category path, description; "" for an item without any.
 
-    Markup is removed, white space folded, and the text cut (MiniLM reads at most 256 word pieces).
+    Markup is removed, white space folded, and the text cut at `max_characters` (MiniLM reads at most 256 word pieces).
     Raises ValueError that names the row for a field that is not text.
 
     >>> item_texts(pd.DataFrame({"title": ["Tent"], "brand": [""], "categories": [[["Shop", "Camping"]]]}))
@@ -43,8 +43,8 @@ def item_texts(items: pd.DataFrame, max_characters: int = 1000) -> list[str]:
     """
     leaves = [", ".join(dict.fromkeys(path[-1] for path in paths)) for paths in category_column(items)]
     columns = [text_column(items, "title"), text_column(items, "brand"), leaves, text_column(items, "description")]
-    found = [map(plain_text, fields) for fields in zip(*columns, strict=True)]
-    return [". ".join(text for text in fields if text)[:max_characters] for fields in found]
+    texts = (". ".join(filter(None, map(plain_text, fields))) for fields in zip(*columns, strict=True))
+    return [text[:max_characters] for text in texts]
 
 
 def plain_text(text: str) -> str:

@@ -99,11 +99,11 @@ class SemanticIDs:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def save(self, path: str | Path, **more: np.ndarray) -> None:
+    def save(self, path: str | Path, **more: Any) -> None:
         """Write one file in numpy's `.npz` format, without pickle, under exactly this name. more: further arrays."""
-        sizes = {name: np.int64(getattr(self, name)) for name in ("codebook_size", "disambiguation_size")}
+        more |= {name: np.int64(getattr(self, name)) for name in ("codebook_size", "disambiguation_size")}
         with fresh_file(path) as partial, open(partial, "wb") as file:
-            np.savez(file, codes=self.codes, disambiguation_code=self.disambiguation_code, **sizes, **more)
+            np.savez(file, codes=self.codes, disambiguation_code=self.disambiguation_code, **more)
 
     @classmethod
     def load(cls, path: str | Path) -> "SemanticIDs":
