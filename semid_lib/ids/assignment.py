@@ -8,7 +8,7 @@ minus the prefixes of their codes, to the codewords of the last level.
 from collections import defaultdict
 from functools import partial
 from itertools import count
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -64,10 +64,7 @@ class CollisionReport(NamedTuple):
 
 
 def resolve_collisions(
-    codes: np.ndarray,
-    vectors: np.ndarray,
-    quantizer,
-    policy: Literal["reassign", "sinkhorn", "disambiguate"] = "reassign",
+    codes: np.ndarray, vectors: np.ndarray, quantizer, policy: str = "reassign"
 ) -> tuple[SemanticIDs, CollisionReport]:
     """Give every item a distinct semantic ID.
 

@@ -147,11 +147,7 @@ class Preservation(NamedTuple):
 
 
 def neighbour_preservation(
-    vectors: np.ndarray,
-    codes: np.ndarray,
-    k: int = 10,
-    n_queries: int | None = None,
-    seed: int = 0,
+    vectors: np.ndarray, codes: np.ndarray, k: int = 10, n_queries: int | None = None, seed: int = 0
 ) -> Preservation:
     """Share of an item's k nearest neighbours (Euclidean) that have the item's prefix, per depth.
 
@@ -186,9 +182,8 @@ def neighbour_preservation(
     if k < 1 or n < 2:
         raise ValueError(f"expected k >= 1 neighbours among 2 or more items, got {k} among {n}")
     rows = np.arange(n) if n_queries is None else np.random.default_rng(seed).permutation(n)[:n_queries]
-    near = np.concatenate(
-        [_neighbours(vectors, rows[at : at + 1024], min(k, n - 1)) for at in range(0, len(rows), 1024)]
-    )
+    blocks = (rows[at : at + 1024] for at in range(0, len(rows), 1024))
+    near = np.concatenate([_neighbours(vectors, block, min(k, n - 1)) for block in blocks])
     prefixes = [_groups(codes[:, : depth + 1]) for depth in range(codes.shape[1])]
     return Preservation(
         share=np.array([np.mean(prefix[near] == prefix[rows, None]) for prefix in prefixes]),

@@ -124,7 +124,25 @@ def embed(
     ValueError
         If there is no text, or the weights of the default model are not the published ones.
     """
-    return _embedded(texts, partial(_loaded, model), _cache_folder(model, cache), run, progress)
+    texts = _checked(texts)
+    folder = _cache_folder(model, cache)
+    keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
+    distinct, first = np.unique(keys, return_index=True)
+    known = _read_cache(folder, distinct) if folder else {}
+    todo = [row for row, key in zip(first, distinct, strict=True) if key not in known]
+    todo.sort(key=lambda row: -len(texts[row]))  # long texts first: little padding, and a bar that does not slow down
+    parts = [todo[at : at + _TOGETHER] for at in range(0, len(todo), _TOGETHER)]
+    batches = (pa.table({"text": [texts[row] for row in part]}) for part in parts)
+    with tqdm(total=len(todo), desc="embedding", unit="text", disable=not progress) as bar:
+        for part, answer in zip(parts, run(partial(_loaded, model), batches), strict=True) if todo else ():
+            vectors = workers.rows_of(answer, "vector")
+            known.update(zip(keys[part], vectors, strict=True))
+            if folder:
+                name = hashlib.sha256("".join(sorted(keys[part])).encode()).hexdigest()[:16]
+                with fresh_file(folder / f"{name}.npz") as fresh, open(fresh, "wb") as stream:
+                    np.savez(stream, keys=keys[part], vectors=vectors)
+            bar.update(len(part))
+    return np.stack([known[key] for key in keys])
 
 
 def embed_batches(
@@ -134,10 +152,12 @@ def embed_batches(
 
     The cache finds a batch only if all its texts are the same as before, so use the same batches to resume.
     """
-    load, folder = functools.cache(partial(_loaded, model)), _cache_folder(model, cache)
-    for texts in batches:
-        name = hashlib.sha256("\0".join(_checked(texts)).encode()).hexdigest()[:16]
-        yield _embedded(texts, load, folder and folder / name)
+    load = functools.cache(partial(_loaded, model))  # one model for all batches
+    for batch in batches:
+        texts = _checked(batch)
+        name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+        folder = None if cache is None else Path(cache) / name
+        yield embed(texts, model, folder, run=lambda _, parts: workers.here(load, parts))
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
@@ -155,34 +175,6 @@ def _loaded(model: str) -> Callable[[pa.Table], pa.Table]:
     """The function of a worker: a column of texts to one of vectors."""
     encoder = Encoder(model)
     return lambda batch: pa.table({"vector": workers.column(encoder(batch["text"].to_pylist()))})
-
-
-def _embedded(
-    texts: Sequence[str],
-    load: workers.Load,
-    folder: Path | None,
-    run: workers.Run = workers.here,
-    progress: bool = False,
-) -> np.ndarray:
-    """Vectors from the files of the cache folder, and new ones for texts that it lacks."""
-    texts = _checked(texts)
-    keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
-    distinct, first = np.unique(keys, return_index=True)
-    known = _read_cache(folder, distinct) if folder else {}
-    todo = [row for row, key in zip(first, distinct, strict=True) if key not in known]
-    todo.sort(key=lambda row: -len(texts[row]))  # long texts first: little padding, and a bar that does not slow down
-    parts = [todo[at : at + _TOGETHER] for at in range(0, len(todo), _TOGETHER)]
-    batches = (pa.table({"text": [texts[row] for row in part]}) for part in parts)
-    with tqdm(total=len(todo), desc="embedding", unit="text", disable=not progress) as bar:
-        for part, answer in zip(parts, run(load, batches), strict=True) if todo else ():
-            vectors = workers.rows_of(answer, "vector")
-            known.update(zip(keys[part], vectors, strict=True))
-            if folder:
-                name = hashlib.sha256("".join(sorted(keys[part])).encode()).hexdigest()[:16]
-                with fresh_file(folder / f"{name}.npz") as fresh, open(fresh, "wb") as stream:
-                    np.savez(stream, keys=keys[part], vectors=vectors)
-            bar.update(len(part))
-    return np.stack([known[key] for key in keys])
 
 
 def _read_cache(folder: Path, wanted: np.ndarray) -> dict[str, np.ndarray]:

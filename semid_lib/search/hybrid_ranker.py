@@ -246,11 +246,7 @@ class HybridSearch(GenerativeSearch):
     """
 
     def __init__(
-        self,
-        model: HybridRanker,
-        words: BM25 | None = None,
-        embed: str = encoders.DEFAULT_MODEL,
-        beam_width: int = 100,
+        self, model: HybridRanker, words: BM25 | None = None, embed: str = encoders.DEFAULT_MODEL, beam_width: int = 100
     ):
         super().__init__(model.eval(), model.trie, beam_width, batch_size=32)
         weight = model.config.word_weight
