@@ -63,18 +63,14 @@ def time_split(histories: dataset.Histories) -> tuple[Any, str]:
 
 def run_table(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> pd.DataFrame:
     """A line per run: its size, its best epoch, its validation score and the seconds it took."""
-    lines = {
-        f"{LABELS[name]}, seed {seed}": {
-            "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
-            "epochs": len(run.epochs),
-            "best epoch": run.best.epoch,
-            "Recall@10, validation": f"{run.best.validation:.4f}",
-            "seconds": round(run.seconds),
-        }
-        for name, of_seeds in runs.items()
-        for seed, run in of_seeds.items()
-    }
-    return pd.DataFrame(lines).T
+    columns = ["parameters", "epochs", "best epoch", "Recall@10, validation", "seconds"]
+    lines = {}
+    for name, of_seeds in runs.items():
+        for seed, run in of_seeds.items():
+            size, best = sum(weight.numel() for weight in run.model.parameters()), run.best
+            cells = (f"{size:,}", len(run.epochs), best.epoch, f"{best.validation:.4f}", round(run.seconds))
+            lines[f"{LABELS[name]}, seed {seed}"] = cells
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
 
 
 def table(evaluations: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.DataFrame:
@@ -82,8 +78,9 @@ def table(evaluations: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.Dat
     shown = evaluate.table(dict(evaluations)).T
     if columns := [column for column in columns if column in shown]:
         shown = shown[columns]
-    shown = shown.rename(index=lambda name: LABELS[name.removesuffix("_seen_allowed").removesuffix("_refit")])
-    return shown.rename(columns=metric_name)
+    return shown.rename(
+        index=lambda name: LABELS[name.removesuffix("_seen_allowed").removesuffix("_refit")], columns=metric_name
+    )
 
 
 def metric_name(metric: str) -> str:
@@ -97,20 +94,15 @@ def metric_name(metric: str) -> str:
 
 def difference_table(ahead: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """By how much the timeline model is ahead of others, with 95% intervals, for the metrics that all tables have."""
-    shown = [
-        metric
-        for metric in ("recall@10", "ndcg@10", "recall@100", "recall@1000")
-        if all(metric in each.index for each in ahead.values())
-    ]
-    names = {name: f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name] for name in ahead}
-    lines = {
-        f"{LABELS['timeline']} − {names[name]}": {
-            metric_name(str(metric)): f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
-            for metric, line in each.loc[shown].iterrows()
-        }
-        for name, each in ahead.items()
-    }
-    return pd.DataFrame(lines).T
+    metrics_of_all = ("recall@10", "ndcg@10", "recall@100", "recall@1000")
+    shown = [metric for metric in metrics_of_all if all(metric in each.index for each in ahead.values())]
+    lines = {}
+    for name, each in ahead.items():
+        label = f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name]
+        lines[f"{LABELS['timeline']} − {label}"] = each.loc[shown].apply(
+            lambda line: f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})", axis=1
+        )
+    return pd.DataFrame(lines).T.rename(columns=metric_name)
 
 
 def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dict[str, Any]]:
@@ -120,8 +112,7 @@ def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dic
         lines = []
         for seed, run in of_seeds.items():
             facts = {"seconds": run.seconds, "epochs": len(run.epochs), "best epoch": run.best.epoch}
-            facts["validation recall@10"] = run.best.validation
-            made = table_rows("training", {name: facts})
+            made = table_rows("training", {name: facts | {"validation recall@10": run.best.validation}})
             lines += [row | {"seed": seed, **run.origin} for row in made]
         rows += over_seeds(lines) if len(of_seeds) > 1 else lines
     return rows

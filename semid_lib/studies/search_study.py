@@ -166,8 +166,8 @@ def prefix_accuracy(first: dict[str, np.ndarray], truth: np.ndarray, codes: np.n
     right = {name: np.logical_and.accumulate(written == truth, axis=1) for name, written in first.items()}
     table = {name: each.mean(axis=0) for name, each in right.items()}
     depths = range(1, codes.shape[1] + 1)
-    counts = [np.unique(codes[:, :depth], axis=0, return_counts=True)[1] for depth in depths]
-    table["most common prefix"] = np.array([count.max() / len(codes) for count in counts])
+    most = [np.unique(codes[:, :depth], axis=0, return_counts=True)[1].max() for depth in depths]
+    table["most common prefix"] = np.array(most) / len(codes)
     return pd.DataFrame(table, index=[f"{depth} code" + "s" * (depth > 1) for depth in depths]).T
 
 
@@ -209,10 +209,10 @@ def new_over_old(
 
 def summary(tests: dict[str, dict[str, evaluate.QueryEvaluation]]) -> pd.DataFrame:
     """Recall@10 of every method, a column per set of queries."""
-    recall = {
+    found = {
         where: {name: each.per_query["recall@10"].mean() for name, each in of.items()} for where, of in tests.items()
     }
-    return pd.DataFrame(recall).add_prefix("Recall@10, ")
+    return pd.DataFrame(found).add_prefix("Recall@10, ")
 
 
 def own_queries(shop: dataset.Dataset) -> pd.DataFrame | None:
@@ -225,15 +225,13 @@ def own_queries(shop: dataset.Dataset) -> pd.DataFrame | None:
 
 def ahead_of(evaluations: dict[str, evaluate.QueryEvaluation], baseline: str) -> pd.DataFrame:
     """Difference in Recall@10 to a baseline on the same queries, with 95% intervals."""
-    others = {name: each for name, each in evaluations.items() if name != baseline}
-    return pd.DataFrame(
-        {
-            f"{'(' + name + ')' if '+' in name else name} − {baseline}": evaluate.differences(
-                each, evaluations[baseline]
-            ).loc["recall@10"]
-            for name, each in others.items()
-        }
-    ).T
+    lines = {}
+    for name, each in evaluations.items():
+        if name != baseline:
+            shown = f"({name})" if "+" in name else name
+            ahead = evaluate.differences(each, evaluations[baseline])
+            lines[f"{shown} − {baseline}"] = ahead.loc["recall@10"]
+    return pd.DataFrame(lines).T
 
 
 def lists_table(lists: dict[str, np.ndarray], relevant: np.ndarray, titles: pd.Series, width: int = 26) -> pd.DataFrame:

@@ -9,11 +9,11 @@ import itertools
 import numpy as np
 import torch
 import typer
-from measuring import fastest, record
+from measuring import record
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from semid_lib.decoding import beam_search, scorers
+from semid_lib.decoding import adapters, beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.studies import decoding_study, other_decoders
 from semid_lib.workbench import store
@@ -67,11 +67,7 @@ class Case:
             length_penalty=0.0,
             prefix_allowed_tokens_fn=self.follow,
         )
-        codes = written[:, self.start : self.start + n_levels] - torch.tensor([level[0] for level in self.tokens])
-        node = torch.zeros(len(codes), dtype=torch.long)
-        for level in range(n_levels):
-            node = self.trie.step(level, node, codes[:, level])
-        return self.trie.item_at(node).view(-1, width)
+        return adapters.TrieLogitsProcessor(self.trie, self.tokens, self.start).items(written).view(-1, width)
 
 
 SHAPES = {
@@ -86,8 +82,8 @@ def searches(n_items: int, prompt: int = 82, width: int = 50) -> list[dict]:
     for n_users, (name, (make, shape)) in itertools.product((8, 32), SHAPES.items()):
         case = Case(make, other_decoders.random_ids(n_items, 4, 256), 256, shape, n_users, prompt, seed=0)
         case.here(width)
-        here, found = fastest(lambda c=case: c.here(width), 5)
-        theirs, generated = fastest(lambda c=case: c.generate(width), 2)
+        here, found = decoding_study.best_seconds(lambda c=case: c.here(width), 5)
+        theirs, generated = decoding_study.best_seconds(lambda c=case: c.generate(width), 2)
         lines.append(
             {
                 "method": f"{name}, {n_users} users",
@@ -112,7 +108,7 @@ def subsets(n_items: int, n_users: int = 8, prompt: int = 82, width: int = 50) -
     seconds = dict.fromkeys(masks, np.inf)
     for _ in range(15):  # in turns, so that the noise of the machine is shared
         for name, mask in masks.items():
-            seconds[name] = min(seconds[name], fastest(lambda m=mask: case.here(width, m), 1)[0])
+            seconds[name] = min(seconds[name], decoding_study.best_seconds(lambda m=mask: case.here(width, m), 1)[0])
     return [
         {
             "method": name,

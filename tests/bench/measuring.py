@@ -1,7 +1,6 @@
-"""What the benches share: a process of its own for a measurement, the fastest of some repeats, and result rows."""
+"""What the benches share: a process of its own for a measurement, and result rows."""
 
 import multiprocessing
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -27,16 +26,6 @@ def alone(work, *arguments, timeout: float | None = None):
             for process in multiprocessing.active_children():
                 process.kill()
             raise
-
-
-def fastest(work, repeats: int = 3) -> tuple[float, object]:
-    """Seconds of the fastest repeat, and what the work returned."""
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        answer = work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds), answer
 
 
 def record(shelf: store.Store, step: str, topic: str, lines: list[dict]) -> None:

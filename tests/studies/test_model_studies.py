@@ -1,6 +1,7 @@
 """What chapters 05, 06, 07, 10 and 11 compute and draw through the library."""
 
 import doctest
+from functools import partial
 from types import SimpleNamespace
 
 import matplotlib
@@ -12,11 +13,16 @@ import torch
 
 from semid_lib.data import dataset
 from semid_lib.data.folder import write_folder
+from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import evaluate, figures, figures_models
 from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.next_item.recipes import Trained
+from semid_lib.queries.synthesis import load_queries, save_queries
 from semid_lib.studies import decoding_study, next_item_study, search_study
+from semid_lib.workbench import scale
 from semid_lib.workbench.store import Store
+from semid_lib.workbench.training import Epoch
 
 matplotlib.use("Agg")
 
@@ -45,10 +51,61 @@ def test_new_over_old_by_hand():
     assert "new, hidden" not in " ".join(search_study.new_over_old(tests, is_new, np.zeros(4, bool)))
 
 
-def test_the_rows_of_methods_keep_their_keys():
-    rows = search_study.rows({"own": {"hybrid ranker + BM25": query_evaluation([1.0, 0.0])}})
+@pytest.fixture
+def artefacts(shop, tmp_path) -> Store:
+    """What chapters 01, 02 and 04 write for the shop; ten items have no training queries."""
+    made = Store("shop", "smoke", "", tmp_path)
+    made.save("embeddings", {"vectors": 2 * shop.vectors}, embedder="an encoder")
+    arrays = {"codes": shop.ids.codes, "disambiguation_code": shop.ids.disambiguation_code}
+    arrays |= {f"rqvae_{name}": arrays[name] for name in arrays} | {"rqvae_unique_codes": shop.ids.codes}
+    made.save("semantic_ids", arrays, codebook_size=4)
+    queries = shop.items[["title"]].rename(columns={"title": "query"}).assign(item=range(40), kind="a_need")
+    cells = np.where(queries["item"] < 30, "seen item", "unseen item")
+    save_queries(made, queries[:30], queries.assign(cell=cells), shop.vectors[:30], shop.vectors)
+    return made
+
+
+@pytest.mark.parametrize("n_train", [30, 2])
+def test_a_study_hides_items_and_holds_back_queries(artefacts, shop, n_train, monkeypatch):
+    saved = load_queries(artefacts)
+    few = saved._replace(train=saved.train[:n_train], train_vectors=saved.train_vectors[:n_train])
+    monkeypatch.setattr(search_study.synthesis, "load_queries", lambda _: few)
+    study = search_study.load(SimpleNamespace(items=shop.items), artefacts, scale.get("smoke"), seed=0)
+    assert set(study.new_items) == set(range(30, 40)) and set(study.hidden) < set(study.new_items)
+    assert 0 < study.held_back.sum() < n_train and study.held_back[study.looks].all()
+    np.testing.assert_allclose(study.item_vectors, shop.vectors, atol=1e-6)
+    texts = study.known_texts()
+    assert len(study.hidden) == 5 and [texts[row] for row in study.hidden] == [""] * 5 and texts[0]
+    assert len(study.sample) == 40 and len(study.prompts) == 20
+
+
+def test_tables_of_methods_on_their_queries(monkeypatch):
+    both = {"dense": query_evaluation([1.0, 0.0]), "hybrid ranker + BM25": query_evaluation([1.0, 0.5])}
+    assert search_study.summary({"own": both})["Recall@10, own"].tolist() == [0.5, 0.75]
+    assert "Recall@10" in search_study.table(both) and "validity_rate" not in search_study.table(both)
+    [ahead] = search_study.ahead_of(both, "dense").to_dict("index").items()
+    assert ahead[0] == "(hybrid ranker + BM25) − dense" and ahead[1]["mean"] == 0.25
+    rows = search_study.rows({"own": both})
     assert [row["key"] for row in rows][-1] == "search/own_light_and_bm25/ms_alone" and rows[-1]["value"] == 2.0
-    assert {row["n"] for row in rows[:-1]} == {2}
+    monkeypatch.setattr(evaluate, "evaluate_queries", lambda search, *asked, **options: (search, options["n_items"]))
+    methods = {"BM25": SimpleNamespace(n_items=9, search=1), "dense": SimpleNamespace(search=2)}
+    assert search_study.measure(methods, ["tent"], [1], None, seed=0) == {"BM25": (1, 9), "dense": (2, 9)}
+    queries = pd.DataFrame({"query": ["tent", "gone"], "item_rows": [[1], []]})
+    assert search_study.own_queries(SimpleNamespace(queries=queries))["query"].tolist() == ["tent"]
+    assert search_study.default_base("smoke") == ""
+
+
+def test_examples_of_training_are_counted_and_shown():
+    chat = {"prompt": [{"content": "red pen"}], "completion": [{"content": "<|sid_0_1|>"}], "chat_template_kwargs": {}}
+    counts = search_study.example_counts([{"task": "query_to_id", **chat}] * 3)
+    assert counts.loc["query to id"].tolist() == [3, 1]
+    tokenizer = SimpleNamespace(apply_chat_template=lambda chat, **_: "\n".join(one["content"] for one in chat))
+    assert search_study.rendered(chat, tokenizer) == "red pen\n<|sid_0_1|>"
+    table = torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0.1, 1]]))
+    words = SimpleNamespace(decode=lambda ids: ["pen", "tent"][ids[0]])
+    model = SimpleNamespace(get_input_embeddings=lambda: table)
+    near = search_study.nearest_words(model, words, [np.array([2, 3])], [1], n=1)
+    assert near == {"<|sid_0_1|>": "'tent'"}
 
 
 def test_prefix_accuracy_by_hand():
@@ -93,6 +150,18 @@ def test_held_out_items_are_no_prompts_and_tokens_name_items():
     wrong[0, 2] = task.tokens[0][-1]
     wrong[0, 3] = task.tokens[1][-1]
     assert decoding_study.items_of(wrong, task, trie).tolist() == ([-1] if ids.sizes[0] == 8 else [39])
+
+
+def test_a_model_learns_and_its_search_is_timed(shop):
+    task = decoding_study.similar_items(shop.vectors, shop.ids, seed=0)
+    sizes = scale.get("smoke", similar_steps=2, dim=8)
+    model, epochs = decoding_study.train(task, sizes, seed=0)
+    prompts = {"input_ids": task.as_tokens[:2], "attention_mask": torch.ones_like(task.as_tokens[:2])}
+    timed = decoding_study.Timed(scorers.CausalScorer(model, task.tokens))
+    search = partial(beam_search.constrained_beam_search, timed, prompts, PrefixTrie.build(shop.ids.unique), 5, 5)
+    seconds, found = decoding_study.best_seconds(search)
+    assert np.isfinite(epochs[-1].loss) and found.items.shape == (2, 5)
+    assert seconds > 0 and all(part > 0 for part in timed.parts.values())
 
 
 # --- next item ---
@@ -140,6 +209,25 @@ def test_a_shop_without_usable_histories_is_replaced(histories, why, tmp_path, m
     monkeypatch.setattr(dataset, "load", lambda data: SimpleNamespace(name="demo") if data == "demo" else load(data))
     shop, instead = next_item_study.load_shop(tmp_path / "cold")
     assert shop.name == "demo" and instead.startswith(f"cold {why}")
+
+
+def test_what_chapter_07_reads_and_records(artefacts, shop, tmp_path):
+    ids, tiger_ids, vectors = next_item_study.load_ids(SimpleNamespace(), artefacts, "")
+    assert (ids.unique == tiger_ids.unique).all() and np.allclose(vectors, shop.vectors, atol=1e-6)
+    items = [{"item_id": at, "title": f"item {at}"} for at in range(10)]
+    write_folder(tmp_path / "warm", items, [("ann", [0, 1, 2])])
+    warm, instead = next_item_study.load_shop(tmp_path / "warm")
+    assert warm.name == "warm" and instead == ""
+    assert next_item_study.time_split(warm.histories) == (None, "has no times")
+    same_day = dataset.Histories.from_lists([[0, 1, 2]], times=[[5, 5, 5]])
+    assert next_item_study.time_split(same_day)[1].startswith("has no time-based split: ")
+    model = torch.nn.Linear(2, 1)
+    runs = {"tiger": {seed: Trained(model, [Epoch(0, 1.0, 0.25, 7.0)], {"commit": "c"}) for seed in (0, 1)}}
+    assert next_item_study.run_table(runs).loc["TIGER, seed 0"].tolist() == ["3", 1, 0, "0.2500", 7]
+    rows = next_item_study.training_rows(runs)
+    assert {row["key"]: row["value"] for row in rows}["training/tiger/validation_recall@10"] == 0.25
+    times = next_item_study.waiting_times(lambda histories, k: None, warm.histories)
+    assert set(times) == {"batched_ms", "alone_p50_ms", "alone_p99_ms"}
 
 
 def test_beams_by_hand():

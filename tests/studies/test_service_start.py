@@ -1,7 +1,21 @@
 """Starts of the real service in processes of their own: what is measured, not how long it takes."""
 
-import pytest
+import hashlib
+import io
+import json
+import os
+import time
+from types import SimpleNamespace
 
+import pytest
+import uvicorn
+
+from semid_lib.data.item_ids import ItemIds
+from semid_lib.ids import embed
+from semid_lib.serving import saved
+from semid_lib.serving.http import web
+from semid_lib.serving.http.service import Service
+from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import service_start
 from semid_lib.studies.service_start import PARTS, Way
 
@@ -20,6 +34,37 @@ def test_a_start_has_all_parts_that_its_way_has(served_folder, questions):
     assert tuple(service_start.measure(served_folder, questions, Way(forked=True)).seconds) == PARTS[-1:]
     seconds, _ = service_start.measure(served_folder, questions[:1], Way(checksums=False, compiled=False))
     assert "checksums" not in seconds and seconds["weights"] > 0
+
+
+@pytest.mark.parametrize("way", [Way(), Way(compiled=False, checksums=False, forked=True)])
+def test_the_process_that_answers_says_what_each_part_took(way, served_folder, monkeypatch, capsys):
+    patched = [(hashlib, "file_digest"), (saved, "read_items"), (saved, "check_files"), (web, "create_app")]
+    patched += [(embed.Encoder, "__init__"), (Recommender, "from_pretrained")]
+    for owner, name in [*patched, (Service, "warm_up"), (Service, "warm_up_rest")]:
+        monkeypatch.setattr(owner, name, vars(owner)[name])  # so that it comes back
+    served: list[dict] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **more: served.append(more))
+    monkeypatch.setattr(os, "fork", lambda: 0)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    monkeypatch.delenv("SEMID_TOKEN", raising=False)
+    facts = {"folder": str(served_folder), "port": 77, "started": time.monotonic(), **vars(way)}
+    monkeypatch.setattr("sys.argv", ["-c", json.dumps(facts)])
+    service_start._serve()
+    spent = json.loads(capsys.readouterr().out)
+    left_out = {"text encoder", PARTS[-1]} | (set() if way.checksums else {"checksums"})
+    assert set(spent) == set(PARTS) - left_out and min(spent.values()) >= 0
+    assert [more["port"] for more in served] == [77]
+    monkeypatch.setattr("sys.argv", ["-c", json.dumps(facts | {"folder": "nowhere"})])
+    with pytest.raises(SystemExit, match="cannot serve nowhere: "):
+        service_start._serve()
+
+
+@pytest.mark.parametrize("searches", [False, True])
+def test_example_requests_fit_the_folder(searches, tmp_path, shop):
+    (tmp_path / "config.json").write_text('{"searcher": 1}' if searches else '{"model": 1}', encoding="utf-8")
+    like = SimpleNamespace(items=shop.items, item_ids=ItemIds(shop.items))
+    [asked] = service_start.example_requests(tmp_path, like, 1, seed=0)
+    assert asked["query"].startswith("item in row") if searches else asked["item_ids"][0] in set(shop.items["item_id"])
 
 
 def test_a_table_by_hand(monkeypatch):

@@ -122,38 +122,34 @@ class Batcher:
                 self._arrived.clear()
                 continue
             self._working = True
-            for job, answer in await self._answered(batch):
-                if job.answer.done():
-                    continue
-                if isinstance(answer, Exception):
-                    job.answer.set_exception(answer)
-                else:
-                    job.answer.set_result(answer)
+            await self._answer(batch)
             self._working = False
 
-    async def _answered(self, batch: list[_Job]) -> list[tuple[_Job, Any]]:
-        """The jobs of a batch with answers or errors; if they fail together, each is tried alone."""
+    async def _answer(self, batch: list[_Job]) -> None:
+        """Answer jobs of a kind by one call; if it fails, each is tried alone."""
         questions, loop = [job.question for job in batch], asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._thread, self.work, batch[0].kind, questions)
-            return list(zip(batch, answers, strict=True))
+            pairs = list(zip(batch, answers, strict=True))
         except Exception as error:  # the service goes on
-            if len(batch) == 1:
-                return [(batch[0], error)]
-        return [pair for job in batch if not job.answer.done() for pair in await self._answered([job])]
+            if len(batch) == 1 and not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            for job in batch if len(batch) > 1 else []:
+                if not job.answer.done():
+                    await self._answer([job])
+            return
+        for job, answer in pairs:
+            if not job.answer.done():
+                job.answer.set_result(answer)
 
     def _take(self) -> list[_Job]:
         """Take the first job of the earliest round, and others of its kind, off the queue."""
-        waiting = sorted((job for job in self._waiting if not job.answer.done()), key=lambda job: job.round)
         batch: list[_Job] = []
         others: list[_Job] = []
-        for job in waiting:
+        for job in sorted((job for job in self._waiting if not job.answer.done()), key=lambda job: job.round):
             fits = len(batch) < self.max_batch and (len(batch) + 1) * job.cost <= self.max_cost
-            if not batch or (job.kind == batch[0].kind and fits):
-                batch.append(job)
-            else:
-                others.append(job)
+            is_next = not batch or (job.kind == batch[0].kind and fits)
+            (batch if is_next else others).append(job)
         self._waiting = others
-        if batch:
-            self._round = batch[0].round
+        self._round = batch[0].round if batch else self._round
         return batch

@@ -31,6 +31,7 @@ _PUBLIC = re.compile(r"/(docs|openapi\.json|healthz|readyz|ping|(page|static-off
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 # Swagger's page has its script and styles inside; it shows nothing that somebody else wrote
 _DOCS_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+_SECURITY = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # what else a client makes up is "other"
 _DECLARE = "send JSON with the header Content-Type: application/json (curl --json, or -H 'Content-Type: ...' with -d)"
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -63,15 +64,13 @@ class Meters:
     def __init__(self):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        labels, about = (
-            ["method", "path", "status"],
-            "Time from the end of the request's headers to the end of the answer",
-        )
+        about = "Time from the end of the request's headers to the end of the answer"
         seconds = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+        labels = ("method", "path", "status")
         self.requests = Counter("semid_requests", "Requests answered", labels, registry=self.registry)
         self.seconds = Histogram("semid_request_seconds", about, ["path"], buckets=seconds, registry=self.registry)
-        about = "Questions answered together"
-        self.batch = Histogram("semid_batch_size", about, buckets=(1, 2, 4, 8, 16, 32), registry=self.registry)
+        sizes, about = (1, 2, 4, 8, 16, 32), "Questions answered together"
+        self.batch = Histogram("semid_batch_size", about, buckets=sizes, registry=self.registry)
         self.waiting = Gauge("semid_waiting", "Questions in the queue", registry=self.registry)
 
 
@@ -105,7 +104,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *_headers(scope["path"])]}
+                policy = _DOCS_POLICY if scope["path"] == "/docs" else _POLICY
+                security = (*_SECURITY, (b"content-security-policy", policy.encode()))
+                message = {**message, "headers": [*message["headers"], *security]}
             elif method == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -184,14 +185,6 @@ def _path(scope: Scope) -> str:
         return scope["path"]
     sent = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0]
     return sent if sent.startswith("/items/") else quote(scope["path"])
-
-
-def _headers(path: str) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"no-referrer"),
-        (b"content-security-policy", (_DOCS_POLICY if path == "/docs" else _POLICY).encode()),
-    ]
 
 
 def _may_be_json(headers: dict[bytes, bytes]) -> bool:

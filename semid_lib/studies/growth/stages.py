@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +25,7 @@ from semid_lib.next_item import baselines
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.search import retrieval
 from semid_lib.serving.recommender import Recommender
-from semid_lib.studies.growth.catalogue import (
-    CODEBOOK_SIZE,
-    N_LEVELS,
-    Sample,
-    histories_like,
-    made_ids,
-    vectors_like,
-    zipf_exponents,
-)
+from semid_lib.studies.growth import catalogue
 from semid_lib.studies.growth.points import GIB, Point
 from semid_lib.workbench.training import seeded
 
@@ -45,23 +36,18 @@ _WARM_UP = 60  # items on which everything is loaded and compiled before the fir
 class Work(NamedTuple):
     """The timed part of a stage."""
 
-    run: Callable[[], Any] | tuple[Callable[[], Any], ...]  # of several the slowest counts
-    kept: Callable[[Any], float]  # bytes, of what `run` returns
+    runs: tuple[Callable[[], Any], ...]  # of several the slowest counts
+    kept: Callable[[Any], float]  # bytes, of what a run returns
     per: float = 1.0  # what the seconds are divided by
 
-    @property
-    def runs(self) -> tuple[Callable[[], Any], ...]:
-        return self.run if isinstance(self.run, tuple) else (self.run,)
 
-
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A stage of the pipeline or a way to answer."""
 
     unit: str
     limit: float  # in that unit: a higher cost is too slow
     why: str  # the limit in words
-    prepare: Callable[[Sample, int, int], Work]  # sample, items, seed
+    prepare: Callable[[catalogue.Sample, int, int], Work]  # sample, items, seed
 
     @property
     def is_answer(self) -> bool:
@@ -77,14 +63,14 @@ _PER_USER = ("ms a user", 100.0, "100 ms a user")
 
 
 def _stage(name: str, unit: str, limit: float, why: str) -> Callable:
-    def register(prepare: Callable[[Sample, int, int], Work]) -> Callable:
+    def register(prepare: Callable[[catalogue.Sample, int, int], Work]) -> Callable:
         STAGES[name] = Stage(unit, limit, why, prepare)
         return prepare
 
     return register
 
 
-def stages_for(like: Sample) -> dict[str, Stage]:
+def stages_for(like: catalogue.Sample) -> dict[str, Stage]:
     """The stages that can be measured on a sample: all of `STAGES`, or those that need no histories."""
     return {name: stage for name, stage in STAGES.items() if like.histories or not name.startswith("item-kNN")}
 
@@ -92,7 +78,7 @@ def stages_for(like: Sample) -> dict[str, Stage]:
 _warm: set[str] = set()
 
 
-def measure(stage: str, n: int, like: Sample, seed: int = 0, seconds: float = 0.5) -> Point:
+def measure(stage: str, n: int, like: catalogue.Sample, seed: int = 0, seconds: float = 0.5) -> Point:
     """Measure a stage of `STAGES` on n items: the median of as many runs as fit in `seconds`, one at least.
 
     Raises ValueError for an unknown stage, and for histories that a sample does not have.
@@ -139,75 +125,76 @@ def memory(name: str) -> float:
 
 
 @_stage("embedding", "s", DAY, "a day")
-def _embedding(like: Sample, n: int, seed: int) -> Work:
+def _embedding(like: catalogue.Sample, n: int, seed: int) -> Work:
     encoder = embed.Encoder()
     texts = [f"{at} {like.texts[at % len(like.texts)]}" for at in range(n)]
-    return Work(lambda: encoder(texts), lambda vectors: vectors.nbytes)
+    return Work((lambda: encoder(texts),), _bytes)
 
 
 @_stage("residual k-means", "s", DAY, "a day")
-def _residual_kmeans(like: Sample, n: int, seed: int) -> Work:
-    vectors, size = vectors_like(like, n, seed), quantize.suggest_codebook_size(n)
+def _residual_kmeans(like: catalogue.Sample, n: int, seed: int) -> Work:
+    vectors, size = catalogue.vectors_like(like, n, seed), quantize.suggest_codebook_size(n)
     fit = partial(quantize.fit_residual_kmeans, vectors, 3, size, seed=seed)
-    return Work(fit, lambda fitted: fitted.codes.nbytes + fitted.codebooks.nbytes)
+    return Work((fit,), lambda fitted: _bytes(fitted.codes, fitted.codebooks))
 
 
 @_stage("RQ-VAE, an epoch", "s", DAY / _EPOCHS, f"a day for {_EPOCHS} epochs")
-def _rqvae(like: Sample, n: int, seed: int) -> Work:
+def _rqvae(like: catalogue.Sample, n: int, seed: int) -> Work:
     config = rqvae.RQVAEConfig(codebook_size=quantize.suggest_codebook_size(n), n_epochs=1)
-    vectors = vectors_like(like, n, seed)
-    return Work(
-        lambda: rqvae.fit_rqvae(vectors, config, seed), lambda fitted: fitted.codes.nbytes + fitted.codebooks.nbytes
-    )
+    fit = partial(rqvae.fit_rqvae, catalogue.vectors_like(like, n, seed), config, seed)
+    return Work((fit,), lambda fitted: _bytes(fitted.codes, fitted.codebooks))
 
 
 @_stage("collisions", "s", DAY, "a day")
-def _collisions(like: Sample, n: int, seed: int) -> Work:
-    vectors, size = vectors_like(like, n, seed), quantize.suggest_codebook_size(n)
+def _collisions(like: catalogue.Sample, n: int, seed: int) -> Work:
+    vectors, size = catalogue.vectors_like(like, n, seed), quantize.suggest_codebook_size(n)
     rough = quantize.fit_residual_kmeans(vectors[:40_000], 3, size, 3, seed)
-    codes = rough.encode(vectors)
-    return Work(
-        lambda: assignment.resolve_collisions(codes, vectors, rough)[0],
-        lambda ids: ids.codes.nbytes + ids.disambiguation_code.nbytes,
-    )
+    resolve = partial(assignment.resolve_collisions, rough.encode(vectors), vectors, rough)
+    return Work((resolve,), lambda found: _bytes(found[0].codes, found[0].disambiguation_code))
 
 
-def _ids(like: Sample, n: int, seed: int) -> np.ndarray:
-    return made_ids(n, zipf_exponents(like.codes, like.codebook_size), seed=seed)
+def _bytes(*arrays: np.ndarray) -> float:
+    return sum(array.nbytes for array in arrays)
+
+
+def _ids(like: catalogue.Sample, n: int, seed: int) -> np.ndarray:
+    return catalogue.made_ids(n, catalogue.zipf_exponents(like.codes, like.codebook_size), seed=seed)
+
+
+def _trie(like: catalogue.Sample, n: int, seed: int) -> PrefixTrie:
+    return PrefixTrie.build(_ids(like, n, seed))
 
 
 @_stage("trie, build", "s", 3600.0, "an hour")
-def _trie_build(like: Sample, n: int, seed: int) -> Work:
-    ids = _ids(like, n, seed)
-    return Work(lambda: PrefixTrie.build(ids), lambda trie: trie.n_bytes)
+def _trie_build(like: catalogue.Sample, n: int, seed: int) -> Work:
+    return Work((partial(PrefixTrie.build, _ids(like, n, seed)),), lambda trie: trie.n_bytes)
 
 
 @_stage("trie, open", "s", 1.0, "a second")
-def _trie_open(like: Sample, n: int, seed: int) -> Work:
+def _trie_open(like: catalogue.Sample, n: int, seed: int) -> Work:
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "trie.safetensors"
-    PrefixTrie.build(_ids(like, n, seed)).save(path)
+    _trie(like, n, seed).save(path)
 
     def opened(_=folder):  # the folder lives as long as this function
         return PrefixTrie.open(path)
 
-    return Work(opened, lambda trie: trie.n_bytes)
+    return Work((opened,), lambda trie: trie.n_bytes)
 
 
 @_stage("item-kNN, fit", "s", DAY, "a day")
-def _item_knn_fit(like: Sample, n: int, seed: int) -> Work:
-    histories = histories_like(like, n)
-    return Work(lambda: baselines.ItemKNN(histories, n), _sparse_bytes)
+def _item_knn_fit(like: catalogue.Sample, n: int, seed: int) -> Work:
+    return Work((partial(baselines.ItemKNN, catalogue.histories_like(like, n), n),), _sparse_bytes)
 
 
 @_stage("mask step, 400 beams", "ms", 5.0, "5 ms")
-def _mask_step(like: Sample, n: int, seed: int) -> Work:
-    trie, rng = PrefixTrie.build(_ids(like, n, seed)), np.random.default_rng(seed)
+def _mask_step(like: catalogue.Sample, n: int, seed: int) -> Work:
+    trie, rng = _trie(like, n, seed), np.random.default_rng(seed)
 
     def of_level(level: int) -> Callable:
         beams = [random_beams(trie, level, N_USERS, BEAM_WIDTH, rng) for _ in range(16)]
         width = beams[0].node.shape[1]
-        scores = 2 * torch.from_numpy(rng.standard_normal((N_USERS, width, CODEBOOK_SIZE), dtype=np.float32))
+        scores = 2 * torch.from_numpy(rng.standard_normal((N_USERS, width, catalogue.CODEBOOK_SIZE), dtype=np.float32))
         scores, turns = scores.log_softmax(dim=-1), itertools.cycle(beams)  # other nodes each time: no warm cache
         return lambda: beam_search.select(trie, level, next(turns), scores, BEAM_WIDTH, compiled=True)
 
@@ -233,11 +220,11 @@ def random_beams(
     return beam_search.Beam(node, score, torch.zeros_like(node), torch.zeros_like(node))
 
 
-def _t5(n_users: int, seed: int):
+def _t5(seed: int):
     """A small T5 with random weights as a scorer, and prompts for it: twenty items of four codes each, and two more."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    n_tokens = 3 + N_LEVELS * CODEBOOK_SIZE
+    n_tokens = 3 + catalogue.N_LEVELS * catalogue.CODEBOOK_SIZE
     sizes = {"d_model": 128, "d_ff": 1024, "num_layers": 4, "num_heads": 6, "d_kv": 64}
     tokens_of = {"vocab_size": n_tokens, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     config = T5Config(**sizes, **tokens_of)  # type: ignore[arg-type]
@@ -246,66 +233,67 @@ def _t5(n_users: int, seed: int):
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "relative" not in name:  # scores far apart, as those of a trained model are
                 torch.nn.init.normal_(weight, std=1.2 / weight.shape[1] ** 0.5)
-        prompt = torch.randint(3, n_tokens, (n_users, 82))
-    tokens = [3 + level * CODEBOOK_SIZE + np.arange(CODEBOOK_SIZE) for level in range(N_LEVELS)]
+        prompt = torch.randint(3, n_tokens, (N_USERS, 82))
+    tokens = [
+        3 + level * catalogue.CODEBOOK_SIZE + np.arange(catalogue.CODEBOOK_SIZE) for level in range(catalogue.N_LEVELS)
+    ]
     return scorers.EncoderDecoderScorer(model, tokens), {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
 
 
 @_stage("T5, beam search", *_PER_USER)
-def _beam_search(like: Sample, n: int, seed: int) -> Work:
-    trie, (scorer, contexts) = PrefixTrie.build(_ids(like, n, seed)), _t5(N_USERS, seed)
-    search = partial(beam_search.constrained_beam_search, scorer, contexts, trie, BEAM_WIDTH, K)
-    return Work(search, lambda _: trie.n_bytes, N_USERS)
+def _beam_search(like: catalogue.Sample, n: int, seed: int) -> Work:
+    trie = _trie(like, n, seed)
+    search = partial(beam_search.constrained_beam_search, *_t5(seed), trie, BEAM_WIDTH, K)
+    return Work((search,), lambda _: trie.n_bytes, N_USERS)
 
 
 @_stage("T5, exact scoring", *_PER_USER)
-def _exact_scoring(like: Sample, n: int, seed: int) -> Work:
-    trie, (scorer, contexts) = PrefixTrie.build(_ids(like, n, seed)), _t5(N_USERS, seed)
-    return Work(lambda: beam_search.exact_ranking(scorer, contexts, trie, K), lambda _: trie.n_bytes, N_USERS)
+def _exact_scoring(like: catalogue.Sample, n: int, seed: int) -> Work:
+    trie = _trie(like, n, seed)
+    return Work((partial(beam_search.exact_ranking, *_t5(seed), trie, K),), lambda _: trie.n_bytes, N_USERS)
 
 
 @_stage("timeline model", *_PER_USER)
-def _recommend(like: Sample, n: int, seed: int) -> Work:
-    ids = semantic_ids.SemanticIDs.from_codes(_ids(like, n, seed), CODEBOOK_SIZE)
-    vectors = vectors_like(like, n, seed)
+def _recommend(like: catalogue.Sample, n: int, seed: int) -> Work:
+    ids = semantic_ids.SemanticIDs.from_codes(_ids(like, n, seed), catalogue.CODEBOOK_SIZE)
+    vectors = catalogue.vectors_like(like, n, seed)
     with seeded(seed):
         model = Timeline(TimelineConfig(ids.sizes, vectors.shape[1], n), ids.unique, vectors)
     recommender = Recommender(model, ids, pd.DataFrame({"item_id": np.arange(n)}))
     rng = np.random.default_rng(seed)
     histories = [rng.integers(0, n, 10) for _ in range(N_USERS)]
-    weights = [*model.parameters(), *model.buffers()]
-    catalogue_bytes = 4 * n * model.config.dim  # what `Timeline` keeps to compare items
-    kept = sum(weight.nbytes for weight in weights) + catalogue_bytes + model.trie.n_bytes
-    return Work(lambda: recommender.rank(histories, K, beam_width=BEAM_WIDTH), lambda _: kept, N_USERS)
+    others = 4 * n * model.config.dim  # what `Timeline` keeps to compare items
+    kept = _bytes(*model.parameters(), *model.buffers()) + others + model.trie.n_bytes
+    return Work((partial(recommender.rank, histories, K, beam_width=BEAM_WIDTH),), lambda _: kept, N_USERS)
 
 
 @_stage("item-kNN", *_PER_USER)
-def _item_knn_answer(like: Sample, n: int, seed: int) -> Work:
-    histories = histories_like(like, n)
+def _item_knn_answer(like: catalogue.Sample, n: int, seed: int) -> Work:
+    histories = catalogue.histories_like(like, n)
     knn = baselines.ItemKNN(histories, n)
     asked = list(itertools.islice(itertools.cycle(histories), N_USERS))
-    return Work(lambda: knn.rank(asked, K), lambda _: _sparse_bytes(knn), N_USERS)
+    return Work((partial(knn.rank, asked, K),), lambda _: _sparse_bytes(knn), N_USERS)
 
 
 def _sparse_bytes(knn: baselines.ItemKNN) -> float:
     matrix = knn.similarity
-    return matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes + knn.without_votes.nbytes
+    return _bytes(matrix.data, matrix.indices, matrix.indptr, knn.without_votes)
 
 
 @_stage("dense", *_PER_USER)
-def _dense(like: Sample, n: int, seed: int) -> Work:
-    dense = retrieval.Dense(vectors_like(like, n, seed))
-    queries = vectors_like(like, N_USERS, seed + 1)
-    words = ["a query"] * N_USERS
-    return Work(lambda: dense.search(words, K, query_vectors=queries), lambda _: 4 * n * queries.shape[1], N_USERS)
+def _dense(like: catalogue.Sample, n: int, seed: int) -> Work:
+    dense = retrieval.Dense(catalogue.vectors_like(like, n, seed))
+    queries = catalogue.vectors_like(like, N_USERS, seed + 1)
+    search = partial(dense.search, ["a query"] * N_USERS, K, query_vectors=queries)
+    return Work((search,), lambda _: 4 * n * queries.shape[1], N_USERS)
 
 
 @_stage("dense, inverted lists", *_PER_USER)
-def _dense_lists(like: Sample, n: int, seed: int) -> Work:
+def _dense_lists(like: catalogue.Sample, n: int, seed: int) -> Work:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    vectors, queries = vectors_like(like, n, seed), vectors_like(like, N_USERS, seed + 1)
+    vectors, queries = catalogue.vectors_like(like, n, seed), catalogue.vectors_like(like, N_USERS, seed + 1)
     n_lists = max(1, int(n**0.5))
     coarse = faiss.IndexFlatIP(vectors.shape[1])
     index = faiss.IndexIVFFlat(coarse, vectors.shape[1], n_lists, faiss.METRIC_INNER_PRODUCT)
@@ -315,4 +303,5 @@ def _dense_lists(like: Sample, n: int, seed: int) -> Work:
     index.train(vectors)
     index.add(vectors)
     # a vector, its number, and the centres of the lists
-    return Work(lambda: index.search(queries, K), lambda _: (4 * (n + n_lists) * vectors.shape[1]) + 8 * n, N_USERS)
+    kept = 4 * (n + n_lists) * vectors.shape[1] + 8 * n
+    return Work((partial(index.search, queries, K),), lambda _: kept, N_USERS)
