@@ -61,8 +61,8 @@ def train(task: Similar, sizes: Scale, seed: int, progress: bool = False) -> tup
     torch.manual_seed(seed)
     shape = {"hidden_size": sizes.dim, "intermediate_size": 3 * sizes.dim, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=int(task.tokens[-1][-1]) + 1, **shape, **heads, **special))
+    facts: dict[str, Any] = shape | heads | {"vocab_size": int(task.tokens[-1][-1]) + 1}
+    model = Qwen3ForCausalLM(Qwen3Config(**facts, pad_token_id=0, bos_token_id=None, eos_token_id=None))
     loader: Any = torch.utils.data.DataLoader(cast(Any, task.pairs), batch_size=256, shuffle=True)
     settings = training.TrainingConfig.sized(1, sizes.similar_steps, len(loader), seed=seed)
     return model, training.fit(_WithLoss(model), loader, settings, progress=progress)

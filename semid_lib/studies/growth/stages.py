@@ -153,7 +153,7 @@ def _collisions(like: catalogue.Sample, n: int, seed: int) -> Work:
     return Work((resolve,), lambda found: _bytes(found[0].codes, found[0].disambiguation_code))
 
 
-def _bytes(*arrays: np.ndarray) -> float:
+def _bytes(*arrays: Any) -> float:
     return sum(array.nbytes for array in arrays)
 
 
@@ -234,23 +234,21 @@ def _t5(seed: int):
             if weight.ndim > 1 and "relative" not in name:  # scores far apart, as those of a trained model are
                 torch.nn.init.normal_(weight, std=1.2 / weight.shape[1] ** 0.5)
         prompt = torch.randint(3, n_tokens, (N_USERS, 82))
-    tokens = [
-        3 + level * catalogue.CODEBOOK_SIZE + np.arange(catalogue.CODEBOOK_SIZE) for level in range(catalogue.N_LEVELS)
-    ]
+    tokens = [*(3 + np.arange(catalogue.N_LEVELS * catalogue.CODEBOOK_SIZE).reshape(catalogue.N_LEVELS, -1))]
     return scorers.EncoderDecoderScorer(model, tokens), {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
 
 
 @_stage("T5, beam search", *_PER_USER)
 def _beam_search(like: catalogue.Sample, n: int, seed: int) -> Work:
-    trie = _trie(like, n, seed)
-    search = partial(beam_search.constrained_beam_search, *_t5(seed), trie, BEAM_WIDTH, K)
+    trie, (scorer, prompts) = _trie(like, n, seed), _t5(seed)
+    search = partial(beam_search.constrained_beam_search, scorer, prompts, trie, BEAM_WIDTH, K)
     return Work((search,), lambda _: trie.n_bytes, N_USERS)
 
 
 @_stage("T5, exact scoring", *_PER_USER)
 def _exact_scoring(like: catalogue.Sample, n: int, seed: int) -> Work:
-    trie = _trie(like, n, seed)
-    return Work((partial(beam_search.exact_ranking, *_t5(seed), trie, K),), lambda _: trie.n_bytes, N_USERS)
+    trie, (scorer, prompts) = _trie(like, n, seed), _t5(seed)
+    return Work((partial(beam_search.exact_ranking, scorer, prompts, trie, K),), lambda _: trie.n_bytes, N_USERS)
 
 
 @_stage("timeline model", *_PER_USER)
