@@ -157,8 +157,8 @@ constrained = search(scorer, contexts, trie, 50, 10).items.numpy()
 
 # %%
 is_item = {
-    "one sample, free": study.items_of(sampled, task, trie)[:, None] >= 0,
-    "best ten, free": study.items_of(best_ten, task, trie) >= 0,
+    "one sample, free": study.items_of(sampled, task.tokens, trie)[:, None] >= 0,
+    "best ten, free": study.items_of(best_ten, task.tokens, trie) >= 0,
     "best ten, constrained": constrained >= 0,
 }
 validity = {}
@@ -315,7 +315,7 @@ found = found.items.numpy()
 theirs, generated = study.best_seconds(
     lambda: model.generate(**small, **length, **options), repeats=1
 )
-generated = study.items_of(generated, task, trie).reshape(-1, width)
+generated = study.items_of(generated, task.tokens, trie).reshape(-1, width)
 same, n = (generated == found).all(axis=1), len(found)
 speedup = theirs / ours
 print(f"generate: {1000 * theirs / n:.1f} ms per prompt,", end=" ")

@@ -10,7 +10,6 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from semid_lib.decoding.adapters import TrieLogitsProcessor
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.studies import other_decoders
@@ -68,9 +67,13 @@ def train(task: Similar, sizes: Scale, seed: int, progress: bool = False) -> tup
     return model, training.fit(_WithLoss(model), loader, settings, progress=progress)
 
 
-def items_of(sequences: torch.Tensor, task: Similar, trie: PrefixTrie) -> np.ndarray:
+def items_of(sequences: torch.Tensor, tokens: list[np.ndarray], trie: PrefixTrie) -> np.ndarray:
     """The item that each generated sequence (a prompt and an ID) names, -1 for none: (n,) int64."""
-    return TrieLogitsProcessor(trie, task.tokens, prompt_length=trie.n_levels).items(sequences).numpy()
+    codes = sequences[:, -trie.n_levels :] - torch.tensor([int(level[0]) for level in tokens])
+    node = torch.zeros(len(codes), dtype=torch.long)
+    for level in range(trie.n_levels):
+        node = trie.step(level, node, codes[:, level])
+    return trie.item_at(node).numpy()
 
 
 def best_seconds(work: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:

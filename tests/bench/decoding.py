@@ -13,7 +13,7 @@ from measuring import record
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from semid_lib.decoding import adapters, beam_search, scorers
+from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.studies import decoding_study, other_decoders
 from semid_lib.workbench import store
@@ -67,7 +67,7 @@ class Case:
             length_penalty=0.0,
             prefix_allowed_tokens_fn=self.follow,
         )
-        return adapters.TrieLogitsProcessor(self.trie, self.tokens, self.start).items(written).view(-1, width)
+        return torch.from_numpy(decoding_study.items_of(written, self.tokens, self.trie)).view(-1, width)
 
 
 SHAPES = {

@@ -137,13 +137,24 @@ def line(case: Case, method: str, compile_s: float, ms: float, found: list[list[
     }
 
 
+def beams(case: Case, engine, prompts: list[dict], width: int, **constraint) -> list[list[int]]:
+    """The items that vLLM's own beam search finds."""
+    from vllm.sampling_params import BeamSearchParams
+
+    found = engine.beam_search(prompts, BeamSearchParams(width, max_tokens=case.trie.n_levels, **constraint))
+    return [
+        case.rows([beam.tokens[len(prompt["prompt_token_ids"]) :] for beam in answer.sequences])
+        for prompt, answer in zip(prompts, found, strict=True)
+    ]
+
+
 # --- our trie ---
 
 
 def with_trie(case: Case) -> dict[str, list[dict]]:
     """Our decoder, our beams over vLLM, and vLLM's beams with our processor."""
     started = clock()
-    import vllm
+    import vllm  # noqa: F401
 
     seconds = {"import vllm": clock() - started}
     started = clock()
@@ -157,23 +168,15 @@ def with_trie(case: Case) -> dict[str, list[dict]]:
         search.search(case.queries["short"][:1], K)
         seconds[name] = clock() - started
 
-    def beams(width: int, length: str) -> list[list[int]]:
-        prompts = case.prompts(search.tokenizer, length)
-        params = vllm.sampling_params.BeamSearchParams(width, max_tokens=case.trie.n_levels)
-        found = search.scorer.engine.beam_search(prompts, params)
-        return [
-            case.rows([beam.tokens[len(prompt["prompt_token_ids"]) :] for beam in answer.sequences])
-            for prompt, answer in zip(prompts, found, strict=True)
-        ]
-
     lines, lengths = [], []
     for length, width in (("short", K), ("short", 50), ("long", K), ("long", 50)):
         queries, here = case.queries[length], case.here(width)
         search.beam_width = width
         ours, best = timed(lambda: here.search(queries, width))  # noqa: B023
         through, found = timed(lambda: search.search(queries, width))  # noqa: B023
-        theirs, written = timed(lambda: beams(width, length))  # noqa: B023
-        n_tokens = statistics.mean(len(prompt["prompt_token_ids"]) for prompt in case.prompts(search.tokenizer, length))
+        prompts = case.prompts(search.tokenizer, length)
+        theirs, written = timed(lambda: beams(case, search.scorer.engine, prompts, width))  # noqa: B023
+        n_tokens = statistics.mean(len(prompt["prompt_token_ids"]) for prompt in prompts)
         lengths.append(
             {
                 "method": f"{len(case.ids):,} items, prompts of {n_tokens:.0f} tokens, beam {width}",
@@ -199,7 +202,7 @@ def with_trie(case: Case) -> dict[str, list[dict]]:
 def with_grammar(case: Case, backend: str) -> dict[str, list[dict]]:
     """vLLM's beams, and as many samples, under a grammar of all IDs."""
     from vllm import LLM, SamplingParams
-    from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     cpu = {} if torch.cuda.is_available() else {"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": 2**30}
     engine = LLM(
@@ -220,20 +223,19 @@ def with_grammar(case: Case, backend: str) -> dict[str, list[dict]]:
     seconds = compile_seconds(engine, backend, wanted())
     best = case.here(K).search(case.queries["short"], K).items
 
-    def beams() -> list[list[int]]:
-        params = BeamSearchParams(K, max_tokens=case.trie.n_levels, structured_outputs=wanted())
-        return [
-            case.rows([beam.tokens[len(prompt["prompt_token_ids"]) :] for beam in answer.sequences])
-            for prompt, answer in zip(prompts, engine.beam_search(prompts, params), strict=True)
-        ]
-
     def samples() -> list[list[int]]:
         params = SamplingParams(n=K, temperature=1.0, seed=0, max_tokens=64, structured_outputs=wanted())
         answers = engine.generate(prompts, params, use_tqdm=False)
         return [case.rows([list(output.token_ids) for output in answer.outputs]) for answer in answers]
 
     lines = []
-    for method, work in ((f"LLM.beam_search, {backend}", beams), (f"{K} samples, {backend}", samples)):
+    for method, work in (
+        (
+            f"LLM.beam_search, {backend}",
+            lambda: beams(case, engine, prompts, K, structured_outputs=wanted()),
+        ),
+        (f"{K} samples, {backend}", samples),
+    ):
         ms, found = timed(work, repeats=1)
         lines.append(line(case, method, seconds, ms, found, best))
     return {"engines": lines}

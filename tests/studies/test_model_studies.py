@@ -142,14 +142,14 @@ def test_held_out_items_are_no_prompts_and_tokens_name_items():
     vectors = rng.normal(size=(40, 4))
     task = decoding_study.similar_items(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), ids, seed=0)
     trie = PrefixTrie.build(ids.unique)
-    prompts = decoding_study.items_of(torch.cat([task.pairs[:, :2], task.pairs[:, :2]], dim=1), task, trie)
+    prompts = decoding_study.items_of(torch.cat([task.pairs[:, :2], task.pairs[:, :2]], dim=1), task.tokens, trie)
     assert not set(prompts) & set(task.held_out) and set(prompts) | set(task.held_out) == set(range(40))
-    answers = decoding_study.items_of(task.pairs, task, trie)
+    answers = decoding_study.items_of(task.pairs, task.tokens, trie)
     assert (answers == task.neighbours[np.unique(prompts)].ravel()).all()
     wrong = task.pairs[:1].clone()
     wrong[0, 2] = task.tokens[0][-1]
     wrong[0, 3] = task.tokens[1][-1]
-    assert decoding_study.items_of(wrong, task, trie).tolist() == ([-1] if ids.sizes[0] == 8 else [39])
+    assert decoding_study.items_of(wrong, task.tokens, trie).tolist() == ([-1] if ids.sizes[0] == 8 else [39])
 
 
 def test_a_model_learns_and_its_search_is_timed(shop):
