@@ -16,6 +16,7 @@ import http.client
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -136,15 +137,14 @@ def table(
     import pandas as pd
     from tqdm.auto import tqdm
 
-    turns = [(repeat, name) for repeat in range(repeats) for name in ways]
+    turns = [(name, repeat) for repeat in range(repeats) for name in ways]
     rows = {}
-    for repeat, name in tqdm(turns, desc="cold starts", unit="start", disable=not progress):
+    for name, repeat in tqdm(turns, desc="cold starts", unit="start", disable=not progress):
         seconds, warm = measure(folder, questions, ways[name])
         p50, p99 = np.percentile(warm, [50, 99]) if warm else (np.nan, np.nan)
-        rows[name, repeat] = {part: seconds.get(part, 0.0) for part in PARTS}
-        rows[name, repeat] |= {"total": sum(seconds.values()), "p50": p50, "p99": p99}
-    found = pd.DataFrame(rows).T.rename_axis(["way", "repeat"])
-    return found.loc[list(ways)]
+        parts = dict.fromkeys(PARTS, 0.0) | seconds
+        rows[name, repeat] = parts | {"total": sum(seconds.values()), "p50": p50, "p99": p99}
+    return pd.DataFrame(rows).T.rename_axis(["way", "repeat"]).loc[list(ways)]
 
 
 def example_requests(folder: Path, shop: "Dataset", n: int, seed: int) -> list[dict]:
@@ -183,16 +183,11 @@ def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
 
     command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(Way()))
-    seconds: dict[str, list[float]] = {}
-    for line in run.stderr.splitlines():
-        head, _, rest = line.partition("import time:")
-        own, _, named = rest.partition("|")
-        if head or not own.strip().isdigit():
-            continue
-        package = named.rpartition("|")[2].strip().partition(".")[0]
-        seconds.setdefault("Python's own" if package in sys.stdlib_module_names else package, []).append(int(own) / 1e6)
-    rows = {package: {"seconds": sum(own), "modules": len(own)} for package, own in seconds.items()}
-    return pd.DataFrame(rows).T.rename_axis("package").sort_values("seconds", ascending=False)
+    lines = re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s*(\w+)", run.stderr, re.MULTILINE)
+    found = pd.DataFrame(lines, columns=["own", "package"]).astype({"own": int})
+    found.loc[found["package"].isin(sys.stdlib_module_names), "package"] = "Python's own"
+    packages = (found["own"] / 1e6).groupby(found["package"]).agg(seconds="sum", modules="size")
+    return packages.sort_values("seconds", ascending=False)
 
 
 # --- the process that asks ---

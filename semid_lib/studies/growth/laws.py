@@ -228,21 +228,12 @@ def sensible(
     for stage, law in costs.items():
         by_time = law.reaches(limits[stage])
         by_memory = peaks[stage].reaches(memory) if stage in peaks else math.inf
-        n = min(by_time, by_memory)
-        n = n if n <= REACH * law.n_to else math.inf
-        lines.append(
-            {
-                "stage": stage,
-                "exponent": law.exponent,
-                "low": law.low,
-                "high": law.high,
-                "fixed": law.fixed,
-                "bends at": law.bend,
-                "no longer sensible from": n,
-                "by": "" if n == math.inf else "time" if by_time <= by_memory else "memory",
-                "extrapolated": n > law.n_to,
-            }
-        )
+        n, by = min((by_time, "time"), (by_memory, "memory"), key=lambda end: end[0])
+        if n > REACH * law.n_to:
+            n, by = math.inf, ""
+        facts = {"exponent": law.exponent, "low": law.low, "high": law.high, "fixed": law.fixed, "bends at": law.bend}
+        end = {"no longer sensible from": n, "by": by, "extrapolated": n > law.n_to}
+        lines.append({"stage": stage, **facts, **end})
     return lines
 
 
