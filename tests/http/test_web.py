@@ -61,22 +61,13 @@ def test_recommendations_are_those_of_the_library(client, recommender_to_serve, 
         assert sorted(answer["predictions"]) == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    ("rules", "rows"),
-    [
-        ({"allowed_categories": ["clocks", "Gifts"]}, [row for row in range(2, 40) if row % 4 < 2]),
-        (
-            {"allowed_categories": ["Garden", "Clocks"], "allowed_brands": ["ash"], "blocked_items": [4, 8]},
-            range(12, 40, 4),
-        ),
-    ],
-)
-def test_rules_hold(client, ids, rules, rows):
-    rules = {"k": 40} | rules | {"blocked_items": [ids[row] for row in rules.get("blocked_items", [])]}
-    answer = client.post("/recommend", json={"item_ids": ids[:2]} | rules)
-    assert sorted(found(answer)) == sorted(ids[row] for row in rows)
-    rules["blocked_items"] += ids[:2]
-    assert sorted(found(client.post("/search", json={"query": "item"} | rules))) == sorted(ids[row] for row in rows)
+def test_rules_hold(client, ids):
+    rules = {"k": 40, "allowed_categories": ["Garden", "clocks"], "allowed_brands": ["ash"]}
+    for path, asked, rows in (
+        ("/recommend", {"item_ids": ids[:2], "blocked_items": [ids[4]]}, range(8, 40, 4)),
+        ("/search", {"query": "item", "blocked_items": [ids[4]]}, [0, *range(8, 40, 4)]),
+    ):
+        assert sorted(found(client.post(path, json=rules | asked))) == sorted(ids[row] for row in rows)
 
 
 def test_a_search_says_which_words_it_found(client, ids):

@@ -1,7 +1,7 @@
 """Words found by an index, against reading every text."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.serving.http.word_index import WordIndex, shared_words
@@ -12,6 +12,7 @@ HAN = "\u624b\u673a\u58f3"
 HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
 
 
+@settings(max_examples=40)
 @given(st.lists(LETTERS, max_size=12), LETTERS)
 def test_a_text_is_found_by_words_and_beginnings_of_words(texts, query):
     expected = [
@@ -22,6 +23,7 @@ def test_a_text_is_found_by_words_and_beginnings_of_words(texts, query):
     assert sorted(WordIndex(texts).find(query, limit=99)) == expected
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.text(HAN, max_size=8), max_size=8),
     st.text(HAN, min_size=1, max_size=5),
