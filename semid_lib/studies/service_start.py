@@ -186,7 +186,8 @@ def imports(module: str = "semid_lib.serving.http.web") -> "pd.DataFrame":
     lines = re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s*(\w+)", run.stderr, re.MULTILINE)
     found = pd.DataFrame(lines, columns=["own", "package"]).astype({"own": int})
     found.loc[found["package"].isin(sys.stdlib_module_names), "package"] = "Python's own"
-    packages = (found["own"] / 1e6).groupby(found["package"]).agg(seconds="sum", modules="size")
+    own = (found["own"] / 1e6).groupby(found["package"])
+    packages = pd.DataFrame(own.agg(seconds="sum", modules="size"))
     return packages.sort_values("seconds", ascending=False)
 
 
