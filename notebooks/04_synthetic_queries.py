@@ -24,10 +24,10 @@
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, queries.jsonl
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
-ENDPOINT = ""  # of a language model, such as http://127.0.0.1:8000/v1; "": none
+ENDPOINT = ""  # a language model's, as http://127.0.0.1:8000/v1; "": none
 MODEL = ""  # its name there
-API_KEY_VARIABLE = "OPENAI_API_KEY"  # environment variable with the key; "": none
-LLM_ITEMS = 5  # items that the language model writes for; 0: as many as the templates
+API_KEY_VARIABLE = "OPENAI_API_KEY"  # has the key; "": none is sent
+LLM_ITEMS = 5  # items that the model writes for; 0: as many as templates
 PRICE_PROMPT = 0.10  # per million tokens: an assumption, check yours
 PRICE_COMPLETION = 0.40
 
@@ -44,9 +44,10 @@ from semid_lib.evaluation import figures_data as figures
 from semid_lib.evaluation import metrics, plotting
 from semid_lib.evaluation.rows import metric_rows
 from semid_lib.ids import embed
-from semid_lib.queries import filters, llm_queries, measures, synthesis, templates
+from semid_lib.queries import filters, llm_queries, measures, templates
 from semid_lib.queries.endpoint import Endpoint, EndpointError
 from semid_lib.queries.item_facts import words
+from semid_lib.queries.synthesis import load_queries, save_queries, synthesize
 from semid_lib.workbench import scale, store, workers
 from semid_lib.workbench.text import one_line
 
@@ -62,7 +63,7 @@ short_titles = titles.map(partial(one_line, width=58))
 rng = np.random.default_rng(SEED)
 print(artefacts.origin())
 if len(shop.items) < 100:
-    print(f"{len(shop.items)} items are too few to judge queries: that takes 100")
+    print(f"{len(shop.items)} items are too few: judging queries takes 100")
 
 # %% [markdown]
 # ## 1. One item, by hand
@@ -81,7 +82,8 @@ if len(shop.items) < 100:
 # category and description:
 
 # %%
-example = int(np.argsort(titles.str.len().to_numpy(), kind="stable")[len(titles) // 2])
+by_length = np.argsort(titles.str.len().to_numpy(), kind="stable")
+example = int(by_length[len(titles) // 2])
 [text] = embed.item_texts(shop.items.iloc[[example]])
 print(textwrap.fill(one_line(text, 500), 80))
 
@@ -120,11 +122,12 @@ pd.Series(templates.DATA["kinds"], name="what it is made of").to_frame()
 n_per_item = sizes.queries_per_item if len(shop.items) >= 20 else 8
 n_items = min(len(shop.items), sizes.queried_items or len(shop.items))
 queried = np.sort(rng.permutation(len(shop.items))[:n_items])
-options = {"seed": SEED, "weights": {"need": 2, "typo": 2}, "run": workers.chosen()}
-written = synthesis.synthesize(shop.items, n_per_item, **options)
+options = {"weights": {"need": 2, "typo": 2}, "run": workers.chosen()}
+written = synthesize(shop.items, n_per_item, SEED, **options)
 written = written[written["item"].isin(queried)].reset_index(drop=True)
+n_without = n_items - written["item"].nunique()
 print(f"{len(written):,} queries for {n_items:,} of {len(shop.items):,} items")
-print(f"{n_items - written['item'].nunique()} items have no text to write queries from")
+print(f"{n_without} items have no text to write queries from")
 
 # %%
 shuffled = written.sample(frac=1, random_state=SEED)
@@ -166,7 +169,8 @@ compared = written.groupby("kind")[["words", "in_title"]].mean()
 if real is not None:
     of_real = measures.per_query(real[["words", "in_title"]], real["share"])
     compared.loc["the data set's own"] = of_real.mean()
-compared.rename(columns={"in_title": "share of the words in the title"}).round(2)
+share = "share of the words in the title"
+compared.rename(columns={"in_title": share}).round(2)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Share of queries against their number of words, a blue line for synthetic queries and a black one for those of the data set, where there are any; both are highest at a few words."}}
 lengths = None if real is None else real["words"].groupby(level=0).first()
@@ -201,8 +205,8 @@ llm_queries.answer_schema()["properties"]["queries"]["items"]["properties"]
 
 # %%
 answers = {
-    "correct": '{"queries": [{"kind": "need", "query": "Shoes for wet hills"}]}',
-    "with prose": 'Sure!\n```json\n{"queries": ["acme boots"]}\n``` Anything else?',
+    "correct": '{"queries": [{"kind": "need", "query": "Hiking shoes"}]}',
+    "with prose": 'Sure!\n```json\n{"queries": ["acme boots"]}\n``` Else?',
     "a bare list": '["walking boots", "boots for mud", "Walking  Boots"]',
     "a refusal": "I'm sorry, I can't help with that.",
 }
@@ -223,7 +227,8 @@ endpoint = Endpoint(url, MODEL or "any", key)
 cache = artefacts.cache("language_model_queries")
 prices = {"price_prompt": PRICE_PROMPT, "price_completion": PRICE_COMPLETION}
 some = shop.items.iloc[queried]
-estimate = llm_queries.estimate_cost(some, n_per_item, endpoint, cache=cache, **prices)
+request = (n_per_item, endpoint)
+estimate = llm_queries.estimate_cost(some, *request, cache=cache, **prices)
 pd.Series(estimate._asdict(), dtype=object).to_frame("estimate")
 
 # %%
@@ -233,14 +238,15 @@ else:
     some = queried[: LLM_ITEMS or None]
     few = shop.items.iloc[some].reset_index(drop=True)
     try:
-        told = llm_queries.ask(few, n_per_item, endpoint, cache=cache, progress=True)
+        told = llm_queries.ask(few, *request, cache=cache, progress=True)
         found = told.queries.assign(item=some[told.queries["item"]])
         parts = [written, measures.title_overlap(found, titles)]
         written = pd.concat(parts, ignore_index=True)
-        print(MODEL, told.counts, *told.failed["reason"].unique()[:3], sep="\n")
-        display(found.assign(title=short_titles[found["item"]].to_numpy()).head(8))
+        print(MODEL, told.counts, *told.failed["reason"].head(3), sep="\n")
+        found["title"] = short_titles[found["item"]].to_numpy()
+        display(found.head(8))
     except EndpointError as error:
-        print(f"the endpoint gave no answers, the chapter uses templates only: {error}")
+        print(f"no answers, so the chapter uses templates only: {error}")
 
 # %% [markdown]
 # ## 5. Which queries to keep
@@ -270,7 +276,8 @@ filters.round_trip_ranks([0, 2], np.array([[0.15, 1.0], [0.15, 1.0]]), plane)
 # %%
 texts = [*kept["query"], *(real["query"] if real is not None else [])]
 options = {"cache": artefacts.cache("embeddings"), "run": workers.chosen()}
-vectors = embed.embed(texts, embedded.facts["embedder"], progress=True, **options)
+encoder = embedded.facts["embedder"]
+vectors = embed.embed(texts, encoder, progress=True, **options)
 query_vectors, real_vectors = vectors[: len(kept)], vectors[len(kept) :]
 ranks_of = partial(filters.round_trip_ranks, item_vectors=item_vectors)
 kept = kept.assign(rank=ranks_of(kept["item"], query_vectors))
@@ -291,7 +298,8 @@ plt.show()
 # %%
 cutoffs = (1, 10, 100)
 found = pd.DataFrame({f"Recall@{k}": kept["rank"] <= k for k in cutoffs})
-hardness = found.groupby(family).mean().sort_values("Recall@10", ascending=False)
+hardness = found.groupby(family).mean()
+hardness = hardness.sort_values("Recall@10", ascending=False)
 hardness.insert(0, "queries", family.value_counts())
 hardness.round(3)
 
@@ -313,7 +321,8 @@ if real is not None:
 K = 100
 lost = kept[kept["rank"] > K]
 n_lost = len(lost)
-report.loc[len(report)] = ("round trip", n_lost, n_lost, len(kept) - n_lost, "")
+n_left = len(kept) - n_lost
+report.loc[len(report)] = ("round trip", n_lost, n_lost, n_left, "")
 report.drop(columns="examples").set_index("filter")
 
 # %%
@@ -347,17 +356,21 @@ measures.own_word_pairs(kept).to_frame("word pairs of its own").round(2)
 # A training query that equals one of the data set's own queries by chance is removed, so that no model trains on them.
 
 # %%
-held_out = [kind for kind in ("question", "brand_words") if (kept["kind"] == kind).any()]
-if kept["kind"].isin(held_out).mean() > 0.5:  # with few queries, none might be left
-    held_out = []
-split = filters.split_queries(kept, seed=SEED, held_out_kinds=held_out)
-own_keys = set(real["query"].map(filters.query_key)) if real is not None else set()
+wanted = ("question", "brand_words")
+held_out = [kind for kind in wanted if (kept["kind"] == kind).any()]
+if kept["kind"].isin(held_out).mean() > 0.5:
+    held_out = []  # with few queries, none might be left
+split = filters.split_queries(kept, held_out, SEED)
+own = [] if real is None else real["query"]
+own_keys = set(map(filters.query_key, own))
 by_chance = split.train["query"].map(filters.query_key).isin(own_keys)
 train = split.train[~by_chance & (split.train["rank"] <= K)]
 still_known = split.test["item"].isin(train["item"])
-test = split.test[still_known | split.test["cell"].str.startswith("unseen item")]
-print(f"{len(train):,} for training, {len(test):,} for the test; held out: {held_out}")
-print(f"{split.n_dropped:,} removed from the test: a training query has the same words")
+is_new = split.test["cell"].str.startswith("unseen item")
+test = split.test[still_known | is_new]
+print(f"{len(train):,} for training, {len(test):,} for the test")
+print(f"held out: {held_out}")
+print(f"{split.n_dropped:,} removed from the test: also in training")
 print(f"{by_chance.sum()} removed from training: the data set asks the same")
 
 # %% [markdown]
@@ -367,9 +380,10 @@ print(f"{by_chance.sum()} removed from training: the data set asks the same")
 
 # %%
 test = measures.new_words(test, train).assign(found=test["rank"] <= 10)
-test["found_if_not_lost"] = test["found"].astype(float).where(test["rank"] <= K)
-columns = {"new_for_item": "new for item", "new": "new at all", "found": "Recall@10"}
-columns["found_if_not_lost"] = "without the lost"
+hits = test["found"].astype(float)
+test["found_if_not_lost"] = hits.where(test["rank"] <= K)
+columns = {"new_for_item": "new for item", "new": "new at all"}
+columns |= {"found": "Recall@10", "found_if_not_lost": "without the lost"}
 cells = test.groupby("cell")[list(columns)].mean().rename(columns=columns)
 cells.insert(0, "queries", test["cell"].value_counts())
 plotting.rounded(cells)
@@ -387,11 +401,11 @@ plotting.rounded(cells)
 # %%
 at = pd.Series(np.arange(len(kept)), index=kept.index)
 columns = ["item", "query", "kind", "source", "rank"]
-of_train, of_test = query_vectors[at[train.index]], query_vectors[at[test.index]]
-facts = {"embedder": embedded.facts["embedder"], "held_out_kinds": held_out, "seed": SEED}
-parts = (train[columns], test[[*columns, "cell"]], of_train, of_test)
-synthesis.save_queries(artefacts, *parts, **facts)
-back = synthesis.load_queries(artefacts)
+vectors_of = [query_vectors[at[part.index]] for part in (train, test)]
+facts = {"embedder": encoder, "held_out_kinds": held_out, "seed": SEED}
+tables = (train[columns], test[[*columns, "cell"]])
+save_queries(artefacts, *tables, *vectors_of, **facts)
+back = load_queries(artefacts)
 assert back.train["query"].tolist() == train["query"].tolist()
 pd.Series(back._asdict(), name="shape").map(np.shape).to_frame()
 
@@ -399,19 +413,26 @@ pd.Series(back._asdict(), name="shape").map(np.shape).to_frame()
 results = {"written": len(written), "kept": len(kept), "train": len(train)}
 results |= {"test": len(test), "lost_on_the_round_trip": n_lost / len(kept)}
 in_title = written["in_title"].mean()
-results |= {"share_of_words_in_the_title": in_title, "seconds": round(timer.seconds, 1)}
-rows = [{"key": f"queries/{n}", "value": round(float(v), 6)} for n, v in results.items()]
+results["share_of_words_in_the_title"] = in_title
+results["seconds"] = round(timer.seconds, 1)
+rows = [
+    {"key": f"queries/{name}", "value": round(float(value), 6)}
+    for name, value in results.items()
+]
+of_kind = "queries/round_trip/{}/recall@{}"
 rows += [
-    {"key": f"queries/round_trip/{kind}/recall@{k}", "value": round(value, 6), "n": n}
+    {"key": of_kind.format(kind, k), "value": round(value, 6), "n": n}
     for kind, n, *values in hardness.itertuples()
     for k, value in zip(cutoffs, values, strict=True)
 ]
 if real is not None:
     own_rows = real_recall.rename(index=str.lower)
     rows += metric_rows("queries/round_trip/own", own_rows, n=len(per_query))
-artefacts.record("04_synthetic_queries", [row | {"seed": SEED} for row in rows])
-print(f"{len(written):,} queries for {n_items:,} items, {len(kept):,} kept by their text")
-print(f"{n_lost:,} lost; {len(train):,} for training, {len(test):,} for the test")
+rows = [row | {"seed": SEED} for row in rows]
+artefacts.record("04_synthetic_queries", rows)
+print(f"{len(written):,} queries for {n_items:,} items")
+print(f"{len(kept):,} kept by their text, {n_lost:,} lost")
+print(f"{len(train):,} for training, {len(test):,} for the test")
 compared["in_title"].round(2).to_frame("share of the words in the title").T
 
 # %% [markdown]

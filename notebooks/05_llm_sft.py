@@ -42,8 +42,9 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.evaluation import plotting
 from semid_lib.ids import codebooks
-from semid_lib.llm import base_models, examples, fine_tuning, training_costs, vocabulary
+from semid_lib.llm import base_models, examples, fine_tuning, training_costs
 from semid_lib.llm.llm_search import LanguageModelSearch, generate_freely
+from semid_lib.llm.vocabulary import extend_vocabulary, initial_rows
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import search_study
 from semid_lib.workbench import scale, store
@@ -95,7 +96,7 @@ codes = np.array([[0], [0], [1]])
 m = (words[0] + (words[0] + words[1]) / 2) / 2  # code 0: the first two items
 by_hand = m / m.norm()  # torch's median of the lengths 1 and 2 is 1
 draw = torch.Generator()
-[rows] = vocabulary.initial_rows(words, texts, codes, (2,), 0.0, draw)
+[rows] = initial_rows(words, texts, codes, (2,), 0.0, draw)
 print(by_hand.tolist(), rows[0].tolist())
 assert torch.allclose(by_hand, rows[0])
 
@@ -114,7 +115,7 @@ n_words = len(tokenizer)
 
 # %%
 texts = study.known_texts()
-tokens = vocabulary.extend_vocabulary(model, tokenizer, ids, texts, seed=SEED)
+tokens = extend_vocabulary(model, tokenizer, ids, texts, seed=SEED)
 facts = base_models.facts_of(model)
 print(f"{facts.n_parameters:,} parameters in {facts.n_layers} layers;")
 print(f"{n_words:,} tokens and {sum(map(len, tokens)):,} new ones for codes,")

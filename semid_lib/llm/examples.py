@@ -105,18 +105,12 @@ def training_rows(
     return [rows[at] for at in rng.permutation(len(rows))]
 
 
-def prompt_for(tokenizer, asked: str, task: str = "query_to_id") -> str:
-    """Render a prompt as in training; a model continues it with the answer.
+def prompt_for(tokenizer, query: str) -> str:
+    """Render the prompt of a query as in training; a model continues it with the answer.
 
     Tokenize it without special tokens, as `encode_prompts` does.
-
-    Parameters
-    ----------
-    asked : str
-        A query, a title or a description; for tasks about IDs, semantic-ID tokens (`to_tokens`) in a row.
     """
-    about_ids = task in ("id_to_title", "history_to_id")
-    return _rendered(tokenizer, [_message("user", TASKS[task][0].format(asked if about_ids else clean(asked)))])
+    return _rendered(tokenizer, [_message("user", TASKS["query_to_id"][0].format(clean(query)))])
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str]):

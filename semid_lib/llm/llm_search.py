@@ -57,8 +57,6 @@ class LanguageModelSearch(GenerativeSearch):
     ----------
     tokens : sequence of arrays
         Token of each code per level, as `vocabulary.extend_vocabulary` returns them.
-    task : str
-        The task that a query is asked as, a key of `examples.TASKS`.
     adapter : Adapter, optional
         Saved in place of the model, into which it must be merged: hundreds of megabytes for a model of 4 billion
         parameters, which has eight gigabytes.
@@ -72,12 +70,10 @@ class LanguageModelSearch(GenerativeSearch):
         trie: PrefixTrie,
         beam_width: int = 100,
         batch_size: int = 16,
-        task: str = "query_to_id",
         adapter: Adapter | None = None,
     ):
         super().__init__(CausalScorer(model, tokens), trie, beam_width, batch_size)
-        self.model, self.tokenizer, self.tokens, self.task = model, tokenizer, tokens, task
-        self.adapter = adapter
+        self.model, self.tokenizer, self.tokens, self.adapter = model, tokenizer, tokens, adapter
 
     def save(self, folder: Path) -> tuple[dict, list[str]]:
         """Save the model to `llm/`, as vLLM loads it, with its tokenizer and tokens: -> as `HybridSearch.save`.
@@ -89,7 +85,7 @@ class LanguageModelSearch(GenerativeSearch):
         ValueError
             For an adapter without the rows of the tokens.
         """
-        facts: dict[str, Any] = {"type": "language model", "beam_width": self.beam_width, "task": self.task}
+        facts: dict[str, Any] = {"type": "language model", "beam_width": self.beam_width, "task": "query_to_id"}
         written = folder / "llm"
         if self.adapter is None:
             save_model(self.model, self.tokenizer, written)
@@ -110,10 +106,10 @@ class LanguageModelSearch(GenerativeSearch):
         model, tokenizer = _language_model(llm, base)
         tokens = saved_tokens(llm, trie, model.get_input_embeddings().weight.shape[0])
         model = model.to(device).eval()
-        return cls(model, tokenizer, tokens, trie, facts["beam_width"], task=facts["task"], adapter=adapter)
+        return cls(model, tokenizer, tokens, trie, facts["beam_width"], adapter=adapter)
 
     def _contexts(self, queries: list[str], query_vectors: np.ndarray | None):
-        return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query, self.task) for query in queries])
+        return encode_prompts(self.tokenizer, [prompt_for(self.tokenizer, query) for query in queries])
 
 
 def saved_tokens(folder: Path, trie: PrefixTrie, vocab_size: int) -> tuple[np.ndarray, ...]:
@@ -156,7 +152,7 @@ def load_searcher(
         raise ValueError(f"{folder} has an adapter for {facts['base']['name']}, vLLM needs a model: save it whole")
     from semid_lib.llm.vllm_search import VLLMSearch
 
-    return VLLMSearch(folder / "llm", PrefixTrie.build(ids.unique), facts["beam_width"], task=facts["task"])
+    return VLLMSearch(folder / "llm", PrefixTrie.build(ids.unique), facts["beam_width"])
 
 
 def _language_model(folder: Path, base=None):

@@ -45,11 +45,7 @@ class VLLMScorer:
 
     def __init__(self, engine, tokens: Sequence[np.ndarray], trie: PrefixTrie):
         self.engine, self.tokens, self.trie, self.n_levels = engine, tokens, trie, trie.n_levels
-        self._code = []  # per level: token -> code, -1 for all others; the last entry is for all greater tokens
-        for ids in tokens:
-            code = np.full(int(ids.max()) + 2, -1)
-            code[ids] = np.arange(len(ids))
-            self._code.append(code)
+        self._codes = [{token: code for code, token in enumerate(ids.tolist())} for ids in tokens]
 
     def begin(self, contexts: Sequence[Sequence[int]], normalization: str = "vocabulary"):
         """Score the first code after prompts of token ids: -> state, scores (B, 1, n_codes)."""
@@ -70,7 +66,7 @@ class VLLMScorer:
         from vllm import SamplingParams
 
         level = written.shape[2]
-        code_of = self._code[level]
+        code_of = self._codes[level]
         asked = [(*prompt, *beam) for prompt, beams in zip(contexts, written.tolist(), strict=True) for beam in beams]
         place = {tokens: at for at, tokens in enumerate(dict.fromkeys(asked))}
         options = {"temperature": 0.0, "max_tokens": 1, "flat_logprobs": True, "detokenize": False}
@@ -79,9 +75,9 @@ class VLLMScorer:
         scores = np.full((len(place), self.trie.sizes[level]), -np.inf, dtype=np.float32)
         for row, answer in zip(scores, answers, strict=True):
             found = answer.outputs[0].logprobs
-            code = code_of[np.minimum(found.token_ids, len(code_of) - 1)]
-            known = code >= 0  # with fewer codes than requested, other tokens follow with -inf, or the end
-            row[code[known]] = np.array(found.logprobs, dtype=np.float32)[known]
+            for token, score in zip(found.token_ids, found.logprobs, strict=True):
+                if token in code_of:  # with fewer codes than requested, other tokens follow with -inf, or the end
+                    row[code_of[token]] = score
         return torch.from_numpy(scores[[place[tokens] for tokens in asked]].reshape(*written.shape[:2], -1))
 
 
@@ -116,12 +112,11 @@ class VLLMSearch(GenerativeSearch):
         trie: PrefixTrie,
         beam_width: int = 100,
         batch_size: int = 16,
-        task: str = "query_to_id",
         **engine,
     ):
         from transformers import AutoConfig, AutoTokenizer
 
-        self.folder, self.task = Path(folder), task
+        self.folder = Path(folder)
         config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config()
         tokens = saved_tokens(self.folder, trie, config.vocab_size)
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
@@ -134,10 +129,10 @@ class VLLMSearch(GenerativeSearch):
         if to.resolve() != self.folder.resolve():
             shutil.copytree(self.folder, to, dirs_exist_ok=True)
         files = sorted(str(path.relative_to(folder)) for path in to.iterdir())
-        return {"type": "language model", "beam_width": self.beam_width, "task": self.task}, files
+        return {"type": "language model", "beam_width": self.beam_width, "task": "query_to_id"}, files
 
     def _contexts(self, queries: list[str], query_vectors: np.ndarray | None):
-        prompts = [prompt_for(self.tokenizer, query, self.task) for query in queries]
+        prompts = [prompt_for(self.tokenizer, query) for query in queries]
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
 

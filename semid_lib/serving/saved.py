@@ -18,7 +18,6 @@ import torch
 
 from semid_lib.data.table import arrow_table
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.llm.examples import TASKS
 from semid_lib.llm.llm_search import load_searcher
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.serving import hub
@@ -147,7 +146,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ("type of searcher", kind, kind in ("light", "language model"), "'light' or 'language model'"),
         ("beam_width of searcher", width, type(width) is int and width > 0, "an integer of at least 1"),
         ("encoder of searcher", encoder, kind != "light" or isinstance(encoder, str), "the name of an encoder"),
-        ("task of searcher", task, kind == "light" or task in list(TASKS), f"one of {', '.join(TASKS)}"),
+        ("task of searcher", task, kind == "light" or task == "query_to_id", "'query_to_id'"),
         ("base of searcher", base, named, "name and revision of a model"),
     ):
         if not fits:

@@ -69,15 +69,16 @@ def test_a_history_asks_for_its_next_item(items, ids, monkeypatch):
 
 def test_only_the_answer_has_labels_and_the_prompt_is_that_of_inference(extended, items, ids, monkeypatch):
     _, tokenizer, tokens = extended()
-    rows = training_rows(items, ids, 20, weights={"title_to_id": 1}, n_phrasings=1)
+    queries = (items["title"].tolist(), range(20))
+    rows = training_rows(items, ids, 20, queries, weights={"query_to_id": 1}, n_phrasings=1)
     data = tokenize(rows, tokenizer)
     for row, token_ids, labels in zip(rows, data["input_ids"], data["labels"], strict=True):
         answer = [label for label in labels if label != -100]
         assert token_ids[-len(answer) :] == answer and answer[-1] == tokenizer.eos_token_id
         codes = [tokens[level].tolist().index(token) for level, token in enumerate(answer[:-1])]
         assert codes in ids.unique.tolist()
-        title = row["prompt"][0]["content"].partition(": ")[2]
-        asked = encode_prompts(tokenizer, [prompt_for(tokenizer, title, "title_to_id"), "a longer one " * 9])
+        query = row["prompt"][0]["content"].partition(": ")[2]
+        asked = encode_prompts(tokenizer, [prompt_for(tokenizer, query), "a longer one " * 9])
         ones = asked["attention_mask"][0].bool()
         assert asked["input_ids"][0][ones].tolist() == token_ids[: -len(answer)]
         assert ones.tolist() == sorted(ones.tolist())  # padded on the left

@@ -16,10 +16,11 @@ from semid_lib.decoding.beam_search import constrained_beam_search
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import to_tokens, token_layout, trained_tokens
-from semid_lib.llm import fine_tuning
+from semid_lib.llm import fine_tuning, llm_search
 from semid_lib.llm.base_models import facts_of
 from semid_lib.llm.examples import encode_prompts, prompt_for, tokenize, training_rows
 from semid_lib.llm.fine_tuning import FineTuning, fine_tune, last_checkpoint, merge_adapter, save_model, with_rows
+from semid_lib.llm.llm_search import Adapter, LanguageModelSearch, load_searcher
 from semid_lib.llm.trainer import Pools, answer_loss
 
 SHORT = FineTuning(row_steps=6, n_epochs=1, learning_rate=1e-3, batch_size=8, rank=4, save_every=4)
@@ -184,11 +185,12 @@ def test_the_loss_on_a_gpu_is_the_same(tmp_path):
 @pytest.mark.slow
 def test_two_hundred_steps_on_twenty_items_name_every_item_by_its_title(extended, items, ids, tmp_path):
     model, tokenizer, tokens = extended(hidden_size=64)
-    rows = training_rows(items, ids, 800, weights={"title_to_id": 1})
+    queries = (items["title"].tolist(), range(len(items)))
+    rows = training_rows(items, ids, 800, queries, weights={"query_to_id": 1}, n_phrasings=1)
     config = FineTuning("full", row_steps=0, n_epochs=4, learning_rate=3e-3, batch_size=16, pool=1)
     tuned = fine_tune(model, tokenizer, rows, tokens, config, tmp_path, progress=True)
     assert tuned.losses[-1][1] == 200 and tuned.losses[-1][2] < 0.05 * tuned.losses[0][2]
-    prompts = [prompt_for(tokenizer, title, "title_to_id") for title in items["title"]]
+    prompts = [prompt_for(tokenizer, title) for title in items["title"]]
     scorer, contexts = CausalScorer(tuned.model, tokens), encode_prompts(tokenizer, prompts)
     found = constrained_beam_search(scorer, contexts, PrefixTrie.build(ids.unique), beam_width=5, k=3)
     assert found.items[:, 0].tolist() == list(range(len(items)))
@@ -201,6 +203,27 @@ def test_lora_has_as_many_parameters_as_the_facts_say(extended):
     model, _, tokens = extended()
     expected, n_rows = facts_of(model).lora_parameters(4), len(trained_tokens(tokens)) * 32
     assert with_rows(model, tokens, SHORT, "lora").get_nb_trainable_parameters()[0] == expected + n_rows
+
+
+def test_an_adapter_is_saved_in_place_of_its_model(run, ids, tmp_path, monkeypatch):
+    trie, folder = PrefixTrie.build(ids.unique), run.folder / "lora" / "final"
+    with pytest.raises(ValueError, match="'main', expected a commit"):
+        Adapter("org/base", "main", folder)
+    adapter = Adapter("org/base", "a" * 40, folder)
+    search = LanguageModelSearch(run.tuned.model, run.tokenizer, run.tokens, trie, 5, adapter=adapter)
+    facts, files = search.save(tmp_path)
+    assert facts["base"] == {"name": "org/base", "revision": "a" * 40} and "llm/model.safetensors" not in files
+    monkeypatch.setattr(llm_search, "load_base", lambda *_, **__: (copy.deepcopy(run.before), None))
+    again = load_searcher(tmp_path, facts, ids, None)
+    assert again.search(["soap"], 5).items.tolist() == search.search(["soap"], 5).items.tolist()
+    again.save(tmp_path)  # over itself
+    path = tmp_path / "llm" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": {"embed_tokens": [3, 4]}}))
+    with pytest.raises(ValueError, match="without the rows of these"):
+        again.save(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"adapter_config\.json is missing"):
+        again.save(tmp_path)
 
 
 # --- errors ---

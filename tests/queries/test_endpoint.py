@@ -3,6 +3,7 @@
 import logging
 import signal
 import struct
+import sys
 import threading
 import traceback
 from socket import SO_LINGER, SOL_SOCKET
@@ -190,6 +191,14 @@ def test_an_endpoint_that_never_answers_ends_the_run(server, tmp_path):
     answers = ask(LAMPS, 2, source(server), cache=tmp_path)
     assert len(answers.queries) == 80  # chats without an answer were sent again
     assert set(server.asked.values()) == {1}
+
+
+def test_a_missing_package_names_the_extra(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match="extra 'queries'"):
+        ask(shop("Lamp"), 2, source(server))
+    with pytest.raises(ValueError, match="n_per_item is 0"):
+        ask(shop("Lamp"), 0, source(server))
 
 
 def test_no_server(monkeypatch):

@@ -1,6 +1,7 @@
 """Answers of a language model: parsing, costs, and a tiny local model."""
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -101,10 +102,13 @@ def test_a_local_model_follows_the_schema(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_local_answer_that_is_cut_off_fails_with_a_reason(tiny):
+def test_a_local_answer_that_is_cut_off_fails_with_a_reason(tiny, monkeypatch):
     with pytest.warns(UserWarning, match="1 of 1"):
         answers = ask(pd.DataFrame({"title": ["Lamp"]}), 2, replace(tiny, max_tokens=5))
     assert "no queries in the answer" in answers.failed["reason"][0]
+    monkeypatch.setitem(sys.modules, "outlines", None)
+    with pytest.raises(ImportError, match="extra 'queries'"):
+        ask(pd.DataFrame({"title": ["Lamp"]}), 2, tiny)
 
 
 def test_a_chat_template_is_used_without_thinking():

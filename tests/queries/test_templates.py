@@ -13,21 +13,18 @@ from semid_lib.queries.item_facts import facts_of, words
 from semid_lib.queries.synthesis import synthesize
 from semid_lib.queries.templates import KINDS, item_queries
 
-ITEMS = pd.DataFrame(
-    {
-        "item_id": [10, 11, 12, 13],
-        "title": [
-            "OPI Red Shatter Crackle Nail Polish, 0.5 oz",
-            "Tent",
-            "",
-            "<b>Dry Hair</b> Shampoo for Dry Hair &amp; Skin",
-        ],
-        "brand": ["OPI", "", "Nobody", "Unknown"],
-        "categories": [[["Beauty", "Nails", "Nail Polishes"]], [], [], [["Beauty", "Hair Care", "Shampoos & Rinses"]]],
-        "description": ["", "", "", "<p>With argan oil. Made for <i>curly hair</i>.</p><script>steal()</script>"],
-    }
-)
+NAILS, HAIR = [["Beauty", "Nails", "Nail Polishes"]], [["Beauty", "Hair Care", "Shampoos & Rinses"]]
+OIL = "<p>With argan oil. Made for <i>curly hair</i>.</p><script>steal()</script>"
 FIELDS = ["title", "brand", "categories", "description"]
+ITEMS = pd.DataFrame(
+    [
+        (10, "OPI Red Shatter Crackle Nail Polish, 0.5 oz", "OPI", NAILS, ""),
+        (11, "Tent", "", [], ""),
+        (12, "", "Nobody", [], ""),
+        (13, "<b>Dry Hair</b> Shampoo for Dry Hair &amp; Skin", "Unknown", HAIR, OIL),
+    ],
+    columns=["item_id", *FIELDS],
+)
 
 texts = st.text(max_size=60)
 brands = st.sampled_from(["", "Unknown", "L'Oréal Paris"]) | texts
@@ -51,9 +48,6 @@ def test_the_table():
     assert (found["query"] == found["query"].str.lower()).all()
     empty = of(items=pd.DataFrame({"title": ["", "★"]}))
     assert (len(empty), empty["item"].dtype) == (0, np.int64)
-    assert len(of(items=pd.DataFrame({"title": ["Two-person camping tent with storm guys"]}))) == 8
-    one_word = of(items=pd.DataFrame({"title": ["Moroccanoil"]}))["query"]
-    assert 3 <= len(one_word) <= 8 and (one_word.str.len() >= 9).all()
 
 
 def test_every_kind_keeps_its_promise():
@@ -87,7 +81,7 @@ def test_needs_come_from_title_and_description_without_markup():
     [("Camping lantern", "cl"), ("ка\u0301менный чайник सिरेमिक", "ч")],  # words with marks stay as they are
 )
 def test_typos_stay_close_to_the_title(title, letters):
-    typos = {query for seed in range(60) for query, kind in item_queries(str(seed), 9, title) if kind == "typo"}
+    typos = {query for seed in range(30) for query, kind in item_queries(str(seed), 9, title) if kind == "typo"}
     known = set(title.lower().split())
     assert typos
     for query in typos:
@@ -167,14 +161,6 @@ def test_other_scripts_get_queries_of_their_own_words(item):
             assert kind != "fragment" or query in unicodedata.normalize("NFKC", title).replace(" ", "")
 
 
-@pytest.mark.parametrize("title", ["$5 & up: 2 for $8 pens", "☕💛 Café mug 👩🏽‍🍳", "pen\u200b \u202egel\u202c"])
-def test_any_title_gives_queries_that_a_file_can_hold(title, tmp_path):
-    found = of(items=pd.DataFrame({"item_id": ["A-1"], "title": [title]}))
-    assert len(found)
-    found.to_parquet(tmp_path / "queries.parquet")
-    assert pd.read_parquet(tmp_path / "queries.parquet")["query"].tolist() == found["query"].tolist()
-
-
 def test_queries_depend_on_the_seed_and_the_item_only():
     alone = of(items=ITEMS.iloc[[3]].reset_index(drop=True))
     assert alone["query"].tolist() == of()[lambda table: table["item"] == 3]["query"].tolist()
@@ -182,12 +168,6 @@ def test_queries_depend_on_the_seed_and_the_item_only():
     more = of(items=pd.concat([by_row, by_row], ignore_index=True))
     assert more[more["item"] < 4]["query"].tolist() == of(items=by_row)["query"].tolist()
     assert of(seed=0)["query"].tolist() != of(seed=1)["query"].tolist()
-    named = pd.DataFrame({"item_id": ["SKU-ä"], "title": ["Two-person camping tent"]})
-    assert of(3, items=named)["query"].tolist() == [
-        "two person camping tent",
-        "need two camping tent",
-        "two person camping",
-    ]  # in every process
 
 
 def test_missing_fields_are_empty_and_other_values_are_refused():
@@ -199,14 +179,13 @@ def test_missing_fields_are_empty_and_other_values_are_refused():
 
 
 def test_the_demo_shop_has_queries_of_real_length_in_the_wanted_shares(demo_items):
-    demo = demo_items.head(150)
+    demo = demo_items.head(100)
     found = synthesize(demo, 8)
     assert len(found) == 8 * len(demo)
     n_words = found["query"].map(lambda query: len(words(query)))
     assert 3 <= n_words.median() <= 5
     assert n_words.quantile(0.99) <= 11
     assert found["kind"].value_counts(normalize=True).min() > 0.08  # nine kinds, evenly
-    pd.testing.assert_frame_equal(found, synthesize(demo, 8, weights=dict.fromkeys(KINDS, 1)))
     counts = synthesize(demo, 6, weights={"need": 3, "typo": 2, "fragment": 0})["kind"].value_counts()
     assert "fragment" not in counts
     assert 2.4 < counts["need"] / counts["words"] < 3.6

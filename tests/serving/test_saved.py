@@ -294,7 +294,7 @@ LANGUAGE = {"type": "language model", "beam_width": 9, "task": "query_to_id"}
         ({"model": {"type": "tiger"}}, "type of model is 'tiger', expected 'timeline'"),
         ({"searcher": {"type": "light", "beam_width": 0, "encoder": "a/b"}}, "beam_width of searcher is 0"),
         ({"searcher": {"type": "light", "beam_width": 9, "encoder": 7}}, "encoder of searcher is 7"),
-        ({"searcher": LANGUAGE | {"task": ["sing"]}}, "task of searcher is .'sing'., expected one of"),
+        ({"searcher": LANGUAGE | {"task": ["sing"]}}, "task of searcher is .'sing'., expected 'query_to_id'"),
         ({"searcher": LANGUAGE | {"base": {"name": "a/b", "revision": 7}}}, "base of searcher is"),
         *(({"sha256": {name: "0"}}, "lists") for name in ("../x.json", "/x.json", ".git/x.json", "x.py", "x.pkl", "")),
     ],
