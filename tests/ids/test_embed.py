@@ -71,11 +71,8 @@ def test_item_texts_by_hand():
 @pytest.mark.parametrize(
     ("marked", "plain"),
     [
-        ("no mark-up", "no mark-up"),
-        ("a\n\t b", "a b"),
-        ("one<br>two<br/>three", "one two three"),
+        ("one<br>\n\ttwo<br/>three", "one two three"),
         ("<ul><li>one</li><li>two</li></ul>", "one two"),
-        ("<p>Soft.</p>Blue", "Soft. Blue"),
         ("un<b>break</b>able", "unbreakable"),
         ("<style>p {}</style>a<script>b</script>c", "a c"),
         ("5 &lt; 6 &eacute;", "5 < 6 é"),
@@ -108,9 +105,8 @@ def test_a_text_is_embedded_once_and_vectors_follow_the_texts_by_position(encode
     assert encoder.encoded[-1] == "a"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "1_Pooling/config.json"])
-def test_a_model_in_a_folder_is_known_by_all_of_its_files(encoder, tmp_path, name):
-    changed = tmp_path / "model" / name
+def test_a_model_in_a_folder_is_known_by_all_of_its_files(encoder, tmp_path):
+    changed = tmp_path / "model" / "1_Pooling/config.json"
     changed.parent.mkdir(parents=True)
     (tmp_path / "model" / "config.json").write_text("{}")
     for content in (b"one", b"one", b"two"):

@@ -126,11 +126,6 @@ def test_what_cannot_be_encoded_or_decoded_is_refused(call, message):
         call(quantize.ResidualQuantizer(np.zeros((0, 2), int), np.zeros((2, 4, 2))))
 
 
-@pytest.mark.parametrize(("n_items", "size"), [(0, 4), (8, 4), (9, 8), (32, 8), (33, 16), (10**6, 1024)])
-def test_suggested_size_is_the_smallest_power_of_two_that_is_roomy(n_items, size):
-    assert quantize.suggest_codebook_size(n_items) == size
-
-
 # --- beams, costs, other implementations ---
 
 

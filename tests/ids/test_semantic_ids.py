@@ -114,17 +114,13 @@ def test_what_does_not_fit_is_not_saved(tmp_path, line, n_levels, item_ids, mess
     ("change", "message"),
     [
         ({"codes": IDS.codes.astype(np.int32)}, "codes must be .* int64"),
-        ({"codes": np.zeros(3, np.int64)}, "codes must be"),
         ({"codes": IDS.codes - 1}, "codes hold -1, expected 0 to 2"),
         ({"codes": IDS.codes + 1}, "codes hold 3, expected 0 to 2"),
         ({"codes": np.array([{}], dtype=object)}, "no file of semantic IDs"),
-        ({"disambiguation_code": np.zeros(3)}, "integers, got"),
         ({"disambiguation_code": np.zeros(2, int)}, r"\(3,\) integers, got \(2,\)"),
         ({"disambiguation_code": np.zeros(3, int)}, "3 items share 2 semantic IDs"),
-        ({"disambiguation_code": np.array([2**62, 0, 1])}, "disambiguation_code holds 4611686018427387904"),
         ({"codebook_size": np.int64(10**12)}, "codebook_size is 1000000000000"),
         ({"codebook_size": np.float64(3)}, "no file of semantic IDs"),
-        ({"disambiguation_size": np.int64(-5)}, "disambiguation_size is -5, expected 1"),
         ({"disambiguation_size": None}, "no file of semantic IDs"),
     ],
 )
