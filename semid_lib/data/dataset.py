@@ -254,8 +254,8 @@ def leaf_categories(items: pd.DataFrame) -> pd.Series:
     >>> leaf_categories(pd.DataFrame({"categories": [[["Shop", "Camping"], ["Sale"]], []]})).tolist()
     ['Camping', '']
     """
-    paths = items["categories"] if "categories" in items else pd.Series([[]] * len(items))
-    return pd.Series([item[0][-1] if item else "" for item in paths], index=items.index, dtype=str)
+    leaves = [paths[0][-1] if paths else "" for paths in table.category_column(items)]
+    return pd.Series(leaves, index=items.index, dtype=str)
 
 
 def same_time_share(histories: Histories) -> float:

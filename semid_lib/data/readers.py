@@ -81,11 +81,7 @@ def read(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None = N
 
 
 def pieces(
-    path: str | Path,
-    wanted: Sequence[str] = (),
-    layout: Layout | None = None,
-    only: bool = False,
-    each: Sequence[str] = (),
+    path: str | Path, wanted: Sequence[str] = (), layout: Layout | None = None, only=False, each: Sequence[str] = ()
 ) -> Iterator[Table]:
     """The table that `read` returns, some thousand records at a time; JSON at once, since every record may have fields
     of its own.
@@ -133,17 +129,16 @@ def joined(path: str | Path, found: Iterable[Table]) -> Table:
 def names_of(path: str | Path, wanted: Sequence[str] = (), layout: Layout | None = None) -> list[str]:
     """The names of the columns of a table; of JSON, those of all records. Raises as `read` does."""
     path = Path(path)
-    match _kind(path):
-        case "arrow":
-            with _opened_arrow(files(path)[0]) as (names, _):
-                return names
-        case "json":
-            names = list(dict.fromkeys(chain.from_iterable(record for _, record in json_records(path))))
-        case _:
-            names = next(delimited(path, wanted, layout or Layout()))[1]
-    if not names:
+    kind = _kind(path)
+    if kind == "arrow":
+        with _opened_arrow(files(path)[0]) as (names, _):
+            return names
+    if kind == "text":
+        return next(delimited(path, wanted, layout or Layout()))[1]
+    fields = dict.fromkeys(chain.from_iterable(record for _, record in json_records(path)))
+    if not fields:
         raise empty_file(path)
-    return names
+    return list(fields)
 
 
 def files(path: str | Path) -> list[Path]:

@@ -57,6 +57,7 @@ def test_load_keeps_every_field_in_file_order(tmp_path):
     }
     found = {"n_items": 3, "empty_titles": 1, "empty_brands": 2, "items_without_categories": 1}
     assert {name: count for name, count in shop.counts.items() if count} == found
+    assert dataset.leaf_categories(shop.items).tolist() == ["Lips", "Bath", ""]
     assert shop.item_ids.rows([42, "10"]).tolist() == [2, 0]
     with pytest.raises(ValueError, match="position 1: item id 5 is not in the catalogue"):
         shop.item_ids.rows([10, 5])
