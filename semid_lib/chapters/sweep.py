@@ -98,57 +98,52 @@ def _prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> No
             link.symlink_to(target.resolve(), target_is_directory=target.is_dir())
 
 
-def run(
-    source: Path, points: Sequence[Mapping[str, Any]], data: str = "demo", scale: str = "laptop",
-    root: str | Path | None = None, jobs: int = 1,
-) -> list[Path]:  # fmt: skip
-    """Run the points that are out of date, each in its own process, `jobs` at once.
+def run(source: Path, axes: Sequence[str], data: str, scale: str, jobs: int = 1) -> int:
+    """Run the points that are out of date, each in its own process, `jobs` at once, and print the table.
 
     A point that fails does not stop the others.
 
     Returns
     -------
-    list of Path
-        The folders of the points that have run, in the order of the grid.
+    int
+        The exit code: 0 if all points have run.
 
     Raises
     ------
     ValueError
-        If two points share a folder, for an unknown parameter, and if an earlier chapter has not run.
+        As `grid` does, if two points share a folder, for an unknown parameter, and if an earlier chapter has not run.
     """
-    root = Path(root or store.default_root()).resolve()
-    home = folder(source.stem, data, scale, root)
-    places = [home / point_name(point) for point in points]
-    if len(set(places)) < len(places):
+    points, root = grid(axes), Path(store.default_root()).resolve()
+    home = open_store(data, scale, root / "sweeps").folder / source.stem
+    places = {home / point_name(point): point for point in points}
+    if len(places) < len(points):
         raise ValueError(f"points of the grid share a folder: {sorted(place.name for place in places)}")
-    todo = []
-    for place, point in zip(places, points, strict=True):
+    for point in points:
         runner.check(source, data, scale, point)
-        if not _has_run(place, source, data, scale, point):
-            _prepare(place, source, data, scale, root)
-            todo.append((place, point))
+
+    def has_run(place: Path) -> bool:
+        return runner.is_up_to_date(source, open_store(data, scale, place), places[place])
+
+    todo = [place for place in places if not has_run(place)]
+    for place in todo:
+        _prepare(place, source, data, scale, root)
     group = home.relative_to(root / "sweeps").as_posix()
 
-    def one(task: tuple[Path, Mapping[str, Any]]) -> None:
-        place, point = task
-        words = [f"--parameter={key}={value!r}" for key, value in point.items()]
+    def start(place: Path) -> None:
+        words = [f"--parameter={key}={value!r}" for key, value in places[place].items()]
         command = [sys.executable, "-m", "semid_lib.cli", "run", source.stem, "--only", f"--notebooks={source.parent}"]
         command += [f"--data={data}", f"--scale={scale}", f"--artefacts={place}", f"--group={group}", *words]
         subprocess.run(command, check=False, env=os.environ | {"SEMID_ARTEFACTS": str(root)})
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, todo))
-    return [place for place, point in zip(places, points, strict=True) if _has_run(place, source, data, scale, point)]
-
-
-def folder(chapter: str, data: str, scale: str, root: str | Path | None = None) -> Path:
-    """The folder with the points and tables of a sweep."""
-    root = Path(root or store.default_root()).resolve()
-    return open_store(data, scale, root / "sweeps").folder / chapter
-
-
-def _has_run(place: Path, source: Path, data: str, scale: str, point: Mapping[str, Any]) -> bool:
-    return runner.is_up_to_date(source, open_store(data, scale, place), point)
+        list(pool.map(start, todo))
+    done = [place for place in places if has_run(place)]
+    if done:
+        lines = write(table(done, source.stem, data, scale), list(points[0]), home)
+        more = len(lines) - _SHOWN
+        print(*lines[:_SHOWN], *([f"... and {more} more lines in {home / 'table.md'}"] if more > 0 else []), sep="\n")
+    print(f"{len(done)} of {len(points)} points have run; tables: {home}/table.parquet, .csv, .md")
+    return int(len(done) < len(points))
 
 
 def table(places: Sequence[Path], chapter: str, data: str, scale: str) -> pd.DataFrame:
@@ -191,16 +186,3 @@ def write(rows: pd.DataFrame, swept: Sequence[str], home: Path) -> list[str]:
         with atomic.fresh_file(home / name) as partial:
             written(partial)
     return lines
-
-
-def run_and_report(source: Path, axes: Sequence[str], data: str, scale: str, jobs: int = 1) -> int:
-    """Run a sweep, print its table, and return the exit code: 0 if all points have run."""
-    points = grid(axes)
-    places = run(source, points, data, scale, jobs=jobs)
-    home = folder(source.stem, data, scale)
-    if places:
-        lines = write(table(places, source.stem, data, scale), list(points[0]), home)
-        more = len(lines) - _SHOWN
-        print(*lines[:_SHOWN], *([f"... and {more} more lines in {home / 'table.md'}"] if more > 0 else []), sep="\n")
-    print(f"{len(places)} of {len(points)} points have run; tables: {home}/table.parquet, .csv, .md")
-    return int(len(places) < len(points))

@@ -105,7 +105,7 @@ def sweep(
     earlier = runner.before(chapter, source.parent) if needed else []
     if earlier and (failed := schedule.run_all(earlier, data, scale, notebooks=source.parent, again=False)):
         raise typer.Exit(failed)
-    raise typer.Exit(sweeps.run_and_report(source, axes, data, scale, jobs))
+    raise typer.Exit(sweeps.run(source, axes, data, scale, jobs))
 
 
 @app.command(epilog="Example: semid summary --data shop --scale smoke")
