@@ -37,7 +37,7 @@ def versions(folder):
 def test_after_a_kill_the_folder_is_the_old_or_the_new_one_and_the_next_writer_tidies_up(target):
     line, finished = 0, False
     while not finished:
-        before, line = versions(target), line + 3
+        before, line = versions(target), line + 5
         finished = killed_at(lambda new=str(line): write(target, new), line, atomic)
         assert versions(atomic.settled(target)) in ([{str(line)}] if finished else [before, {str(line)}])
     write(target, "last")
@@ -68,7 +68,7 @@ def test_a_kill_between_two_renames_leaves_the_old_folder_to_be_found(target, mo
 def test_a_reader_at_any_moment_of_a_writer_finds_one_whole_folder(target):
     seen, line, came = [], 0, True
     while came:
-        line += 3
+        line += 5
         write(target, str(line))
         came = at_line(
             lambda: write(target, "new"), line, lambda: seen.append(versions(atomic.settled(target))), atomic
