@@ -9,6 +9,7 @@ finishes its first batch; it is paid once for each `map`, and what the cluster i
 import time
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +97,7 @@ def compare(name: str, work: Work, cluster: workers.Cluster) -> dict:
     }
 
 
-def main(model: Path, data: str = "demo", rows: int = 100_000, texts: int = 8192) -> None:
+def main(model: Annotated[Path, typer.Option()], data: str = "demo", rows: int = 100_000, texts: int = 8192) -> None:
     """Compare; model: folder of a recommender of the next item; data: what it was trained on."""
     started = time.perf_counter()
     with workers.Cluster(1) as cluster:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import httpx
 import numpy as np
@@ -180,7 +181,13 @@ def batch(folder: Path, histories: list[list[int]], n_users: int) -> dict:
     return {"batch_users_per_s": answered / seconds, "batch_users": answered}
 
 
-def main(model: Path, data: str = "demo", requests: int = 3000, soak: int = 100_000, users: int = 200_000) -> None:
+def main(
+    model: Annotated[Path, typer.Option()],
+    data: str = "demo",
+    requests: int = 3000,
+    soak: int = 100_000,
+    users: int = 200_000,
+) -> None:
     """Measure a saved recommender.
 
     data: what it was trained on; requests: for each number of clients; soak: over which memory is watched, 0 for none;
