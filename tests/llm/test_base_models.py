@@ -1,5 +1,9 @@
 """Base models: their facts, loading, and a small one from scratch."""
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +81,8 @@ def test_the_text_half_of_a_model_of_images_is_a_separate_model(tmp_path):
 def test_loading(extended, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"hf download Qwen/Qwen3-4B --revision 1cfa9a7.*give its path"):
         load_base()
+    with pytest.raises(ValueError, match="no texts to train a tokenizer"):
+        small_model(["", ""])
     with pytest.raises(FileNotFoundError, match="no/such is neither a local folder"):
         load_base("no/such")
     if not torch.cuda.is_available():
@@ -86,6 +92,19 @@ def test_loading(extended, tmp_path):
     save_model(model, tokenizer, tmp_path)
     again, words = load_base(str(tmp_path))
     assert again.num_parameters() == model.num_parameters() and len(words) == len(tokenizer)
+
+
+def test_four_bit_weights_come_through_unsloth(extended, tmp_path, monkeypatch):
+    """What is sent to unsloth, which needs a GPU."""
+    model, tokenizer, _ = extended()
+    save_model(model, tokenizer, tmp_path)
+    unsloth, asked = ModuleType("unsloth"), {}
+    unsloth.__spec__ = ModuleSpec("unsloth", None)
+    unsloth.FastLanguageModel = SimpleNamespace(from_pretrained=lambda name, **options: asked.update(options))
+    monkeypatch.setitem(sys.modules, "unsloth", unsloth)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    load_base(str(tmp_path))
+    assert asked == {"revision": None, "max_seq_length": 512, "load_in_4bit": True, "trust_remote_code": False}
 
 
 # --- costs ---

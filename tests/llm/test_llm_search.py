@@ -4,6 +4,7 @@ vLLM itself is not needed: a stand-in checks what is sent to it and returns answ
 the real one.
 """
 
+import json
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
@@ -12,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from semid_lib.decoding import adapters, scorers
 from semid_lib.decoding.beam_search import constrained_beam_search
 from semid_lib.decoding.scorers import CausalScorer
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.llm import llm_search
 from semid_lib.llm.examples import encode_prompts, prompt_for
 from semid_lib.llm.llm_search import LanguageModelSearch, generate_freely, load_searcher
 from semid_lib.llm.vllm_search import VLLMSearch
@@ -53,6 +54,22 @@ def test_a_language_model_answers_as_its_beam_search(ours):
     check_same(narrow.search(QUERIES, 10), expected)
 
 
+def test_a_model_that_does_not_fit_its_files_is_refused(ours, tmp_path):
+    facts, _ = ours.save(tmp_path)
+    found = LanguageModelSearch.load(tmp_path, facts, ours.trie).search(QUERIES, 10)
+    check_same(found, ours.search(QUERIES, 10))
+    weights, config = tmp_path / "llm" / "model.safetensors", tmp_path / "llm" / "config.json"
+    kept, known = load_file(weights), config.read_text()
+    del kept["model.norm.weight"]
+    save_file(kept, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights are missing or of another shape, such as 'model\.norm"):
+        LanguageModelSearch.load(tmp_path, facts, ours.trie)
+    longer = {"num_hidden_layers": 7, "layer_types": ["full_attention"] * 7}
+    config.write_text(json.dumps(json.loads(known) | longer))
+    with pytest.raises(ValueError, match=r"config\.json has 7 layers, the weights have 1"):
+        LanguageModelSearch.load(tmp_path, facts, ours.trie)
+
+
 # --- without a trie ---
 
 
@@ -70,8 +87,7 @@ class Scripted:
 
 
 def test_free_answers_are_read(ours, ids):
-    end = llm_search.end_token(ours.tokenizer)
-    assert end == ours.tokenizer.eos_token_id
+    end = ours.tokenizer.eos_token_id
     item = [int(level[code]) for level, code in zip(ours.tokens, ids.unique[7], strict=True)]
     answers = [[*item, end], [*item, item[0]], [item[0], item[0], item[2], end], [end, 0, 0, 0]]
     found = generate_freely(Scripted(answers), ours.tokenizer, ours.tokens, ours.trie, QUERIES[:4], batch_size=3)
@@ -89,15 +105,6 @@ def test_sampling_is_reproducible_and_leaves_the_generator_alone(ours):
     assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(*(generate_freely(*parts, batch_size=size).codes for size in (2, 64)))
-
-
-def test_the_end_token_is_that_of_the_template():
-    class Tokenizer:
-        chat_template = pad_token = "given"
-        __call__ = staticmethod(lambda text, **_: {"input_ids": [len(text), 1]})
-        apply_chat_template = staticmethod(lambda *_, **__: "<user>question<assistant>ANSWER<|im_end|>\n")
-
-    assert llm_search.end_token(Tokenizer()) == len("<|im_end|>\n")
 
 
 # --- through vLLM ---

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from kills import killed
 
 from semid_lib.queries import synthesis
 from semid_lib.workbench.store import Store
@@ -38,18 +37,6 @@ def test_saved_queries_are_loaded(store, saved):
     assert store.load("synthetic_queries").facts["embedder"] == "none"
     synthesis.save_queries(store, train, test[:0], train_vectors, test_vectors[:0])
     assert len(synthesis.load_queries(store).test) == 0
-
-
-def test_a_killed_writer_leaves_the_old_queries_or_the_new(store, saved):
-    new = made(seed=1)
-    known = {parts[0]["query"][0]: parts for parts in (saved, new)}
-    for attempt in range(6):
-        finished = killed(lambda: synthesis.save_queries(store, *new), 0.006 * attempt)
-        found = synthesis.load_queries(store)
-        parts = known[found.train["query"][0]]
-        np.testing.assert_allclose(found.train_vectors, parts[2], atol=2e-3)
-        np.testing.assert_allclose(found.test_vectors, parts[3], atol=2e-3)
-        assert parts is new or not finished
 
 
 def test_other_queries_are_refused(store, saved, tmp_path):

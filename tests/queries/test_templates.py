@@ -73,6 +73,7 @@ def test_needs_come_from_title_and_description_without_markup():
     assert any("for dry hair" in query for query in found)
     assert any("curly hair" in query for query in found)
     assert not any(bad in words(query) for query in found for bad in ("b", "amp", "steal", "unknown", "p"))
+    assert facts_of("Sony", "Sony").types == []
     assert not any(facts_of("Red pen", brand).brand for brand in ("Unknown", "n/a", ""))
 
 
