@@ -172,17 +172,23 @@ def test_a_place_without_its_end_swallows_no_text():
 
 
 @pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The only page, README.md; folders of results and artefacts beside it."""
+    file = tmp_path / "README.md"
+    file.write_text(PAGE, encoding="utf-8")
+    monkeypatch.setattr(report, "_PAGES", (file,))
+    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+    return file
+
+
+@pytest.fixture
 def shop_folder(tmp_path):
     write_folder(tmp_path / "shop", [{"item_id": 1, "title": "Pen"}])
     return str(tmp_path / "shop")
 
 
-def test_rows_that_fit_no_table_are_not_published(shop_folder, tmp_path, monkeypatch):
-    page = tmp_path / "README.md"
-    page.write_text(PAGE, encoding="utf-8")
-    monkeypatch.setattr(report, "_PAGES", (page,))
-    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
-    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
+def test_rows_that_fit_no_table_are_not_published(shop_folder, tmp_path, page):
     (tmp_path / "results").mkdir()
     published = tmp_path / "results" / "shop-smoke.json"
     published.write_text("[]", encoding="utf-8")
@@ -192,12 +198,8 @@ def test_rows_that_fit_no_table_are_not_published(shop_folder, tmp_path, monkeyp
     assert published.read_text(encoding="utf-8") == "[]" and page.read_text(encoding="utf-8") == PAGE
 
 
-def test_publish_then_check(shop_folder, tmp_path, monkeypatch, capsys):
-    page = tmp_path / "README.md"
+def test_publish_then_check(shop_folder, tmp_path, page, capsys):
     page.write_text(PAGE + "So <!-- row: next_item/shop/smoke/item_knn/mrr -->old<!-- end row -->.\n", encoding="utf-8")
-    monkeypatch.setattr(report, "_PAGES", (page,))
-    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
-    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     with pytest.raises(ValueError, match=r"no rows for .*shop at smoke"):
         report.publish(shop_folder, "smoke")
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
@@ -228,12 +230,8 @@ def test_no_published_table_differs_from_its_rows():
     assert report.stale_pages() == []
 
 
-def test_publishing_one_run_leaves_the_tables_of_others(shop_folder, tmp_path, monkeypatch):
-    page = tmp_path / "README.md"
+def test_publishing_one_run_leaves_the_tables_of_others(shop_folder, page):
     page.write_text(PAGE.replace("next_item/shop/smoke", "next_item/other/full", 1), encoding="utf-8")
-    monkeypatch.setattr(report, "_PAGES", (page,))
-    monkeypatch.setattr(report, "_RESULTS", tmp_path / "results")
-    monkeypatch.setenv("SEMID_ARTEFACTS", str(tmp_path / "artefacts"))
     measured = {"value": 0.5, "ci95": [0.4, 0.6], "n": 9}
     open_store(shop_folder, "smoke").record("07", [{"key": "next_item/item_knn/mrr", **measured}])
     report.publish(shop_folder, "smoke")
