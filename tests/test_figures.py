@@ -69,7 +69,7 @@ def said_by_code() -> list[tuple[str, str]]:
     prompt, width = re.search(
         r"def searches\(n_items: int, prompt: int = (\d+), width: int = (\d+)\)", decoding
     ).groups()
-    soak, users = (int(re.search(rf'"--{name}", type=int, default=(\w+)', serving)[1]) for name in ("soak", "users"))
+    soak, users = (int(re.search(rf"{name}: int = (\w+)", serving)[1]) for name in ("soak", "users"))
     return [
         ("results.md", f"prompts of {prompt} tokens, beam width {width}"),
         ("06_constrained_generation.py", f"searches with prompts of {prompt} tokens"),
