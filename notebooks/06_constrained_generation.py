@@ -37,13 +37,12 @@ import pandas as pd
 import torch
 
 from semid_lib.data import dataset
-from semid_lib.decoding import beam_search, rules, scorers
+from semid_lib.decoding import adapters, beam_search, rules, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.evaluation import metrics, plotting
 from semid_lib.ids import embed, semantic_ids
 from semid_lib.studies import decoding_study as study
-from semid_lib.studies import other_decoders
 from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 
@@ -301,9 +300,7 @@ pd.DataFrame(
 # %%
 small = {name: tensor[:16] for name, tensor in contexts.items()}
 width = min(50, trie.n_items)
-follow = other_decoders.allowed_tokens_fn(
-    (task.as_tokens).numpy(), prompt_length=trie.n_levels
-)
+follow = adapters.allowed_tokens_fn((task.as_tokens).numpy(), prompt_length=trie.n_levels)
 options = {"num_beams": width, "num_return_sequences": width}
 options |= {"do_sample": False, "length_penalty": 0.0}
 options |= {"prefix_allowed_tokens_fn": follow}

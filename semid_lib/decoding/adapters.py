@@ -1,17 +1,51 @@
-"""The trie in vLLM, for language models that are served by it.
+"""Semantic IDs in other decoders: `generate` of transformers, and vLLM for language models that are served by it.
 
 Our own search is `beam_search.constrained_beam_search`. `tokens[level][code]` is the token id of a code in the model's
 vocabulary, see `semantic_ids.token_layout`. Levels may have more tokens than the trie has codes.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 
 from semid_lib.decoding.scorers import check_tokens, load_tokens
 from semid_lib.decoding.trie import PrefixTrie
+
+
+def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> partial:
+    """A `prefix_allowed_tokens_fn` for `generate` of transformers that allows these sequences of tokens.
+
+    It asks a trie of nested dicts once for each beam and token: plain, and slow beside `constrained_beam_search`. After
+    tokens that begin no sequence, as in beams that `generate` does not use, it allows token 0, since transformers
+    refuses an empty list.
+
+    Parameters
+    ----------
+    sequences : (n, L) int array
+        The tokens of each semantic ID.
+    prompt_length : int
+        Tokens before the ID: those of the padded prompt, or 1 for an encoder-decoder.
+
+    Examples
+    --------
+    >>> follow = allowed_tokens_fn(np.array([[5, 7], [5, 8]]), prompt_length=1)
+    >>> follow(0, torch.tensor([1, 5])), follow(0, torch.tensor([1, 6]))
+    ([7, 8], [0])
+    """
+    trie: dict = {}
+    for tokens in sequences.tolist():
+        node = trie
+        for token in tokens:
+            node = node.setdefault(token, {})
+    return partial(_follow, trie, prompt_length)
+
+
+def _follow(trie: dict, prompt_length: int, _: int, sequence: torch.Tensor) -> list[int]:
+    for token in sequence[prompt_length:].tolist():
+        trie = trie.get(token, {})
+    return list(trie) or [0]
 
 
 class _VLLMTrie:

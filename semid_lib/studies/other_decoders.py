@@ -7,7 +7,6 @@ not timed, which favours the matchers: in a beam search they are copied and adva
 """
 
 import sys
-from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch.nn.functional import pad
 
 from semid_lib.decoding import beam_search
+from semid_lib.decoding.adapters import allowed_tokens_fn
 from semid_lib.decoding.trie import PrefixTrie
 
 FIRST, END = 3, 1  # tokens before those of semantic IDs: padding, end, unknown
@@ -82,30 +82,6 @@ class CompiledTriePeer(TriePeer):
     """The same with the compiled loop of `kernel`."""
 
     name, compiled = "here, compiled", True
-
-
-def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> partial:
-    """A `prefix_allowed_tokens_fn` for `generate` that allows these (n, L) sequences of tokens, by nested dicts.
-
-    prompt_length: tokens before the sequence, 1 for an encoder-decoder. After tokens that begin no sequence, as in
-    unused beams of `generate`, token 0 is allowed: transformers refuses an empty list.
-
-    >>> follow = allowed_tokens_fn(np.array([[5, 7], [5, 8]]), prompt_length=1)
-    >>> follow(0, torch.tensor([1, 5])), follow(0, torch.tensor([1, 6]))
-    ([7, 8], [0])
-    """
-    trie: dict = {}
-    for tokens in sequences.tolist():
-        node = trie
-        for token in tokens:
-            node = node.setdefault(token, {})
-    return partial(_follow, trie, prompt_length)
-
-
-def _follow(trie: dict, prompt_length: int, _: int, sequence: torch.Tensor) -> list[int]:
-    for token in sequence[prompt_length:].tolist():
-        trie = trie.get(token, {})
-    return list(trie) or [0]
 
 
 class TransformersPeer(Peer):

@@ -13,7 +13,7 @@ from measuring import record
 from tqdm import tqdm
 from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5ForConditionalGeneration
 
-from semid_lib.decoding import beam_search, scorers
+from semid_lib.decoding import adapters, beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.studies import decoding_study, other_decoders
 from semid_lib.workbench import store
@@ -50,7 +50,7 @@ class Case:
         self.trie, self.start = PrefixTrie.build(ids), 1 if is_t5 else prompt
         tokens = torch.randint(FIRST, n_tokens, (n_users, prompt))
         self.contexts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        self.follow = other_decoders.allowed_tokens_fn(ids + [level[0] for level in self.tokens], self.start)
+        self.follow = adapters.allowed_tokens_fn(ids + [level[0] for level in self.tokens], self.start)
 
     def here(self, width: int, allowed=None) -> torch.Tensor:
         return beam_search.constrained_beam_search(self.scorer, self.contexts, self.trie, width, width, allowed).items

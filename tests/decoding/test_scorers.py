@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from semid_lib.decoding import beam_search, scorers
+from semid_lib.decoding.adapters import allowed_tokens_fn
 from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 from semid_lib.decoding.scorers import CausalScorer, EncoderDecoderScorer
 from semid_lib.decoding.trie import PrefixTrie
@@ -91,17 +92,11 @@ def random_trie(seed, n=120):
 
 def generated(model, contexts, trie, width):
     """Items and scores by transformers' own beam search, kept to the trie by its own hook."""
-    ids, prefixes = trie.ids(), {}
+    ids = trie.ids()
     leaf_of = {tuple(row): leaf for leaf, row in enumerate(ids.tolist())}
-    for row in ids:
-        for level in range(3):
-            prefixes.setdefault(tuple(row[:level].tolist()), set()).add(int(TOKENS[level][row[level]]))
     code_of = {int(token): code for level in TOKENS for code, token in enumerate(level)}
     start = 1 if model.config.is_encoder_decoder else contexts["input_ids"].shape[1]
-
-    def follow(_, sequence):
-        return sorted(prefixes.get(tuple(code_of.get(token, -1) for token in sequence[start:].tolist()), {0}))
-
+    tokens = np.column_stack([of_level[codes] for of_level, codes in zip(TOKENS, ids.T, strict=True)])
     out = model.generate(
         **contexts,
         max_new_tokens=3,
@@ -110,7 +105,7 @@ def generated(model, contexts, trie, width):
         num_return_sequences=width,
         do_sample=False,
         length_penalty=0.0,
-        prefix_allowed_tokens_fn=follow,
+        prefix_allowed_tokens_fn=allowed_tokens_fn(tokens, start),
         return_dict_in_generate=True,
         output_scores=True,
     )
