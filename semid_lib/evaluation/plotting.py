@@ -97,8 +97,8 @@ def rounded(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
     Examples
     --------
-    >>> rounded(pd.DataFrame({"n": [7, 9], "recall": [0.12345, np.nan]})).to_numpy().tolist()
-    [['7', '0.123'], ['9', '']]
+    >>> rounded(pd.DataFrame({"of": ["a", "b"], "n": [7, 9], "recall": [0.12345, np.nan]})).to_numpy().tolist()
+    [['a', '7', '0.123'], ['b', '9', '']]
     """
 
     def cell(value) -> str:

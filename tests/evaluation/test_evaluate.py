@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from semid_lib.data import dataset as data
 from semid_lib.evaluation import evaluate
+from semid_lib.evaluation.rows import over_seeds
 from semid_lib.next_item.baselines import Popularity
 
 
@@ -356,3 +357,9 @@ def test_groups_of_users_come_out_in_the_order_of_the_categories():
     beyond = pd.cut([3, 12, 4, 7, 30], [0, 4, 9])
     with pytest.raises(ValueError, match="2 of them missing"):
         evaluate.by_group(found, beyond)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 0], [0, None]])
+def test_rows_without_two_different_seeds_have_no_spread(seeds):
+    with pytest.raises(ValueError, match="expected two or more different ones"):
+        over_seeds([{"key": "next_item/mine/mrr", "value": 0.5, "seed": seed} for seed in seeds])
