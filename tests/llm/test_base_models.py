@@ -112,6 +112,7 @@ def test_four_bit_weights_come_through_unsloth(extended, tmp_path, monkeypatch):
 CONFIG = FineTuning(row_steps=6, n_epochs=1, batch_size=8, rank=4)
 
 
+@pytest.mark.slow
 def test_the_estimate_and_the_speed_leave_the_model_as_it_is(extended, few_rows):
     model, tokenizer, tokens = extended()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -30,7 +30,7 @@ def moved_rows(after, before, name):
     return (after[name] != before[name]).any(dim=1).nonzero()[:, 0].tolist()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"])
 def run(request, extended, few_rows, tmp_path_factory):
     """A short run of both stages, and the model before it."""
     model, tokenizer, tokens = extended(tied=request.param)
