@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow as pa
@@ -32,15 +33,15 @@ def require_ray():
 @pytest.fixture(scope="module")
 def cluster():
     require_ray()
-    with ExitStack() as opened:
-        for attempts_left in (4, 3, 2, 1, 0):
-            try:
-                started = opened.enter_context(Cluster(n_workers=2))
-                break
-            except ConnectionError:  # Ray's processes have 30 s to start in; where others are busy, too few
-                if not attempts_left:
-                    raise
-        yield started
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):  # before ray is imported
+        os.environ[name] = OTHERS[name]
+    import ray._private.node as starting
+
+    with pytest.MonkeyPatch.context() as patch:  # Ray's processes have 30 s to start in: too few where others are busy
+        patient = vars(time) | {"monotonic": lambda: time.monotonic() / 20}
+        patch.setattr(starting, "time", SimpleNamespace(**patient))
+        with Cluster(n_workers=2) as started:
+            yield started
 
 
 def numbers(n: int) -> list[pa.Table]:
