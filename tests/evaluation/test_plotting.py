@@ -1,8 +1,6 @@
 """Labels and maps of any catalogue: what matplotlib draws is what the catalogue says."""
 
-import sys
 import warnings
-from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -109,20 +107,17 @@ def test_a_few_items_have_a_map(n, n_distinct):
     assert np.isclose(apart, in_full).all() or (n > 3 and n_distinct > 3)  # of up to three points it loses nothing
 
 
-def test_more_items_are_mapped_by_umap(monkeypatch):
-    """A stand-in, since numba compiles the real one for twenty seconds; `make book` draws maps by it."""
-
-    class Halves:
-        def __init__(self, metric, random_state, n_jobs):
-            assert (metric, random_state, n_jobs) == ("cosine", 7, 1)
-
-        def fit_transform(self, vectors):
-            return vectors[:, :2] / 2
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Halves))
-    vectors = np.random.default_rng(0).normal(size=(30, 5))
+@pytest.mark.slow  # numba compiles UMAP for twenty seconds
+@pytest.mark.filterwarnings("default")  # of libraries
+def test_more_items_are_mapped_by_umap_and_neighbours_stay_together():
+    rng = np.random.default_rng(0)
+    group = np.arange(60) % 2
+    vectors = rng.normal(scale=0.1, size=(60, 5)) + np.where(group[:, None], 1.0, -1.0)
     places, method = plotting.map_2d(vectors, seed=7)
-    assert (places == vectors[:, :2] / 2).all() and method == "UMAP"
+    assert places.shape == (60, 2) and method == "UMAP"
+    apart = np.linalg.norm(places[:, None] - places, axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (group[apart.argmin(axis=1)] == group).all()
 
 
 def test_one_dimension_has_a_map():
