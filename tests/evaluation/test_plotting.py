@@ -31,6 +31,7 @@ def figure():
     """A small figure in which every warning is an error, as one of a missing glyph."""
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="umap", category=ImportWarning)  # it has a part that needs TensorFlow
         plotting.use()
         yield
     plt.close("all")
@@ -108,7 +109,6 @@ def test_a_few_items_have_a_map(n, n_distinct):
 
 
 @pytest.mark.slow  # numba compiles UMAP for twenty seconds
-@pytest.mark.filterwarnings("default")  # of libraries
 def test_more_items_are_mapped_by_umap_and_neighbours_stay_together():
     rng = np.random.default_rng(0)
     group = np.arange(60) % 2
