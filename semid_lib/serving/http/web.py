@@ -36,8 +36,19 @@ from semid_lib.workbench.store import Timer
 
 _PAGE = Path(__file__).parent / "page"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-_REFUSALS = (400, 401, 404, 408, 413, 415, 503, 504)
-router = APIRouter(responses={status: {"model": schemas.Problem} for status in _REFUSALS})
+_REFUSALS = {
+    400: "a host name that is not served, or a request that is not HTTP",
+    401: "no token, or a wrong one",
+    404: "no such item, or the model cannot answer this",
+    408: "the body took longer than 10 seconds to arrive",
+    413: "the body is longer than 1 MiB",
+    415: "a browser sent a body that it does not declare as JSON",
+    503: "not ready, or too many requests wait: see Retry-After",
+    504: "the answer took longer than 10 seconds",
+}
+router = APIRouter(
+    responses={status: {"model": schemas.Problem, "description": why} for status, why in _REFUSALS.items()}
+)
 
 
 async def _service_of(request: Request) -> Service:
