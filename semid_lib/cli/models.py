@@ -73,13 +73,16 @@ def predict(
 def _print(answers: Path, recommender: Any) -> None:
     """Print answers with titles to stdout, and rejected records to stderr."""
     titles = recommender.items["title"].tolist() if "title" in recommender.items else [None] * len(recommender.items)
-    for line in answers.read_text(encoding="utf-8").splitlines():
-        answer = json.loads(line)
-        answer["titles"] = [titles[row] for row in recommender.item_ids.rows(answer["item_ids"])]
-        print(json.dumps(answer, ensure_ascii=False))
+    with open(answers, encoding="utf-8") as lines:
+        for answer in map(json.loads, lines):
+            answer["titles"] = [titles[row] for row in recommender.item_ids.rows(answer["item_ids"])]
+            sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode("utf-8") + b"\n")  # in any locale
+    sys.stdout.buffer.flush()
     rejected = answers.with_name(f"{answers.name}.rejected")
-    for line in rejected.read_text(encoding="utf-8").splitlines() if rejected.exists() else ():
-        print("line {line}: {reason}".format(**json.loads(line)), file=sys.stderr)
+    if rejected.exists():
+        with open(rejected, encoding="utf-8") as lines:
+            for line in lines:
+                print("line {line}: {reason}".format(**json.loads(line)), file=sys.stderr)
 
 
 @app.command(epilog="Example: SEMID_TOKEN=secret semid serve --model FOLDER --host 0.0.0.0 --port 8080")

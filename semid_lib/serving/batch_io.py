@@ -275,7 +275,7 @@ def _text_records(stream: BinaryIO, is_csv: bool) -> Iterator[_Raw]:
             continue
         yield from (_Raw(line, 1, "", None, "the line is empty") for line in range(lines.line - n_blank, lines.line))
         n_blank = 0
-        yield _Raw(lines.line, len(lines.content), text, found, reason)
+        yield _Raw(lines.line, len(lines.content), text, found if is_csv else text, reason)
 
 
 def _rows(stream: BinaryIO, columns: Callable[[list[str]], list[str]]) -> Iterator[_Raw]:
@@ -296,7 +296,7 @@ def _parse_txt(line: str) -> dict[str, Any]:
 
 
 def _parse_tsv(line: str) -> dict[str, Any]:
-    user_id, tab, items = line.rstrip("\r\n").partition("\t")
+    user_id, tab, items = line.partition("\t")
     if not tab:
         raise ValueError(f"the line is {shown(user_id)}, expected a user id, a tab and item ids")
     return {"user_id": user_id, "item_ids": items.split(" ") if items else []}
@@ -333,10 +333,10 @@ def _checked(fields: dict[str, Any], queries: bool) -> tuple[str, list[str]]:
         raise ValueError(f"{name!r} is {shown(key)}, expected text")
     if not isinstance(items, list) or not all(type(item) in (str, int) for item in items):
         raise ValueError(f"'item_ids' is {shown(items)}, expected a list of text or integers")
-    key, items, name = str(key), list(map(str, items)), name.replace("_", " ")
+    key, items, name = str(key).strip() if queries else str(key), list(map(str, items)), name.replace("_", " ")
     if not key.strip():
         raise ValueError(f"the {name} is empty")
     if _CONTROL.search(key) if queries else has_controls(key):
         raise ValueError(f"the {name} is {shown(key)}, expected text without control characters")
     "".join([key, *items]).encode("utf-8")  # JSON may have half of a surrogate pair, which no file can
-    return key.strip() if queries else key, items
+    return key, items

@@ -51,7 +51,7 @@ def test_histories_in_every_format(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("q.txt", " red, nail polish \nshampoo\n"),
+        ("q.txt", " red, nail polish \nshampoo\f\n"),
         ("q.csv", 'id,query\n1,"red, nail polish"\n2,shampoo'),
         ("q.jsonl", '{"query": "red, nail polish", "item_ids": [4]}\n{"query": "shampoo"}'),
     ],

@@ -154,7 +154,7 @@ def test_exit_codes(served_folder, shop, histories, input_path, tmp_path, capsys
     with batch._locked(tmp_path / "out.csv"):
         assert run() == 1
     assert "resume" not in capsys.readouterr().err  # the blocks are of the other run
-    input_path.write_text("ann x\n")
+    input_path.write_text("ann x\x85\n")  # which ends a line for Python, not for JSON lines
     assert run() == 2
     assert main([*words, "--input", str(input_path)]) == 2
     assert capsys.readouterr().err.endswith("line 1: item id 'x' is not in the catalogue\n")
