@@ -91,7 +91,7 @@ def _prepare(point: Path, source: Path, data: str, scale: str, root: Path) -> No
             raise ValueError(f"{shared / path} is not there: {do}")
     # the facts of their runs tell whether the point is up to date
     paths += [f"executed/{name}.json" for name in stages[source.stem].needs]
-    (root / "cache").mkdir(exist_ok=True)
+    (root / "cache").mkdir(parents=True, exist_ok=True)
     for link, target in [(point / "cache", root / "cache"), *((own / path, shared / path) for path in paths)]:
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():

@@ -101,7 +101,8 @@ def pieces(
             records.append({name: record.get(name) for name in wanted} if only else record)
         check_columns(path, list(names), wanted if records else ())
         columns = {name: [record.get(name) for record in records] for name in names if not only or name in wanted}
-        yield _piece(path, pd.DataFrame(columns, dtype=object), numbers)
+        if records:
+            yield _piece(path, pd.DataFrame(columns, dtype=object), numbers)
     else:
         rows = delimited(path, wanted, layout or Layout())
         header = next(rows)[1]

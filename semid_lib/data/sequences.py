@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import readers, table, times
-from semid_lib.data.item_ids import ItemIds
+from semid_lib.data.item_ids import ItemIds, fits_int64
 from semid_lib.data.text_files import empty_file, json_records, text_lines
 from semid_lib.workbench.text import normal, shown
 
-_INTEGER = re.compile("-?[0-9]{1,18}")
+_INTEGER = re.compile("-?[0-9]{1,19}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,8 @@ def _tsv_users(path: Path, timed: Path) -> Iterator[tuple]:
     missing: tuple = (0, None, [])
     for user, other in zip_longest(_tsv_lines(path), _tsv_lines(timed), fillvalue=missing):
         if other[1] != user[1]:
-            problem = f"user {shown(other[1])}, expected {shown(user[1])} as in the sequences"
+            found, expected = (f"user {shown(one[1])}" if one[0] else "no more users" for one in (other, user))
+            problem = f"{found}, expected {expected} as in the sequences"
             _fail(timed, max(user[0], other[0]), problem)
         yield *user, other[2]
 
@@ -199,7 +200,7 @@ def _seconds(path: Path, number: int, values, length: int) -> np.ndarray:
     if not isinstance(values, list) or len(values) != length:
         _fail(path, number, f"times are {shown(values)}, expected {length} integers, as many as items")
     for value in values:
-        if type(value) not in (int, str) or not _INTEGER.fullmatch(str(value)):
+        if type(value) not in (int, str) or not _INTEGER.fullmatch(str(value)) or not fits_int64(int(value)):
             _fail(path, number, f"time {shown(value)} is not a whole number of Unix seconds")
     seconds = list(map(int, values))
     if any(later < earlier for earlier, later in pairwise(seconds)):

@@ -94,7 +94,7 @@ def fresh_folder(target: str | Path) -> Iterator[Path]:
             yield fresh
         for path in [path for path in [*fresh.rglob("*"), fresh] if not path.is_symlink()]:
             if path.is_file():
-                path.chmod(fresh.stat().st_mode & 0o666)
+                path.chmod(fresh.stat().st_mode & 0o666 | path.stat().st_mode & 0o111)  # scripts stay executable
             _flush(path)
         _swap(fresh, target)
         _flush(target.parent)

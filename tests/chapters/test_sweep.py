@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FIRST = """# %% tags=["parameters"]
 DATA = "demo"
 SCALE = "laptop"
+SEED = 0
 """
 SECOND = """# %% tags=["parameters"]
 DATA = "demo"
@@ -67,6 +68,13 @@ def source(tmp_path, monkeypatch):
 
 def command(source, *axes):
     return main(["sweep", "--notebooks", str(source.parent), "02_toy", *axes, "--scale", "smoke"])
+
+
+def test_a_sweep_of_the_first_chapter_needs_no_artefacts_yet(source, capfd, monkeypatch):
+    monkeypatch.setenv("SEMID_ARTEFACTS", str(source.parents[2] / "nothing" / "yet"))
+    monkeypatch.setattr(sweep.subprocess, "run", lambda *command, **settings: None)
+    arguments = ["sweep", "--notebooks", str(source.parent), "01_first", "SEED=0", "--scale", "smoke"]
+    assert main(arguments) == 1 and "0 of 1 points have run" in capfd.readouterr().out
 
 
 @pytest.mark.slow

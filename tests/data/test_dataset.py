@@ -178,9 +178,10 @@ BAD_SEQUENCES = [
     ("", "sequences.tsv is empty"),
 ]
 BAD_TIMES = [
-    ("ann\t5 6\n", "timestamps.tsv, line 2: user None, expected 'bob' as in the sequences"),
-    ("ann\t5 6\nbob\t7\ncem\t8\n", "timestamps.tsv, line 3: user 'cem', expected None as in the sequences"),
+    ("ann\t5 6\n", "timestamps.tsv, line 2: no more users, expected user 'bob' as in the sequences"),
+    ("ann\t5 6\nbob\t7\ncem\t8\n", "timestamps.tsv, line 3: user 'cem', expected no more users as in the sequences"),
     ("ann\t1400000000 1400000001\nbob\t1400000000000\n", "line 2: .* Unix milliseconds, expected Unix seconds"),
+    ("ann\t1400000000 1400000001\nbob\t1400000000000000000\n", "line 2: .* Unix nanoseconds, expected Unix seconds"),
     ("ann\t5 6\nbob\t7 8\n", r"line 2: times are \['7', '8'\], expected 1 integers, as many as items"),
     ("ann\t6 5\nbob\t7\n", r"line 1: times \[6, 5\] go backwards"),
     ("ann\t5 6.5\nbob\t7\n", r"line 1: time '6\.5' is not a whole number of Unix seconds"),
@@ -200,6 +201,7 @@ BAD_FILES = [
     *(({"items__jsonl": GOOD, "sequences__tsv": content}, message) for content, message in BAD_SEQUENCES),
     *((TWO_USERS | {"timestamps__tsv": content}, message) for content, message in BAD_TIMES),
     *(({"items__jsonl": GOOD, "queries_x__jsonl": SOAP + jsonl(query)}, message) for query, message in BAD_QUERIES),
+    ({"items__jsonl": ""}, r"items\.jsonl is empty, expected at least one record"),
     ({}, r"holds no items, looked for items.jsonl, .*items.parquet"),
     ({"items__jsonl": GOOD, "timestamps__tsv": "a\t1"}, r"has timestamps\.tsv but no sequences\.tsv: add it, or"),
     ({"items__jsonl": GOOD, "items__jsonl__gz": ""}, r"holds both items\.jsonl and items\.jsonl\.gz"),

@@ -125,10 +125,12 @@ def test_files_have_the_mode_of_the_umask_whatever_wrote_them(tmp_path):
         with atomic.fresh_folder(tmp_path / "folder") as fresh:
             (fresh / "inner").mkdir()
             private(fresh / "inner" / "file")
+            (fresh / "script").touch(0o700)
     finally:
         os.umask(before)
     for path in (tmp_path / "file", tmp_path / "folder" / "inner" / "file"):
         assert path.stat().st_mode & 0o777 == 0o640, path
+    assert (tmp_path / "folder" / "script").stat().st_mode & 0o700 == 0o700
 
 
 def test_hidden_files_of_users_are_not_removed(target):
