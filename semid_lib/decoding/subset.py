@@ -26,7 +26,12 @@ class Subset:
         self._penalties: dict[int, torch.Tensor] = {}
 
     def without(self, excluded: torch.Tensor | np.ndarray) -> "Subset":
-        """The same items but those that each context excludes; `excluded` is as for `PrefixTrie.subset`."""
+        """The same items but those that each context excludes; `excluded` is as for `PrefixTrie.subset`.
+
+        Raises ValueError if the subset excludes items already, or its mask is for another number of contexts.
+        """
+        if self.excluded is not None:
+            raise ValueError("the subset excludes items already: give all of them at once")
         n_items, fewer = self.trie.n_items, copy.copy(self)  # sharing one mask and its tables
         leaf = _as_leaves(excluded, self.trie)
         if self.mask is not None:

@@ -330,6 +330,11 @@ def drift(training_errors: np.ndarray, new_errors: np.ndarray) -> Drift:
     training_errors, new_errors : (n,) and (m,) float arrays >= 0
         `squared_errors(vectors, quantizer.decode(quantizer.encode(vectors)))`, before any re-assignment.
 
+    Raises
+    ------
+    ValueError
+        If there are no training errors, or an error is negative or not finite.
+
     Examples
     --------
     >>> drift(np.ones(50), np.full(40, 3.0)).advice
@@ -337,7 +342,9 @@ def drift(training_errors: np.ndarray, new_errors: np.ndarray) -> Drift:
     """
     from scipy.stats import ks_2samp  # slow to import
 
-    n = len(new_errors)
+    n, errors = len(new_errors), np.concatenate([training_errors, new_errors])
+    if not len(training_errors) or not (np.isfinite(errors) & (errors >= 0)).all():
+        raise ValueError("expected finite errors >= 0 of new items and of at least one item that was fitted")
     if not n:
         nan = float("nan")
         return Drift(0, nan, nan, nan, refit=False, advice=f"too few to judge (under {_MIN_NEW}): no new items")

@@ -124,8 +124,10 @@ def embed(
     ValueError
         If there is no text, or the weights of the default model are not the published ones.
     """
-    texts = _checked(texts)
-    folder = _cache_folder(model, cache)
+    return _embedded(_checked(texts), partial(_loaded, model), _cache_folder(model, cache), run, progress)
+
+
+def _embedded(texts: list[str], load: workers.Load, folder: Path | None, run: workers.Run, progress: bool = False):
     keys = np.array([hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts])
     distinct, first = np.unique(keys, return_index=True)
     known = _read_cache(folder, distinct) if folder else {}
@@ -134,7 +136,7 @@ def embed(
     parts = [todo[at : at + _TOGETHER] for at in range(0, len(todo), _TOGETHER)]
     batches = (pa.table({"text": [texts[row] for row in part]}) for part in parts)
     with tqdm(total=len(todo), desc="embedding", unit="text", disable=not progress) as bar:
-        for part, answer in zip(parts, run(partial(_loaded, model), batches), strict=True) if todo else ():
+        for part, answer in zip(parts, run(load, batches), strict=True) if todo else ():
             vectors = workers.rows_of(answer, "vector")
             known.update(zip(keys[part], vectors, strict=True))
             if folder:
@@ -152,12 +154,11 @@ def embed_batches(
 
     The cache finds a batch only if all its texts are the same as before, so use the same batches to resume.
     """
-    load = functools.cache(partial(_loaded, model))  # one model for all batches
+    load, folder = functools.cache(partial(_loaded, model)), _cache_folder(model, cache)  # once for all batches
     for batch in batches:
         texts = _checked(batch)
         name = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-        folder = None if cache is None else Path(cache) / name
-        yield embed(texts, model, folder, run=lambda _, parts: workers.here(load, parts))
+        yield _embedded(texts, load, folder and folder / name, workers.here)
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

@@ -143,7 +143,7 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer):
     if (lengths > MAX_LENGTH).any():
         raise ValueError(
             f"{(lengths > MAX_LENGTH).sum()} of {len(rows)} examples have more than {MAX_LENGTH} tokens, the longest "
-            f"{lengths.max()}"
+            f"{lengths.max()}: leave out rows, or shorten the texts of their items and queries"
         )
     return Dataset.from_dict({"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]})
 

@@ -41,7 +41,8 @@ class FineTuning:
     row_steps: int = 1000  # of the first stage, which trains the new rows; 0 for a model from scratch
     n_epochs: float = 2.0  # of the second stage; 0 stops after the first
     learning_rate: float = 2e-4  # peak of the second stage: 2e-4 for LoRA, 2e-5 for a whole pretrained model
-    batch_size: int = 16  # examples per step
+    batch_size: int = 16  # examples per device and batch: what the memory for activations grows with
+    accumulation: int = 1  # batches per step: 4 of 4 examples train as 1 of 16 in less memory
     rank: int = 32  # of LoRA, whose product is doubled
     weight_decay: float = 0.0
     pool: int = 8  # batches that are drawn together and sorted by length, to save padding; 1 does not sort
@@ -53,7 +54,7 @@ class FineTuning:
             raise ValueError(f"method is {self.method!r}, expected 'lora' or 'full'")
         if self.row_steps < 0 or not self.n_epochs >= 0 or not self.row_steps + self.n_epochs > 0:
             raise ValueError(f"row_steps {self.row_steps} and n_epochs {self.n_epochs} must be >= 0, and not both 0")
-        for name in ("batch_size", "rank", "pool", "save_every", "learning_rate"):
+        for name in ("batch_size", "accumulation", "rank", "pool", "save_every", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
 
@@ -64,7 +65,7 @@ class FineTuning:
 
     def n_steps(self, stage: str, n_examples: int) -> int:
         """Steps of a stage."""
-        per_epoch = math.ceil(n_examples / self.batch_size)
+        per_epoch = math.ceil(math.ceil(n_examples / self.batch_size) / self.accumulation)
         return self.row_steps if stage == "rows" else math.ceil(self.n_epochs * per_epoch)
 
 
@@ -257,6 +258,7 @@ def _arguments(model, config: FineTuning, stage: str, folder: Path, n_steps: int
         warmup_steps=_WARMUP,
         weight_decay=0.0 if is_first else config.weight_decay,  # decay would only pull the new rows to 0
         per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
         max_length=None,  # `tokenize` has checked it
         use_cpu=not on_gpu,
         bf16=on_gpu,

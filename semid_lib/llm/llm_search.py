@@ -142,6 +142,8 @@ def load_searcher(
     if engine not in ("transformers", "vllm"):
         raise ValueError(f"engine is {engine!r}, expected 'transformers' or 'vllm'")
     folder, is_llm = Path(folder), facts["type"] == "language model"
+    if is_llm and facts.get("task", "query_to_id") != "query_to_id":  # earlier versions could ask otherwise
+        raise ValueError(f"{folder} has a model that is asked {facts['task']!r}, expected 'query_to_id'")
     if engine == "transformers":
         if not is_llm:
             return HybridSearch.load(folder, facts, ids, items, device)

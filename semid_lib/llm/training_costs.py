@@ -127,5 +127,5 @@ def _estimate(
     kept = facts.n_layers * facts.hidden_size + layer if checkpointing else facts.n_layers * layer
     activations = config.batch_size * int(lengths.max()) * width * kept
     n_steps = sum(config.n_steps(stage, len(lengths)) for stage in config.stages)
-    n_tokens = int(n_steps * config.batch_size * lengths.mean())
+    n_tokens = int(n_steps * config.batch_size * config.accumulation * lengths.mean())
     return Estimate(weights / _GIB, training / _GIB, activations / _GIB, n_tokens / speed)

@@ -190,8 +190,8 @@ class Tiger(nn.Module):
             if saved["format"] != _FORMAT:
                 raise ValueError(f"it has format {saved['format']!r}, expected format {_FORMAT}")
             sums, shape = dict(saved["sha256"]), dict(saved["config"])
-            if not shape.get("n_user_tokens", 1):  # earlier versions could have such tokens
-                del shape["n_user_tokens"]
+            if shape.pop("n_user_tokens", 0):  # earlier versions could have such tokens
+                raise ValueError("it has user tokens, which this version does not know; train it again")
             config = TigerConfig(**shape)
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = f"it has no entry {error}" if isinstance(error, KeyError) else error

@@ -125,4 +125,6 @@ def test_masks_and_lists_for_different_numbers_of_contexts_are_refused():
     for subset in (trie.subset(mask), trie.subset(None, lists)):
         with pytest.raises(ValueError, match="the subset is for 3 contexts, there are 2"):
             subset.check_contexts(2)
+    with pytest.raises(ValueError, match="excludes items already"):
+        trie.subset(None, lists).without(lists + 1)
     assert left_in(trie.subset(mask[:1], lists)) == [False, True, True]

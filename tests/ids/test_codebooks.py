@@ -163,3 +163,6 @@ def test_drift_without_new_items_and_with_exact_codebooks():
     assert (found.refit, found.advice) == (False, "too few to judge (under 30): no new items")
     assert drift(np.zeros(5), np.zeros(50)).ratio == 1
     assert drift(np.zeros(5), np.ones(50)).refit
+    for wrong in ((np.ones(0), np.ones(5)), (np.ones(5), np.array([np.nan])), (np.array([-1.0]), np.ones(5))):
+        with pytest.raises(ValueError, match="expected finite errors >= 0"):
+            drift(*wrong)

@@ -199,6 +199,19 @@ def test_two_hundred_steps_on_twenty_items_name_every_item_by_its_title(extended
     assert answer == [*(int(tokens[level][code]) for level, code in enumerate(ids.unique[0])), tokenizer.eos_token_id]
 
 
+@pytest.mark.slow
+def test_batches_of_a_step_train_as_one_batch(extended, few_rows, tmp_path):
+    models = []
+    for batch_size, accumulation in ((8, 1), (4, 2)):
+        model, tokenizer, tokens = extended()
+        options = {"batch_size": batch_size, "accumulation": accumulation}
+        config = FineTuning("full", row_steps=0, n_epochs=2, learning_rate=1e-3, pool=1, **options)
+        assert config.n_steps("full", 8) == 2
+        models.append(fine_tune(model, tokenizer, few_rows[:8], tokens, config, tmp_path / str(batch_size)).model)
+    for name, weight in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], weight, atol=1e-5, rtol=1e-4)
+
+
 def test_lora_has_as_many_parameters_as_the_facts_say(extended):
     model, _, tokens = extended()
     expected, n_rows = facts_of(model).lora_parameters(4), len(trained_tokens(tokens)) * 32
@@ -242,6 +255,7 @@ def test_a_missing_package_names_the_extra(extended, few_rows, tmp_path, monkeyp
         ({"method": "qlora"}, "'lora' or 'full'"),
         ({"row_steps": 0, "n_epochs": 0}, "not both 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"accumulation": 0}, "accumulation is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
     ],
 )
