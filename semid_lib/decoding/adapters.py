@@ -28,12 +28,18 @@ def allowed_tokens_fn(sequences: np.ndarray, prompt_length: int) -> partial:
     prompt_length : int
         Tokens before the ID: those of the padded prompt, or 1 for an encoder-decoder.
 
+    Raises ValueError for sequences of another form and a negative length.
+
     Examples
     --------
     >>> follow = allowed_tokens_fn(np.array([[5, 7], [5, 8]]), prompt_length=1)
     >>> follow(0, torch.tensor([1, 5])), follow(0, torch.tensor([1, 6]))
     ([7, 8], [0])
     """
+    sequences = np.asarray(sequences)
+    if sequences.ndim != 2 or not np.issubdtype(sequences.dtype, np.integer) or prompt_length < 0:
+        found = f"{sequences.dtype} {sequences.shape} after {prompt_length} tokens"
+        raise ValueError(f"sequences are {found}, expected (n, L) integers after 0 or more tokens")
     trie: dict = {}
     for tokens in sequences.tolist():
         node = trie

@@ -91,6 +91,9 @@ def resolve_collisions(
     choose = {"reassign": least_cost_codes, "sinkhorn": sinkhorn_codes, "disambiguate": None}
     if policy not in choose:
         raise ValueError(f"policy {policy!r} is none of {', '.join(choose)}")
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be (n, n_levels) integers of at least one item, got {codes.shape} {codes.dtype}")
     if len(vectors) != len(codes):
         raise ValueError(f"{len(vectors)} vectors for {len(codes)} rows of codes: expected one each")
     new, numbers = codes.astype(np.int64), disambiguation_codes(codes)

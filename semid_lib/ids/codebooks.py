@@ -93,7 +93,7 @@ def prefix_purity(prefixes: np.ndarray, labels: np.ndarray, n_resamples: int = 1
     Raises
     ------
     ValueError
-        If there is not one label per item.
+        If there is not one label per item, or one is None or NaN.
 
     References
     ----------
@@ -108,6 +108,8 @@ def prefix_purity(prefixes: np.ndarray, labels: np.ndarray, n_resamples: int = 1
     """
     if len(labels) != len(prefixes):
         raise ValueError(f"{len(labels)} labels for {len(prefixes)} items: expected one each")
+    if missing := [row for row, label in enumerate(labels) if label is None or label != label]:  # noqa: PLR0124 NaN
+        raise ValueError(f"label {missing[0]} is missing, as are {len(missing)} in all: leave these items out")
     group, label = _groups(prefixes), _groups(labels)
     pairs = _pairs(np.bincount(group))
     (group_of_cell, _), cells = np.unique([group, label], axis=1, return_counts=True)

@@ -6,6 +6,7 @@ import numpy as np
 
 from semid_lib.ids.quantize import finite_vectors, kmeans, nearest
 from semid_lib.ids.semantic_ids import equal_rows
+from semid_lib.workbench.text import shown
 
 
 def random_codes(n: int, n_levels: int = 3, codebook_size: int = 256, seed: int = 0) -> np.ndarray:
@@ -42,7 +43,7 @@ def category_codes(
     Raises
     ------
     ValueError
-        If there are no vectors, they are not finite, or there is not one label each.
+        If there are no vectors, they are not finite, there is not one text each, or a size is too small.
 
     References
     ----------
@@ -57,6 +58,10 @@ def category_codes(
     rng, vectors = np.random.default_rng(seed), finite_vectors(vectors)
     if not len(vectors) or len(labels) != len(vectors):
         raise ValueError(f"{len(labels)} labels for {len(vectors)} vectors: expected one each, of at least one item")
+    if wrong := [label for label in labels if not isinstance(label, str)]:
+        raise ValueError(f"labels must be texts, got {shown(wrong[0])}")
+    if n_levels < 1 or codebook_size < 2:
+        raise ValueError(f"expected n_levels >= 1 and codebook_size >= 2, got {n_levels} and {codebook_size}")
     groups = _grouped_labels(vectors, np.asarray(labels, dtype=str), codebook_size)
     codes = np.empty((len(vectors), n_levels), dtype=np.int64)
     first = 0

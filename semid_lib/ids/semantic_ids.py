@@ -5,9 +5,11 @@ disambiguation code as well, as in TIGER (Rajput et al. 2023, section 3.1), so t
 """
 
 import operator
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,9 @@ class SemanticIDs:
             raise ValueError(f"codes must be (n_items, n_levels) int64, got {self.codes.shape} {self.codes.dtype}")
         if extra.shape != (n,) or not np.issubdtype(extra.dtype, np.integer):
             raise ValueError(f"disambiguation_code must be ({n},) integers, got {extra.shape} {extra.dtype}")
+        for name in ("codebook_size", "disambiguation_size"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number")
         for name, values, low, high in (
             ("codebook_size is", self.codebook_size, 0, 2**31),
             ("disambiguation_size is", self.disambiguation_size, 1, 2**31),
@@ -113,6 +118,9 @@ class SemanticIDs:
         compresses, and a small file must not fill the memory.
         """
         try:
+            with open(path, "rb") as file:
+                if not zipfile.is_zipfile(file):  # numpy would take it for a pickle
+                    raise ValueError("it is no .npz archive")
             with np.load(path, allow_pickle=False) as saved:
                 if any(part.compress_type for part in saved.zip.infolist()):
                     raise ValueError("its arrays are compressed")

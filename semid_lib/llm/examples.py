@@ -86,6 +86,8 @@ def training_rows(
     unknown = set(weights) - set(TASKS)
     if unknown or any(not weight >= 0 for weight in weights.values()):
         raise ValueError(f"weights are {dict(weights)}, expected numbers >= 0 for some of {', '.join(TASKS)}")
+    if n_phrasings not in (1, 2, 3):
+        raise ValueError(f"n_phrasings must be 1, 2 or 3, got {n_phrasings}")
     sources = _sources(items, to_tokens(ids.unique), queries, histories)
     shares = {task: weights[task] for task in TASKS if weights.get(task, 0) > 0 and sources[task][0]}
     if not shares:
@@ -199,6 +201,8 @@ def _sources(
         return [(row, text) for row, text in found if text]
 
     asked, wanted = queries if queries is not None else ([], [])
+    if wrong := [row for row in wanted if not 0 <= row < len(tokens)]:
+        raise ValueError(f"a query has item row {wrong[0]}, expected 0 to {len(tokens) - 1}")
     if len(asked) != len(wanted):
         raise ValueError(f"{len(asked)} queries for {len(wanted)} item rows: expected one each")
     by_query = [(wanted[at], query) for at, query in cleaned(asked)]

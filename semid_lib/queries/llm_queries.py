@@ -25,7 +25,7 @@ from semid_lib.queries import endpoint, local_model
 from semid_lib.queries.endpoint import Endpoint
 from semid_lib.queries.local_model import LocalModel
 from semid_lib.workbench import workers
-from semid_lib.workbench.text import normal
+from semid_lib.workbench.text import normal, shown
 
 PROMPT = tomllib.loads(Path(__file__).with_name("prompt.toml").read_text(encoding="utf-8"))
 KINDS = PROMPT["kinds"]  # families of phrasings, with their explanations
@@ -196,6 +196,8 @@ def ask(
     """
     if isinstance(source, Endpoint) and run is not workers.here:
         raise ValueError(f"an endpoint ({source.model}) is asked from one process, expected run=workers.here")
+    if not isinstance(source, Endpoint | LocalModel):
+        raise ValueError(f"source is {shown(source)}, expected an Endpoint or a LocalModel")
     chats = _chats(items, n_per_item)
     known = _Cache(cache, source, n_per_item)
     todo = known.missing(chats)

@@ -14,6 +14,7 @@ from semid_lib.data.table import category_column, text_column
 from semid_lib.queries import templates
 from semid_lib.workbench import workers
 from semid_lib.workbench.store import Store
+from semid_lib.workbench.text import shown
 
 _TOGETHER = 2048  # items per batch of a worker
 
@@ -58,6 +59,8 @@ def synthesize(
     """
     if n_per_item < 1:
         raise ValueError(f"n_per_item is {n_per_item}, expected at least 1")
+    if not isinstance(seed, int | np.integer):  # a source, in earlier versions
+        raise ValueError(f"seed is {shown(seed)}, expected a whole number: llm_queries.ask asks language models")
     if "title" not in items:
         raise ValueError(f"the items have columns {list(items)}, expected a title")
     streams = items["item_id"] if "item_id" in items else range(len(items))

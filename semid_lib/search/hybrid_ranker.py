@@ -300,7 +300,10 @@ class HybridSearch(GenerativeSearch):
             with self._loading:  # a service may load it in the background at the same time
                 self._encoder = self._encoder or encoders.Encoder(self.embed)
             query_vectors = self._encoder(queries)
-        unit = torch.from_numpy(encoders.normalize(np.asarray(query_vectors, dtype=np.float32)))
+        vectors, dim = np.asarray(query_vectors, dtype=np.float32), self.scorer.config.text_dim
+        if vectors.shape != (len(queries), dim) or not np.isfinite(vectors).all():
+            raise ValueError(f"query vectors are {vectors.shape}, expected ({len(queries)}, {dim}), finite")
+        unit = torch.from_numpy(encoders.normalize(vectors))
         hashed = hashed_words(queries, self.scorer.config.n_buckets)
         return Queries(unit, hashed, None if self.words is None else torch.from_numpy(self.words.scores(queries)))
 

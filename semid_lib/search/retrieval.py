@@ -103,7 +103,7 @@ class BM25(Search):
     Raises
     ------
     ValueError
-        If texts is no list, or no text has a word.
+        If texts is no list of texts, or no text has a word.
     ImportError
         Without the extra 'search'.
 
@@ -124,6 +124,8 @@ class BM25(Search):
 
     def __init__(self, texts: Sequence[str]):
         texts = check_list("texts", texts, "one text per item")
+        if (wrong := next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)) is not None:
+            raise ValueError(f'the text of item row {wrong} is {shown(texts[wrong])}, expected text, "" for none')
         try:
             import bm25s
             import snowballstemmer

@@ -152,3 +152,9 @@ def test_vllm_finds_the_class_by_its_name(monkeypatch):
     adapters.__getattr__.cache_clear()
     with pytest.raises(AttributeError, match="no attribute 'Processor'"):
         _ = adapters.Processor
+
+
+@pytest.mark.parametrize(("sequences", "length"), [([5, 7], 1), ([[5.0, 7.0]], 1), ([[5, 7]], -1)])
+def test_sequences_of_another_form_are_refused(sequences, length):
+    with pytest.raises(ValueError, match=r"expected \(n, L\) integers"):
+        adapters.allowed_tokens_fn(np.array(sequences), length)

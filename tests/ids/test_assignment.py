@@ -109,6 +109,7 @@ def test_more_copies_of_one_vector_than_codewords_keep_a_disambiguation_code(lin
         ([[0, 0]], {}, "2 vectors for 1 rows"),
         ([[0, -1], [0, 0]], {}, "-1"),
         ([[0.0, 0.0], [0.0, 0.0]], {}, "float64"),
+        (np.empty((0, 2), int), {}, "of at least one item"),
     ],
 )
 def test_what_cannot_be_resolved_is_refused(line, codes, change, message):

@@ -51,6 +51,8 @@ def test_purity_by_hand():
     # resampled prefixes: both the first (1 / 3), both the second (1), or one of each
     assert (purity.low, purity.high) == pytest.approx(((1 / 3 - 0.4) / 0.6, 1))
     assert purity == codebooks.prefix_purity(prefixes, labels)  # the seed decides
+    with pytest.raises(ValueError, match="label 4 is missing, as are 1 in all"):
+        codebooks.prefix_purity(prefixes, np.array([*"aabb", None], dtype=object))
 
 
 @given(some_codes, st.data())

@@ -61,3 +61,12 @@ def test_any_tree_keeps_equal_items_together(vectors, codebook_size, n_levels, d
 def test_what_a_tree_refuses(vectors, labels, message):
     with pytest.raises(ValueError, match=message):
         category_codes(vectors, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [(["a", None], {}, "texts, got None"), (["a", "b"], {"n_levels": 0}, "got 0 and 256"), (["a"], {}, "1 labels for")],
+)
+def test_what_makes_no_tree_is_refused(labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        category_codes(np.eye(2), labels, **options)

@@ -130,6 +130,9 @@ def test_a_damaged_file_is_named(tmp_path, change, message):
     np.savez(tmp_path / "ids.npz", **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(ValueError, match=rf"ids\.npz.*{message}"):
         SemanticIDs.load(tmp_path / "ids.npz")
+    (tmp_path / "ids.npz").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"it is no \.npz archive"):
+        SemanticIDs.load(tmp_path / "ids.npz")
 
 
 def test_a_compressed_file_is_not_unpacked_and_a_broken_one_is_named(tmp_path):

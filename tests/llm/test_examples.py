@@ -48,6 +48,8 @@ def test_tasks_without_data_are_left_out(items, ids):
         ({"weights": {"x": 1}}, "weights"),
         ({"weights": {"title_to_id": -1}}, ">= 0"),
         ({"queries": (["a", "b"], [1])}, "2 queries for 1 item rows"),
+        ({"queries": (["a"], [20])}, "item row 20, expected 0 to 19"),
+        ({"n_phrasings": 4}, "must be 1, 2 or 3"),
         ({"items": pd.DataFrame({"title": ["Tent"]})}, "1 items for 20 semantic IDs"),
     ],
 )

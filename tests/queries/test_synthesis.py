@@ -47,3 +47,8 @@ def test_other_queries_are_refused(store, saved, tmp_path):
     train, test, train_vectors, test_vectors = saved
     with pytest.raises(ValueError, match="vectors, expected as many"):
         synthesis.save_queries(store, train, test, train_vectors[1:], test_vectors)
+
+
+def test_a_source_in_place_of_the_seed_is_refused():
+    with pytest.raises(ValueError, match="seed is 'templates', expected a whole number"):
+        synthesis.synthesize(pd.DataFrame({"title": ["Red tent"]}), 1, "templates")

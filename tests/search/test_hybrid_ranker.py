@@ -78,6 +78,12 @@ def test_an_untrained_model_ranks_as_dense_retrieval_and_bm25_together(plain, wi
     np.testing.assert_array_equal(search(with_words, words=WORDS).items, expected)
 
 
+@pytest.mark.parametrize("vectors", [np.ones((1, DIM + 1)), np.full((1, DIM), np.nan)])
+def test_query_vectors_that_do_not_fit_are_refused(plain, vectors):
+    with pytest.raises(ValueError, match=r"expected \(1, 8\), finite"):
+        HybridSearch(plain).search(["pen"], 1, query_vectors=vectors)
+
+
 def test_words_that_do_not_fit_are_refused(plain, with_words):
     for model, words, message in (
         (plain, WORDS, r"word_weight 0\.0 and 30 items and comes with word scores of 30"),

@@ -181,6 +181,11 @@ def test_a_method_that_finds_nothing_says_nothing():
         np.testing.assert_array_equal(fused.search(["zebra"], k=5, query_vectors=vectors).items, alone)
 
 
+def test_item_texts_that_are_none_are_refused():
+    with pytest.raises(ValueError, match='item row 1 is None, expected text, "" for none'):
+        BM25(["pen", None])
+
+
 def test_fusions_of_different_catalogues_are_refused():
     with pytest.raises(ValueError, match=r"\[3, 5\] items"):
         FusedScores(BM25(TEXTS), Dense(VECTORS))
