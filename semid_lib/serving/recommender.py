@@ -1,5 +1,6 @@
 """A trained recommender: models, semantic IDs and item table in one folder; histories or queries in, item ids out."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from semid_lib.serving import hub, saved
 from semid_lib.serving.model_card import model_card
 from semid_lib.workbench import remote
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
-from semid_lib.workbench.text import check_flag, check_histories, one_line
+from semid_lib.workbench.text import check_flag, check_histories, one_line, shown
 
 Searcher = HybridSearch | LanguageModelSearch | VLLMSearch
 _SHOWN = 30  # rows of an answer in a notebook
@@ -120,8 +121,8 @@ class Recommender:
             in_model = "" if model is None else f", {len(model.ids)} in the model"
             found = f"{len(items)} items, {len(ids)} semantic IDs{in_model}"
             raise ValueError(f"{found}: expected the same items. Load all from one folder")
-        row_of = None if searcher is None else searcher.trie.item.cpu().numpy()
-        if row_of is not None and (len(row_of) != len(ids) or (searcher.trie.ids() != ids.unique[row_of]).any()):
+        trie = None if searcher is None else searcher.trie
+        if trie and (trie.n_items != len(ids) or not np.array_equal(trie.ids(), ids.unique[trie.item.cpu().numpy()])):
             raise ValueError(f"the searcher's {searcher.n_items} semantic IDs are not those of the {len(ids)} items")
         self.model, self.searcher = None if model is None else model.eval(), searcher
         self.ids, self.items = ids, items.reset_index(drop=True)
@@ -273,7 +274,12 @@ class Recommender:
         """
         where, folder = folder, remote.local(folder)
         check_only(folder, saved.FILES)
-        items, provenance = saved.checked_table(self.items), dict(self.provenance if provenance is None else provenance)
+        items = saved.checked_table(self.items)
+        try:
+            provenance = dict(self.provenance if provenance is None else provenance)
+            json.dumps(provenance, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
         try:
             with fresh_folder(folder) as fresh:
                 saved.write(fresh, self, items, provenance)

@@ -52,7 +52,7 @@ def write(folder: Path, recommender: Any, items: pa.Table, provenance: dict[str,
     if provenance:
         config["provenance"] = provenance
     config["sha256"] = {name: sha256(folder / name) for name in files}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read(
@@ -76,6 +76,8 @@ def read(
         hub.fetch(source, sums)
     check_files(folder, sums, (*ALWAYS, *["model.safetensors"] * ("model" in config)))
     ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), read_items(folder / "items.parquet")
+    if len(items) != len(ids):  # before a model is made of them
+        raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs: expected the same items")
     model = searcher = None
     if "model" in config:
         model = read_timeline(folder / "model.safetensors", config["model"], ids, device)

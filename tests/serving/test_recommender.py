@@ -81,8 +81,10 @@ def test_parts_of_different_catalogues_are_refused(shop, searchable, searchers, 
     for ids, items in [(shop.ids, shop.items[:-1]), (others, shop.items)]:
         with pytest.raises(ValueError, match="in the model: expected the same items"):
             Recommender(recommender.model, ids, items)
-    with pytest.raises(ValueError, match="searcher's 40 semantic IDs are not those of the 40 items"):
-        Recommender(None, others, searchable, searchers["light"])
+    more_levels = SemanticIDs.from_codes(np.column_stack([shop.ids.codes, shop.ids.codes]), 4)
+    for ids in (others, more_levels):
+        with pytest.raises(ValueError, match="searcher's 40 semantic IDs are not those of the 40 items"):
+            Recommender(None, ids, searchable, searchers["light"])
     twice = shop.items.assign(item_id=[1003, *shop.items["item_id"][1:-1], 1003])
     with pytest.raises(ValueError, match="1003 occurs twice"):
         Recommender(recommender.model, shop.ids, twice)

@@ -250,6 +250,9 @@ def test_a_recommender_of_other_data_is_refused_before_its_models_are_read(recom
     assert (
         Recommender.from_pretrained(tmp_path / "a", fingerprint="abc123").provenance == recommender.provenance == origin
     )
+    for wrong in ({"seed": float("nan")}, {"seed": np.ones(2)}, ["seed"]):
+        with pytest.raises(ValueError, match=r"^provenance is .*seed.*, expected what JSON holds"):
+            recommender.save_pretrained(tmp_path / "a", wrong)
     (tmp_path / "a" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"a was made from other data \(fingerprint abc123, expected ffff\)"):
         Recommender.from_pretrained(tmp_path / "a", fingerprint="ffff")
@@ -437,3 +440,10 @@ def test_a_search_model_that_does_not_fit_is_refused(search_folder, name, change
     refused(folder, name, "checksum differs")
     sealed(folder)
     refused(folder, "llm" if name.startswith("llm") else name, message)
+
+
+def test_an_item_table_of_another_length_is_refused_before_a_model_is_made_of_it(search_folder, searchable):
+    folder = search_folder("light")
+    pq.write_table(pa.Table.from_pandas(searchable[:39], preserve_index=False), folder / "items.parquet")
+    sealed(folder)
+    refused(folder, "", "39 items, 40 semantic IDs: expected the same items")
