@@ -71,6 +71,8 @@ class SASRec(nn.Module):
 
     def encode(self, histories: torch.Tensor) -> torch.Tensor:
         """Encode the first 0, 1, ... T <= max_length items of each history: (B, T) item rows -> (B, T + 1, dim)."""
+        if histories.shape[1] > self.config.max_length:
+            raise ValueError(f"histories hold {histories.shape[1]} items, expected at most {self.config.max_length}")
         items = self.item(histories.clamp(min=0))  # the causal mask hides the padding
         x = torch.cat([self.start.expand(len(histories), 1, -1), items], dim=1)
         x = self.read(x + self.position.weight[: x.shape[1]])

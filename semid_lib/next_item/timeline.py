@@ -182,6 +182,8 @@ class Timeline(nn.Module):
         return self._encode(self.item_vectors(histories.clamp(min=0)))
 
     def _encode(self, items: torch.Tensor) -> torch.Tensor:
+        if items.shape[1] > self.config.max_length:
+            raise ValueError(f"histories hold {items.shape[1]} items, expected at most {self.config.max_length}")
         x = torch.cat([self.start.expand(len(items), 1, -1), items], dim=1)
         x = self.dropout(x + self.position.weight[: x.shape[1]])
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
@@ -284,7 +286,7 @@ class Timeline(nn.Module):
         Raises
         ------
         ValueError
-            If the shape of the prior does not fit.
+            If T or the shape of the prior does not fit.
 
         Examples
         --------

@@ -65,3 +65,8 @@ def test_it_learns_what_comes_next_with_every_parameter(shop):
     histories = [np.array([item, (item + 1) % 40]) for item in range(40)]
     found = metrics.ranks(model.rank(histories, k=5).items, (np.arange(40) + 2) % 40)
     assert metrics.recall_at_k(found, 1).mean() > 0.9
+
+
+def test_a_history_that_is_too_long_is_refused(model):
+    with pytest.raises(ValueError, match="hold 13 items, expected at most 12"):
+        model(torch.zeros((1, 13), dtype=torch.long))

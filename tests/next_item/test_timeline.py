@@ -209,3 +209,9 @@ def test_dropout_drops_its_share_and_keeps_the_mean(share):
     assert float((dropped == 0).float().mean()) == pytest.approx(share, abs=0.015)
     assert float(dropped.mean()) == pytest.approx(1, abs=0.05)
     assert dropout.eval()(x) is x
+
+
+def test_a_history_that_is_too_long_is_refused(new_timeline):
+    model = new_timeline()
+    with pytest.raises(ValueError, match=f"expected at most {model.config.max_length}"):
+        model.begin(torch.zeros((1, model.config.max_length + 1), dtype=torch.long))
