@@ -108,7 +108,6 @@ def reset(handler, about):
         (200, completion(None)),
         reset,
     ],
-    ids=str,
 )
 def test_a_second_attempt_follows(server, trouble):
     server.script["lamp"] = [trouble]
