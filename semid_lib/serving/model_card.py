@@ -39,7 +39,7 @@ def model_card(
     Raises
     ------
     ValueError
-        For rows of which none has an interval, a topic whose rows come from different runs,
+        For a row without provenance, rows of which none has an interval, a topic whose rows come from different runs,
         and rows of other data than those that the recommender was made from.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -48,8 +48,11 @@ def model_card(
     rows = [row for row in rows if "ci95" in row and row["key"].count("/") == 3]
     if given and not rows:
         raise ValueError(f"none of {given} rows has ci95 and a key topic/data/method/metric")
-    for row in rows if "fingerprint" in origin else []:
-        check_provenance(origin, row["fingerprint"], f"the recommender, by row {row['key']!r},")
+    for row in rows:
+        if lacking := {"data", "scale", "commit", "dirty", "hardware", "fingerprint"} - row.keys():
+            raise ValueError(f"row {row['key']!r} has no {min(lacking)}, expected rows as store.Store.rows has them")
+        if "fingerprint" in origin:
+            check_provenance(origin, row["fingerprint"], f"the recommender, by row {row['key']!r},")
     adapter = getattr(recommender.searcher, "adapter", None)
     parts = {"next-item": recommender.model, "search": recommender.searcher}
     tags = [tag for tag, part in parts.items() if part is not None]

@@ -59,6 +59,9 @@ def test_rows_without_an_interval_stay_out(recommender, rows):
     some = [row for row in rows if row["key"].startswith("next_item/")]
     with pytest.raises(ValueError, match="come from 2 runs"):
         model_card(recommender, "ann/shop", [*some[1:], some[0] | {"commit": "0" * 40}])
+    lacking = {name: value for name, value in some[0].items() if name != "hardware"}
+    with pytest.raises(ValueError, match=r"row 'next_item/.*' has no hardware, expected rows as"):
+        model_card(recommender, "ann/shop", [lacking])
     with pytest.raises(ValueError, match=r"none of \d+ rows has ci95"):
         model_card(recommender, "ann/shop", [row for row in rows if row["key"].startswith("beam/")])
 
