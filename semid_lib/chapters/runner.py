@@ -269,7 +269,7 @@ def _execute(source: Path, running: Path, parameters: dict[str, Any], progress: 
     found = {"state": "executed"}
     try:
         papermill.execute_notebook(
-            running, running, parameters, cwd=source.parent, progress_bar=progress, log_output=True,
+            running, running, parameters, cwd=source.parent, progress_bar=progress, log_output=True, start_timeout=600,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else it logs its ports and its end
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:  # of a cell

@@ -162,7 +162,7 @@ def test_a_kernel_that_dies_is_a_failure_of_its_cell(notebooks):
 def sleeping(notebooks) -> Path:
     """A chapter that writes the id of its kernel into the file that is returned, and sleeps."""
     told = notebooks / "kernel"
-    slow = f"import os, time\n\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(99)\nprint("
+    slow = f"import os, time\n\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\nprint("
     (notebooks / "01_toy.py").write_text(PLAIN.replace("print(", slow), encoding="utf-8")
     return told
 
@@ -181,7 +181,7 @@ def test_a_run_that_is_stopped_ends_its_kernel_and_leaves_no_executed_notebook(n
     with subprocess.Popen(asked, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         wait_for(told, process)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 130 and errors.rstrip().endswith("01_toy: stopped")
     assert left() == ["01_toy.failed.ipynb", "01_toy.log"]
     assert state(notebooks) == "unfinished" and not Path("/proc", told.read_text()).exists()

@@ -170,11 +170,11 @@ def elsewhere(tmp_path_factory):
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(command, env=OTHERS, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(3000):  # a guard: it takes more than a minute on busy cores
+        for _ in range(6000):  # a guard: it takes more than a minute on busy cores
             if "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None:
                 break
             time.sleep(0.1)
-        assert head.poll() is None, (folder / "log").read_text()
+        assert head.poll() is None and "Ray runtime started" in (folder / "log").read_text(), (folder / "log").read_text()
         yield address
     finally:
         with suppress(psutil.NoSuchProcess):  # it did not start
