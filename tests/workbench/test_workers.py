@@ -171,10 +171,11 @@ def elsewhere(tmp_path_factory):
         head = subprocess.Popen(command, env=OTHERS, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(6000):  # a guard: it takes more than a minute on busy cores
-            if "Ray runtime started" in (folder / "log").read_text() or head.poll() is not None:
+            told = (folder / "log").read_text()
+            if "Ray runtime started" in told or head.poll() is not None:
                 break
             time.sleep(0.1)
-        assert head.poll() is None and "Ray runtime started" in (folder / "log").read_text(), (folder / "log").read_text()
+        assert head.poll() is None and "Ray runtime started" in told, told
         yield address
     finally:
         with suppress(psutil.NoSuchProcess):  # it did not start
