@@ -329,9 +329,11 @@ def fetch(data: str, scale: str, everything: bool = False) -> list[Path]:
     try:
         entries = [entry for entry in VOLUME.listdir(there, recursive=True) if entry.type.name == "FILE"]
     except (FileNotFoundError, modal.exception.NotFoundError):
-        raise ValueError(f"the Volume has no {there}: run chapters first (semid deploy train)") from None
+        entries = []
     names = [PurePosixPath(entry.path.lstrip("/")).relative_to(there) for entry in entries]
     names = [name for name in names if everything or name.parts[0] in ("executed", "rows")]
+    if not names:
+        raise ValueError(f"the Volume has no {there}: run chapters first (semid deploy train)")
     _fetch({f"{there}/{name}": here / name for name in names})
     return [here / name for name in names]
 
