@@ -16,6 +16,7 @@ from semid_lib.chapters import runner
 from semid_lib.chapters.runner import NOTEBOOKS, facts_of, is_up_to_date, stages
 from semid_lib.data.folder import open_store
 from semid_lib.workbench import store
+from semid_lib.workbench.workers import cores
 
 # models that are trained beside other chapters, before the chapter that finds their runs
 TRAININGS = {"07_next_item": ("timeline", "tiger", "sasrec")}
@@ -54,8 +55,8 @@ def run_all(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the chapters are ended, too
     for name in wanted or runner.names(notebooks)[:1]:
         runner.check(notebooks / f"{name}.py", data, scale, {})
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or min(cores, 1 if scale == "full" else 2)
+    n_cores = cores()
+    jobs = jobs or min(n_cores, 1 if scale == "full" else 2)
     graph = graph_of(wanted or runner.names(notebooks), notebooks, with_trainings=jobs > 1)
     shelf = open_store(data, scale)
 
@@ -65,7 +66,7 @@ def run_all(
             return None
         words = ["train", model, f"--before={chapter}"] if model else ["run", chapter, "--only"]
         words += ["--progress"] if jobs == 1 and not model else []
-        threads = os.environ.get("OMP_NUM_THREADS") or str(cores if alone else max(1, cores // jobs))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(n_cores if alone else max(1, n_cores // jobs))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "SEMID_NOTEBOOKS": str(notebooks)}
         command = [sys.executable, "-m", "semid_lib.cli", *words, f"--data={data}", f"--scale={scale}"]
         return subprocess.Popen(command, env=environment)

@@ -33,6 +33,11 @@ _AHEAD = 4  # batches per worker that are sent before the first answer is used
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's switch, read when ray is imported: 0 binds all to loopback
 
 
+def cores() -> int:
+    """How many cores this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class BatchError(RuntimeError):
     """A batch could not be done in a worker; the message names its rows, a note has the traceback."""
 
@@ -114,7 +119,7 @@ class Cluster:
                 folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
                 # one level down, since Ray opens its folder to everybody; the one above stays closed
                 inner = os.path.join(opened.enter_context(folder), "ray")
-                n_cores = self.n_workers or os.cpu_count()
+                n_cores = self.n_workers or cores()
                 settings = {"address": "local", "num_cpus": n_cores, "include_dashboard": False, "_temp_dir": inner}
             opened.callback(ray.shutdown)
             try:
