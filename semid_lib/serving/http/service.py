@@ -141,8 +141,8 @@ class Service:
                 self.state = "ready"
                 log.info("ready")
             except Exception as error:  # the thread would end without a line in the log
-                self.state = "failed"
                 log.error("loading failed", extra={"facts": facts_of(error)})
+                self.state = "failed"  # which says: see the log
 
         self.state = "loading"
         threading.Thread(target=warm_up, daemon=True).start()
