@@ -143,7 +143,7 @@ class Cluster:
 
         Batches are streamed: a few per worker are read ahead of the first result. Workers take turns. They load when
         the first result is requested, and end with the last. If a worker dies, its batches are tried again, three times
-        at most.
+        at most, and then once more one by one, since the death may have been the fault of another batch.
 
         Raises
         ------
@@ -155,21 +155,27 @@ class Cluster:
 
         new_worker: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_RETRIES)(_Worker)
         shared, row, n_workers = ray.put(load), 0, self.n_workers or 1
-        workers: list[Any] = []
-        sent: deque[tuple[Any, str]] = deque()  # answers to come, and their rows
+        workers: dict[int, Any] = {}  # by their turn; the last resort has -1
+        sent: deque[tuple[Any, str, pa.Table]] = deque()  # answers to come, their rows, and the batches
+
+        def alone(batch: pa.Table) -> Any:
+            if -1 not in workers:  # beside the others, which have all cores
+                workers[-1] = new_worker.options(num_cpus=0, max_task_retries=0).remote()
+            return workers[-1].__call__.remote([shared], batch)
+
         try:
             for at, batch in enumerate(batches):
                 if at < n_workers:
-                    workers.append(new_worker.remote())
+                    workers[at] = new_worker.remote()
                 if len(sent) == _AHEAD * n_workers:
-                    yield _received(*sent.popleft())
+                    yield _received(*sent.popleft(), alone)
                 answer = workers[at % n_workers].__call__.remote([shared], batch)  # in a list: `load` may fail there
-                sent.append((answer, f"rows {row} to {row + len(batch) - 1}"))
+                sent.append((answer, f"rows {row} to {row + len(batch) - 1}", batch))
                 row += len(batch)
             while sent:
-                yield _received(*sent.popleft())
+                yield _received(*sent.popleft(), alone)
         finally:
-            for worker in workers:
+            for worker in workers.values():
                 ray.kill(worker)
 
 
@@ -183,14 +189,17 @@ def _knock(address: str | None) -> None:
             raise ConnectionError(f"Ray ({address}) did not answer: {error}") from error
 
 
-def _received(coming: Any, rows: str) -> pa.Table:
+def _received(coming: Any, rows: str, batch: pa.Table, alone: Callable[[pa.Table], Any]) -> pa.Table:
     """The answer to a batch, which is waited for. Raises BatchError."""
     import ray
 
     try:
         answer = ray.get(coming)
-    except ray.exceptions.RayError as error:
-        raise BatchError(f"a worker died over {rows}, {_RETRIES + 1} times: {error}") from error
+    except ray.exceptions.RayError:
+        try:
+            answer = ray.get(alone(batch))
+        except ray.exceptions.RayError as error:
+            raise BatchError(f"a worker died over {rows}, even when it had no others: {error}") from error
     if isinstance(answer, pa.Table):
         return answer
     message, trace = answer

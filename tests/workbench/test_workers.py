@@ -114,9 +114,9 @@ def test_a_batch_that_kills_its_worker_each_time_is_named(cluster, tmp_path):
 
     answers = cluster.map(load, numbers(4))
     assert [next(answers)["x"][0].as_py() for _ in range(2)] == [0, 3]
-    with pytest.raises(BatchError, match=r"^a worker died over rows 6 to 8, 4 times: "):
+    with pytest.raises(BatchError, match=r"^a worker died over rows 6 to 8, even when it had no others: "):
         next(answers)
-    assert (tmp_path / "tried").read_text() == "once " * 4
+    assert (tmp_path / "tried").read_text().count("once") > 2
 
 
 @pytest.mark.slow
