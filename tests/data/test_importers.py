@@ -254,7 +254,7 @@ def test_ratings_of_movielens(table):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", range(15, 150, 15))
+@pytest.mark.parametrize("line", range(5, 155, 5))
 def test_an_import_that_is_killed_leaves_the_old_data_set_or_the_new_one(tmp_path, line):
     (tmp_path / "i.csv").write_text("item_id,title\n1,a\n2,b\n")
     (tmp_path / "o.csv").write_text("user_id,item_id,time\nann,1,1400000000\n")

@@ -216,7 +216,7 @@ def forked(work) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ending", "n_rejected"), [(".csv", 3), (".parquet", 0)])
+@pytest.mark.parametrize(("ending", "n_rejected"), [(".csv", 3), (".jsonl", 3), (".parquet", 0)])
 def test_killed_at_each_step_it_ends_with_the_same_bytes(
     recommender_to_serve, many, tmp_path, monkeypatch, ending, n_rejected
 ):

@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from kills import killed
+from kills import killed, killed_at
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from semid_lib.serving import saved
 from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import atomic
 
 FILES = ["config.json", "items.parquet", "model.safetensors", "semantic_ids.npz"]
 
@@ -214,6 +215,22 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, other):
 
     assert killed(save_with_little_room)
     assert content_of(folder) == before and [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_being_saved_when_the_process_is_killed_is_the_old_or_the_new_one(recommender, folder, other):
+    contents, n_kills = [], 0
+    for each in (other, recommender):
+        each.save_pretrained(folder)
+        contents.append(content_of(folder))
+    for line in range(1, 10_000, 7):
+        if killed_at(lambda: other.save_pretrained(folder), line, saved, atomic):
+            break
+        n_kills += 1
+        assert content_of(folder) in contents
+        recommender.save_pretrained(folder)
+        assert content_of(folder) == contents[1] and [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert n_kills >= 30 and content_of(folder) == contents[0]
 
 
 def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(folder, other, monkeypatch):

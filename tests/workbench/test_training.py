@@ -298,11 +298,11 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ten_times_ends_as_if_it_were_not(tmp_path):
+def test_a_run_that_is_killed_thirty_times_ends_as_if_it_were_not(tmp_path):
     complete = Stopping()
     expected = fit(complete, in_buckets(), LOOKS, look, folder=tmp_path / "complete")
     rng, n_kills, n_runs = np.random.default_rng(0), 0, 0
-    while n_kills < 10:
+    while n_kills < 30:
         n_runs += 1
         folder = tmp_path / str(n_runs)
 
