@@ -86,6 +86,13 @@ class Tab:
             time.sleep(0.03)
         return value
 
+    def expect(self, expression: str, value) -> None:
+        """Wait until an expression has this value: a page changes part by part."""
+        end = time.monotonic() + 60
+        while (found := self.js(expression)) != value and time.monotonic() < end:
+            time.sleep(0.03)
+        assert found == value, self.js("document.body.innerText")
+
     def open(self, url: str, width: int = 1280, height: int = 900) -> "Tab":
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
