@@ -361,8 +361,7 @@ held_out = [kind for kind in wanted if (kept["kind"] == kind).any()]
 if kept["kind"].isin(held_out).mean() > 0.5:
     held_out = []  # with few queries, none might be left
 split = filters.split_queries(kept, held_out, SEED)
-own = [] if real is None else real["query"]
-own_keys = set(map(filters.query_key, own))
+own_keys = set(map(filters.query_key, [] if real is None else real["query"]))
 by_chance = split.train["query"].map(filters.query_key).isin(own_keys)
 train = split.train[~by_chance & (split.train["rank"] <= K)]
 still_known = split.test["item"].isin(train["item"])
@@ -379,9 +378,8 @@ print(f"{by_chance.sum()} removed from training: the data set asks the same")
 # Recall@10 of dense retrieval, with and without the lost queries:
 
 # %%
-test = measures.new_words(test, train).assign(found=test["rank"] <= 10)
-hits = test["found"].astype(float)
-test["found_if_not_lost"] = hits.where(test["rank"] <= K)
+test = measures.new_words(test, train).assign(found=1.0 * (test["rank"] <= 10))
+test["found_if_not_lost"] = test["found"].where(test["rank"] <= K)
 columns = {"new_for_item": "new for item", "new": "new at all"}
 columns |= {"found": "Recall@10", "found_if_not_lost": "without the lost"}
 cells = test.groupby("cell")[list(columns)].mean().rename(columns=columns)
@@ -412,8 +410,7 @@ pd.Series(back._asdict(), name="shape").map(np.shape).to_frame()
 # %%
 results = {"written": len(written), "kept": len(kept), "train": len(train)}
 results |= {"test": len(test), "lost_on_the_round_trip": n_lost / len(kept)}
-in_title = written["in_title"].mean()
-results["share_of_words_in_the_title"] = in_title
+results["share_of_words_in_the_title"] = written["in_title"].mean()
 results["seconds"] = round(timer.seconds, 1)
 rows = [
     {"key": f"queries/{name}", "value": round(float(value), 6)}

@@ -33,6 +33,7 @@ _VLLM_PINS = ("apache-tvm-ffi", "lark", "llvmlite", "numba", "numpy")
 _SERVING = "embed,search,serve"  # as in the Dockerfile
 _CHAPTERS = f"{_SERVING},fast,grammars,notebooks,queries,sft,tiger"
 _ROOM, _CACHE = Path("/semid"), "/semid-cache"  # where containers see the volumes
+_HOME = Path("/root")  # the working folder of Modal's containers
 _DAY = 24 * 3600
 
 VOLUME = modal.Volume.from_name("semid", create_if_missing=True)  # models, data/, artefacts/, batch/
@@ -103,9 +104,10 @@ def _image(extras: str, vllm: bool = False, extra_index: str | None = None) -> m
 _EXTRA_INDEX = None if SETTINGS.gpu else os.environ.get("PIP_EXTRA_INDEX_URL")
 IMAGE = _image(_SERVING + ",sft" * bool(SETTINGS.gpu), SETTINGS.engine == "vllm", _EXTRA_INDEX)
 CHAPTERS_IMAGE = _image(_CHAPTERS, extra_index=_EXTRA_INDEX).add_local_dir(
-    _REPOSITORY / "notebooks", "/root/notebooks", ignore=["**/*.ipynb", "**/.ipynb_checkpoints"]
+    _REPOSITORY / "notebooks", str(_HOME / "notebooks"), ignore=["**/*.ipynb", "**/.ipynb_checkpoints"]
 )
-CHAPTERS_IMAGE = CHAPTERS_IMAGE.add_local_file(_REPOSITORY / "dvc.yaml", "/root/dvc.yaml")  # which chapters need which
+# which chapters need which
+CHAPTERS_IMAGE = CHAPTERS_IMAGE.add_local_file(_REPOSITORY / "dvc.yaml", str(_HOME / "dvc.yaml"))
 
 _ENVIRONMENT: dict[str, str | None] = {
     **SETTINGS.environment(),
@@ -223,7 +225,7 @@ def answer(input_path: str, output_path: str, topk: int = 10, queries: bool = Fa
         **_ENVIRONMENT,
         "SEMID_ARTEFACTS": f"{_ROOM}/artefacts",
         "SEMID_TRACKING": "0",  # its database is of one machine
-        "PYTHONPATH": "/root",
+        "PYTHONPATH": str(_HOME),
         "HF_HUB_OFFLINE": "0",
     },
     **_JOB,
@@ -238,7 +240,7 @@ def train(data: str = "demo", scale: str = "full", chapters: str = "01,02,07", c
     from semid_lib.data.folder import open_store
 
     os.environ["SEMID_COMMIT"] = commit
-    notebooks = Path("/root/notebooks")
+    notebooks = _HOME / "notebooks"
     folder = "demo" if data == "demo" else str(_ROOM / "data" / data)
     ran = []
     for name in _chapters(chapters, notebooks):

@@ -93,7 +93,10 @@ def _slopes(form: _Form, x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
 
 
 def _fitted(form: _Form, x: np.ndarray, y: np.ndarray) -> tuple[float, _Form, np.ndarray]:
-    """The sum of squares that a form leaves, infinite where its third parameter says nothing, and the parameters."""
+    """Fit a form by least squares: its sum of squared residuals, the form, its parameters.
+
+    The sum is infinite if the third parameter makes no difference, so that the plain line is taken instead.
+    """
     if form == _FIXED:
         from scipy.optimize import least_squares
 
