@@ -118,13 +118,14 @@ def recall_curves(evaluations: Mapping[str, evaluate.Evaluation], n_items: int) 
 def recall_by_group(evaluations: Mapping[str, evaluate.Evaluation], groups: Mapping[str, Sequence]) -> Figure:
     """Recall@10 of every method in every group of users, with 95% intervals. groups: label of an axis to one a user."""
     figure, axes = plt.subplots(1, len(groups), figsize=(10, 3.8), layout="constrained", sharey=True)
+    width = 0.78 / len(evaluations)
     for axis, (label, of_users) in zip(np.atleast_1d(axes), groups.items(), strict=True):
         for position, (name, each) in enumerate(evaluations.items()):
             part = evaluate.by_group(each, of_users).xs("recall@10", level="metric")
-            at = np.arange(len(part)) + 0.13 * (position - 2.5)
+            at = np.arange(len(part)) + width * (position - (len(evaluations) - 1) / 2)
             error = [part["mean"] - part["low"], part["high"] - part["mean"]]
             style = {"color": colour(LABELS[name]), "ecolor": "grey", "label": LABELS[name]}
-            axis.bar(at, part["mean"], 0.13, yerr=error, **style)
+            axis.bar(at, part["mean"], width, yerr=error, **style)
         names = [f"{group}\n{n:,}" for group, n in zip(part.index, part["n"], strict=True)]
         axis.set_xticks(np.arange(len(part)), names)
         axis.set_xlabel(label)

@@ -1,7 +1,8 @@
-"""Baselines without training: popularity and item-kNN.
+"""Baselines without a network: popularity, neighbours, sequential rules, a transition graph and text similarity.
 
-Both have the `rank(histories, k, exclude_seen)` of the models, in item rows. The item-kNN uses the order of the
-history, which costs nothing and makes it a stronger baseline.
+All have the `rank(histories, k, exclude_seen)` of the models and `scores(histories)`, in item rows. All but popularity
+let the items of a history vote, with a weight that falls with their age: the order of the history costs nothing and
+makes the baselines stronger. `linear` has those that solve a linear system.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ class Popularity:
     """
 
     def __init__(self, histories: Sequence[np.ndarray], n_items: int):
-        self.counts = np.bincount(_flat(histories), minlength=n_items).astype(np.float32)
+        self.counts = np.bincount(flat(histories), minlength=n_items).astype(np.float32)
 
     def rank(self, histories: ItemRows, k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
         """Find the k most popular items, the same for all users except for excluded items."""
@@ -30,7 +31,45 @@ class Popularity:
         )
 
 
-class ItemKNN:
+class Votes:
+    """What the baselines below share: an item t positions from the end of a history votes with weight `decay` ** t.
+
+    The scores of a history are its votes times `similarity`, (n_items, n_items), of which row i is what item i votes
+    for. Items with a score of exactly 0 are ranked by popularity, between -1 and 0. So an empty history gets the
+    popular items.
+
+    Examples
+    --------
+    >>> votes = Votes([[0, 1], [1]], n_items=3, decay=0.5)
+    >>> votes.similarity = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=np.float32)
+    >>> votes.scores([[0, 1], []])
+    array([[-0.5,  0.5,  1. ],
+           [-0.5,  0. , -1. ]], dtype=float32)
+    """
+
+    similarity: np.ndarray  # or a sparse array
+
+    def __init__(self, histories: Sequence[np.ndarray], n_items: int, decay: float):
+        self.decay = decay
+        self.counts = np.bincount(flat(histories), minlength=n_items)
+        self.without_votes = (self.counts / max(self.counts.max(initial=0), 1) - 1).astype(np.float32)
+
+    def rank(self, histories: ItemRows, k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
+        """Find the k items with the highest score for each history; for an empty one, the popular items."""
+        return rank_by_scores(histories, len(self.without_votes), k, exclude_seen, progress, self.scores)
+
+    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Scores of every item, (n, n_items) float32; an item without votes is between -1 and 0, by popularity."""
+        total = self._total(decayed(histories, len(self.without_votes), self.decay))
+        return np.where(total != 0, total, self.without_votes)
+
+    def _total(self, votes) -> np.ndarray:
+        """Scores, (n, n_items) float32, of votes, a sparse array of the same shape."""
+        total = votes @ self.similarity
+        return total if isinstance(total, np.ndarray) else total.toarray()
+
+
+class ItemKNN(Votes):
     """Recommends items that are near the user's items in other histories (Sarwar et al. 2001), in their order.
 
     The similarity of two items is
@@ -60,27 +99,11 @@ class ItemKNN:
     ):
         import scipy.sparse as sp  # 0.17 s, which a service does not spend
 
-        self.decay = decay
-        flat, user = _flat(histories), np.repeat(np.arange(len(histories)), [len(h) for h in histories])
-        followed = sp.csr_array((n_items, n_items), dtype=np.float32)
-        for distance in range(1, min(window, max(map(len, histories), default=1) - 1) + 1):
-            same = user[distance:] == user[:-distance]
-            pair = (flat[:-distance][same], flat[distance:][same])
-            weight = np.full(len(pair[0]), distance**-0.5, dtype=np.float32)
-            followed = followed + sp.csr_array((weight, pair), shape=(n_items, n_items))
-        damping = sp.dia_array(
-            (np.maximum(np.bincount(flat, minlength=n_items), 1.0)[None] ** -popularity_exponent, [0]),
-            shape=(n_items, n_items),
-        )
+        super().__init__(histories, n_items, decay)
+        followed = follows(histories, n_items, window, 0.5)
+        damping = sp.diags_array(np.maximum(self.counts, 1.0) ** -popularity_exponent)
         both = followed + backward * followed.T  # a repeated item votes for itself
         self.similarity = (damping @ both @ damping).tocsr().astype(np.float32)
-        # scores of items without votes: by popularity, between -1 and 0
-        counts = np.bincount(flat, minlength=n_items)
-        self.without_votes = (counts / max(counts.max(), 1) - 1).astype(np.float32)
-
-    def rank(self, histories: ItemRows, k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
-        """Find the k items with the most votes of each history; for an empty one, the popular items."""
-        return rank_by_scores(histories, len(self.without_votes), k, exclude_seen, progress, self.scores)
 
     def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
         """Log-scale item-kNN scores, weight * log(votes + floor), for `Recommender.rank(prior=...)`.
@@ -106,20 +129,204 @@ class ItemKNN:
         """
         return (weight * np.log(np.maximum(self.scores(histories), 0) + floor)).astype(np.float32)
 
-    def scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """Votes for every item, (n, n_items) float32; items without a vote are between -1 and 0, by popularity."""
+
+class SequentialRules(Votes):
+    """Recommends items that came after the user's items in other histories (Ludewig and Jannach 2018).
+
+    The rule i -> j has weight
+
+        s(i -> j) = sum over histories in which j comes after i of 1 / distance ** distance_exponent,
+
+    for distances up to `window`. In the paper only the last item of a history has rules (`decay` = 0) and the
+    exponent is 1; here all items vote, as in `Votes`. Nothing corrects for the popularity of items, unlike in
+    `ItemKNN`. The defaults were chosen on Beauty's validation items.
+
+    Examples
+    --------
+    >>> rules = SequentialRules([[0, 1, 2], [1, 2]], n_items=3)
+    >>> rules.similarity.toarray()
+    array([[0. , 1. , 0.5],
+           [0. , 0. , 2. ],
+           [0. , 0. , 0. ]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        histories: Sequence[np.ndarray],
+        n_items: int,
+        decay: float = 0.7,
+        window: int = 50,
+        distance_exponent: float = 1.0,
+    ):
+        super().__init__(histories, n_items, decay)
+        self.similarity = follows(histories, n_items, window, distance_exponent)
+
+
+class UserKNN(Votes):
+    """Recommends the items of the histories that are most similar to the user's (V-SKNN, Ludewig and Jannach 2018).
+
+    The similarity of a history to another one, v, is the sum of the weights of the items they share: `decay` ** t for
+    an item t positions from the end, divided by n ** popularity_exponent, where n counts interactions, and the sum
+    divided by length(v) ** length_exponent. Each of the `n_neighbours` most similar histories then votes for its items
+    with that similarity. A user who is in the training histories is its own neighbour, which changes nothing but the
+    items already seen. The defaults were chosen on Beauty's validation items.
+
+    Examples
+    --------
+    >>> knn = UserKNN([[0, 1, 2], [0, 3], [4, 5]], n_items=6)
+    >>> knn.rank([[2, 0]], k=3).items
+    array([[1, 3, 4]])
+    """
+
+    def __init__(
+        self,
+        histories: Sequence[np.ndarray],
+        n_items: int,
+        n_neighbours: int = 500,
+        decay: float = 0.7,
+        popularity_exponent: float = 0.5,
+        length_exponent: float = 0.5,
+    ):
         import scipy.sparse as sp
 
-        lengths = np.array([len(history) for history in histories], dtype=np.int64)
-        age = np.concatenate([np.empty(0), *[np.arange(length)[::-1] for length in lengths]])
-        row = np.repeat(np.arange(len(histories)), lengths)
-        votes = sp.csr_array(
-            ((self.decay**age).astype(np.float32), (row, _flat(histories))),
-            shape=(len(histories), self.similarity.shape[0]),
-        )
-        total = (votes @ self.similarity).toarray()
-        return np.where(total > 0, total, self.without_votes)
+        super().__init__(histories, n_items, decay)
+        self.n_neighbours = n_neighbours
+        self.held = decayed(histories, n_items, 1.0, once=True)  # (n_histories, n_items)
+        lengths = np.maximum(np.diff(self.held.indptr), 1.0).astype(np.float32)
+        rare = np.maximum(self.counts, 1.0).astype(np.float32) ** -popularity_exponent
+        self.to_histories = sp.diags_array(rare) @ self.held.T @ sp.diags_array(lengths**-length_exponent)
+
+    def _total(self, votes) -> np.ndarray:
+        near = (votes @ self.to_histories).tocsr()
+        for start, stop in zip(near.indptr[:-1], near.indptr[1:], strict=True):
+            if stop - start > self.n_neighbours:
+                line = near.data[start:stop]
+                line[line < np.partition(line, -self.n_neighbours)[-self.n_neighbours]] = 0
+        return (near @ self.held).toarray()
 
 
-def _flat(histories: Sequence[np.ndarray]) -> np.ndarray:
+class TextOnly(Votes):
+    """Recommends items whose text is similar to the texts of the history; nothing is trained.
+
+    The score is the cosine of an item's text vector and the sum of the history's, each of length 1 and weighted by
+    `decay` ** age. It knows nothing of interactions, so items that nobody has bought yet are ranked like all others.
+
+    Parameters
+    ----------
+    histories : sequence of arrays of item rows
+        For an empty history, which gets the popular items.
+    vectors : (n_items, dim) float array
+        Text vectors of the items, of any length but 0.
+    decay : float
+
+    Examples
+    --------
+    >>> text = TextOnly([], vectors=np.array([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]]))
+    >>> text.rank([[0]], k=2).items
+    array([[2, 1]])
+    """
+
+    def __init__(self, histories: Sequence[np.ndarray], vectors: np.ndarray, decay: float = 0.7):
+        super().__init__(histories, len(vectors), decay)
+        self.vectors = np.array(vectors, dtype=np.float32)
+        self.vectors /= np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+
+    def _total(self, votes) -> np.ndarray:
+        wanted = votes @ self.vectors  # (n, dim)
+        return (wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12)) @ self.vectors.T
+
+
+class TransitionGraph(TextOnly):
+    """Recommends items one or two transitions away whose text is similar: an untrained heuristic.
+
+    It follows TGH (arXiv 2605.07125): the graph has an edge i -> j if j directly follows i in a training history. TGH
+    fills a list of ten with fixed numbers of items from one, two and three transitions after the last item, each part
+    by text similarity plus the weight of the edge. Since we rank the whole catalogue, we add instead:
+
+        score(j) = cos(text of the history, text of j)
+                   + sum over the history's items i of decay ** age * (edge * log(1 + n_ij) / max_j log(1 + n_ij)
+                                                               + one_step * [i -> j] + two_steps * [i -> . -> j]),
+
+    where n_ij counts transitions and an item one transition away does not count as two away. The defaults were chosen
+    on Beauty's validation items.
+
+    Examples
+    --------
+    >>> graph = TransitionGraph([[0, 1, 2]], vectors=np.eye(4), edge=0.5, one_step=0.5, two_steps=0.25)
+    >>> graph.scores([[0]])
+    array([[ 1.  ,  1.  ,  0.25, -1.  ]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        histories: Sequence[np.ndarray],
+        vectors: np.ndarray,
+        decay: float = 0.7,
+        edge: float = 0.5,
+        one_step: float = 0.5,
+        two_steps: float = 0.25,
+    ):
+        import scipy.sparse as sp
+
+        super().__init__(histories, vectors, decay)
+        n_items = len(vectors)
+        counts = follows(histories, n_items, 1, 1.0).log1p()
+        largest = counts.max(axis=1).toarray().ravel()
+        weight = sp.diags_array(edge / np.where(largest > 0, largest, 1)) @ counts
+        step = (counts > 0).astype(np.float32)
+        second = (step @ step > 0).astype(np.float32)
+        second = second - second.multiply(step + sp.eye_array(n_items) > 0)
+        self.similarity = (weight + one_step * step + two_steps * second).tocsr().astype(np.float32)
+
+    def _total(self, votes) -> np.ndarray:
+        return super()._total(votes) + Votes._total(self, votes)
+
+
+def flat(histories: Sequence[np.ndarray]) -> np.ndarray:
+    """All item rows of some histories, end to end: (n_interactions,) int64."""
     return np.concatenate([np.empty(0, np.int64), *[np.asarray(history, dtype=np.int64) for history in histories]])
+
+
+def decayed(histories: Sequence[np.ndarray], n_items: int, decay: float, once: bool = False):
+    """The weights `decay` ** age of the items of each history: a sparse (n, n_items) float32 array.
+
+    The weights of an item that occurs several times are added, or with `once` all weights are 1.
+
+    >>> decayed([[2, 0]], n_items=3, decay=0.5).toarray()
+    array([[1. , 0. , 0.5]], dtype=float32)
+    """
+    import scipy.sparse as sp
+
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    age = np.concatenate([np.empty(0), *[np.arange(length)[::-1] for length in lengths]])
+    place = (np.repeat(np.arange(len(lengths)), lengths), flat(histories))
+    found = sp.csr_array(((decay**age).astype(np.float32), place), shape=(len(lengths), n_items))
+    if once:
+        found.data[:] = 1  # a sparse array made of places has each of them once
+    return found
+
+
+def follows(histories: Sequence[np.ndarray], n_items: int, window: int, distance_exponent: float):
+    """How often item j comes after item i, up to `window` places later, weighted by 1 / distance ** distance_exponent.
+
+    Returns
+    -------
+    (n_items, n_items) sparse float32 array
+
+    Examples
+    --------
+    >>> follows([[0, 1, 2]], n_items=3, window=2, distance_exponent=1.0).toarray()
+    array([[0. , 1. , 0.5],
+           [0. , 0. , 1. ],
+           [0. , 0. , 0. ]], dtype=float32)
+    """
+    import scipy.sparse as sp
+
+    rows, user = flat(histories), np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    found = sp.csr_array((n_items, n_items), dtype=np.float32)
+    for distance in range(1, min(window, max(map(len, histories), default=1) - 1) + 1):
+        same = user[distance:] == user[:-distance]
+        pair = (rows[:-distance][same], rows[distance:][same])
+        weight = np.full(len(pair[0]), distance**-distance_exponent, dtype=np.float32)
+        found = found + sp.csr_array((weight, pair), shape=(n_items, n_items))
+    return found
