@@ -6,6 +6,7 @@ makes the baselines stronger. `linear` has those that solve a linear system.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Votes:
            [-0.5,  0. , -1. ]], dtype=float32)
     """
 
-    similarity: np.ndarray  # or a sparse array
+    similarity: Any  # (n_items, n_items) float32, an array or a sparse array
 
     def __init__(self, histories: Sequence[np.ndarray], n_items: int, decay: float):
         self.decay = decay
@@ -143,7 +144,7 @@ class SequentialRules(Votes):
 
     Examples
     --------
-    >>> rules = SequentialRules([[0, 1, 2], [1, 2]], n_items=3)
+    >>> rules = SequentialRules([[0, 1, 2], [1, 2]], n_items=3, distance_exponent=1.0)
     >>> rules.similarity.toarray()
     array([[0. , 1. , 0.5],
            [0. , 0. , 2. ],
@@ -154,9 +155,9 @@ class SequentialRules(Votes):
         self,
         histories: Sequence[np.ndarray],
         n_items: int,
-        decay: float = 0.7,
+        decay: float = 0.5,
         window: int = 50,
-        distance_exponent: float = 1.0,
+        distance_exponent: float = 0.5,
     ):
         super().__init__(histories, n_items, decay)
         self.similarity = follows(histories, n_items, window, distance_exponent)

@@ -52,7 +52,7 @@ class SLIST(Votes):
 
     the sum of the paper's models of consistency (SLIS) and of transitions (SLIT). X is as in `EASE`. S and T have a row
     for each place at which a history can be cut: the items before the cut and those after it, each with weight
-    `training_decay` ** (items between it and the cut). Rows of X and S have length 1. The defaults were chosen on
+    `training_decay` ** (items between it and the cut). Rows are not normalized. The defaults were chosen on
     Beauty's validation items.
 
     Examples
@@ -68,15 +68,14 @@ class SLIST(Votes):
         self,
         histories: Sequence[np.ndarray],
         n_items: int,
-        regularization: float = 10.0,
+        regularization: float = 100.0,
         share: float = 0.2,
         training_decay: float = 0.5,
         decay: float = 0.7,
     ):
         super().__init__(histories, n_items, decay)
-        held = unit(decayed(histories, n_items, 1.0, once=True))
+        held = decayed(histories, n_items, 1.0, once=True)
         before, after = cuts(histories, n_items, training_decay)
-        before = unit(before)
         gram = share * (held.T @ held) + (1 - share) * (before.T @ before)
         wanted = share * (held.T @ held) + (1 - share) * (before.T @ after)
         # (W' P)' = P W, since P is symmetric
@@ -104,14 +103,6 @@ def cuts(histories: Sequence[np.ndarray], n_items: int, decay: float) -> tuple[A
     before = [part[:end] for part in parts for end in range(1, len(part))]
     after = [part[end:][::-1] for part in parts for end in range(1, len(part))]
     return decayed(before, n_items, decay), decayed(after, n_items, decay)
-
-
-def unit(rows):
-    """A sparse array with rows of length 1; a row of zeros stays as it is."""
-    import scipy.sparse as sp
-
-    lengths = np.sqrt(rows.multiply(rows).sum(axis=1))
-    return sp.diags_array(1 / np.maximum(lengths, 1e-12)).astype(np.float32) @ rows
 
 
 def regularized_inverse(gram, regularization: float) -> np.ndarray:

@@ -26,7 +26,7 @@ def test_ease_equals_one_ridge_regression_per_item_on_the_other_items():
 def test_slist_equals_a_ridge_regression_on_whole_and_on_cut_histories(share):
     rows, wanted, weights = [], [], []
     for history in HISTORIES:
-        whole = np.bincount(history, minlength=N_ITEMS) / np.sqrt(len(history))
+        whole = np.bincount(history, minlength=N_ITEMS)
         rows, wanted, weights = [*rows, whole], [*wanted, whole], [*weights, share]
         for end in range(1, len(history)):
             before, after = np.zeros(N_ITEMS), np.zeros(N_ITEMS)
@@ -34,7 +34,7 @@ def test_slist_equals_a_ridge_regression_on_whole_and_on_cut_histories(share):
                 before[item] += 0.5**distance
             for distance, item in enumerate(history[end:]):
                 after[item] += 0.5**distance
-            rows, wanted, weights = [*rows, before / np.linalg.norm(before)], [*wanted, after], [*weights, 1 - share]
+            rows, wanted, weights = [*rows, before], [*wanted, after], [*weights, 1 - share]
     ridge = Ridge(alpha=0.7, fit_intercept=False).fit(rows, wanted, sample_weight=weights)
     slist = SLIST(HISTORIES, N_ITEMS, regularization=0.7, share=share, training_decay=0.5)
     np.testing.assert_allclose(slist.similarity, ridge.coef_.T, atol=1e-5)
