@@ -5,11 +5,12 @@ one position, as in RPG (Hou et al. 2025), and a causal transformer trains on al
 
 Two heads read its output. The *code head* scores one code after the other, coarse to fine, as TIGER does; it is strong
 far down the list and for cold items. The *item head* is a softmax over the catalogue, as in SASRec (Kang & McAuley
-2018); item embeddings make it strong at the top. The model's probability is the mean of the two. It can still be
+2018); item embeddings make it strong at the top. The model's probability is a mixture of the two. It can still be
 decoded code by code under the trie, because both heads give every prefix of a semantic ID a probability. A prior, such
 as item-kNN scores added to those of the item head, makes a third component.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,12 +50,37 @@ class TimelineConfig:
     n_sampled: int = 1000  # items outside the batch that the item head is trained against in a step
     temperature: float = 0.07  # initial value, of the item head's cosines; it is learned
     max_length: int = 50  # the most recent items that the model reads
+    backward: float = 0.3  # share of training histories that are read from the last item to the first
+    code_weight: float = (
+        1 / 2
+    )  # mixture weight of the code head, the item head has the rest; at 0 or 1 one head is trained
 
     def __post_init__(self):
-        shares = ("dropout", "item_dropout")
-        check_config(self, dict.fromkeys(shares, 0) | {"temperature": 1e-6}, dict.fromkeys(shares, 1))
+        shares = ("dropout", "item_dropout", "backward")
+        least = dict.fromkeys((*shares, "code_weight"), 0) | {"temperature": 1e-6}
+        check_config(self, least, dict.fromkeys(shares, 1) | {"code_weight": math.nextafter(1, 2)})
         if self.dim % self.n_heads:
             raise ValueError(f"dim is {self.dim}, expected a multiple of n_heads, {self.n_heads}")
+
+
+def _checked_weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
+    """Mixture weights as a tuple; ValueError unless they are n shares with the sum 1."""
+    shares = tuple(float(weight) for weight in weights)
+    if (
+        len(shares) != n
+        or not all(0 <= share <= 1 for share in shares)
+        or not math.isclose(sum(shares), 1, abs_tol=1e-6)
+    ):
+        raise ValueError(f"mixture weights are {weights}, expected {n} from 0 to 1 with the sum 1")
+    return shares
+
+
+class Context(NamedTuple):
+    """What `Timeline.begin` reads."""
+
+    histories: torch.Tensor  # (B, T) int64 item rows in time order, -1 after the end, T <= config.max_length
+    prior: torch.Tensor | None = None  # (B, n_items) float32 log-scale scores in catalogue order, see `ItemKNN.prior`
+    weights: tuple[float, ...] | None = None  # of code head, item head and, with a prior, item head with prior
 
 
 class State(NamedTuple):
@@ -65,7 +91,7 @@ class State(NamedTuple):
     by_code: torch.Tensor  # (B, W, K) log-probability of each longer prefix under the code head
     total: torch.Tensor  # (B, W, K) the same under the mixture
     code_weight: float  # mixture weight of the code head
-    by_item: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) prefix log-probabilities, other components
+    by_item: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log of the other components' weighted sum
 
 
 class Timeline(nn.Module):
@@ -112,6 +138,9 @@ class Timeline(nn.Module):
         )
         self.item = nn.Embedding(config.n_items, dim)
         self.start = nn.Parameter(torch.zeros(dim))  # precedes the first item, so that an empty history can be encoded
+        self.backward_start = nn.Parameter(
+            torch.zeros(dim)
+        )  # the same for a history that is read backward, in training
         self.position = nn.Embedding(config.max_length + 1, dim)
         self.dropout = Dropout(config.dropout)
         layer = nn.TransformerEncoderLayer(
@@ -135,10 +164,11 @@ class Timeline(nn.Module):
         return (histories >= 0).sum()
 
     def forward(self, histories: torch.Tensor) -> torch.Tensor:
-        """Mean over all items of a batch of -log p(item), summed over both heads: a scalar in nats.
+        """Mean over all items of a batch of -log p(item), summed over the heads: a scalar in nats.
 
         In training, the item head's sum over the catalogue is estimated from the items of the batch and a random sample
-        of all others, which is weighted up.
+        of all others, which is weighted up, and some histories are read backward: what was bought before an item also
+        says which items belong together.
 
         Parameters
         ----------
@@ -146,14 +176,22 @@ class Timeline(nn.Module):
             Item rows in time order, -1 after the end.
         """
         real = histories >= 0
+        backward = torch.rand(len(histories), 1, device=histories.device) < self.config.backward * self.training
+        last = real.sum(dim=1, keepdim=True) - 1
+        places = torch.arange(histories.shape[1], device=histories.device)
+        histories = histories.gather(1, torch.where(backward & real, last - places, places))
         rows, weight = self._compared(histories[real])
         own = torch.rand(self.config.n_items, device=rows.device) >= self.config.item_dropout * self.training
         vectors = self.item_vectors(rows, own)
         at = torch.searchsorted(rows, histories.clamp(min=0)).clamp(max=len(rows) - 1)  # padding reads any of them
-        hidden = self._encode(vectors[at])[:, :-1][real]
-        scores = F.linear(self._query(hidden), F.normalize(vectors, dim=-1), weight)
-        codes = self._negative_log_likelihood(hidden, self.ids[histories[real]])
-        return codes + F.cross_entropy(scores, at[real])
+        hidden = self._encode(vectors[at], torch.where(backward, self.backward_start, self.start))[:, :-1][real]
+        loss = hidden.new_zeros(())
+        if self.config.code_weight > 0:
+            loss = loss + self._negative_log_likelihood(hidden, self.ids[histories[real]])
+        if self.config.code_weight < 1:
+            scores = F.linear(self._query(hidden), F.normalize(vectors, dim=-1), weight)
+            loss = loss + F.cross_entropy(scores, at[real])
+        return loss
 
     def _compared(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Item rows in ascending order, with those of the batch, and the log of each one's weight."""
@@ -179,12 +217,12 @@ class Timeline(nn.Module):
 
     def encode(self, histories: torch.Tensor) -> torch.Tensor:
         """Encode the first 0, 1, ... T items of each history: (B, T) item rows -> (B, T + 1, dim)."""
-        return self._encode(self.item_vectors(histories.clamp(min=0)))
+        return self._encode(self.item_vectors(histories.clamp(min=0)), self.start.expand(len(histories), -1))
 
-    def _encode(self, items: torch.Tensor) -> torch.Tensor:
+    def _encode(self, items: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         if items.shape[1] > self.config.max_length:
             raise ValueError(f"histories hold {items.shape[1]} items, expected at most {self.config.max_length}")
-        x = torch.cat([self.start.expand(len(items), 1, -1), items], dim=1)
+        x = torch.cat([start[:, None], items], dim=1)
         x = self.dropout(x + self.position.weight[: x.shape[1]])
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
         return self.encoder(x, mask=mask, is_causal=True)
@@ -214,6 +252,7 @@ class Timeline(nn.Module):
         allowed: np.ndarray | None = None,
         diversity: tuple[int, int] | None = None,
         prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
+        weights: Sequence[float] | None = None,
         exact: bool = False,
     ) -> Ranked:
         """Find the k most probable next items after each history; see `ranking.rank`.
@@ -226,6 +265,9 @@ class Timeline(nn.Module):
             Prefixes kept per level, at least k; by default max(50, k).
         prior : callable, optional
             histories -> (n, n_items) float32 log-scale scores, such as `ItemKNN.prior`: see `begin`.
+        weights : sequence of float, optional
+            Mixture weights of the code head, the item head and, with a prior, the item head with prior. By default,
+            the last has 1/3, and the rest is shared as the config says.
 
         Raises
         ------
@@ -234,12 +276,14 @@ class Timeline(nn.Module):
         """
         if self.training:
             raise ValueError("the model is in training mode, with dropout on: call its eval() first")
+        shares = None if weights is None else _checked_weights(weights, 2 if prior is None else 3)
         k, beam_width = ranking.widths(k, beam_width)
         n_at_once = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.config.sizes))
 
         def contexts(batch: list[np.ndarray], _: np.ndarray):
             recent = pad(batch, self.config.max_length).to(self.start.device)
-            return recent if prior is None else (recent, torch.from_numpy(prior(batch)).to(self.start.device))
+            scores = None if prior is None else torch.from_numpy(prior(batch)).to(self.start.device)
+            return Context(recent, scores, shares)
 
         return ranking.rank(
             self,
@@ -262,19 +306,15 @@ class Timeline(nn.Module):
     def n_levels(self) -> int:
         return len(self.config.sizes)
 
-    def begin(
-        self, contexts: torch.Tensor | tuple[torch.Tensor, torch.Tensor], normalization: str = "vocabulary"
-    ) -> tuple[State, torch.Tensor]:
+    def begin(self, contexts: torch.Tensor | Context, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
         """Encode histories and score the first code of the next item.
 
-        The model averages code head and item head. A prior adds a third component: softmax(item-head scores + prior).
+        The model mixes code head and item head. A prior adds a third component: softmax(item-head scores + prior).
         Each level has its own vocabulary, so both normalizations are the same.
 
         Parameters
         ----------
-        contexts : (B, T) int64 tensor, or a pair with (B, n_items) float32
-            Item rows in time order, -1 after the end, T <= config.max_length; and a prior, log-scale scores in
-            catalogue order, see `ItemKNN.prior`.
+        contexts : Context, or its histories alone
         normalization : str
 
         Returns
@@ -295,20 +335,27 @@ class Timeline(nn.Module):
         >>> model.begin(torch.tensor([[0, 2], [1, -1]]))[1].shape
         torch.Size([2, 1, 2])
         """
-        histories, prior = contexts if isinstance(contexts, tuple) else (contexts, None)
+        histories, prior, weights = contexts if isinstance(contexts, Context) else Context(contexts)
+        if weights is None:
+            of_prior, of_codes = 0 if prior is None else 1 / 3, self.config.code_weight
+            weights = ((1 - of_prior) * of_codes, (1 - of_prior) * (1 - of_codes), of_prior)
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
-        scores = F.linear(self._query(hidden), self._catalogue())
-        by_item, code_weight = scores.log_softmax(dim=-1), 1 / 2
-        if prior is not None:
-            if prior.shape != scores.shape:
-                raise ValueError(f"the prior is {tuple(prior.shape)}, expected {tuple(scores.shape)}: histories, items")
-            with_prior = (scores + prior[:, self.trie.item.long()]).log_softmax(dim=-1)
-            # the item head without prior stays a component: items that the prior ranks last would be lost
-            by_item, code_weight = torch.logaddexp(by_item, with_prior) - math.log(2), 1 / 3
+        code_weight, by_item = weights[0], ()
+        if code_weight < 1:
+            scores, components = F.linear(self._query(hidden), self._catalogue()), []
+            if weights[1]:
+                components.append(scores.log_softmax(dim=-1) + math.log(weights[1]))
+            if prior is not None and weights[2]:
+                if prior.shape != scores.shape:
+                    expected = f"expected {tuple(scores.shape)}: histories, items"
+                    raise ValueError(f"the prior is {tuple(prior.shape)}, {expected}")
+                with_prior = scores + prior[:, self.trie.item.long()]
+                components.append(with_prior.log_softmax(dim=-1) + math.log(weights[2]))
+            by_item = prefix_log_probs(self.trie, functools.reduce(torch.logaddexp, components))
         root = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
         zero = hidden.new_zeros(root.shape)
-        return self._score(0, hidden[:, None], root, zero, zero, code_weight, prefix_log_probs(self.trie, by_item))
+        return self._score(0, hidden[:, None], root, zero, zero, code_weight, by_item)
 
     def advance(
         self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor
@@ -338,10 +385,17 @@ class Timeline(nn.Module):
 
     def _score(self, level: int, hidden, node, by_code, total, code_weight, by_item) -> tuple[State, torch.Tensor]:
         """Log-probabilities of prefixes that are one code longer, and of that code given the prefix."""
-        by_code = by_code[..., None] + self.head[level](hidden).log_softmax(dim=-1)
-        others = self._of_children(level, node, by_item[level]) + math.log((1 - code_weight) / code_weight)
-        longer = torch.logaddexp(by_code, others) + math.log(code_weight)
-        return State(hidden, node, by_code, longer, code_weight, by_item), longer - total[..., None]
+        longer = []
+        if code_weight:
+            by_code = by_code[..., None] + self.head[level](hidden).log_softmax(dim=-1)
+            longer.append(by_code + math.log(code_weight))
+        else:
+            by_code = by_code[..., None].expand(*by_code.shape, self.config.sizes[level])  # not used
+        if by_item:
+            longer.append(self._of_children(level, node, by_item[level]))
+        mixed = functools.reduce(torch.logaddexp, longer)
+        before = total[..., None].clamp(min=torch.finfo(total.dtype).min)  # no item is below some prefixes
+        return State(hidden, node, by_code, mixed, code_weight, by_item), mixed - before
 
     def _of_children(self, level: int, node: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the children of nodes (B, W), by code: (B, W, sizes[level]), -inf for none."""

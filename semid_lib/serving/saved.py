@@ -292,6 +292,7 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         if len(layers) != config.n_layers:
             raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
         weights = load_weights(path, device)
+        weights.setdefault("backward_start", torch.zeros_like(weights["start"]))  # of training alone; not in old files
         # the file's mapped tensors replace those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from semid_lib.decoding.beam_search import exact_ranking
+from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item.batches import pad
 from semid_lib.next_item.heads import Dropout
-from semid_lib.next_item.timeline import Timeline, TimelineConfig
+from semid_lib.next_item.timeline import Context, Timeline, TimelineConfig
 
 
 @torch.inference_mode()
@@ -54,20 +54,61 @@ def test_the_loss_is_that_of_both_heads(shop, new_timeline):
     assert loss == pytest.approx(-expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("with_prior", [False, True])
-def test_decoding_gives_every_item_the_mean_of_all_components(shop, new_timeline, with_prior):
+def test_a_head_without_weight_is_not_trained(shop, new_timeline):
+    histories = pad(shop.histories[:5], 12)
+    losses = []
+    for code_weight, unused in ((1.0, "query"), (0.0, "head")):
+        model = new_timeline()
+        model.config = replace(model.config, code_weight=code_weight)
+        loss = model(histories)
+        loss.backward()
+        losses.append(loss.item())
+        assert all(weight.grad is None for weight in getattr(model, unused).parameters())
+    assert new_timeline()(histories).item() == pytest.approx(sum(losses), abs=1e-4)
+
+
+def test_training_reads_a_share_of_the_histories_backward(shop, new_timeline):
+    model, histories = new_timeline(), shop.histories[:5]
+    with torch.no_grad():
+        forward, backward = (float(model(pad(rows, 12))) for rows in (histories, [row[::-1] for row in histories]))
+    assert forward != pytest.approx(backward, abs=1e-3)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.n_dropped = 0
+    for share, expected in ((0.0, forward), (math.nextafter(1, 0), backward)):
+        model.config = replace(model.config, backward=share, item_dropout=0.0)
+        with torch.no_grad():
+            assert float(model(pad(histories, 12))) == pytest.approx(expected, abs=1e-4)
+
+
+SHARES = [None, (0.0, 1.0), (1.0, 0.0), (0.2, 0.8)]
+WITH_PRIOR = [None, (0.2, 0.3, 0.5), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+
+
+@pytest.mark.parametrize("shares", [(2, each) for each in SHARES] + [(3, each) for each in WITH_PRIOR])
+def test_decoding_gives_every_item_the_mixture_of_the_components(shop, new_timeline, shares):
     model, histories = new_timeline(), [*shop.histories[:3], np.array([], dtype=np.int64)]
     prior = torch.randn((4, 40), generator=torch.manual_seed(1))
-    rows = pad(histories, 12)
+    n_components, weights = shares
+    context = Context(pad(histories, 12), prior if n_components == 3 else None, weights)
     with torch.inference_mode():
-        found = exact_ranking(model, (rows, prior) if with_prior else rows, PrefixTrie.build(shop.ids.unique), 40)
+        found = exact_ranking(model, context, PrefixTrie.build(shop.ids.unique), 40)
+        beams = constrained_beam_search(model, context, PrefixTrie.build(shop.ids.unique), 40, 40)
     for user, history in enumerate(histories):
         by_code, by_item = both_heads(model, history)
-        components = [by_code, by_item]
-        if with_prior:
-            components.append((by_item + prior[user]).log_softmax(dim=0))
-        mean = sum(component.exp() for component in components) / len(components)
-        torch.testing.assert_close(found.scores[user].exp(), mean[found.items[user]], rtol=1e-4, atol=1e-7)
+        components = [by_code, by_item, (by_item + prior[user]).log_softmax(dim=0)][:n_components]
+        used = weights or [1 / n_components] * n_components
+        mixed = sum(weight * component.exp() for weight, component in zip(used, components, strict=True))
+        for each in (found, beams):
+            assert sorted(each.items[user].tolist()) == list(range(40))
+            torch.testing.assert_close(each.scores[user].exp(), mixed[each.items[user]], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5, 0.5), (1.0,), (0.5, float("nan")), (1.5, -0.5)])
+def test_mixture_weights_are_shares(shop, new_timeline, weights):
+    with pytest.raises(ValueError, match="expected 2 from 0 to 1 with the sum 1"):
+        new_timeline().rank(shop.histories[:1], 5, weights=weights)
 
 
 def test_the_probabilities_of_all_id_prefixes_sum_to_one(shop, new_timeline):
