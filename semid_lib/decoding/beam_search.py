@@ -162,6 +162,37 @@ def exact_ranking(
     """
     k = check_count("k", k)
     state, scores, subset = _begun(scorer, contexts, "vocabulary", trie, allowed)
+    everything = _leaf_scores(scorer, trie, state, scores, progress)
+    subset.keep(everything)
+    score, leaf = _top(everything, min(k, trie.n_items))
+    leaf, order = leaf.sort(dim=1)
+    return _answer(trie, leaf, score.gather(1, order), k)
+
+
+@torch.inference_mode()
+def exact_scores(scorer: Scorer, contexts, trie: PrefixTrie) -> torch.Tensor:
+    """Score every item of the trie: (B, n_items) float32 log-probabilities, by item.
+
+    Parameters
+    ----------
+    scorer, contexts, trie
+        As for `exact_ranking`.
+
+    Examples
+    --------
+    >>> class Coin:  # a model for which every code has probability 1/2
+    ...     begin = lambda self, contexts, normalization: (None, torch.full((len(contexts), 1, 2), 0.5).log())
+    ...     advance = lambda self, state, level, parents, codes: (None, torch.full((*codes.shape, 2), 0.5).log())
+    >>> exact_scores(Coin(), ["ann"], PrefixTrie.build(np.array([[1, 0], [0, 1], [1, 1]]))).exp()
+    tensor([[0.2500, 0.2500, 0.2500]])
+    """
+    state, scores, _ = _begun(scorer, contexts, "vocabulary", trie, None)
+    by_leaf = _leaf_scores(scorer, trie, state, scores)
+    return torch.empty_like(by_leaf).index_copy_(1, trie.item.long(), by_leaf)
+
+
+def _leaf_scores(scorer: Scorer, trie: PrefixTrie, state, scores: torch.Tensor, progress: bool = False) -> torch.Tensor:
+    """The log-probability of every item, in the order of the leaves: (B, n_items)."""
     everything = torch.full((len(scores), trie.n_items), -torch.inf, device=scores.device)
     with tqdm(total=trie.n_items, desc="scoring every item", unit="item", disable=not progress) as bar:
 
@@ -184,10 +215,7 @@ def exact_ranking(
                 expand(level + 1, low + at, value[:, part], *scorer.advance(state, level, parents, codes))
 
         expand(0, 0, torch.zeros((len(scores), 1), device=scores.device), state, scores)
-    subset.keep(everything)
-    score, leaf = _top(everything, min(k, trie.n_items))
-    leaf, order = leaf.sort(dim=1)
-    return _answer(trie, leaf, score.gather(1, order), k)
+    return everything
 
 
 def select(

@@ -38,6 +38,7 @@ from semid_lib.workbench.weights import digest
 
 MODELS = ("timeline", "tiger", "sasrec")
 _NARROW = 20  # beam width that is good enough to compare epochs
+_SCORED_AT_ONCE = 500  # histories x items of scores in memory
 
 
 class Task(NamedTuple):
@@ -73,6 +74,45 @@ def sample(examples: dataset.Examples, n: int | None, seed: int = 0) -> dataset.
     chosen = np.sort(np.random.default_rng(seed).permutation(len(examples.targets))[:n])
     histories, targets, users = examples.histories.select(chosen), examples.targets[chosen], examples.users[chosen]
     return dataset.Examples(histories, targets, users, examples.exclude_seen)
+
+
+def mixture_weights(
+    model: Timeline, examples: dataset.Examples, prior: Callable | None = None, n_steps: int = 100
+) -> tuple[float, ...]:
+    """The mixture weights under which the targets are most probable, by expectation maximization.
+
+    Parameters
+    ----------
+    model : Timeline
+    examples : dataset.Examples
+        Validation users.
+    prior : callable, optional
+        As for `Timeline.rank`.
+    n_steps : int
+
+    Returns
+    -------
+    tuple of float
+        For `Timeline.rank`: of the code head, the item head and, with a prior, the item head with prior.
+
+    References
+    ----------
+    Dempster, Laird and Rubin (1977); Bishop, Pattern Recognition and Machine Learning, section 9.2, for fixed components.
+    """
+    histories, targets = list(examples.histories), examples.targets
+    components = np.eye(2 if prior is None else 3).tolist()
+    found = []  # probability of each target under each component
+    for start in range(0, len(histories), _SCORED_AT_ONCE):
+        part = slice(start, start + _SCORED_AT_ONCE)
+        of_part = targets[part]
+        scores = [model.log_probs(histories[part], prior, alone)[np.arange(len(of_part)), of_part] for alone in components]
+        found.append(np.exp(scores))
+    probabilities = np.concatenate(found, axis=1, dtype=np.float64)
+    weights = np.full(len(components), 1 / len(components))
+    for _ in range(n_steps):
+        shares = weights[:, None] * probabilities + np.finfo(float).tiny
+        weights = (shares / shares.sum(axis=0)).mean(axis=1)
+    return tuple((weights / weights.sum()).tolist())
 
 
 def train_timeline(

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from semid_lib.decoding import ranking
+from semid_lib.decoding.beam_search import exact_scores
 from semid_lib.decoding.ranking import ItemRows, Ranked
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item.batches import pad
@@ -157,6 +158,9 @@ class Timeline(nn.Module):
             nn.init.normal_(cast("torch.Tensor", table.weight), std=0.5)  # at the scale of the projected text
         nn.init.normal_(self.item.weight, std=0.1 / _PACE)  # at first, codes and text dominate
         nn.init.normal_(self.position.weight, std=0.02)
+        self.head.requires_grad_(config.code_weight > 0)
+        self.query.requires_grad_(config.code_weight < 1)
+        self.log_temperature.requires_grad_(config.code_weight < 1)
         self._kept: tuple | None = None  # see `_catalogue`
 
     def n_targets(self, histories: torch.Tensor) -> torch.Tensor:
@@ -274,23 +278,15 @@ class Timeline(nn.Module):
         ValueError
             As `ranking.rank` does, and for a model in training mode.
         """
-        if self.training:
-            raise ValueError("the model is in training mode, with dropout on: call its eval() first")
-        shares = None if weights is None else _checked_weights(weights, 2 if prior is None else 3)
         k, beam_width = ranking.widths(k, beam_width)
         n_at_once = _HISTORIES_AT_ONCE if exact else _SCORES_AT_ONCE // (beam_width * max(self.config.sizes))
-
-        def contexts(batch: list[np.ndarray], _: np.ndarray):
-            recent = pad(batch, self.config.max_length).to(self.start.device)
-            scores = None if prior is None else torch.from_numpy(prior(batch)).to(self.start.device)
-            return Context(recent, scores, shares)
 
         return ranking.rank(
             self,
             self.trie,
             histories,
             k,
-            contexts,
+            lambda batch, _: self._context(batch, prior, weights),
             beam_width=beam_width,
             n_at_once=min(n_at_once, _ITEMS_AT_ONCE // len(self.ids)),
             exclude_seen=exclude_seen,
@@ -299,6 +295,32 @@ class Timeline(nn.Module):
             exact=exact,
             progress=progress,
         )
+
+    def log_probs(
+        self,
+        histories: Sequence[np.ndarray],
+        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> np.ndarray:
+        """The log-probability of every item after each history: (n, n_items) float32, seen items included.
+
+        Parameters
+        ----------
+        histories, prior, weights
+            As for `rank`. A weight of 1 gives one component alone.
+        """
+        n, parts = len(histories), [np.empty((0, len(self.ids)), dtype=np.float32)]
+        for start in range(0, n, _HISTORIES_AT_ONCE):
+            batch = histories[start : start + _HISTORIES_AT_ONCE]
+            parts.append(exact_scores(self, self._context(batch, prior, weights), self.trie).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _context(self, histories, prior, weights: Sequence[float] | None) -> Context:
+        if self.training:
+            raise ValueError("the model is in training mode, with dropout on: call its eval() first")
+        recent = pad(histories, self.config.max_length).to(self.start.device)
+        scores = None if prior is None else torch.from_numpy(prior(histories)).to(self.start.device)
+        return Context(recent, scores, None if weights is None else tuple(weights))
 
     # what `constrained_beam_search` needs of a model
 
@@ -336,7 +358,9 @@ class Timeline(nn.Module):
         torch.Size([2, 1, 2])
         """
         histories, prior, weights = contexts if isinstance(contexts, Context) else Context(contexts)
-        if weights is None:
+        if weights is not None:
+            weights = _checked_weights(weights, 2 if prior is None else 3)
+        else:
             of_prior, of_codes = 0 if prior is None else 1 / 3, self.config.code_weight
             weights = ((1 - of_prior) * of_codes, (1 - of_prior) * (1 - of_codes), of_prior)
         lengths = (histories >= 0).sum(dim=1)
