@@ -97,7 +97,7 @@ def mixture_weights(
 
     References
     ----------
-    Dempster, Laird and Rubin (1977); Bishop, Pattern Recognition and Machine Learning, section 9.2, for fixed components.
+    Dempster, Laird and Rubin (1977), for components that stay as they are.
     """
     histories, targets = list(examples.histories), examples.targets
     components = np.eye(2 if prior is None else 3).tolist()
@@ -105,7 +105,9 @@ def mixture_weights(
     for start in range(0, len(histories), _SCORED_AT_ONCE):
         part = slice(start, start + _SCORED_AT_ONCE)
         of_part = targets[part]
-        scores = [model.log_probs(histories[part], prior, alone)[np.arange(len(of_part)), of_part] for alone in components]
+        scores = [
+            model.log_probs(histories[part], prior, alone)[np.arange(len(of_part)), of_part] for alone in components
+        ]
         found.append(np.exp(scores))
     probabilities = np.concatenate(found, axis=1, dtype=np.float64)
     weights = np.full(len(components), 1 / len(components))

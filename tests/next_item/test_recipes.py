@@ -218,3 +218,27 @@ def test_missing_data_and_artefacts_are_named(shop_folder):
     (shop_folder / "timestamps.tsv.gz").unlink()
     with pytest.raises(ValueError, match="small has no histories: there is nothing to train on"):
         recipes.train("sasrec", str(shop_folder), "smoke")
+
+
+def test_mixture_weights_make_the_targets_most_probable(shop, new_timeline):
+    model, examples = new_timeline(), dataset.leave_one_out(dataset.Histories.from_lists(shop.histories)).validation
+    found = recipes.mixture_weights(model, examples)
+
+    def likelihood(share):
+        log_probs = model.log_probs(list(examples.histories), weights=(share, 1 - share))
+        return log_probs[np.arange(len(examples.targets)), examples.targets].mean()
+
+    assert sum(found) == pytest.approx(1)
+    assert likelihood(found[0]) >= max(likelihood(share) for share in np.linspace(0, 1, 21)) - 1e-5
+
+
+def test_a_prior_that_knows_the_answers_gets_all_the_weight(shop, new_timeline):
+    examples = dataset.leave_one_out(dataset.Histories.from_lists(shop.histories)).validation
+    answers = {history.tobytes(): target for history, target in zip(examples.histories, examples.targets, strict=True)}
+
+    def prior(histories):
+        scores = np.zeros((len(histories), 40), dtype=np.float32)
+        scores[np.arange(len(histories)), [answers[history.tobytes()] for history in histories]] = 50
+        return scores
+
+    assert recipes.mixture_weights(new_timeline(), examples, prior)[2] > 0.99

@@ -83,7 +83,15 @@ def test_training_reads_a_share_of_the_histories_backward(shop, new_timeline):
 
 
 SHARES = [None, (0.0, 1.0), (1.0, 0.0), (0.2, 0.8)]
-WITH_PRIOR = [None, (0.2, 0.3, 0.5), (0.0, 0.5, 0.5), (0.5, 0.0, 0.5), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+WITH_PRIOR = [
+    None,
+    (0.2, 0.3, 0.5),
+    (0.0, 0.5, 0.5),
+    (0.5, 0.0, 0.5),
+    (0.5, 0.5, 0.0),
+    (1.0, 0.0, 0.0),
+    (0.0, 0.0, 1.0),
+]
 
 
 @pytest.mark.parametrize("shares", [(2, each) for each in SHARES] + [(3, each) for each in WITH_PRIOR])
@@ -95,11 +103,13 @@ def test_decoding_gives_every_item_the_mixture_of_the_components(shop, new_timel
     with torch.inference_mode():
         found = exact_ranking(model, context, PrefixTrie.build(shop.ids.unique), 40)
         beams = constrained_beam_search(model, context, PrefixTrie.build(shop.ids.unique), 40, 40)
+    every = model.log_probs(histories, (lambda _: prior.numpy()) if n_components == 3 else None, weights)
     for user, history in enumerate(histories):
         by_code, by_item = both_heads(model, history)
         components = [by_code, by_item, (by_item + prior[user]).log_softmax(dim=0)][:n_components]
         used = weights or [1 / n_components] * n_components
         mixed = sum(weight * component.exp() for weight, component in zip(used, components, strict=True))
+        torch.testing.assert_close(torch.from_numpy(every[user]).exp(), mixed, rtol=1e-4, atol=1e-7)
         for each in (found, beams):
             assert sorted(each.items[user].tolist()) == list(range(40))
             torch.testing.assert_close(each.scores[user].exp(), mixed[each.items[user]], rtol=1e-4, atol=1e-7)
