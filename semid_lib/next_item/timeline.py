@@ -365,7 +365,7 @@ class Timeline(nn.Module):
             weights = ((1 - of_prior) * of_codes, (1 - of_prior) * (1 - of_codes), of_prior)
         lengths = (histories >= 0).sum(dim=1)
         hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
-        code_weight, by_item = weights[0], ()
+        code_weight, by_item = weights[0], cast("tuple[torch.Tensor, ...]", ())
         if code_weight < 1:
             scores, components = F.linear(self._query(hidden), self._catalogue()), []
             if weights[1]:
