@@ -183,10 +183,10 @@ class UserKNN(Votes):
         self,
         histories: Sequence[np.ndarray],
         n_items: int,
-        n_neighbours: int = 500,
+        n_neighbours: int = 200,
         decay: float = 0.7,
-        popularity_exponent: float = 0.5,
-        length_exponent: float = 0.5,
+        popularity_exponent: float = 0.25,
+        length_exponent: float = 0.25,
     ):
         import scipy.sparse as sp
 
@@ -211,6 +211,7 @@ class TextOnly(Votes):
 
     The score is the cosine of an item's text vector and the sum of the history's, each of length 1 and weighted by
     `decay` ** age. It knows nothing of interactions, so items that nobody has bought yet are ranked like all others.
+    The default was chosen for Recall@10 on Beauty's validation items; longer lists gain from 0.7.
 
     Parameters
     ----------
@@ -227,7 +228,7 @@ class TextOnly(Votes):
     array([[2, 1]])
     """
 
-    def __init__(self, histories: Sequence[np.ndarray], vectors: np.ndarray, decay: float = 0.7):
+    def __init__(self, histories: Sequence[np.ndarray], vectors: np.ndarray, decay: float = 0.3):
         super().__init__(histories, len(vectors), decay)
         self.vectors = np.array(vectors, dtype=np.float32)
         self.vectors /= np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
@@ -240,9 +241,10 @@ class TextOnly(Votes):
 class TransitionGraph(TextOnly):
     """Recommends items one or two transitions away whose text is similar: an untrained heuristic.
 
-    It follows TGH (arXiv 2605.07125): the graph has an edge i -> j if j directly follows i in a training history. TGH
-    fills a list of ten with fixed numbers of items from one, two and three transitions after the last item, each part
-    by text similarity plus the weight of the edge. Since we rank the whole catalogue, we add instead:
+    It follows the idea of TGH (arXiv 2605.07125; read from the authors' code, haoyuhan1/GraphRec): the graph has an
+    edge i -> j if j directly follows i in a training history. TGH fills a list of ten with 7, 2 and 1 items from one,
+    two and three transitions after the last item, each part by text similarity plus the weight of the edge. To rank
+    the whole catalogue, we add instead:
 
         score(j) = cos(text of the history, text of j)
                    + sum over the history's items i of decay ** age * (edge * log(1 + n_ij) / max_j log(1 + n_ij)
@@ -262,10 +264,10 @@ class TransitionGraph(TextOnly):
         self,
         histories: Sequence[np.ndarray],
         vectors: np.ndarray,
-        decay: float = 0.7,
-        edge: float = 0.5,
-        one_step: float = 0.5,
-        two_steps: float = 0.25,
+        decay: float = 0.6,
+        edge: float = 0.3,
+        one_step: float = 0.1,
+        two_steps: float = 0.1,
     ):
         import scipy.sparse as sp
 

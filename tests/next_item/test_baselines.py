@@ -164,4 +164,4 @@ def test_transitions_by_hand():
     back = TransitionGraph([[0, 1, 0]], np.zeros((3, 1)), edge=0, one_step=10, two_steps=3)
     assert back.similarity.toarray().tolist() == [[0, 10, 0], [10, 0, 0], [0, 0, 0]]  # two steps back to itself
     near = TransitionGraph([[0, 1, 2], [0, 3]], VECTORS, edge=0, one_step=0, two_steps=0)
-    np.testing.assert_allclose(near.scores([[2, 0]]), TextOnly([[0]], VECTORS).scores([[2, 0]]), rtol=1e-6)
+    np.testing.assert_allclose(near.scores([[2, 0]]), TextOnly([[0]], VECTORS, decay=0.6).scores([[2, 0]]), rtol=1e-6)
