@@ -5,7 +5,7 @@ The module `folder` says which files a data set has.
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,9 @@ class Examples(NamedTuple):
     targets: np.ndarray  # (n,) int64 item rows
     users: np.ndarray  # (n,) int64 positions in the histories that were split
     exclude_seen: bool = True  # whether lists leave out items of the history; a split sets it, see `repeat_share`
+    later_day: np.ndarray | None = (
+        None  # (n,) bool: the target's UTC day is after that of the last item; None: no times
+    )
 
 
 class Split(NamedTuple):
@@ -199,7 +202,8 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
     Raises
     ------
     ValueError
-        Without times, for shares that leave nothing, and if ties or short histories leave a part empty.
+        Without times or with relative ones, for shares that leave nothing, and if ties or short histories leave a part
+        empty.
 
     Examples
     --------
@@ -211,6 +215,9 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
     (array([4]), array([2, 5]), array([3, 4]))
     """
     times = np.sort(_times(histories))
+    if histories.times_are_relative:
+        problem = "times count from each user's first interaction, expected Unix seconds (a folder with timestamps.tsv)"
+        raise ValueError(f"{problem}. Use leave_one_out")
     if not (validation_share > 0 and test_share > 0 and validation_share + test_share < 1):
         raise ValueError(f"shares are {validation_share} and {test_share}, expected positive, with a sum below 1")
     if len(times) < 3:
@@ -274,6 +281,53 @@ def same_time_share(histories: Histories) -> float:
     return float((times[last] == times[last - 1]).mean())
 
 
+def shuffle_same_time(histories: Histories, seed: int = 0) -> Histories:
+    """The same histories with each user's items of one time in random order.
+
+    Where times have day resolution, the order within a day is that of the file, which a model can learn. Shuffle before
+    the split, so that training, validation and test lose it. Raises ValueError without times.
+
+    >>> histories = Histories.from_lists([[1, 2, 3, 4], [5, 6]], times=[[10, 20, 20, 20], [30, 30]])
+    >>> [history.tolist() for history in shuffle_same_time(histories, seed=1)]
+    [[1, 3, 4, 2], [5, 6]]
+    """
+    users = np.repeat(np.arange(len(histories)), histories.lengths)
+    order = np.lexsort((np.random.default_rng(seed).random(len(users)), _times(histories), users))
+    return replace(histories, items=histories.items[order])
+
+
+def same_time_order(histories: Histories, item_key: Sequence) -> tuple[float, float]:
+    """Shares, in [0, 1], of neighbouring interactions whose key ascends: among those of one time, and among the others.
+
+    If the first is near 1 and the second is not, items of one time are in the order of the key, not of the purchases.
+    A share without such pairs is nan.
+
+    Parameters
+    ----------
+    histories : Histories
+    item_key : (n_items,) sequence of int or str
+        Such as `shop.items["asin"]`.
+
+    Raises
+    ------
+    ValueError
+        Without times.
+
+    Examples
+    --------
+    >>> histories = Histories.from_lists([[0, 2, 1], [1, 2, 0]], times=[[10, 10, 20], [30, 30, 40]])
+    >>> same_time_order(histories, ["B001", "B002", "B003"])
+    (1.0, 0.0)
+    """
+    keys = np.unique(np.asarray(item_key), return_inverse=True)[1][histories.items]
+    users = np.repeat(np.arange(len(histories)), histories.lengths)
+    neighbours = users[1:] == users[:-1]
+    same, ascends = np.diff(_times(histories)) == 0, np.diff(keys) > 0
+    pairs = (ascends[neighbours & same], ascends[neighbours & ~same])
+    first, other = (float(each.mean()) if len(each) else float("nan") for each in pairs)
+    return first, other
+
+
 def _split(histories: Histories, n_train, valid, test, n_past, n_too_short: int, moments=None) -> Split:
     """n_train, n_past: interactions of each user before validation and before the test; valid, test: users."""
     train = histories.first(np.arange(len(histories)), n_train)
@@ -285,7 +339,9 @@ def _split(histories: Histories, n_train, valid, test, n_past, n_too_short: int,
 
 def _times(histories: Histories) -> np.ndarray:
     if histories.times is None:
-        raise ValueError("times is None, expected histories with times (a folder with timestamps.tsv)")
+        raise ValueError(
+            "times is None, expected histories with times (a folder with timestamps.tsv or relative_time.tsv)"
+        )
     return histories.times
 
 
@@ -295,6 +351,8 @@ def _n_before(histories: Histories, moment: int) -> np.ndarray:
 
 
 def _examples(histories: Histories, users: np.ndarray, lengths: np.ndarray) -> Examples:
-    """For each of these users, the first `lengths` interactions as history and the next one as target."""
-    targets = histories.items[histories.offsets[users] + lengths]
-    return Examples(histories.first(users, lengths), targets, users)
+    """For each of these users, the first `lengths` >= 1 interactions as history and the next one as target."""
+    at = histories.offsets[users] + lengths
+    days = None if histories.times is None else histories.times // 86_400
+    later_day = None if days is None else days[at] > days[at - 1]
+    return Examples(histories.first(users, lengths), histories.items[at], users, later_day=later_day)

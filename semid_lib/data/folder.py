@@ -1,8 +1,9 @@
 """The files of a data set: read, check, write.
 
 One data set is one folder: `items` as `.jsonl`, `.csv`, `.parquet` or `.arrow` (exactly one), and optionally histories
-(`sequences.tsv` and `timestamps.tsv`, or `sequences.jsonl`, which holds both) and `queries*.jsonl`; text may be
-gzipped (`.gz`). Text is UTF-8, one record per line; a blank line is an error except at the end of a file.
+(`sequences.tsv` and `timestamps.tsv` or `relative_time.tsv`, or `sequences.jsonl`, which may hold Unix times) and
+`queries*.jsonl`; text may be gzipped (`.gz`). Text is UTF-8, one record per line; a blank line is an error except at
+the end of a file.
 Nothing is dropped silently: bad input is a ValueError that names file, line, value and what was expected.
 """
 
@@ -24,7 +25,8 @@ from semid_lib.workbench.text import shown
 
 ITEM_FILES = "items.jsonl, items.jsonl.gz, items.csv, items.csv.gz, items.parquet, items.arrow"
 DATA_FILE = re.compile(
-    r"items\.(parquet|arrow)|(items\.(csv|jsonl)|queries.*\.jsonl|sequences\.(tsv|jsonl)|timestamps\.tsv)(\.gz)?"
+    r"items\.(parquet|arrow)|"
+    r"(items\.(csv|jsonl)|queries.*\.jsonl|sequences\.(tsv|jsonl)|(timestamps|relative_time)\.tsv)(\.gz)?"
 )
 _EVENTS = "sequence|interaction|rating|review|order|event|purchase|transaction|basket|click|view|session"
 # the file that is read, and patterns of names that look like it: such a file would be missed silently
@@ -32,6 +34,7 @@ _LOOKS_LIKE = {
     "items": (ITEM_FILES, "(item|product|catalog|catalogue)s?"),
     "sequences": ("sequences.tsv or sequences.jsonl", f"history|histories|({_EVENTS})s?"),
     "timestamps": ("timestamps.tsv", "(timestamp|time)s?"),
+    "relative_time": ("relative_time.tsv", "relative_(timestamp|time)s?"),
     "queries": ("queries.jsonl", "query|queries|search|searches"),
 }
 _DATA_ENDINGS = re.compile(
@@ -98,10 +101,10 @@ def files_of(folder: str | Path) -> list[Path]:
 
 
 def data_files(folder: str | Path) -> dict[str, Path]:
-    """The files of a data set by kind ("items", "sequences", "timestamps", the names of queries), in order; each once.
+    """The files of a data set by kind, in order; each once.
 
-    Raises ValueError if the folder holds no data set, two files of a kind, or a file that looks like data but is not
-    read.
+    Kinds are "items", "sequences", "timestamps" or "relative_time", and the names of queries. Raises ValueError if the
+    folder holds no data set, two files of a kind, or a file that looks like data but is not read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -119,8 +122,11 @@ def data_files(folder: str | Path) -> dict[str, Path]:
         found[kind] = path
     if "items" not in found:
         raise ValueError(f"{folder} holds no items, looked for {ITEM_FILES}")
-    if "timestamps" in found and _name(found.get("sequences", folder)) != "sequences.tsv":
-        raise ValueError(f"{folder} has timestamps.tsv but no sequences.tsv: add it, or remove timestamps.tsv")
+    timed = [kind for kind in ("timestamps", "relative_time") if kind in found]
+    if len(timed) == 2:
+        raise ValueError(f"{folder} holds both timestamps.tsv and relative_time.tsv, expected one of them")
+    if timed and _name(found.get("sequences", folder)) != "sequences.tsv":
+        raise ValueError(f"{folder} has {timed[0]}.tsv but no sequences.tsv: add it, or remove {timed[0]}.tsv")
     kinds = {kind.partition(".")[0] for kind in found}
     for path in paths:
         stem, _, ending = path.name.lower().partition(".")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import NoReturn
@@ -31,6 +32,8 @@ class Histories:
         The history of user position u is `items[offsets[u]:offsets[u + 1]]`.
     times : (n_interactions,) int64 array, optional
         Unix seconds; they never fall within a history.
+    times_are_relative : bool
+        Times count from each user's first interaction, so they cannot be compared between users.
 
     Examples
     --------
@@ -45,10 +48,13 @@ class Histories:
     items: np.ndarray
     offsets: np.ndarray
     times: np.ndarray | None = None
+    times_are_relative: bool = False
 
     @classmethod
-    def from_lists(cls, lists: Iterable[Sequence[int] | np.ndarray], user_ids=None, times=None) -> "Histories":
-        """Histories from a list of item rows per user and, optionally, a list of Unix seconds per user.
+    def from_lists(
+        cls, lists: Iterable[Sequence[int] | np.ndarray], user_ids=None, times=None, times_are_relative: bool = False
+    ) -> "Histories":
+        """Histories from a list of item rows per user and, optionally, a list of seconds per user.
 
         user_ids: strings, by default "0", "1", ... Raises ValueError if lengths differ, or times go backwards.
 
@@ -62,7 +68,8 @@ class Histories:
             if len(seconds) != length or any(later < earlier for earlier, later in pairwise(seconds)):
                 raise ValueError(f"times of user {user!r} are {shown(seconds)}, expected {length} in time order")
         items, flat = (np.fromiter(chain.from_iterable(parts or []), dtype=np.int64) for parts in (lists, times))
-        return cls(np.array(ids, dtype=object), items, offsets_of(lengths), None if times is None else flat)
+        found = None if times is None else flat
+        return cls(np.array(ids, dtype=object), items, offsets_of(lengths), found, times_are_relative)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[position] for position in range(len(self)))
@@ -90,7 +97,7 @@ class Histories:
         offsets = offsets_of(lengths)
         where = np.arange(offsets[-1]) + np.repeat(self.offsets[user_positions] - offsets[:-1], lengths)
         times = None if self.times is None else self.times[where]
-        return Histories(self.user_ids[user_positions], self.items[where], offsets, times)
+        return Histories(self.user_ids[user_positions], self.items[where], offsets, times, self.times_are_relative)
 
 
 def offsets_of(lengths) -> np.ndarray:
@@ -128,7 +135,8 @@ def read_histories(files: dict[str, Path], ids: ItemIds) -> Histories | None:
     path = files.get("sequences")
     if path is None:
         return None
-    timed = files.get("timestamps", path)
+    relative = "relative_time" in files
+    timed = files.get("relative_time", files.get("timestamps", path))
     line_of: dict[str, int] = {}
     rows, seconds = [], []
     users = _json_users(path) if ".jsonl" in path.name else _tsv_users(path, timed)
@@ -145,10 +153,11 @@ def read_histories(files: dict[str, Path], ids: ItemIds) -> Histories | None:
             _fail(path, number, "timestamps in some lines only, expected them in all lines or in none")
     if not rows:
         raise empty_file(path)
-    histories = Histories.from_lists(rows, line_of, seconds or None)
+    histories = Histories.from_lists(rows, line_of, seconds or None, relative)
     if histories.times is not None:
         lines = np.repeat(list(line_of.values()), histories.lengths)
-        times.check_seconds(histories.times, lambda at, problem: _fail(timed, lines[at], problem))
+        check = partial(times.check_relative, offsets=histories.offsets) if relative else times.check_seconds
+        check(histories.times, fail=lambda at, problem: _fail(timed, lines[at], problem))
     return histories
 
 
@@ -201,7 +210,7 @@ def _seconds(path: Path, number: int, values, length: int) -> np.ndarray:
         _fail(path, number, f"times are {shown(values)}, expected {length} integers, as many as items")
     for value in values:
         if type(value) not in (int, str) or not _INTEGER.fullmatch(str(value)) or not fits_int64(int(value)):
-            _fail(path, number, f"time {shown(value)} is not a whole number of Unix seconds")
+            _fail(path, number, f"time {shown(value)} is not a whole number of seconds")
     seconds = list(map(int, values))
     if any(later < earlier for earlier, later in pairwise(seconds)):
         _fail(path, number, f"times {shown(seconds)} go backwards, expected time order")

@@ -13,6 +13,7 @@ import pandas as pd
 
 UNITS = ("auto", "s", "ms", "us", "ns", "excel", "date")
 _FIRST, _LAST = 631_152_000, 4_102_444_800  # 1990 and 2100 in Unix seconds
+_CENTURY = 36_525 * 86_400  # seconds
 _EXCEL_EPOCH = -2_209_161_600  # 30 December 1899
 
 
@@ -132,6 +133,29 @@ def check_seconds(times: np.ndarray, fail: Fail) -> None:
             fail(at, f"the times look like {reading.name}, expected Unix seconds")
     if late.any():
         fail(at, f"time {times[at]} is not between 1834 and 2100, expected Unix seconds")
+
+
+def check_relative(times: np.ndarray, offsets: np.ndarray, fail: Fail) -> None:
+    """Refuse seconds since each user's first interaction, (n,) int64, that do not start at 0 or exceed a century.
+
+    offsets: (n_users + 1,) int64, where the times of each user begin.
+
+    Examples
+    --------
+    >>> def fail(at, problem):
+    ...     raise ValueError(problem)
+    >>> check_relative(np.array([0, 86400, 1400000000, 1400000000]), np.array([0, 2, 4]), fail)
+    Traceback (most recent call last):
+        ...
+    ValueError: the first time is 1400000000, expected 0: seconds since the user's first interaction
+    """
+    first = offsets[:-1][np.diff(offsets) > 0]
+    if (wrong := first[times[first] != 0]).size:
+        problem = "expected 0: seconds since the user's first interaction"
+        fail(int(wrong[0]), f"the first time is {times[wrong[0]]}, {problem}")
+    if (late := times > _CENTURY).any():
+        at = int(late.argmax())
+        fail(at, f"time {times[at]} is more than a century, expected seconds since the user's first interaction")
 
 
 def _iso_dates(values: pd.Series) -> pd.Series:

@@ -5,7 +5,6 @@ negatives), lists hold items and not semantic IDs, and intervals come from resam
 measured by `evaluate_queries`, where a query may have several relevant items.
 """
 
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,10 +15,12 @@ import pandas as pd
 
 from semid_lib.data import dataset
 from semid_lib.evaluation import metrics
-from semid_lib.evaluation.rows import metric_rows, over_seeds
+from semid_lib.evaluation.rows import LATER_DAY, in_brackets, metric_rows, over_seeds, shown
 
 _NEEDED = "Leave-one-out needs 3 interactions of a user, a time-based split one before and one after its moments"
 KS = (1, 5, 10, 50, 100, 1000)  # of every published Recall@K
+# metrics that are also given for the users whose target lies on a later day than their history: "later_day_recall@10"
+OF_LATER_DAY = ("recall@5", "recall@10", "recall@100", "recall@1000", "ndcg@10")
 
 
 class Evaluation(NamedTuple):
@@ -29,6 +30,7 @@ class Evaluation(NamedTuple):
     recommended: np.ndarray  # (n, k) int64 item rows, -1 where fewer exist
     seconds: float  # wall time of the recommendations alone
     exclude_seen: bool = True  # whether the lists left out items of the history
+    later_day: np.ndarray | None = None  # (n,) bool, see `dataset.Examples`; None if unknown
 
 
 class QueryEvaluation(NamedTuple):
@@ -90,7 +92,8 @@ def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None,
     started = time.perf_counter()
     recommended = np.asarray(rank(examples.histories, k, exclude_seen=exclude_seen, **options).items)
     seconds = time.perf_counter() - started
-    return Evaluation(metrics.ranks(recommended, examples.targets), recommended, seconds, exclude_seen)
+    rank = metrics.ranks(recommended, examples.targets)
+    return Evaluation(rank, recommended, seconds, exclude_seen, getattr(examples, "later_day", None))
 
 
 def figures(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
@@ -98,13 +101,15 @@ def figures(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int] = KS) ->
 
     ks is for users; queries have been counted already. What the lists are too short for is left out rather than
     reported too low: Recall and NDCG at a longer K, and MRR for lists under 100, since it counts an item outside the
-    list as 0.
+    list as 0. If the target lies on a later day than the history for some users but not for all, the metrics of
+    `OF_LATER_DAY` follow for these users alone, their names after "later_day_": the order within a day may be that of
+    the file.
 
-    >>> measured = figures(Evaluation(np.array([1.0, np.inf]), np.zeros((2, 10)), 0.0), ks=[5])
-    >>> measured["mean"].to_dict()
-    {'recall@5': 0.5, 'ndcg@5': 0.5, 'ndcg@10': 0.5}
+    >>> two = Evaluation(np.array([1.0, np.inf]), np.zeros((2, 10)), 0.0, later_day=np.array([False, True]))
+    >>> figures(two, ks=[5])["mean"].to_dict()
+    {'recall@5': 0.5, 'ndcg@5': 0.5, 'ndcg@10': 0.5, 'later_day_recall@5': 0.0, 'later_day_ndcg@10': 0.0}
     """
-    return _intervals(_values(evaluation, ks))
+    return _with_later_day(_values(evaluation, ks), _later_day(evaluation))
 
 
 def differences(
@@ -114,12 +119,15 @@ def differences(
 
     What makes one user or query hard cancels, so these intervals are narrower than those of the two
     methods suggest: a method is ahead if the interval lies above 0. Of 20 such tests between equal methods, one finds
-    a difference. Raises ValueError if the numbers of users or the metrics differ.
+    a difference. Raises ValueError if the users or the metrics differ.
     """
     ours, theirs = _values(evaluation, ks), _values(baseline, ks)
     if ours.shape != theirs.shape or list(ours) != list(theirs):
         raise ValueError(f"evaluations of {ours.shape} and {theirs.shape}, expected the same users and metrics")
-    return _intervals(ours - theirs)
+    later, of_theirs = _later_day(evaluation), _later_day(baseline)
+    if later is not None and of_theirs is not None and (later != of_theirs).any():
+        raise ValueError("the targets of other users lie on a later day, expected the same users")
+    return _with_later_day(ours - theirs, later)
 
 
 def _values(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int]) -> pd.DataFrame:
@@ -134,13 +142,51 @@ def _values(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int]) -> pd.D
     return pd.DataFrame(values)
 
 
+def _later_day(evaluation: Evaluation | QueryEvaluation) -> np.ndarray | None:
+    later = getattr(evaluation, "later_day", None)
+    return later if later is not None and later.any() and not later.all() else None
+
+
+def _with_later_day(values: pd.DataFrame, later: np.ndarray | None) -> pd.DataFrame:
+    """Intervals of all users, then of those on a later day alone, who are resampled among themselves."""
+    found = _intervals(values)
+    if later is None:
+        return found
+    chosen = [name for name in OF_LATER_DAY if name in values]
+    return pd.concat([found, _intervals(values.loc[later, chosen].add_prefix(LATER_DAY))])
+
+
 def rows(key: str, of_seeds: list[Evaluation], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Result rows of one method: every metric with its interval, and over several seeds as `rows.over_seeds`."""
+    pairs = [(each, figures(each)) for each in of_seeds]
+    return _rows(key, pairs, seeds)
+
+
+def difference_rows(
+    key: str, of_seeds: list[Evaluation], baselines: list[Evaluation], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Result rows of `differences`, seed by seed, merged as those of `rows`.
+
+    baselines: of each seed one, or a single one that all are compared with.
+
+    >>> ours, theirs = (Evaluation(np.array([rank, 2.0]), np.zeros((2, 1)), 0.0) for rank in (1.0, 2.0))
+    >>> difference_rows("ahead", [ours, ours], [theirs], seeds=[0, 1])[0]["value"]
+    0.5
+    """
+    baselines = baselines * len(of_seeds) if len(baselines) == 1 else baselines
+    pairs = [(each, differences(each, other)) for each, other in zip(of_seeds, baselines, strict=True)]
+    return _rows(key, pairs, seeds)
+
+
+def _rows(key: str, pairs: list[tuple[Evaluation, pd.DataFrame]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     found = []
-    for seed, each in zip(seeds, of_seeds, strict=True):
-        facts = {"n": len(each.rank), "seed": seed, "seconds": round(each.seconds, 1)}
-        found += metric_rows(key, figures(each), **facts)
-    return over_seeds(found) if len(of_seeds) > 1 else found
+    for seed, (each, measured) in zip(seeds, pairs, strict=True):
+        facts = {"seed": seed, "seconds": round(each.seconds, 1)}
+        is_later = measured.index.str.startswith(LATER_DAY)
+        found += metric_rows(key, measured[~is_later], n=len(each.rank), **facts)
+        if is_later.any():
+            found += metric_rows(key, measured[is_later], n=int(each.later_day.sum()), **facts)
+    return over_seeds(found) if len(pairs) > 1 else found
 
 
 def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[int] = KS) -> pd.DataFrame:
@@ -164,27 +210,6 @@ def table(evaluations: dict[str, Evaluation | list[Evaluation]], ks: Sequence[in
     if not all(excluded.values()):
         found.loc["seen items"] = {name: "excluded" if out else "allowed" for name, out in excluded.items()}
     return found
-
-
-def in_brackets(spread: float) -> str:
-    """A standard deviation over seeds, to stand behind `shown`, in a line of its own where there is no room.
-
-    >>> in_brackets(0.00214)
-    ' (.0021)'
-    """
-    return f" ({spread:.4f})".replace("(0.", "(.")
-
-
-def shown(mean: float, low: float, high: float) -> str:
-    """A mean with the half-width of its interval, joined by spaces at which no line breaks.
-
-    >>> shown(0.0714, 0.0680, 0.0748) == ".0714\\xa0±\\xa0.0034"
-    True
-    >>> shown(-0.5, -0.6, -0.4).split("\\xa0")[0]
-    '−.5000'
-    """
-    numbers = (f"{value:.4f}".replace("-", "−") for value in (mean, (high - low) / 2))
-    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(re.sub(r"^(−?)0\.", r"\1.", number) for number in numbers)
 
 
 # --- queries, which may have several relevant items ---
@@ -290,8 +315,8 @@ def by_group(evaluation: Evaluation | QueryEvaluation, groups: Sequence, ks: Seq
     """The figures of each group of users or queries: index (group, metric), columns mean, low, high, n.
 
     groups: (n,) a label each, such as the length of the history by `pandas.cut` or the popularity of the target by
-    `popularity_groups`. Categories come out in their order, other labels in the order in which they first appear.
-    Small groups have wide intervals, and one user none to speak of: read n. ks is for users; queries have been
+    `popularity_groups`. Categories come out in their order, other labels in the order in which they first
+    appear. Small groups have wide intervals, and one user none to speak of: read n. ks is for users; queries have been
     counted already. Raises ValueError for another number of labels or a missing one.
 
     >>> figures = pd.DataFrame({"recall@1": [1.0, 0.0, 0.0]})

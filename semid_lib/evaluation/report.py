@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from semid_lib.data.folder import open_store
-from semid_lib.evaluation.evaluate import in_brackets, shown
+from semid_lib.evaluation.rows import LATER_DAY, in_brackets, metric_name, shown
 from semid_lib.workbench import remote, store
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,7 +54,6 @@ _NAMES["timeline_item_knn"] = "timeline + item-kNN"
 _NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
 # what may end the name of a method, and what its rows are headed by then
 _VARIANTS = {"_seen_allowed": ", seen items allowed", "_refit": ", trained on validation items too", "": ""}
-_METRICS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
 
 
 def markdown_table(
@@ -102,13 +101,13 @@ def _interval_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
         pairs.sort(key=lambda pair: (order.index(pair[1]), metrics.index(pair[0]["metric"])))
     lines: dict[str, dict[str, str]] = {}
     for row, variant in pairs:
-        method, metric = row["method"].removesuffix(variant), _heading(row["metric"])
+        method, metric = row["method"].removesuffix(variant), metric_name(row["metric"])
         line, column = _NAMES.get(method, method), metric
         if not metrics:
             line, column = column, line
         spread = in_brackets(row["spread"]) if "spread" in row else ""
         lines.setdefault(line + _VARIANTS[variant], {})[column] = shown(row["value"], *row["ci95"]) + spread
-    return _markdown(lines, [_heading(metric) for metric in metrics])
+    return _markdown(lines, [metric_name(metric) for metric in metrics])
 
 
 def _plain_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
@@ -167,11 +166,6 @@ def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str
     return shown(row["value"], *row["ci95"]).split("\N{NO-BREAK SPACE}")[0] if "ci95" in row else _number(row["value"])
 
 
-def _heading(metric: str) -> str:
-    name, at, k = metric.partition("@")
-    return _METRICS.get(name, name) + at + k
-
-
 def _origin(rows: list[dict[str, Any]], units: str) -> str:
     """Where the numbers of a table come from. Raises ValueError for rows of several runs."""
     origin = {(r["data"], r["scale"], r["commit"][:10], r["dirty"], r["hardware"], r["fingerprint"]) for r in rows}
@@ -182,9 +176,12 @@ def _origin(rows: list[dict[str, Any]], units: str) -> str:
     if "ci95" not in rows[0]:
         return run
     n = max(row.get("n", 0) for row in rows)
+    n_later = max((row.get("n", 0) for row in rows if row["metric"].startswith(LATER_DAY)), default=n)
+    later = f" ({n_later:,} of them with a target on a later day)" if n_later < n else ""
     n_seeds = sorted({len(row["seeds"]) for row in rows if "seeds" in row})
     seeds = "".join(f" (in brackets the standard deviation over {n} seeds)" for n in n_seeds)
-    return f"{n:,} {units} of {data}, `SCALE={scale}`, ± half of the 95% bootstrap interval over {units}{seeds}; {run}"
+    interval = f"± half of the 95% bootstrap interval over {units}{seeds}"
+    return f"{n:,} {units} of {data}{later}, `SCALE={scale}`, {interval}; {run}"
 
 
 @dataclass(frozen=True)
@@ -250,7 +247,7 @@ def reproductions_table(
     sentence why.
     """
     metrics = [name for name in _PUBLISHED if any(name in found for each in systems for found in each.figures.values())]
-    headings = ["data", "verdict", *(_heading(metric) for metric in metrics)]
+    headings = ["data", "verdict", *(metric_name(metric) for metric in metrics)]
     lines = ["| | " + " | ".join(headings) + " |", "| --- | --- | --- |" + " ---: |" * len(metrics)]
     for system in systems:
         for data in system.figures:

@@ -1,8 +1,43 @@
-"""Result rows from measurements: one row a metric, merged over seeds."""
+"""Result rows from measurements, one row a metric, merged over seeds; and how a page shows a figure and its name."""
 
+import re
 import statistics
 from collections.abc import Mapping
 from typing import Any
+
+_METRICS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
+LATER_DAY = "later_day_"  # begins the names of metrics of the users whose target lies on a later day than their history
+
+
+def metric_name(metric: str) -> str:
+    """The name of a metric on a page.
+
+    >>> [metric_name(metric) for metric in ("recall@10", "later_day_ndcg@10", "mrr", "seen items")]
+    ['Recall@10', 'NDCG@10, later day', 'MRR', 'seen items']
+    """
+    name, at, k = metric.removeprefix(LATER_DAY).partition("@")
+    return _METRICS.get(name, name) + at + k + ", later day" * metric.startswith(LATER_DAY)
+
+
+def in_brackets(spread: float) -> str:
+    """A standard deviation over seeds, to stand behind `shown`, in a line of its own where there is no room.
+
+    >>> in_brackets(0.00214)
+    ' (.0021)'
+    """
+    return f" ({spread:.4f})".replace("(0.", "(.")
+
+
+def shown(mean: float, low: float, high: float) -> str:
+    """A mean with the half-width of its interval, joined by spaces at which no line breaks.
+
+    >>> shown(0.0714, 0.0680, 0.0748) == ".0714\\xa0±\\xa0.0034"
+    True
+    >>> shown(-0.5, -0.6, -0.4).split("\\xa0")[0]
+    '−.5000'
+    """
+    numbers = (f"{value:.4f}".replace("-", "−") for value in (mean, (high - low) / 2))
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(re.sub(r"^(−?)0\.", r"\1.", number) for number in numbers)
 
 
 def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:

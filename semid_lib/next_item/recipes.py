@@ -72,8 +72,13 @@ class Trained(NamedTuple):
 def sample(examples: dataset.Examples, n: int | None, seed: int = 0) -> dataset.Examples:
     """A random sample of examples, in their order; all of them for None."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(examples.targets))[:n])
-    histories, targets, users = examples.histories.select(chosen), examples.targets[chosen], examples.users[chosen]
-    return dataset.Examples(histories, targets, users, examples.exclude_seen)
+    later_day = None if examples.later_day is None else examples.later_day[chosen]
+    return examples._replace(
+        histories=examples.histories.select(chosen),
+        targets=examples.targets[chosen],
+        users=examples.users[chosen],
+        later_day=later_day,
+    )
 
 
 def mixture_weights(

@@ -11,7 +11,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics
 from semid_lib.evaluation.figures import LABELS
-from semid_lib.evaluation.rows import over_seeds, table_rows
+from semid_lib.evaluation.rows import metric_name, over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
@@ -83,26 +83,16 @@ def table(evaluations: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.Dat
     )
 
 
-def metric_name(metric: str) -> str:
-    """The name of a metric on a page.
-
-    >>> metric_name("recall@10"), metric_name("mrr"), metric_name("seen items")
-    ('Recall@10', 'MRR', 'seen items')
-    """
-    return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@").replace("mrr", "MRR")
-
-
 def difference_table(ahead: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """By how much the timeline model is ahead of others, with 95% intervals, for the metrics that all tables have."""
-    metrics_of_all = ("recall@10", "ndcg@10", "recall@100", "recall@1000")
-    shown = [metric for metric in metrics_of_all if all(metric in each.index for each in ahead.values())]
-    lines = {}
+    """By how much the timeline model is ahead of others, with 95% intervals: all metrics of all tables, down."""
+    shown = [metric for metric in next(iter(ahead.values())).index if all(metric in t.index for t in ahead.values())]
+    columns = {}
     for name, each in ahead.items():
         label = f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name]
-        lines[f"{LABELS['timeline']} − {label}"] = each.loc[shown].apply(
+        columns[f"{LABELS['timeline']} − {label}"] = each.loc[shown].apply(
             lambda line: f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})", axis=1
         )
-    return pd.DataFrame(lines).T.rename(columns=metric_name)
+    return pd.DataFrame(columns).rename(index=metric_name)
 
 
 def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dict[str, Any]]:
@@ -123,8 +113,10 @@ def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dic
 
 def save_lists(artefacts: Store, evaluations: Mapping[str, evaluate.Evaluation]) -> None:
     """Keep of each method the ranks of the test targets and the first ten items of every list."""
+    later = [each.later_day for each in evaluations.values() if each.later_day is not None]
     arrays = {f"rank/{name}": each.rank for name, each in evaluations.items()}
     arrays |= {f"items/{name}": each.recommended[:, :10].astype(np.int64) for name, each in evaluations.items()}
+    arrays |= {"later_day": later[0]} if later else {}
     excluded = [name for name, each in evaluations.items() if each.exclude_seen]
     artefacts.save(LISTS, arrays, methods=list(evaluations), excluded=excluded)
 
@@ -132,12 +124,12 @@ def save_lists(artefacts: Store, evaluations: Mapping[str, evaluate.Evaluation])
 def load_lists(artefacts: Store) -> dict[str, evaluate.Evaluation]:
     """What `save_lists` kept, by method. Raises FileNotFoundError if chapter 07 has not been run."""
     saved = artefacts.load(LISTS)
-    return {
-        name: evaluate.Evaluation(
-            np.array(saved[f"rank/{name}"]), np.array(saved[f"items/{name}"]), 0.0, name in saved.facts["excluded"]
-        )
-        for name in saved.facts["methods"]
-    }
+    later = np.array(saved["later_day"]) if "later_day" in saved.arrays else None
+    found = {}
+    for name in saved.facts["methods"]:
+        rank, items = (np.array(saved[f"{part}/{name}"]) for part in ("rank", "items"))
+        found[name] = evaluate.Evaluation(rank, items, 0.0, name in saved.facts["excluded"], later)
+    return found
 
 
 # --- beams and times ---

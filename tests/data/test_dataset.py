@@ -95,6 +95,44 @@ def test_histories_as_json_lines(tmp_path):
     assert shop.histories.times.tolist() == [5, 6]
 
 
+def test_times_since_the_first_interaction(tmp_path):
+    shop = write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1 1\nbob\t\ncem\t1 1 1\n")
+    before = fingerprint(shop)
+    (shop / "relative_time.tsv.gz").write_bytes(gzip.compress(b"ann\t0 5\nbob\t\ncem\t0 86400 86401\n"))
+    assert fingerprint(shop) != before
+    histories = dataset.load(shop).histories
+    assert histories.times_are_relative and histories.times.tolist() == [0, 5, 0, 86400, 86401]
+    split = dataset.leave_one_out(histories)
+    assert split.train.times_are_relative and split.test.histories.times_are_relative
+    assert (split.validation.later_day.tolist(), split.test.later_day.tolist()) == ([True], [False])
+    assert dataset.same_time_share(histories) == 0
+    with pytest.raises(ValueError, match=r"times count from each user's first interaction, expected Unix seconds"):
+        dataset.time_split(histories)
+    (shop / "timestamps.tsv").touch()
+    with pytest.raises(ValueError, match=r"holds both timestamps\.tsv and relative_time\.tsv"):
+        dataset.load(shop)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ("1 2", "line 1: the first time is 1, expected 0: seconds since"),
+        ("0 1400000000000", "line 1: time 1400000000000 is more than a century, expected seconds since"),
+        ("0 -1", r"line 1: times \[0, -1\] go backwards"),
+        ("0", "line 1: times are .*expected 2 integers"),
+    ],
+)
+def test_bad_times_since_the_first_interaction(tmp_path, times, message):
+    shop = write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1 1\n", relative_time__tsv=f"ann\t{times}\n")
+    with pytest.raises(ValueError, match=rf"relative_time\.tsv, {message}"):
+        dataset.load(shop)
+
+
+def test_relative_times_need_their_sequences(tmp_path):
+    with pytest.raises(ValueError, match=r"relative_time\.tsv but no sequences\.tsv"):
+        dataset.load(write(tmp_path, items__jsonl=GOOD, relative_time__tsv="ann\t0\n"))
+
+
 BAD_JSON_HISTORIES = [
     ({"item_ids": [1]}, r"the fields are \['item_ids'\], expected also 'user_id'"),
     ({"user_id": None, "item_ids": [1]}, "user_id is None, expected text"),
@@ -114,7 +152,15 @@ def test_bad_histories_as_json_lines(tmp_path, record, message):
 @pytest.mark.parametrize(
     "name",
     [
-        *("sequences.csv", "Sequences.tsv", "interactions.csv.gz", "orders.parquet", "timestamps.csv", "query.jsonl"),
+        *(
+            "sequences.csv",
+            "Sequences.tsv",
+            "interactions.csv.gz",
+            "orders.parquet",
+            "timestamps.csv",
+            "relative_time.csv",
+            "query.jsonl",
+        ),
         *("items.xlsx", "orders_2024.csv", "sequences (1).tsv"),
     ],
 )
@@ -128,7 +174,7 @@ def test_a_file_that_looks_meant_is_not_ignored(tmp_path, name):
 def test_other_files_are_left_alone(tmp_path):
     write(tmp_path, items__jsonl=GOOD, sequences__tsv="ann\t1\n")
     names = ["README.md", "notes.txt", "data_dictionary.csv", "orders_schema.json", "LICENSE.txt", ".DS_Store"]
-    for name in [*names, "orders.csv", "products.csv", "relative_time.tsv.gz", "judged_dev.jsonl", "sequences.md"]:
+    for name in [*names, "orders.csv", "products.csv", "judged_dev.jsonl", "sequences.md"]:
         (tmp_path / name).touch()
     assert dataset.load(tmp_path).counts["n_users"] == 1
 
@@ -184,7 +230,7 @@ BAD_TIMES = [
     ("ann\t1400000000 1400000001\nbob\t1400000000000000000\n", "line 2: .* Unix nanoseconds, expected Unix seconds"),
     ("ann\t5 6\nbob\t7 8\n", r"line 2: times are \['7', '8'\], expected 1 integers, as many as items"),
     ("ann\t6 5\nbob\t7\n", r"line 1: times \[6, 5\] go backwards"),
-    ("ann\t5 6.5\nbob\t7\n", r"line 1: time '6\.5' is not a whole number of Unix seconds"),
+    ("ann\t5 6.5\nbob\t7\n", r"line 1: time '6\.5' is not a whole number of seconds"),
 ]
 BAD_QUERIES = [
     ({"item_ids": [1]}, "queries_x.jsonl, line 2: .*expected also 'query'"),
@@ -347,6 +393,46 @@ def test_same_time_share_by_hand():
         dataset.same_time_share(Histories.from_lists([[1, 2]]))
     with pytest.raises(ValueError, match="none of 1 users has two"):
         dataset.same_time_share(Histories.from_lists([[1]], times=[[1]]))
+
+
+timed_users = st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=8).map(sorted), max_size=5)
+
+
+@settings(max_examples=30)
+@given(timed_users, st.integers(0, 5))
+def test_shuffling_changes_nothing_but_the_order_within_a_time(users, seed):
+    items, times = ([[pair[at] for pair in user] for user in users] for at in (1, 0))
+    histories = Histories.from_lists(items, times=times)
+    shuffled = dataset.shuffle_same_time(histories, seed)
+    for name in ("user_ids", "offsets", "times"):
+        assert getattr(shuffled, name) is getattr(histories, name)
+    begin = histories.offsets
+    for user in range(len(histories)):
+        pairs = [zip(h.times[begin[user] :], h[user].tolist(), strict=False) for h in (shuffled, histories)]
+        assert sorted(pairs[0]) == sorted(pairs[1])
+    assert lists(dataset.shuffle_same_time(histories, seed)) == lists(shuffled)
+
+
+def test_shuffling_gives_every_order_of_one_time_and_needs_times():
+    histories = Histories.from_lists([[0, 1, 2]] * 600, times=[[5, 5, 9]] * 600)
+    first = dataset.shuffle_same_time(histories, 0).items.reshape(600, 3)
+    assert (first[:, 2] == 2).all()
+    assert 250 < (first[:, 0] == 0).sum() < 350
+    assert (dataset.shuffle_same_time(histories, 1).items.reshape(600, 3) != first).any()
+    for function in (dataset.shuffle_same_time, lambda histories: dataset.same_time_order(histories, [1, 2])):
+        with pytest.raises(ValueError, match="times is None"):
+            function(Histories.from_lists([[0, 1]]))
+
+
+def test_the_order_of_the_file_by_hand():
+    histories = Histories.from_lists([[0, 1, 0], [2, 2, 1, 0], []], times=[[1, 1, 2], [3, 3, 3, 4], []])
+    assert dataset.same_time_order(histories, [30, 20, 10]) == (1 / 3, 1.0)  # 0-1, 2-2, 2-1 | 1-0, 1-0
+    same, other = dataset.same_time_order(Histories.from_lists([[0, 1]], times=[[1, 2]]), np.array(["a", "b"], object))
+    assert np.isnan(same) and other == 1
+    rng = np.random.default_rng(0)
+    of_file = Histories.from_lists([np.sort(rng.permutation(50)[:6]) for _ in range(200)], times=[[7] * 6] * 200)
+    assert dataset.same_time_order(of_file, range(50))[0] == 1
+    assert 0.45 < dataset.same_time_order(dataset.shuffle_same_time(of_file), range(50))[0] < 0.55
 
 
 # --- write ---

@@ -125,6 +125,65 @@ def test_rows_of_one_seed_and_of_several():
         evaluate.rows("next_item/mine", [first], [7, 8])
 
 
+# --- users whose target lies on a later day ---
+
+LATER = np.array([True, False, True, False, True])
+
+
+def test_figures_of_a_later_day_by_hand():
+    found = of_ranks([1, 3, 7, 11, np.inf], length=100)._replace(later_day=LATER)
+    measured = evaluate.figures(found)
+    later = measured[measured.index.str.startswith("later_day_")]
+    assert later["mean"].to_dict() == pytest.approx(
+        {
+            **{"later_day_recall@5": 1 / 3, "later_day_recall@10": 2 / 3, "later_day_recall@100": 2 / 3},
+            "later_day_ndcg@10": (1 + 1 / 3) / 3,
+        }
+    )
+    rest = measured.drop(later.index)
+    pd.testing.assert_frame_equal(rest, evaluate.figures(found._replace(later_day=None)))
+    alone = evaluate.figures(of_ranks([1, 7, np.inf], length=100), ks=(5, 10, 100))
+    pd.testing.assert_frame_equal(
+        later.rename(index=lambda name: name.removeprefix("later_day_")),
+        alone.loc[[*evaluate.OF_LATER_DAY[:3], "ndcg@10"]],
+    )
+    assert list(evaluate.table({"mine": found}).index) == list(measured.index)
+
+
+@pytest.mark.parametrize("later", [None, np.ones(5, bool), np.zeros(5, bool)])
+def test_without_both_kinds_of_users_nothing_is_reported_of_a_later_day(later):
+    found = of_ranks([1, 3, 7, 11, np.inf], length=100)._replace(later_day=later)
+    assert not evaluate.figures(found).index.str.startswith("later_day_").any()
+    assert not any("later_day" in row["key"] for row in evaluate.rows("next_item/mine", [found], [0]))
+
+
+def test_rows_of_a_later_day_count_their_own_users():
+    found = of_ranks([1, 3, 7, 11, np.inf], length=100)._replace(later_day=LATER)
+    other = of_ranks([2, 3, np.inf, 11, np.inf], length=100)._replace(later_day=LATER)
+    rows = {row["key"]: row for row in evaluate.rows("next_item/mine", [found, found], [0, 1])}
+    assert rows["next_item/mine/recall@10"]["n"] == 5
+    assert rows["next_item/mine/later_day_recall@10"]["n"] == 3
+    ahead = {row["key"]: row for row in evaluate.difference_rows("ahead", [found, found], [other], [0, 1])}
+    assert ahead["ahead/recall@1"]["value"] == pytest.approx(1 / 5)
+    assert ahead["ahead/later_day_recall@10"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert (ahead["ahead/later_day_recall@10"]["n"], ahead["ahead/recall@1"]["seeds"]) == (3, [0, 1])
+    with pytest.raises(ValueError, match="zip"):
+        evaluate.difference_rows("ahead", [found] * 3, [other] * 2, [0, 1, 2])
+    with pytest.raises(ValueError, match="expected the same users"):
+        evaluate.differences(found, other._replace(later_day=~LATER))
+
+
+def test_a_split_says_who_is_tested_on_a_later_day():
+    day = 86_400
+    times = [[0, 1, day, day + 5], [3 * day - 1, 3 * day - 1, 3 * day - 1, 3 * day], [5, 6, 7, 8]]
+    split = data.leave_one_out(data.Histories.from_lists([[0, 1, 2, 3]] * 3, times=times))
+    assert split.validation.later_day.tolist() == [True, False, False]
+    assert split.test.later_day.tolist() == [False, True, False]
+    found = evaluate.evaluate(Popularity(split.train, 4).rank, split.test, k=4)
+    assert found.later_day is split.test.later_day
+    assert data.leave_one_out(data.Histories.from_lists([[0, 1, 2]])).test.later_day is None
+
+
 def test_an_item_that_shares_its_semantic_id_with_the_target_is_no_hit(shop):
     """Counted on semantic IDs, this method would be right every time; it is right where nobody shares the code."""
     codes = shop.ids.codes
