@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import NoReturn
@@ -156,8 +155,14 @@ def read_histories(files: dict[str, Path], ids: ItemIds) -> Histories | None:
     histories = Histories.from_lists(rows, line_of, seconds or None, relative)
     if histories.times is not None:
         lines = np.repeat(list(line_of.values()), histories.lengths)
-        check = partial(times.check_relative, offsets=histories.offsets) if relative else times.check_seconds
-        check(histories.times, fail=lambda at, problem: _fail(timed, lines[at], problem))
+
+        def fail(at: int, problem: str) -> NoReturn:
+            _fail(timed, int(lines[at]), problem)
+
+        if relative:
+            times.check_relative(histories.times, histories.offsets, fail)
+        else:
+            times.check_seconds(histories.times, fail)
     return histories
 
 

@@ -92,8 +92,8 @@ def evaluate(rank: Callable, examples, k: int, exclude_seen: bool | None = None,
     started = time.perf_counter()
     recommended = np.asarray(rank(examples.histories, k, exclude_seen=exclude_seen, **options).items)
     seconds = time.perf_counter() - started
-    rank = metrics.ranks(recommended, examples.targets)
-    return Evaluation(rank, recommended, seconds, exclude_seen, getattr(examples, "later_day", None))
+    found = metrics.ranks(recommended, examples.targets)
+    return Evaluation(found, recommended, seconds, exclude_seen, getattr(examples, "later_day", None))
 
 
 def figures(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int] = KS) -> pd.DataFrame:
@@ -184,7 +184,7 @@ def _rows(key: str, pairs: list[tuple[Evaluation, pd.DataFrame]], seeds: Sequenc
         facts = {"seed": seed, "seconds": round(each.seconds, 1)}
         is_later = measured.index.str.startswith(LATER_DAY)
         found += metric_rows(key, measured[~is_later], n=len(each.rank), **facts)
-        if is_later.any():
+        if each.later_day is not None and is_later.any():
             found += metric_rows(key, measured[is_later], n=int(each.later_day.sum()), **facts)
     return over_seeds(found) if len(pairs) > 1 else found
 
