@@ -17,7 +17,7 @@
 #
 # | | |
 # | --- | --- |
-# | reads | `recommender` (chapter 07) or else `recommender_light` (chapter 10); result rows of `semid deploy measure`, if there are any |
+# | reads | `recommender` (chapter 07) or else `recommender_hybrid` (chapter 10); result rows of `semid deploy measure`, if there are any |
 # | writes | `service`: one folder that answers histories and queries, if both models exist; result rows |
 # | runs in | about a minute, mostly for starts of the service |
 
@@ -80,7 +80,7 @@ print(artefacts.origin())
 # %%
 found = [
     artefacts.checked(name)
-    for name in ("recommender", "recommender_light")
+    for name in ("recommender", "recommender_hybrid")
     if (artefacts.path(name) / "config.json").is_file()
 ]
 folder = found[0] if found else None

@@ -95,7 +95,7 @@ def test_a_chapter_runs_on_a_bare_cold_catalogue(chapter, cold_catalogue, artefa
         keys = [row["key"] for row in open_store(str(cold_catalogue), "smoke", artefacts).rows()]
         assert not [key for key in keys if key.startswith("next_item")]  # those are of the demo shop
     if chapter == "08_modal_deployment":
-        assert "service: recommender_light of cold" in output.printed  # chapter 10 has run
+        assert "service: recommender_hybrid of cold" in output.printed  # chapter 10 has run
 
 
 # text that has broken a label, a table or a search elsewhere

@@ -49,9 +49,19 @@ _NAMES = {
     "timeline": "timeline model",
     "bm25": "BM25",
     "llm": "LLM",
+    "hybrid": "hybrid ranker",
+    "hybrid_untrained": "hybrid ranker, untrained",
+    # sets of queries
+    "own": "the data set's own queries",
+    "synthetic": "synthetic queries",
+}
+_NAMES |= {
+    f"synthetic_{item}_item_{kind}_kind": f"synthetic queries, {item} item, {kind} kind"
+    for item in ("seen", "unseen")
+    for kind in ("seen", "unseen")
 }
 _NAMES["timeline_item_knn"] = "timeline + item-kNN"
-_NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "light", "llm")}
+_NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "hybrid", "llm")}
 # what may end the name of a method, and what its rows are headed by then
 _VARIANTS = {"_seen_allowed": ", seen items allowed", "_refit": ", trained on validation items too", "": ""}
 
@@ -89,7 +99,7 @@ def markdown_table(
         table = _interval_table(found, metrics)
     else:
         table = _plain_table(found, metrics)
-    return f"{table}\n\n*{_origin(found, 'queries' if topic == 'search' else 'users')}.*\n"
+    return f"{table}\n\n*{_origin(found, 'queries' if topic.startswith('search') else 'users')}.*\n"
 
 
 def _interval_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:

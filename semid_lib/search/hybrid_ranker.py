@@ -2,7 +2,7 @@
 
 At each level it adds two kinds of logits. *Text scores*: the frozen sentence encoder's cosine between query and items,
 and optionally a word score such as BM25, as a distribution over the catalogue, summed up to the nodes of the trie.
-Alone they rank as dense retrieval and BM25 do, new items included. *Trained scores*: the code head of the timeline
+Alone they rank by the sum of both scores, new items included. *Trained scores*: the code head of the timeline
 model on the query's vector and hashed words, trained on synthetic queries. Both are normalized over the children of a
 prefix, so the probabilities of the items sum to one.
 """
@@ -112,7 +112,7 @@ class HybridRanker(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
         nn.init.normal_(self.words.weight, std=0.05)
         for parameter in (parameter for head in self.head for parameter in head.get_submodule("out").parameters()):
-            nn.init.zeros_(parameter)  # an untrained model ranks as dense retrieval does
+            nn.init.zeros_(parameter)  # an untrained model ranks by the text scores alone
         ids, vectors = np.asarray(ids), np.asarray(vectors, dtype=np.float32)
         fits = ids.shape == (len(vectors), self.n_levels) and vectors.shape == (len(vectors), config.text_dim)
         if not fits or (ids >= np.array(config.sizes)).any():
@@ -282,7 +282,7 @@ class HybridSearch(GenerativeSearch):
         vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item.cpu()]
         save_weights(folder / "item_vectors.safetensors", {"vectors": vectors.contiguous()})
         files = ["query_model.safetensors", "item_vectors.safetensors"]
-        return {"type": "light", "beam_width": self.beam_width, "encoder": self.embed}, files
+        return {"type": "hybrid ranker", "beam_width": self.beam_width, "encoder": self.embed}, files
 
     @classmethod
     def load(cls, folder: Path, facts: dict, ids: SemanticIDs, items: pd.DataFrame, device="cpu") -> "HybridSearch":

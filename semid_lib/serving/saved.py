@@ -30,7 +30,7 @@ ALWAYS = ("semantic_ids.npz", "items.parquet")
 FILES = (*ALWAYS, "config.json", "model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _TRIES = 100
-_NO_SEARCHER = {"type": "light", "beam_width": 1, "encoder": ""}
+_NO_SEARCHER = {"type": "hybrid ranker", "beam_width": 1, "encoder": ""}
 _NO_BASE = {"name": "", "revision": ""}
 Read = TypeVar("Read")
 
@@ -139,16 +139,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if found.get("format") != FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {FORMAT}")
     model, searcher = found.get("model", {"type": "timeline"}), found.get("searcher", _NO_SEARCHER)
+    if searcher.get("type") == "light":  # as earlier versions called it
+        searcher["type"] = "hybrid ranker"
     seen, kind, task = found.get("exclude_seen", True), searcher.get("type"), searcher.get("task")
     width, encoder, base = searcher.get("beam_width"), searcher.get("encoder"), searcher.get("base", _NO_BASE)
     named = isinstance(base, dict) and all(isinstance(base.get(name), str) for name in _NO_BASE)
     for name, value, fits, expected in (
         ("exclude_seen", seen, isinstance(seen, bool), "true or false"),
         ("type of model", model.get("type"), model.get("type") == "timeline", "'timeline'"),
-        ("type of searcher", kind, kind in ("light", "language model"), "'light' or 'language model'"),
+        ("type of searcher", kind, kind in ("hybrid ranker", "language model"), "'hybrid ranker' or 'language model'"),
         ("beam_width of searcher", width, type(width) is int and width > 0, "an integer of at least 1"),
-        ("encoder of searcher", encoder, kind != "light" or isinstance(encoder, str), "the name of an encoder"),
-        ("task of searcher", task, kind == "light" or task == "query_to_id", "'query_to_id'"),
+        ("encoder of searcher", encoder, kind != "hybrid ranker" or isinstance(encoder, str), "the name of an encoder"),
+        ("task of searcher", task, kind == "hybrid ranker" or task == "query_to_id", "'query_to_id'"),
         ("base of searcher", base, named, "name and revision of a model"),
     ):
         if not fits:

@@ -14,12 +14,13 @@ from semid_lib.evaluation.rows import metric_rows
 from semid_lib.ids import embed
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm import base_models, examples
-from semid_lib.queries import synthesis
+from semid_lib.queries import filters, synthesis
 from semid_lib.workbench.scale import Scale
 from semid_lib.workbench.store import Store
 from semid_lib.workbench.text import one_line
 
 LOOKS = 500  # held-back queries that decide when to stop
+UNTRAINED = "hybrid ranker, untrained"  # the text score alone, generated under the trie
 
 
 class SearchStudy(NamedTuple):
@@ -182,7 +183,7 @@ def measure(methods: dict[str, Any], queries, relevant, vectors: np.ndarray, see
 def table(evaluations: dict[str, evaluate.QueryEvaluation]) -> pd.DataFrame:
     """A line per method as a page shows it: recall, MRR and times."""
     shown = evaluate.query_table(evaluations).T.drop(columns="validity_rate")
-    return shown.rename(columns=lambda name: name.replace("recall@", "Recall@").replace("mrr", "MRR"))
+    return shown.rename(columns=metric_name)
 
 
 def new_over_old(
@@ -223,15 +224,76 @@ def own_queries(shop: dataset.Dataset) -> pd.DataFrame | None:
     return own if len(own) else None
 
 
-def ahead_of(evaluations: dict[str, evaluate.QueryEvaluation], baseline: str) -> pd.DataFrame:
-    """Difference in Recall@10 to a baseline on the same queries, with 95% intervals."""
+def ahead_of(
+    evaluations: dict[str, evaluate.QueryEvaluation], baseline: str = "dense + BM25"
+) -> dict[str, pd.DataFrame]:
+    """Paired differences of every other method to a baseline, by method: `evaluate.differences`, with a column n.
+
+    The metrics are those of `table` except the validity rate, which describes the lists and not their quality.
+    """
+    against = evaluations[baseline]
+    return {name: _difference(each, against) for name, each in evaluations.items() if name != baseline}
+
+
+def gain_of_training(
+    tests: dict[str, dict[str, evaluate.QueryEvaluation]], cells: pd.Series
+) -> dict[str, pd.DataFrame]:
+    """Paired differences of the trained hybrid ranker to the untrained one, by set of queries.
+
+    Parameters
+    ----------
+    tests : dict
+        Evaluations by set of queries and method.
+    cells : (n_queries,) Series of str
+        Cells of the set "synthetic", see `filters.CELLS`; each becomes a set of its own, "synthetic, <cell>".
+    """
+    found = {}
+    for where, of in tests.items():
+        found[where] = _difference(of["hybrid ranker"], of[UNTRAINED])
+        for cell in filters.CELLS:
+            if where == "synthetic" and (cells == cell).any():
+                parts = [each._replace(per_query=each.per_query[(cells == cell).to_numpy()]) for each in of.values()]
+                chosen = dict(zip(of, parts, strict=True))
+                found[f"{where}, {cell}"] = _difference(chosen["hybrid ranker"], chosen[UNTRAINED])
+    return found
+
+
+def _difference(ours: evaluate.QueryEvaluation, theirs: evaluate.QueryEvaluation) -> pd.DataFrame:
+    found = evaluate.differences(ours, theirs).drop("validity_rate")
+    return found.assign(n=len(ours.per_query))
+
+
+def difference_table(differences: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Differences of `ahead_of` or `gain_of_training` as a page shows them: a line each, all metrics."""
     lines = {}
-    for name, each in evaluations.items():
-        if name != baseline:
-            shown = f"({name})" if "+" in name else name
-            ahead = evaluate.differences(each, evaluations[baseline])
-            lines[f"{shown} − {baseline}"] = ahead.loc["recall@10"]
+    for name, each in differences.items():
+        cells = {metric_name(str(metric)): interval(line) for metric, line in each.iterrows()}
+        lines[name] = {"n": f"{each['n'].iloc[0]:,}"} | cells
     return pd.DataFrame(lines).T
+
+
+def metric_name(metric: str) -> str:
+    """The name of a metric on a page: `recall@10` is "Recall@10"."""
+    return metric.replace("recall@", "Recall@").replace("mrr", "MRR")
+
+
+def interval(line: pd.Series) -> str:
+    """A difference with its 95% interval.
+
+    >>> interval(pd.Series({"mean": 0.0031, "low": -0.0042, "high": 0.0104}))
+    '+.003 (−.004 to +.010)'
+    """
+    mean, low, high = (f"{line[end]:+.3f}".replace("0.", ".").replace("-", "−") for end in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def verdict(line: pd.Series) -> str:
+    """Whether the 95% interval of a difference is above 0, below 0 or contains it.
+
+    >>> verdict(pd.Series({"mean": 0.0031, "low": -0.0042, "high": 0.0104}))
+    'no measurable difference'
+    """
+    return "better" if line["low"] > 0 else "worse" if line["high"] < 0 else "no measurable difference"
 
 
 def lists_table(lists: dict[str, np.ndarray], relevant: np.ndarray, titles: pd.Series, width: int = 26) -> pd.DataFrame:
@@ -245,12 +307,13 @@ def lists_table(lists: dict[str, np.ndarray], relevant: np.ndarray, titles: pd.S
 
 
 def key(method: str) -> str:
-    """The name of a method in the keys of result rows, which is older than its name on pages.
+    """The name of a method or of a set of queries in the keys of result rows.
 
-    >>> key("hybrid ranker + BM25")
-    'light + BM25'
+    >>> key("hybrid ranker + BM25"), key("hybrid ranker, untrained")
+    ('hybrid_and_bm25', 'hybrid_untrained')
     """
-    return method.replace("hybrid ranker", "light")
+    short = method.replace("hybrid ranker", "hybrid").replace(" + ", "_and_").replace(", ", "_")
+    return short.replace(" ", "_").lower()
 
 
 def rows(tests: dict[str, dict[str, evaluate.QueryEvaluation]]) -> list[dict[str, Any]]:
@@ -258,8 +321,16 @@ def rows(tests: dict[str, dict[str, evaluate.QueryEvaluation]]) -> list[dict[str
     found = []
     for where, evaluations in tests.items():
         for name, evaluation in evaluations.items():
-            start = f"search/{where}_{key(name).replace(' + ', '_and_').lower()}"
+            start = f"search/{where}_{key(name)}"
             found += metric_rows(start, evaluate.figures(evaluation), n=len(evaluation.rank))
             alone = 1000 * np.median(evaluation.seconds_alone)
             found.append({"key": f"{start}/ms_alone", "value": round(float(alone), 3)})
+    return found
+
+
+def difference_rows(start: str, differences: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Result rows of differences; the keys begin with `start` and the name of the difference."""
+    found = []
+    for name, each in differences.items():
+        found += metric_rows(f"{start}{key(name)}", each.drop(columns="n"), n=int(each["n"].iloc[0]))
     return found

@@ -76,10 +76,10 @@ def test_other_topics_and_rows_without_interval_stay_out():
 def test_a_part_of_a_topic_makes_a_table_of_its_own():
     rows = [
         row(method, "recall@10", value) | {"key": f"search/shop/{method}/recall@10"}
-        for method, value in {"own_light": 0.25, "own_dense_and_bm25": 0.5, "synthetic_light": 0.75}.items()
+        for method, value in {"own_hybrid": 0.25, "own_dense_and_bm25": 0.5, "synthetic_hybrid": 0.75}.items()
     ]
     lines = report.markdown_table(rows, "search:own").replace("\xa0", " ").splitlines()
-    assert lines[0] == "| | light | dense + BM25 |"
+    assert lines[0] == "| | hybrid ranker | dense + BM25 |"
     assert lines[2].startswith("| Recall@10 | .2500") and ".5000" in lines[2] and ".7500" not in lines[2]
     assert "queries of shop" in lines[-1]
     page = "<!-- rows: search:own/shop/smoke -->\nold\n<!-- end rows -->\n"

@@ -225,8 +225,8 @@ def test_a_recommender_answers_through_vllm_and_is_saved_again(vllm, ours, ids, 
 @pytest.mark.parametrize(
     ("facts", "engine", "message"),
     [
-        ({"type": "light"}, "llama", "engine is 'llama', expected 'transformers' or 'vllm'"),
-        ({"type": "light"}, "vllm", "has a search model of type 'light'"),
+        ({"type": "hybrid ranker"}, "llama", "engine is 'llama', expected 'transformers' or 'vllm'"),
+        ({"type": "hybrid ranker"}, "vllm", "has a search model of type 'hybrid ranker'"),
         ({"type": "language model", "task": "title_to_id"}, "transformers", "is asked 'title_to_id', expected 'query"),
         ({"type": "language model", "base": {"name": "org/base"}}, "vllm", "adapter for org/base, vLLM needs a model"),
     ],

@@ -175,7 +175,7 @@ def test_a_saved_model_answers_as_before_and_finds_a_new_item_by_its_text(traine
 
 def test_a_saved_search_answers_as_before(with_words, ids, tmp_path):
     facts, files = HybridSearch(with_words, WORDS, "some/encoder", beam_width=7).save(tmp_path)
-    assert facts == {"type": "light", "beam_width": 7, "encoder": "some/encoder"}
+    assert facts == {"type": "hybrid ranker", "beam_width": 7, "encoder": "some/encoder"}
     assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
     back = HybridSearch.load(tmp_path, facts, ids, pd.DataFrame({"title": TEXTS}))
     assert (back.beam_width, back.embed) == (7, "some/encoder")

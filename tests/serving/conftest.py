@@ -51,7 +51,7 @@ def searchers(shop, searchable) -> dict:
     torch.manual_seed(0)
     texts, trie = item_texts(searchable), PrefixTrie.build(shop.ids.unique)
     config = HybridRankerConfig(shop.ids.sizes, shop.vectors.shape[1], dim=16, n_buckets=64, word_weight=0.2)
-    light = HybridSearch(HybridRanker(config, shop.ids.unique, shop.vectors), BM25(texts))
+    hybrid = HybridSearch(HybridRanker(config, shop.ids.unique, shop.vectors), BM25(texts))
     model, tokenizer = small_model(texts, 300, hidden_size=16, n_layers=1, n_heads=2)
     tokens = extend_vocabulary(model, tokenizer, shop.ids, texts)
-    return {"light": light, "language": LanguageModelSearch(model.eval(), tokenizer, tokens, trie, beam_width=20)}
+    return {"hybrid": hybrid, "language": LanguageModelSearch(model.eval(), tokenizer, tokens, trie, beam_width=20)}

@@ -84,7 +84,7 @@ def test_parts_of_different_catalogues_are_refused(shop, searchable, searchers, 
     more_levels = SemanticIDs.from_codes(np.column_stack([shop.ids.codes, shop.ids.codes]), 4)
     for ids in (others, more_levels):
         with pytest.raises(ValueError, match="searcher's 40 semantic IDs are not those of the 40 items"):
-            Recommender(None, ids, searchable, searchers["light"])
+            Recommender(None, ids, searchable, searchers["hybrid"])
     twice = shop.items.assign(item_id=[1003, *shop.items["item_id"][1:-1], 1003])
     with pytest.raises(ValueError, match="1003 occurs twice"):
         Recommender(recommender.model, shop.ids, twice)
@@ -98,9 +98,9 @@ def test_parts_of_different_catalogues_are_refused(shop, searchable, searchers, 
 def test_search_finds_the_items_of_the_rows_that_are_allowed(
     shop, searchable, searchers, queries, query_vectors, recommender
 ):
-    recommender_of_queries = Recommender(None, shop.ids, searchable, searchers["light"])
+    recommender_of_queries = Recommender(None, shop.ids, searchable, searchers["hybrid"])
     found = recommender_of_queries.search(queries, 5, query_vectors=query_vectors)
-    rows = searchers["light"].search(queries, 5, query_vectors=query_vectors).items
+    rows = searchers["hybrid"].search(queries, 5, query_vectors=query_vectors).items
     np.testing.assert_array_equal(found.item_ids, searchable["item_id"].to_numpy()[rows])
     allowed = np.arange(40) % 4 == 0
     for row in recommender_of_queries.search(queries, 40, allowed, query_vectors).item_ids:

@@ -121,7 +121,7 @@ def test_a_folder_of_format_2_written_without_this_library_is_read(recommender, 
 def test_both_models_and_exclude_seen_are_kept(
     shop, searchable, searchers, new_timeline, histories, queries, query_vectors, tmp_path
 ):
-    both = Recommender(new_timeline(), shop.ids, searchable, searchers["light"], exclude_seen=False)
+    both = Recommender(new_timeline(), shop.ids, searchable, searchers["hybrid"], exclude_seen=False)
     both.save_pretrained(tmp_path)
     loaded = Recommender.from_pretrained(tmp_path)
     for history, found in zip(histories, loaded.recommend(histories, k=40).item_ids, strict=True):
@@ -143,10 +143,19 @@ def test_a_language_model_is_kept_without_what_another_left(shop, searchable, se
 
 
 def test_the_encoder_is_kept_by_name(shop, searchable, searchers, tmp_path):
-    light = copy.copy(searchers["light"])
-    light.embed = "some/encoder"
-    Recommender(None, shop.ids, searchable, light).save_pretrained(tmp_path)
+    hybrid = copy.copy(searchers["hybrid"])
+    hybrid.embed = "some/encoder"
+    Recommender(None, shop.ids, searchable, hybrid).save_pretrained(tmp_path)
     assert Recommender.from_pretrained(tmp_path).searcher.embed == "some/encoder"
+
+
+def test_a_hybrid_ranker_under_its_earlier_name_loads(searchers, queries, search_folder):
+    folder = search_folder("hybrid")
+    assert json.loads((folder / "config.json").read_text())["searcher"]["type"] == "hybrid ranker"
+    expected = Recommender.from_pretrained(folder).searcher
+    change_json(folder / "config.json", {"searcher": {"type": "light", "beam_width": 100, "encoder": expected.embed}})
+    found = Recommender.from_pretrained(folder).searcher
+    assert (type(found), found.embed, found.beam_width) == (type(expected), expected.embed, expected.beam_width)
 
 
 def test_columns_of_all_kinds_come_back_as_they_were(recommender, tmp_path):
@@ -312,8 +321,8 @@ LANGUAGE = {"type": "language model", "beam_width": 9, "task": "query_to_id"}
         ({"sha256": []}, "format"),
         ({"exclude_seen": "yes"}, "exclude_seen is 'yes', expected true or false"),
         ({"model": {"type": "tiger"}}, "type of model is 'tiger', expected 'timeline'"),
-        ({"searcher": {"type": "light", "beam_width": 0, "encoder": "a/b"}}, "beam_width of searcher is 0"),
-        ({"searcher": {"type": "light", "beam_width": 9, "encoder": 7}}, "encoder of searcher is 7"),
+        ({"searcher": {"type": "hybrid ranker", "beam_width": 0, "encoder": "a/b"}}, "beam_width of searcher is 0"),
+        ({"searcher": {"type": "hybrid ranker", "beam_width": 9, "encoder": 7}}, "encoder of searcher is 7"),
         ({"searcher": LANGUAGE | {"task": ["sing"]}}, "task of searcher is .'sing'., expected 'query_to_id'"),
         ({"searcher": LANGUAGE | {"base": {"name": "a/b", "revision": 7}}}, "base of searcher is"),
         *(({"sha256": {name: "0"}}, "lists") for name in ("../x.json", "/x.json", ".git/x.json", "x.py", "x.pkl", "")),
@@ -452,7 +461,7 @@ SEARCH_FILES = [
 
 @pytest.mark.parametrize(("name", "change", "message"), SEARCH_FILES)
 def test_a_search_model_that_does_not_fit_is_refused(search_folder, name, change, message):
-    folder = search_folder("language" if name.startswith("llm") else "light")
+    folder = search_folder("language" if name.startswith("llm") else "hybrid")
     change(folder / name)
     refused(folder, name, "checksum differs")
     sealed(folder)
@@ -460,7 +469,7 @@ def test_a_search_model_that_does_not_fit_is_refused(search_folder, name, change
 
 
 def test_an_item_table_of_another_length_is_refused_before_a_model_is_made_of_it(search_folder, searchable):
-    folder = search_folder("light")
+    folder = search_folder("hybrid")
     pq.write_table(pa.Table.from_pandas(searchable[:39], preserve_index=False), folder / "items.parquet")
     sealed(folder)
     refused(folder, "", "39 items, 40 semantic IDs: expected the same items")

@@ -84,16 +84,53 @@ def test_tables_of_methods_on_their_queries(monkeypatch):
     both = {"dense": query_evaluation([1.0, 0.0]), "hybrid ranker + BM25": query_evaluation([1.0, 0.5])}
     assert search_study.summary({"own": both})["Recall@10, own"].tolist() == [0.5, 0.75]
     assert "Recall@10" in search_study.table(both) and "validity_rate" not in search_study.table(both)
-    [ahead] = search_study.ahead_of(both, "dense").to_dict("index").items()
-    assert ahead[0] == "(hybrid ranker + BM25) − dense" and ahead[1]["mean"] == 0.25
     rows = search_study.rows({"own": both})
-    assert [row["key"] for row in rows][-1] == "search/own_light_and_bm25/ms_alone" and rows[-1]["value"] == 2.0
+    assert [row["key"] for row in rows][-1] == "search/own_hybrid_and_bm25/ms_alone" and rows[-1]["value"] == 2.0
     monkeypatch.setattr(evaluate, "evaluate_queries", lambda search, *asked, **options: (search, options["n_items"]))
     methods = {"BM25": SimpleNamespace(n_items=9, search=1), "dense": SimpleNamespace(search=2)}
     assert search_study.measure(methods, ["tent"], [1], None, seed=0) == {"BM25": (1, 9), "dense": (2, 9)}
     queries = pd.DataFrame({"query": ["tent", "gone"], "item_rows": [[1], []]})
     assert search_study.own_queries(SimpleNamespace(queries=queries))["query"].tolist() == ["tent"]
     assert search_study.default_base("smoke") == ""
+
+
+def test_differences_are_of_the_same_queries_and_in_all_metrics():
+    fused = query_evaluation([1, 0, 0, 0])
+    of = {
+        "dense + BM25": fused,
+        "hybrid ranker": query_evaluation([1, 1, 1, 1]),
+        "dense": query_evaluation([0, 0, 0, 0]),
+    }
+    ahead = search_study.ahead_of(of)
+    assert set(ahead) == {"hybrid ranker", "dense"}
+    assert ahead["hybrid ranker"]["mean"].to_dict() == {"recall@10": 0.75, "mrr": 0.75}  # and no validity rate
+    table = search_study.difference_table(ahead)
+    assert list(table) == ["n", "Recall@10", "MRR"] and table.loc["dense", "n"] == "4"
+    assert table.loc["dense", "MRR"].startswith("−.250 (")
+    rows = search_study.difference_rows("search_ahead/own_", ahead)
+    assert [row["key"] for row in rows][:2] == ["search_ahead/own_hybrid/recall@10", "search_ahead/own_hybrid/mrr"]
+    assert [row["n"] for row in rows] == [4] * 4 and rows[0]["value"] == 0.75
+    equal = search_study.ahead_of({"dense + BM25": fused, "LLM": fused})["LLM"].loc["mrr"]
+    certain = search_study.ahead_of(of | {"dense + BM25": of["dense"]})["hybrid ranker"].loc["mrr"]
+    assert search_study.verdict(equal) == "no measurable difference"
+    assert (
+        search_study.verdict(certain) == "better"
+        and search_study.verdict(-certain[["high", "low"]].set_axis(["low", "high"])) == "worse"
+    )
+
+
+def test_what_training_adds_by_set_of_queries():
+    old, new = "seen item, seen kind", "unseen item, unseen kind"
+    synthetic = {search_study.UNTRAINED: query_evaluation([0, 0, 1]), "hybrid ranker": query_evaluation([1, 1, 0])}
+    own = {search_study.UNTRAINED: query_evaluation([0.5]), "hybrid ranker": query_evaluation([0.5])}
+    gain = search_study.gain_of_training(
+        {"synthetic": synthetic, "own": own}, pd.Series([old, old, new], index=[7, 3, 5])
+    )
+    means = {name: each.loc["mrr", "mean"] for name, each in gain.items()}
+    expected = {"synthetic": 1 / 3, f"synthetic, {old}": 1.0, f"synthetic, {new}": -1.0, "own": 0.0}
+    assert means == pytest.approx(expected)
+    assert [int(each["n"].iloc[0]) for each in gain.values()] == [3, 2, 1, 1]
+    assert search_study.key(f"synthetic, {new}") == "synthetic_unseen_item_unseen_kind"
 
 
 def test_examples_of_training_are_counted_and_shown():
