@@ -191,7 +191,9 @@ class Timeline(nn.Module):
         hidden = self._encode(vectors[at], torch.where(backward, self.backward_start, self.start))[:, :-1][real]
         loss = hidden.new_zeros(())
         if self.config.code_weight > 0:
-            loss = loss + self._negative_log_likelihood(hidden, self.ids[histories[real]])
+            # beside the item head it reads the encoder without changing it: what helps codes harms items (see the log)
+            context = hidden.detach() if self.config.code_weight < 1 else hidden
+            loss = loss + self._negative_log_likelihood(context, self.ids[histories[real]])
         if self.config.code_weight < 1:
             scores = F.linear(self._query(hidden), F.normalize(vectors, dim=-1), weight)
             loss = loss + F.cross_entropy(scores, at[real])
