@@ -38,7 +38,6 @@ from semid_lib.workbench.weights import digest
 
 MODELS = ("timeline", "tiger", "sasrec")
 _NARROW = 20  # beam width that is good enough to compare epochs
-_SCORED_AT_ONCE = 500  # histories x items of scores in memory
 
 
 class Task(NamedTuple):
@@ -106,15 +105,8 @@ def mixture_weights(
     """
     histories, targets = list(examples.histories), examples.targets
     components = np.eye(2 if prior is None else 3).tolist()
-    found = []  # probability of each target under each component
-    for start in range(0, len(histories), _SCORED_AT_ONCE):
-        part = slice(start, start + _SCORED_AT_ONCE)
-        of_part = targets[part]
-        scores = [
-            model.log_probs(histories[part], prior, alone)[np.arange(len(of_part)), of_part] for alone in components
-        ]
-        found.append(np.exp(scores))
-    probabilities = np.concatenate(found, axis=1, dtype=np.float64)
+    log_probs = [model.log_probs_of(histories, targets, prior, alone) for alone in components]
+    probabilities = np.exp(log_probs, dtype=np.float64)
     weights = np.full(len(components), 1 / len(components))
     for _ in range(n_steps):
         shares = weights[:, None] * probabilities + np.finfo(float).tiny
@@ -128,9 +120,10 @@ def train_timeline(
     vectors: np.ndarray,
     seed: int = 0,
     n_epochs: int | None = None,
+    code_weight: float = 1 / 2,
     progress: bool = False,
 ) -> Trained:
-    """Train a timeline model.
+    """Train a timeline model and choose the weights of its mixture on the validation users.
 
     Parameters
     ----------
@@ -141,17 +134,22 @@ def train_timeline(
     seed : int
     n_epochs : int, optional
         By default what the scale says.
+    code_weight : float
+        With 0 the item head is trained alone, with 1 the code head.
     progress : bool
     """
     sizes = task.sizes
-    shape = {"dim": sizes.dim, "n_layers": sizes.n_layers, "dropout": sizes.dropout}
+    shape = {"dim": sizes.dim, "n_layers": sizes.n_layers, "dropout": sizes.dropout, "code_weight": code_weight}
     config = TimelineConfig(ids.sizes, vectors.shape[1], len(ids), **shape)
     with training.seeded(seed):
         model = Timeline(config, ids.unique, vectors)
     loader = batches.histories_in_batches(task.train, config.max_length, sizes.batch_size, seed)
     how = {"n_looks": 7, "learning_rate": 1e-3 if sizes.name == "full" else 3e-3}
     settings = _settings(task, loader, seed, n_epochs, sizes.n_epochs, **how)
-    return _trained(model, loader, settings, task, [ids.unique, vectors], progress)
+    trained = _trained(model, loader, settings, task, [ids.unique, vectors], progress)
+    if task.validation is not None and 0 < code_weight < 1:
+        model.config = replace(config, code_weight=mixture_weights(model, task.validation)[0])
+    return trained
 
 
 def train_tiger(

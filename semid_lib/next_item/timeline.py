@@ -317,6 +317,36 @@ class Timeline(nn.Module):
             parts.append(exact_scores(self, self._context(batch, prior, weights), self.trie).cpu().numpy())
         return np.concatenate(parts)
 
+    @torch.inference_mode()
+    def log_probs_of(
+        self,
+        histories: Sequence[np.ndarray],
+        items: np.ndarray,
+        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> np.ndarray:
+        """The log-probability of one item after each history: (n,) float32.
+
+        Parameters
+        ----------
+        histories, prior, weights
+            As for `log_probs`.
+        items : (n,) int array
+            Item rows.
+        """
+        parts = [np.empty(0, dtype=np.float32)]
+        for start in range(0, len(items), _HISTORIES_AT_ONCE):
+            part = slice(start, start + _HISTORIES_AT_ONCE)
+            codes = self.ids[torch.as_tensor(items[part], device=self.ids.device)]
+            state, scores = self.begin(self._context(histories[part], prior, weights))
+            found = scores[:, 0].gather(1, codes[:, :1])[:, 0]
+            first = torch.zeros((len(codes), 1), dtype=torch.long, device=codes.device)
+            for level in range(self.n_levels - 1):
+                state, scores = self.advance(state, level, first, codes[:, level : level + 1])
+                found = found + scores[:, 0].gather(1, codes[:, level + 1 : level + 2])[:, 0]
+            parts.append(found.cpu().numpy())
+        return np.concatenate(parts)
+
     def _context(self, histories, prior, weights: Sequence[float] | None) -> Context:
         if self.training:
             raise ValueError("the model is in training mode, with dropout on: call its eval() first")

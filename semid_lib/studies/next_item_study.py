@@ -1,7 +1,8 @@
 """Chapters 07 and 11: their shop, what one hands to the other, and their tables and result rows."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import dataset
+from semid_lib.decoding.ranking import rank_by_scores
 from semid_lib.evaluation import evaluate, metrics
 from semid_lib.evaluation.figures import LABELS
 from semid_lib.evaluation.rows import metric_name, over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.next_item import recipes
+from semid_lib.next_item import baselines, linear, recipes
+from semid_lib.next_item.timeline import Timeline
 from semid_lib.workbench import scale
 from semid_lib.workbench.store import Store
 
@@ -81,6 +84,47 @@ def table(evaluations: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.Dat
     return shown.rename(
         index=lambda name: LABELS[name.removesuffix("_seen_allowed").removesuffix("_refit")], columns=metric_name
     )
+
+
+def untrained(train: dataset.Histories, vectors: np.ndarray) -> dict[str, Any]:
+    """The baselines without a neural network, by their keys, at the settings chosen on Beauty's validation users."""
+    n_items = len(vectors)
+    return {
+        "popularity": baselines.Popularity(train, n_items),
+        "item_knn": baselines.ItemKNN(train, n_items),
+        "sequential_rules": baselines.SequentialRules(train, n_items),
+        "user_knn": baselines.UserKNN(train, n_items),
+        "ease": linear.EASE(train, n_items),
+        "slist": linear.SLIST(train, n_items),
+        "transition_graph": baselines.TransitionGraph(train, vectors),
+        "text_only": baselines.TextOnly(train, vectors),
+    }
+
+
+def component_ranks(model: Timeline, prior: Callable, weights: Sequence[float]) -> dict[str, Callable]:
+    """The components of a timeline model, each alone and with item-kNN, as functions for `evaluate.evaluate`.
+
+    weights: of the three components with the prior, see `recipes.mixture_weights`.
+    """
+    return {
+        "code_head": partial(model.rank, weights=(1.0, 0.0)),
+        "item_head": partial(model.rank, weights=(0.0, 1.0)),
+        "timeline": model.rank,
+        "item_head_item_knn": partial(model.rank, prior=prior, weights=(0.0, 0.0, 1.0)),
+        "timeline_item_knn": partial(model.rank, prior=prior, weights=weights),
+    }
+
+
+def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:
+    """The code head times a prior: a prefix has no probability under it, so every item is scored."""
+
+    def score(block: list[np.ndarray]) -> np.ndarray:
+        return model.log_probs(block, weights=(1.0, 0.0)) + prior(block)
+
+    def rank(histories, k: int, exclude_seen: bool = True, progress: bool = False):
+        return rank_by_scores(histories, len(model.ids), k, exclude_seen, progress, score)
+
+    return rank
 
 
 def difference_table(ahead: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
