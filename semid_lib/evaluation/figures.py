@@ -32,6 +32,11 @@ COLOURS = {
     "TIGER": "#d62728",
     "timeline": "#1f77b4",
     "timeline + item-kNN": "#2ca02c",
+    "code head": "#364fc7",
+    "code head, trained alone": "#91a7ff",
+    "code head x item-kNN": "#22b8cf",
+    "item head": "#e8590c",
+    "item head x item-kNN": "#66a80f",
     # search
     "BM25": "#bcbd22",
     "dense": "#17becf",
@@ -73,6 +78,11 @@ LABELS = {
     "tiger": "TIGER",
     "timeline": "timeline",
     "timeline_item_knn": "timeline + item-kNN",
+    "code_head": "code head",
+    "code_head_alone": "code head, trained alone",
+    "code_head_item_knn": "code head x item-kNN",
+    "item_head": "item head",
+    "item_head_item_knn": "item head x item-kNN",
 }
 
 

@@ -127,13 +127,22 @@ def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:
     return rank
 
 
-def difference_table(ahead: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """By how much the timeline model is ahead of others, with 95% intervals: all metrics of all tables, down."""
-    shown = [metric for metric in next(iter(ahead.values())).index if all(metric in t.index for t in ahead.values())]
+def difference_table(measured: Mapping[str, list], pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
+    """By how much one method is ahead of another on the same users, with 95% intervals: all metrics, down.
+
+    Parameters
+    ----------
+    measured : mapping of str to list of Evaluation
+        Of each method one evaluation a seed; differences are means over seeds. A method with one is compared with all.
+    pairs : iterable of (str, str)
+        Keys of both methods.
+    """
     columns = {}
-    for name, each in ahead.items():
-        label = f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name]
-        columns[f"{LABELS['timeline']} − {label}"] = each.loc[shown].apply(
+    for ours, theirs in pairs:
+        others = measured[theirs] * len(measured[ours]) if len(measured[theirs]) == 1 else measured[theirs]
+        of_seeds = [evaluate.differences(*both) for both in zip(measured[ours], others, strict=True)]
+        names = (f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name] for name in (ours, theirs))
+        columns[" − ".join(names)] = (sum(of_seeds[1:], of_seeds[0]) / len(of_seeds)).apply(
             lambda line: f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})", axis=1
         )
     return pd.DataFrame(columns).rename(index=metric_name)

@@ -236,11 +236,32 @@ def test_lists_come_back_as_they_were_kept(evaluations, tmp_path):
 
 def test_tables_show_names_and_no_keys(evaluations):
     table = next_item_study.table({f"{name}_refit": each for name, each in evaluations.items()}, ["recall@10"])
-    assert list(table.index) == list(figures.LABELS.values()) and list(table) == ["Recall@10"]
-    ahead = {name: evaluate.differences(evaluations["timeline"], evaluations[name]) for name in ("sasrec", "tiger")}
-    table = next_item_study.difference_table(ahead)
-    assert list(table) == ["timeline − SASRec", "timeline − TIGER"]
-    assert list(table.index) == [metric_name(metric) for metric in ahead["tiger"].index]
+    assert list(table.index) == [figures.LABELS[name] for name in evaluations] and list(table) == ["Recall@10"]
+    of_seeds = {name: [each] for name, each in evaluations.items()} | {"timeline": [evaluations["timeline"]] * 2}
+    table = next_item_study.difference_table(
+        of_seeds, [("timeline", "sasrec"), ("timeline_item_knn", "timeline_item_knn")]
+    )
+    assert list(table) == ["timeline − SASRec", "(timeline + item-kNN) − (timeline + item-kNN)"]
+    ahead = evaluate.differences(evaluations["timeline"], evaluations["sasrec"])
+    assert list(table.index) == [metric_name(metric) for metric in ahead.index]
+    low, high = ahead.loc["recall@10", ["low", "high"]]
+    assert table.iloc[:, 0]["Recall@10"] == f"{ahead.loc['recall@10', 'mean']:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def test_components_are_ranked_alone_and_with_item_knn(shop, new_timeline):
+    histories, vectors = dataset.Histories.from_lists(shop.histories), shop.vectors
+    untrained = next_item_study.untrained(histories, vectors)
+    assert set(untrained) <= set(figures.LABELS)
+    model, prior = new_timeline(), untrained["item_knn"].prior
+    ranks = next_item_study.component_ranks(model, prior, (0.2, 0.3, 0.5))
+    ranks["code_head_item_knn"] = next_item_study.code_head_with_prior(model, prior)
+    assert set(ranks) <= set(figures.LABELS)
+    lists = {name: rank(shop.histories[:3], 40, exclude_seen=False).items for name, rank in ranks.items()}
+    for found in lists.values():
+        assert (np.sort(found, axis=1) == np.arange(40)).all()
+    assert len({found.tobytes() for found in lists.values()}) == len(lists)
+    code, knn = model.log_probs(shop.histories[:3], weights=(1, 0)), prior(shop.histories[:3])
+    assert (lists["code_head_item_knn"] == np.argsort(-(code + knn), axis=1, kind="stable")).all()
 
 
 @pytest.mark.parametrize(
