@@ -383,8 +383,8 @@ print(f"{len(result_rows)} result rows; {timer.seconds:.0f} s in all")
 # **What this chapter does not show**: whether the model finds more than other methods of search, on template queries or
 # on others. [Chapter 10](10_hybrid_ranker.ipynb) compares them on the same queries, the data set's own included. Those
 # are no untouched test: settings were chosen on the queries of the demo shop, and the authors looked at Amazon Beauty's
-# 61 queries after every run. One of 61 queries is .016, so differences below about .1 between two methods mean little
-# there. This chapter does not show either how a pretrained model with billions of parameters would do (it knows many
+# 61 queries after every run. With so few, one query changes a recall by more than a hundredth, and small differences
+# between two methods mean little. This chapter does not show either how a pretrained model with billions of parameters would do (it knows many
 # words that ours has never seen, and needs a GPU), or what better queries would do: the model learned how templates
 # ask.
 #

@@ -106,7 +106,7 @@ if shop.histories.times is not None:
 # this with a [time-based split](../book/notation.md)). And where the last two items have the same time, their order is
 # that of the file. On the Amazon 2014 data, times have the resolution of a day, and the file lists the items of a day by
 # their catalogue number. A sequential model learns this order as if it were behaviour, and a score contains it
-# [(Woolridge et al., 2021](../book/references.bib "woolridge2021"); [Klenitskiy et al.,
+# [(Woolridge et al., 2021)](../book/references.bib "woolridge2021") [(Klenitskiy et al.,
 # 2024)](../book/references.bib "klenitskiy2024"). So each table also has columns for the users whose target lies on a
 # *later day* than their history, where no such order helps.
 #
@@ -384,8 +384,8 @@ part_pairs = [
 study.difference_table(results | by_part, part_pairs)
 
 # %% [markdown]
-# These lists come from a beam. Exact ranking scores every item, also with the code head times item-kNN, for which no
-# prefix has a probability. On some users, first seed:
+# These lists come from a beam. An [exact ranking](../book/notation.md) scores every item, also with the code head times
+# item-kNN, for which no prefix has a probability. On some users, first seed:
 
 # %%
 few = recipes.sample(split.test, min(500, sizes.test_users or 500))

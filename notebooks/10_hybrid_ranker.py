@@ -10,7 +10,7 @@
 #
 # 1. how the hybrid ranker scores codes, and how it ranks before training;
 # 2. how it is trained, and when training stops;
-# 3. how all methods compare on synthetic queries, and what training adds there;
+# 3. how all methods compare on [synthetic queries](../book/notation.md "synthetic query"), and what training adds there;
 # 4. how they compare on queries that were not made from templates, and what training adds there;
 # 5. what the lists look like;
 # 6. what is saved for later chapters.
@@ -238,7 +238,7 @@ plt.show()
 #
 # **Compared with dense + BM25.** The intervals of two methods can overlap although the methods differ, since the same
 # queries are hard for both. The differences per query have narrower intervals: method minus *dense + BM25*, for all
-# metrics of the table above except the validity rate, which describes the lists and not their quality. A method is
+# metrics of the table above except the [validity rate](../book/notation.md), which describes the lists and not their quality. A method is
 # measurably better if the whole interval is above 0, and worse if it is below. Of twenty comparisons of equal methods,
 # about one shows a difference by chance.
 
@@ -335,8 +335,8 @@ figures.recall_panels(panels)
 plt.show()
 
 # %% [markdown]
-# *Figure 2.* Recall@10 of all methods, with 95% intervals. Compare the panels: if training helps on [synthetic
-# queries](../book/notation.md "synthetic query") and not on the data set's own, the model has learned how our templates
+# *Figure 2.* Recall@10 of all methods, with 95% intervals. Compare the panels: if training helps on synthetic
+# queries and not on the data set's own, the model has learned how our templates
 # ask, and not what shoppers want.
 
 # %% [markdown]

@@ -171,20 +171,12 @@ def exact_ranking(
 
 @torch.inference_mode()
 def exact_scores(scorer: Scorer, contexts, trie: PrefixTrie) -> torch.Tensor:
-    """Score every item of the trie: (B, n_items) float32 log-probabilities, by item.
+    """Score every item, arguments as for `exact_ranking`: (B, n_items) float32 log-probabilities, by item.
 
-    Parameters
-    ----------
-    scorer, contexts, trie
-        As for `exact_ranking`.
-
-    Examples
-    --------
     >>> class Coin:  # a model for which every code has probability 1/2
     ...     begin = lambda self, contexts, normalization: (None, torch.full((len(contexts), 1, 2), 0.5).log())
-    ...     advance = lambda self, state, level, parents, codes: (None, torch.full((*codes.shape, 2), 0.5).log())
-    >>> exact_scores(Coin(), ["ann"], PrefixTrie.build(np.array([[1, 0], [0, 1], [1, 1]]))).exp()
-    tensor([[0.2500, 0.2500, 0.2500]])
+    >>> exact_scores(Coin(), ["ann"], PrefixTrie.build(np.array([[1], [0]]))).exp()
+    tensor([[0.5000, 0.5000]])
     """
     state, scores, _ = _begun(scorer, contexts, "vocabulary", trie, None)
     by_leaf = _leaf_scores(scorer, trie, state, scores)

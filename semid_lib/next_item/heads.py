@@ -1,11 +1,75 @@
-"""Parts of the timeline model that the hybrid ranker uses, too: a head over codes, dropout, prefix probabilities."""
+"""Parts of the timeline model: its shape, its input and state, a head over codes, dropout, prefix probabilities.
+
+The hybrid ranker uses the last three, too.
+"""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.workbench.weights import check_config
+
+
+@dataclass(frozen=True)
+class TimelineConfig:
+    """The shape of a timeline model, from which it can be built again for its weights."""
+
+    sizes: tuple[int, ...]  # codes at each position of a semantic ID, the disambiguation code included
+    text_dim: int  # dimensions of the text embeddings
+    n_items: int  # the first rows of the catalogue, which have an item embedding; later rows are new items
+    dim: int = 128  # width of the model
+    n_layers: int = 2
+    n_heads: int = 2
+    dropout: float = 0.2
+    item_dropout: float = 0.3  # share of items without item embedding in a training step, as if they were new
+    n_sampled: int = 1000  # items outside the batch that the item head is trained against in a step
+    temperature: float = 0.07  # initial value, of the item head's cosines; it is learned
+    max_length: int = 50  # the most recent items that the model reads
+    backward: float = 0.3  # share of training histories that are read from the last item to the first
+    code_weight: float = 1 / 2  # of code head against item head in the mixture; at 0 or 1 one of them is trained
+
+    def __post_init__(self):
+        shares = ("dropout", "item_dropout", "backward")
+        least = dict.fromkeys((*shares, "code_weight"), 0) | {"temperature": 1e-6}
+        check_config(self, least, dict.fromkeys(shares, 1) | {"code_weight": math.nextafter(1, 2)})
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim is {self.dim}, expected a multiple of n_heads, {self.n_heads}")
+
+
+def checked_weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
+    """Mixture weights as a tuple; ValueError unless they are n shares with the sum 1."""
+    shares = tuple(float(weight) for weight in weights)
+    if (
+        len(shares) != n
+        or not all(0 <= share <= 1 for share in shares)
+        or not math.isclose(sum(shares), 1, abs_tol=1e-6)
+    ):
+        raise ValueError(f"mixture weights are {weights}, expected {n} from 0 to 1 with the sum 1")
+    return shares
+
+
+class Context(NamedTuple):
+    """What `Timeline.begin` reads."""
+
+    histories: torch.Tensor  # (B, T) int64 item rows in time order, -1 after the end, T <= config.max_length
+    prior: torch.Tensor | None = None  # (B, n_items) float32 log-scale scores in catalogue order, see `ItemKNN.prior`
+    weights: tuple[float, ...] | None = None  # of code head, item head and, with a prior, item head with prior
+
+
+class State(NamedTuple):
+    """What decoding carries from level to level, for W beams of each of B histories."""
+
+    hidden: torch.Tensor  # (B, W, dim) float32: the context plus the codes chosen so far
+    node: torch.Tensor  # (B, W) int64 nodes of the trie, -1 for a prefix of no item
+    by_code: torch.Tensor  # (B, W, K) log-probability of each longer prefix under the code head
+    total: torch.Tensor  # (B, W, K) the same under the mixture
+    code_weight: float  # mixture weight of the code head
+    by_item: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log of the other components' weighted sum
 
 
 def prefix_log_probs(trie: PrefixTrie, leaf_log_probs: torch.Tensor) -> tuple[torch.Tensor, ...]:

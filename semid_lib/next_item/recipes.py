@@ -13,17 +13,19 @@ import ast
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from semid_lib.data import dataset
 from semid_lib.decoding import beam_search, ranking
+from semid_lib.decoding.beam_search import exact_scores
 from semid_lib.evaluation import metrics
 from semid_lib.ids.embed import normalize
 from semid_lib.ids.semantic_ids import SemanticIDs
@@ -38,6 +40,8 @@ from semid_lib.workbench.weights import digest
 
 MODELS = ("timeline", "tiger", "sasrec")
 _NARROW = 20  # beam width that is good enough to compare epochs
+_SCORED_AT_ONCE = 50  # histories in an exact scoring
+Prior = Callable[[Sequence[np.ndarray]], np.ndarray]  # see `Timeline.rank`
 
 
 class Task(NamedTuple):
@@ -80,8 +84,60 @@ def sample(examples: dataset.Examples, n: int | None, seed: int = 0) -> dataset.
     )
 
 
+def log_probs(
+    model: Timeline,
+    histories: Sequence[np.ndarray],
+    prior: Prior | None = None,
+    weights: Sequence[float] | None = None,
+) -> np.ndarray:
+    """The log-probability of every item after each history: (n, n_items) float32, seen items included.
+
+    Parameters
+    ----------
+    model : Timeline
+    histories, prior, weights
+        As for `Timeline.rank`. A weight of 1 gives one component alone.
+    """
+    parts = [np.empty((0, len(model.ids)), dtype=np.float32)]
+    for start in range(0, len(histories), _SCORED_AT_ONCE):
+        context = model.context(histories[start : start + _SCORED_AT_ONCE], prior, weights)
+        parts.append(exact_scores(model, context, model.trie).cpu().numpy())
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def log_probs_of(
+    model: Timeline,
+    histories: Sequence[np.ndarray],
+    items: np.ndarray,
+    prior: Prior | None = None,
+    weights: Sequence[float] | None = None,
+) -> np.ndarray:
+    """The log-probability of one item after each history: (n,) float32.
+
+    Parameters
+    ----------
+    model, histories, prior, weights
+        As for `log_probs`.
+    items : (n,) int array
+        Item rows.
+    """
+    parts = [np.empty(0, dtype=np.float32)]
+    for start in range(0, len(items), _SCORED_AT_ONCE):
+        part = slice(start, start + _SCORED_AT_ONCE)
+        codes = model.ids[torch.as_tensor(items[part], device=model.ids.device)]
+        state, scores = model.begin(model.context(histories[part], prior, weights))
+        found = scores[:, 0].gather(1, codes[:, :1])[:, 0]
+        first = torch.zeros((len(codes), 1), dtype=torch.long, device=codes.device)
+        for level in range(model.n_levels - 1):
+            state, scores = model.advance(state, level, first, codes[:, level : level + 1])
+            found = found + scores[:, 0].gather(1, codes[:, level + 1 : level + 2])[:, 0]
+        parts.append(found.cpu().numpy())
+    return np.concatenate(parts)
+
+
 def mixture_weights(
-    model: Timeline, examples: dataset.Examples, prior: Callable | None = None, n_steps: int = 100
+    model: Timeline, examples: dataset.Examples, prior: Prior | None = None, n_steps: int = 100
 ) -> tuple[float, ...]:
     """The mixture weights under which the targets are most probable, by expectation maximization.
 
@@ -105,7 +161,7 @@ def mixture_weights(
     """
     histories, targets = list(examples.histories), examples.targets
     components = np.eye(2 if prior is None else 3).tolist()
-    log_probs = [model.log_probs_of(histories, targets, prior, alone) for alone in components]
+    log_probs = [log_probs_of(model, histories, targets, prior, alone) for alone in components]
     probabilities = np.exp(log_probs, dtype=np.float64)
     weights = np.full(len(components), 1 / len(components))
     for _ in range(n_steps):

@@ -13,8 +13,7 @@ as item-kNN scores added to those of the item head, makes a third component.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,77 +21,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from semid_lib.decoding import ranking
-from semid_lib.decoding.beam_search import exact_scores
 from semid_lib.decoding.ranking import ItemRows, Ranked
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item.batches import pad
-from semid_lib.next_item.heads import Dropout, HeadLevel, prefix_log_probs
-from semid_lib.workbench.weights import check_config
+from semid_lib.next_item.heads import (
+    Context,
+    Dropout,
+    HeadLevel,
+    State,
+    TimelineConfig,
+    checked_weights,
+    prefix_log_probs,
+)
 
 _PACE = 8  # item embeddings move so many times further per step of Adam, because an item occurs rarely
 _TEXTS_AT_ONCE = 2**16  # items whose text embeddings are in memory together: 96 MiB of float32 at 384 dimensions
 _HISTORIES_AT_ONCE = 50  # in an exact ranking
 _ITEMS_AT_ONCE = 2**24  # histories x items that the item head scores in one step: 64 MiB of float32
 _SCORES_AT_ONCE = 2**21  # beams x codes x histories in one step: 8 MiB of float32, which stays near the cache
-
-
-@dataclass(frozen=True)
-class TimelineConfig:
-    """The shape of a timeline model, from which it can be built again for its weights."""
-
-    sizes: tuple[int, ...]  # codes at each position of a semantic ID, the disambiguation code included
-    text_dim: int  # dimensions of the text embeddings
-    n_items: int  # the first rows of the catalogue, which have an item embedding; later rows are new items
-    dim: int = 128  # width of the model
-    n_layers: int = 2
-    n_heads: int = 2
-    dropout: float = 0.2
-    item_dropout: float = 0.3  # share of items without item embedding in a training step, as if they were new
-    n_sampled: int = 1000  # items outside the batch that the item head is trained against in a step
-    temperature: float = 0.07  # initial value, of the item head's cosines; it is learned
-    max_length: int = 50  # the most recent items that the model reads
-    backward: float = 0.3  # share of training histories that are read from the last item to the first
-    code_weight: float = (
-        1 / 2
-    )  # mixture weight of the code head, the item head has the rest; at 0 or 1 one head is trained
-
-    def __post_init__(self):
-        shares = ("dropout", "item_dropout", "backward")
-        least = dict.fromkeys((*shares, "code_weight"), 0) | {"temperature": 1e-6}
-        check_config(self, least, dict.fromkeys(shares, 1) | {"code_weight": math.nextafter(1, 2)})
-        if self.dim % self.n_heads:
-            raise ValueError(f"dim is {self.dim}, expected a multiple of n_heads, {self.n_heads}")
-
-
-def _checked_weights(weights: Sequence[float], n: int) -> tuple[float, ...]:
-    """Mixture weights as a tuple; ValueError unless they are n shares with the sum 1."""
-    shares = tuple(float(weight) for weight in weights)
-    if (
-        len(shares) != n
-        or not all(0 <= share <= 1 for share in shares)
-        or not math.isclose(sum(shares), 1, abs_tol=1e-6)
-    ):
-        raise ValueError(f"mixture weights are {weights}, expected {n} from 0 to 1 with the sum 1")
-    return shares
-
-
-class Context(NamedTuple):
-    """What `Timeline.begin` reads."""
-
-    histories: torch.Tensor  # (B, T) int64 item rows in time order, -1 after the end, T <= config.max_length
-    prior: torch.Tensor | None = None  # (B, n_items) float32 log-scale scores in catalogue order, see `ItemKNN.prior`
-    weights: tuple[float, ...] | None = None  # of code head, item head and, with a prior, item head with prior
-
-
-class State(NamedTuple):
-    """What decoding carries from level to level, for W beams of each of B histories."""
-
-    hidden: torch.Tensor  # (B, W, dim) float32: the context plus the codes chosen so far
-    node: torch.Tensor  # (B, W) int64 nodes of the trie, -1 for a prefix of no item
-    by_code: torch.Tensor  # (B, W, K) log-probability of each longer prefix under the code head
-    total: torch.Tensor  # (B, W, K) the same under the mixture
-    code_weight: float  # mixture weight of the code head
-    by_item: tuple[torch.Tensor, ...]  # per depth from 1 on: (B, n_nodes) log of the other components' weighted sum
 
 
 class Timeline(nn.Module):
@@ -288,7 +234,7 @@ class Timeline(nn.Module):
             self.trie,
             histories,
             k,
-            lambda batch, _: self._context(batch, prior, weights),
+            lambda batch, _: self.context(batch, prior, weights),
             beam_width=beam_width,
             n_at_once=min(n_at_once, _ITEMS_AT_ONCE // len(self.ids)),
             exclude_seen=exclude_seen,
@@ -298,56 +244,8 @@ class Timeline(nn.Module):
             progress=progress,
         )
 
-    def log_probs(
-        self,
-        histories: Sequence[np.ndarray],
-        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
-        weights: Sequence[float] | None = None,
-    ) -> np.ndarray:
-        """The log-probability of every item after each history: (n, n_items) float32, seen items included.
-
-        Parameters
-        ----------
-        histories, prior, weights
-            As for `rank`. A weight of 1 gives one component alone.
-        """
-        n, parts = len(histories), [np.empty((0, len(self.ids)), dtype=np.float32)]
-        for start in range(0, n, _HISTORIES_AT_ONCE):
-            batch = histories[start : start + _HISTORIES_AT_ONCE]
-            parts.append(exact_scores(self, self._context(batch, prior, weights), self.trie).cpu().numpy())
-        return np.concatenate(parts)
-
-    @torch.inference_mode()
-    def log_probs_of(
-        self,
-        histories: Sequence[np.ndarray],
-        items: np.ndarray,
-        prior: Callable[[Sequence[np.ndarray]], np.ndarray] | None = None,
-        weights: Sequence[float] | None = None,
-    ) -> np.ndarray:
-        """The log-probability of one item after each history: (n,) float32.
-
-        Parameters
-        ----------
-        histories, prior, weights
-            As for `log_probs`.
-        items : (n,) int array
-            Item rows.
-        """
-        parts = [np.empty(0, dtype=np.float32)]
-        for start in range(0, len(items), _HISTORIES_AT_ONCE):
-            part = slice(start, start + _HISTORIES_AT_ONCE)
-            codes = self.ids[torch.as_tensor(items[part], device=self.ids.device)]
-            state, scores = self.begin(self._context(histories[part], prior, weights))
-            found = scores[:, 0].gather(1, codes[:, :1])[:, 0]
-            first = torch.zeros((len(codes), 1), dtype=torch.long, device=codes.device)
-            for level in range(self.n_levels - 1):
-                state, scores = self.advance(state, level, first, codes[:, level : level + 1])
-                found = found + scores[:, 0].gather(1, codes[:, level + 1 : level + 2])[:, 0]
-            parts.append(found.cpu().numpy())
-        return np.concatenate(parts)
-
-    def _context(self, histories, prior, weights: Sequence[float] | None) -> Context:
+    def context(self, histories: Sequence[np.ndarray], prior=None, weights: Sequence[float] | None = None) -> Context:
+        """The input of `begin` for histories of item rows; prior and weights as for `rank`."""
         if self.training:
             raise ValueError("the model is in training mode, with dropout on: call its eval() first")
         recent = pad(histories, self.config.max_length).to(self.start.device)
@@ -391,7 +289,7 @@ class Timeline(nn.Module):
         """
         histories, prior, weights = contexts if isinstance(contexts, Context) else Context(contexts)
         if weights is not None:
-            weights = _checked_weights(weights, 2 if prior is None else 3)
+            weights = checked_weights(weights, 2 if prior is None else 3)
         else:
             of_prior, of_codes = 0 if prior is None else 1 / 3, self.config.code_weight
             weights = ((1 - of_prior) * of_codes, (1 - of_prior) * (1 - of_codes), of_prior)

@@ -86,7 +86,7 @@ def table(evaluations: Mapping[str, Any], columns: Iterable[str] = ()) -> pd.Dat
     )
 
 
-def untrained(train: dataset.Histories, vectors: np.ndarray) -> dict[str, Any]:
+def untrained(train: Sequence[np.ndarray], vectors: np.ndarray) -> dict[str, Any]:
     """The baselines without a neural network, by their keys, at the settings chosen on Beauty's validation users."""
     n_items = len(vectors)
     return {
@@ -119,7 +119,7 @@ def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:
     """The code head times a prior: a prefix has no probability under it, so every item is scored."""
 
     def score(block: list[np.ndarray]) -> np.ndarray:
-        return model.log_probs(block, weights=(1.0, 0.0)) + prior(block)
+        return recipes.log_probs(model, block, weights=(1.0, 0.0)) + prior(block)
 
     def rank(histories, k: int, exclude_seen: bool = True, progress: bool = False):
         return rank_by_scores(histories, len(model.ids), k, exclude_seen, progress, score)

@@ -225,7 +225,7 @@ def test_mixture_weights_make_the_targets_most_probable(shop, new_timeline):
     found = recipes.mixture_weights(model, examples)
 
     def likelihood(share):
-        log_probs = model.log_probs(list(examples.histories), weights=(share, 1 - share))
+        log_probs = recipes.log_probs(model, list(examples.histories), weights=(share, 1 - share))
         return log_probs[np.arange(len(examples.targets)), examples.targets].mean()
 
     assert sum(found) == pytest.approx(1)

@@ -9,6 +9,7 @@ import torch
 
 from semid_lib.decoding.beam_search import constrained_beam_search, exact_ranking
 from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.next_item import recipes
 from semid_lib.next_item.batches import pad
 from semid_lib.next_item.heads import Dropout
 from semid_lib.next_item.timeline import Context, Timeline, TimelineConfig
@@ -107,14 +108,16 @@ def test_decoding_gives_every_item_the_mixture_of_the_components(shop, new_timel
     def one_prior(user):
         return (lambda block: np.tile(prior[user], (len(block), 1))) if n_components == 3 else None
 
-    every = np.concatenate([model.log_probs([row], one_prior(user), weights) for user, row in enumerate(histories)])
+    every = np.concatenate(
+        [recipes.log_probs(model, [row], one_prior(user), weights) for user, row in enumerate(histories)]
+    )
     for user, history in enumerate(histories):
         by_code, by_item = both_heads(model, history)
         components = [by_code, by_item, (by_item + prior[user]).log_softmax(dim=0)][:n_components]
         used = weights or [1 / n_components] * n_components
         mixed = sum(weight * component.exp() for weight, component in zip(used, components, strict=True))
         torch.testing.assert_close(torch.from_numpy(every[user]).exp(), mixed, rtol=1e-4, atol=1e-7)
-        of_item = model.log_probs_of([history] * 40, np.arange(40), one_prior(user), weights)
+        of_item = recipes.log_probs_of(model, [history] * 40, np.arange(40), one_prior(user), weights)
         torch.testing.assert_close(torch.from_numpy(of_item).exp(), mixed, rtol=1e-4, atol=1e-7)
         for each in (found, beams):
             assert sorted(each.items[user].tolist()) == list(range(40))

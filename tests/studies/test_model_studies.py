@@ -18,6 +18,7 @@ from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import evaluate, figures, figures_models
 from semid_lib.evaluation.rows import metric_name
 from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.next_item import recipes
 from semid_lib.next_item.recipes import Trained
 from semid_lib.queries.synthesis import load_queries, save_queries
 from semid_lib.studies import decoding_study, next_item_study, search_study
@@ -260,7 +261,7 @@ def test_components_are_ranked_alone_and_with_item_knn(shop, new_timeline):
     for found in lists.values():
         assert (np.sort(found, axis=1) == np.arange(40)).all()
     assert len({found.tobytes() for found in lists.values()}) == len(lists)
-    code, knn = model.log_probs(shop.histories[:3], weights=(1, 0)), prior(shop.histories[:3])
+    code, knn = recipes.log_probs(model, shop.histories[:3], weights=(1, 0)), prior(shop.histories[:3])
     assert (lists["code_head_item_knn"] == np.argsort(-(code + knn), axis=1, kind="stable")).all()
 
 
