@@ -35,7 +35,7 @@ COLOURS = {
     "code head": "#364fc7",
     "code head, trained alone": "#91a7ff",
     "code head x item-kNN": "#22b8cf",
-    "item head": "#e8590c",
+    "item head": "#d9480f",
     "item head x item-kNN": "#66a80f",
     # search
     "BM25": "#bcbd22",

@@ -61,7 +61,7 @@ class Context(NamedTuple):
     weights: tuple[float, ...] | None = None  # of code head, item head and, with a prior, item head with prior
 
 
-class State(NamedTuple):
+class TimelineState(NamedTuple):
     """What decoding carries from level to level, for W beams of each of B histories."""
 
     hidden: torch.Tensor  # (B, W, dim) float32: the context plus the codes chosen so far

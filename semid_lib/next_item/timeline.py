@@ -28,7 +28,7 @@ from semid_lib.next_item.heads import (
     Context,
     Dropout,
     HeadLevel,
-    State,
+    TimelineState,
     TimelineConfig,
     checked_weights,
     prefix_log_probs,
@@ -258,7 +258,9 @@ class Timeline(nn.Module):
     def n_levels(self) -> int:
         return len(self.config.sizes)
 
-    def begin(self, contexts: torch.Tensor | Context, normalization: str = "vocabulary") -> tuple[State, torch.Tensor]:
+    def begin(
+        self, contexts: torch.Tensor | Context, normalization: str = "vocabulary"
+    ) -> tuple[TimelineState, torch.Tensor]:
         """Encode histories and score the first code of the next item.
 
         The model mixes code head and item head. A prior adds a third component: softmax(item-head scores + prior).
@@ -271,7 +273,7 @@ class Timeline(nn.Module):
 
         Returns
         -------
-        state : State
+        state : TimelineState
             Input of `advance`.
         log_probs : (B, 1, sizes[0]) float32 tensor
 
@@ -312,13 +314,13 @@ class Timeline(nn.Module):
         return self._score(0, hidden[:, None], root, zero, zero, code_weight, by_item)
 
     def advance(
-        self, state: State, level: int, parents: torch.Tensor, codes: torch.Tensor
-    ) -> tuple[State, torch.Tensor]:
+        self, state: TimelineState, level: int, parents: torch.Tensor, codes: torch.Tensor
+    ) -> tuple[TimelineState, torch.Tensor]:
         """Extend beams by one code and score the next level.
 
         Parameters
         ----------
-        state : State
+        state : TimelineState
         level : int
             Of `codes`.
         parents : (B, W) int64 tensor
@@ -327,7 +329,7 @@ class Timeline(nn.Module):
 
         Returns
         -------
-        state : State
+        state : TimelineState
         log_probs : (B, W, sizes[level + 1]) float32 tensor
         """
         hidden = state.hidden.gather(1, parents[..., None].expand(-1, -1, state.hidden.shape[-1]))
@@ -337,7 +339,9 @@ class Timeline(nn.Module):
         hidden = hidden + self.code[level](codes)
         return self._score(level + 1, hidden, node, by_code, total, state.code_weight, state.by_item)
 
-    def _score(self, level: int, hidden, node, by_code, total, code_weight, by_item) -> tuple[State, torch.Tensor]:
+    def _score(
+        self, level: int, hidden, node, by_code, total, code_weight, by_item
+    ) -> tuple[TimelineState, torch.Tensor]:
         """Log-probabilities of prefixes that are one code longer, and of that code given the prefix."""
         longer = []
         if code_weight:
@@ -349,7 +353,7 @@ class Timeline(nn.Module):
             longer.append(self._of_children(level, node, by_item[level]))
         mixed = functools.reduce(torch.logaddexp, longer)
         before = total[..., None].clamp(min=torch.finfo(total.dtype).min)  # no item is below some prefixes
-        return State(hidden, node, by_code, mixed, code_weight, by_item), mixed - before
+        return TimelineState(hidden, node, by_code, mixed, code_weight, by_item), mixed - before
 
     def _of_children(self, level: int, node: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the children of nodes (B, W), by code: (B, W, sizes[level]), -inf for none."""
