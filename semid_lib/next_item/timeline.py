@@ -28,8 +28,8 @@ from semid_lib.next_item.heads import (
     Context,
     Dropout,
     HeadLevel,
-    TimelineState,
     TimelineConfig,
+    TimelineState,
     checked_weights,
     prefix_log_probs,
 )
