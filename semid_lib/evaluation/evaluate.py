@@ -102,8 +102,8 @@ def figures(evaluation: Evaluation | QueryEvaluation, ks: Sequence[int] = KS) ->
     ks is for users; queries have been counted already. What the lists are too short for is left out rather than
     reported too low: Recall and NDCG at a longer K, and MRR for lists under 100, since it counts an item outside the
     list as 0. If the target lies on a later day than the history for some users but not for all, the metrics of
-    `OF_LATER_DAY` follow for these users alone, with `later_day_` before their names: the order within a day may be that of
-    the file.
+    `OF_LATER_DAY` follow for these users alone, with `later_day_` before their names: the order within a day may be
+    that of the file.
 
     >>> two = Evaluation(np.array([1.0, np.inf]), np.zeros((2, 10)), 0.0, later_day=np.array([False, True]))
     >>> figures(two, ks=[5])["mean"].to_dict()
