@@ -337,7 +337,8 @@ study.table(results, headline)
 rivals = ("item_knn", "slist", "sasrec", "tiger")
 pairs = [("timeline", name) for name in rivals]
 pairs += [("timeline_item_knn", name) for name in ("item_knn", "timeline")]
-study.difference_table(results, pairs)
+ahead = study.difference_rows(results, pairs, seeds)
+study.difference_table(ahead)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic: a rising line with a 95% band for each method, and far below them the line of chance."}}
 first = {name: results[name][0] for name in methods}
@@ -381,7 +382,8 @@ part_pairs = [
     ("item_head", "code_head"),
     ("item_head", "item_knn"),
 ]
-study.difference_table(results | by_part, part_pairs)
+added = study.difference_rows(results | by_part, part_pairs, seeds)
+study.difference_table(added)
 
 # %% [markdown]
 # These lists come from a beam. An [exact ranking](../book/notation.md) scores every item, also with the code head times
@@ -480,27 +482,21 @@ for name, of_seeds in measured.items():
     rows += evaluate.rows(key, of_seeds, used)
 for name, [each] in exactly.items():
     rows += evaluate.rows(f"next_item_exact/{name}", [each], [SEED])
-for ours, theirs in pairs + part_pairs:
-    both = (measured[ours], measured[theirs])
-    used = seeds[: len(both[0])]
-    rows += evaluate.difference_rows(f"{ours}_ahead_of/{theirs}", *both, used)
+rows += ahead + added
 rows += study.training_rows(runs | {"code_head_alone": alone})
 rows += table_rows("task", {"leave_one_out": facts_of_task})
 _ = artefacts.record("07_next_item", rows)
 
 # %%
-for ours, theirs in (pairs[0], *part_pairs[:2]):
-    name = f"{ours}_ahead_of/{theirs}/recall@10"
-    row = next(row for row in rows if row["key"] == name)
-    low, high = row["ci95"]
-    print(f"{name}: {row['value']:+.4f} ({low:+.4f} to {high:+.4f})")
+at_10 = [row for row in ahead + added if row["key"].endswith("/recall@10")]
+print(study.difference_table(at_10).T.to_string())
 print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 study.table(results, ["recall@10"])
 
 # %% [markdown]
-# **Can a model that generates IDs beat simple baselines?** The lines above answer for this run: the first compares the
-# whole model with item-kNN, the other two say what the codes add to a model without them. The [results](../book/results.md)
-# have the published runs.
+# **Can a model that generates IDs beat simple baselines?** The lines above answer for this run: "timeline − item-kNN"
+# compares the whole model with a baseline, "timeline − item head" says what the codes add. The
+# [results](../book/results.md) have the published runs.
 #
 # **What did not work.** Product-quantized codes, more training data by shuffling and deleting items of histories, and
 # averages of weights over the training did not help; the mean of two runs gains too little for twice the time; neither a

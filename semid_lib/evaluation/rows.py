@@ -20,7 +20,7 @@ def metric_name(metric: str) -> str:
 
 
 def in_brackets(spread: float) -> str:
-    """A standard deviation over seeds, to stand behind `shown`, in a line of its own where there is no room.
+    """A standard deviation over seeds, to be appended to `shown`.
 
     >>> in_brackets(0.00214)
     ' (.0021)'

@@ -257,9 +257,9 @@ def _trained(
     options: dict[str, Any] = {} if isinstance(model, SASRec) else {"beam_width": _NARROW}
 
     def recall(_) -> float:
-        histories, targets, _, exclude_seen, _ = cast("dataset.Examples", task.validation)
-        found = model.rank(histories, 10, exclude_seen=exclude_seen, **options)
-        return float(metrics.recall_at_k(metrics.ranks(found.items, targets), 10).mean())
+        users = cast("dataset.Examples", task.validation)
+        found = model.rank(users.histories, 10, exclude_seen=users.exclude_seen, **options)
+        return float(metrics.recall_at_k(metrics.ranks(found.items, users.targets), 10).mean())
 
     folder = None
     if task.runs is not None:
@@ -290,8 +290,8 @@ def _digest(model, loader: DataLoader, settings: TrainingConfig, task: Task, mad
     code = [ast.dump(ast.parse(inspect.getsource(module))) for module in modules]  # without comments and line breaks
     data: list[Any] = [task.train.items, task.train.offsets]
     if task.validation is not None:
-        histories, targets, _, exclude_seen, _ = task.validation
-        data += [histories.items, histories.offsets, targets, exclude_seen]
+        users = task.validation
+        data += [users.histories.items, users.histories.offsets, users.targets, users.exclude_seen]
     batch_size = cast("Any", loader.batch_sampler).batch_size
     return digest([code, data, asdict(settings), batch_size, repr(model.config), made_of])
 

@@ -127,25 +127,37 @@ def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:
     return rank
 
 
-def difference_table(measured: Mapping[str, list], pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """By how much one method is ahead of another on the same users, with 95% intervals: all metrics, down.
+def difference_rows(
+    measured: Mapping[str, list], pairs: Iterable[tuple[str, str]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Result rows of by how much one method is ahead of another on the same users; see `evaluate.difference_rows`.
 
     Parameters
     ----------
     measured : mapping of str to list of Evaluation
-        Of each method one evaluation a seed; differences are means over seeds. A method with one is compared with all.
+        Of each method one evaluation a seed. A method with one is compared with all of the other's.
     pairs : iterable of (str, str)
         Keys of both methods.
+    seeds : sequence of int
     """
-    columns = {}
+    rows = []
     for ours, theirs in pairs:
-        others = measured[theirs] * len(measured[ours]) if len(measured[theirs]) == 1 else measured[theirs]
-        of_seeds = [evaluate.differences(*both) for both in zip(measured[ours], others, strict=True)]
+        used = seeds[: len(measured[ours])]
+        rows += evaluate.difference_rows(f"{ours}_ahead_of/{theirs}", measured[ours], measured[theirs], used)
+    return rows
+
+
+def difference_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of `difference_rows` as a page shows them, with 95% intervals: a column a pair, all metrics down."""
+    columns: dict[str, dict[str, str]] = {}
+    for row in rows:
+        ours, theirs, metric = row["key"].replace("_ahead_of/", "/").split("/")
         names = (f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name] for name in (ours, theirs))
-        columns[" − ".join(names)] = (sum(of_seeds[1:], of_seeds[0]) / len(of_seeds)).apply(
-            lambda line: f"{line['mean']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})", axis=1
+        low, high = row["ci95"]
+        columns.setdefault(" − ".join(names), {})[metric_name(metric)] = (
+            f"{row['value']:+.4f} ({low:+.4f} to {high:+.4f})"
         )
-    return pd.DataFrame(columns).rename(index=metric_name)
+    return pd.DataFrame(columns)
 
 
 def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from semid_lib.data import dataset
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import evaluate
-from semid_lib.evaluation.rows import metric_rows
+from semid_lib.evaluation.rows import metric_name, metric_rows
 from semid_lib.ids import embed
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm import base_models, examples
@@ -270,11 +270,6 @@ def difference_table(differences: dict[str, pd.DataFrame]) -> pd.DataFrame:
         cells = {metric_name(str(metric)): interval(line) for metric, line in each.iterrows()}
         lines[name] = {"n": f"{each['n'].iloc[0]:,}"} | cells
     return pd.DataFrame(lines).T
-
-
-def metric_name(metric: str) -> str:
-    """The name of a metric on a page: `recall@10` is "Recall@10"."""
-    return metric.replace("recall@", "Recall@").replace("mrr", "MRR")
 
 
 def interval(line: pd.Series) -> str:

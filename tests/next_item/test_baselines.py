@@ -154,7 +154,7 @@ def test_text_by_hand():
 
 
 def test_transitions_by_hand():
-    flat = np.zeros((6, 2))  # texts that say nothing
+    flat = np.zeros((6, 2))  # all texts alike
     graph = TransitionGraph([[0, 1, 2], [0, 1], [0, 3], [4, 0]], flat, decay=0.5, edge=1, one_step=10, two_steps=3)
     rare = np.log(2) / np.log(3)  # 0 -> 3 once, 0 -> 1 twice
     np.testing.assert_allclose(graph.scores([[0]])[0, 1:4], [11, 3, 10 + rare], rtol=1e-6)

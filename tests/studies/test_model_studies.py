@@ -239,9 +239,8 @@ def test_tables_show_names_and_no_keys(evaluations):
     table = next_item_study.table({f"{name}_refit": each for name, each in evaluations.items()}, ["recall@10"])
     assert list(table.index) == [figures.LABELS[name] for name in evaluations] and list(table) == ["Recall@10"]
     of_seeds = {name: [each] for name, each in evaluations.items()} | {"timeline": [evaluations["timeline"]] * 2}
-    table = next_item_study.difference_table(
-        of_seeds, [("timeline", "sasrec"), ("timeline_item_knn", "timeline_item_knn")]
-    )
+    pairs = [("timeline", "sasrec"), ("timeline_item_knn", "timeline_item_knn")]
+    table = next_item_study.difference_table(next_item_study.difference_rows(of_seeds, pairs, [0, 1]))
     assert list(table) == ["timeline − SASRec", "(timeline + item-kNN) − (timeline + item-kNN)"]
     ahead = evaluate.differences(evaluations["timeline"], evaluations["sasrec"])
     assert list(table.index) == [metric_name(metric) for metric in ahead.index]
