@@ -76,6 +76,7 @@ LABELS = {
     "text_only": "text only",
     "sasrec": "SASRec",
     "tiger": "TIGER",
+    "tiger_long": "TIGER, trained for longer",
     "timeline": "timeline",
     "timeline_item_knn": "timeline + item-kNN",
     "code_head": "code head",

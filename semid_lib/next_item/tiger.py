@@ -21,6 +21,7 @@ from semid_lib.decoding.scorers import EncoderDecoderScorer
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.batches import Prefixes, pad
+from semid_lib.next_item.heads import Dropout
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
 from semid_lib.workbench.store import check_files, sha256
 
@@ -94,6 +95,10 @@ class Tiger(nn.Module):
                 decoder_start_token_id=_PAD,  # type: ignore[call-arg]
             )
         )
+        for parent in list(self.t5.modules()):
+            for name, part in parent.named_children():
+                if isinstance(part, nn.Dropout):
+                    setattr(parent, name, Dropout(config.dropout))
         self.register_buffer("tokens", torch.from_numpy(ids.unique + starts[:-1]), persistent=False)  # of every item
         of_level = [np.arange(start, start + size) for start, size in zip(starts, ids.sizes, strict=False)]
         self._scorer = EncoderDecoderScorer(self.t5, of_level)
