@@ -15,8 +15,7 @@
 # 5. two models from the literature: [SASRec](../book/notation.md) and [TIGER](../book/notation.md);
 # 6. how all methods compare, with [intervals](../book/notation.md "interval"), seeds and paired tests;
 # 7. which part of the model the result comes from: does generating codes add anything?
-# 8. how lists change if they may hold items that the user already has, and if the validation items are used for training;
-# 9. how the trained model is saved and used.
+# 8. how the trained model is saved and used.
 #
 # | | |
 # | --- | --- |
@@ -127,9 +126,9 @@ if len(test.targets) < 100:
 # *Popularity* recommends the same items to all users. *Item-kNN* [(Sarwar et al., 2001)](../book/references.bib
 # "sarwar2001") recommends items that occur close to the history's items in other histories. Ours uses the order, too:
 #
-# $$ s(i \to j) = \sum_{u \ni i, j} \frac{w_u(i, j)}{(n_i\, n_j)^{0.3}} , $$ (eq-knn)
+# $$ s(i \to j) = \sum_{u \ni i, j} \frac{w_u(i, j)}{(n_i\, n_j)^{0.2}} , $$ (eq-knn)
 #
-# $$ w_u(i, j) = \frac{1}{\sqrt{d_u(i, j)}} \times \begin{cases} 1 & j \text{ after } i \\ \tfrac12 & j \text{ before } i, \end{cases} $$ (eq-knn-weight)
+# $$ w_u(i, j) = \frac{1}{\sqrt{d_u(i, j)}} \times \begin{cases} 1 & j \text{ after } i \\ \tfrac14 & j \text{ before } i, \end{cases} $$ (eq-knn-weight)
 #
 # where $d_u(i, j)$ is the distance between $i$ and $j$ in the history of user $u$, and $n_i$ the number of interactions
 # of item $i$; the denominator keeps popular items from being close to everything. The items of a history vote: each
@@ -141,7 +140,7 @@ if len(test.targets) < 100:
 three = [np.array([0, 1, 2]), np.array([0, 1]), np.array([3, 2])]
 toy = baselines.ItemKNN(three, n_items=4)
 print("recommended after item 0:", toy.rank([np.array([0])], k=2).items)
-by_hand = 2 / (2 * 2) ** 0.3
+by_hand = 2 / (2 * 2) ** 0.2
 print(f"s(0, 1): {by_hand:.4f} by hand, {toy.similarity[0, 1]:.4f}")
 
 # %% [markdown]
@@ -173,14 +172,14 @@ study.table(results, headline)
 # $$ v_i = \sum_{l} E_l[c_{i,l}] + W x_i + e_i, \qquad z_t = v_{i_t} + p_t . $$ (eq-position)
 #
 # A causal transformer reads $z_0, z_1, \dots, z_T$ ($z_0$ is a learned start, so that an empty history has an answer,
-# too), and all positions predict their next item in one pass. From its output $h = h_t$ after $t$ items, two output
-# layers ("heads") predict. The *[code head](../book/notation.md)* generates code by code: a small network $f_l$ for
-# each level scores the codes, and the embedding of the chosen code is added to $h$ before the next level. The *[item
-# head](../book/notation.md)* compares $h$ with the vectors of all items at once, like SASRec [(Kang and McAuley,
-# 2018)](../book/references.bib "kang2018"), here by cosines after a linear map $Q$, divided by a learned temperature
-# $\tau$:
+# too), and all positions predict their next item in one pass. Two output layers ("heads") predict, each from the output
+# $h$ of an encoder of its own after $t$ items. The *[code head](../book/notation.md)* generates code by code: a small
+# network $f_l$ for each level scores the codes, and an embedding $D_l$ of the chosen code is added to $h$ before the
+# next level. The *[item head](../book/notation.md)* compares $h$ with the vectors of all items at once, like SASRec
+# [(Kang and McAuley, 2018)](../book/references.bib "kang2018"), here by cosines after a linear map $Q$, divided by a
+# learned temperature $\tau$:
 #
-# $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} E_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
+# $$ p_{\text{code}}(i \mid h) = \prod_{l} \mathrm{softmax}\bigl( f_l( h + \textstyle\sum_{m < l} D_m[c_{i,m}] ) \bigr)_{c_{i,l}} , $$ (eq-head)
 #
 # $$ p_{\text{item}}(i \mid h) = \mathrm{softmax}_j \bigl( \cos(Q h, v_j) / \tau \bigr)_i . $$ (eq-item-head)
 #
@@ -193,7 +192,7 @@ study.table(results, headline)
 # others, and dropout is on, so the loss of Figure 1 is not that of the finished model. A new item has no $e_i$. To
 # prepare the model for this, three in ten items lose theirs in each training step. Three in ten histories are read
 # backward, with a start of their own: which item came *before* also tells which items belong together. The code head
-# reads $h$ but does not change the encoder, because what helped the codes harmed the items (see the
+# reads the vectors $v_i$ but does not change them, because what helped the codes harmed the items (see the
 # [log](../book/log.md)).
 #
 # The mixture is decoded code by code. The code head gives the probability of a [prefix](../book/notation.md) directly;
@@ -290,40 +289,42 @@ plt.show()
 # %% [markdown]
 # ## 6. The table
 #
-# Item-kNN and a trained model fail on different users, so they can complement each other. The mixture can have a third
-# component: the item head with item-kNN as a *prior*, a log-scale score per item. With $s$ the votes of item-kNN,
+# A baseline that counts and a trained model fail on different users, so they can complement each other. The mixture can
+# have a third component: the item head with a *prior*, a log-scale score per item. With $s$ the scores of the baseline,
 #
 # $$ p_{\text{prior}} \propto p_{\text{item}} \cdot (s + 0.01)^2 , \qquad p = \lambda_1\, p_{\text{code}} + \lambda_2\, p_{\text{item}} + \lambda_3\, p_{\text{prior}} . $$ (eq-prior)
 #
-# The floor of 0.01 and the power of 2 were chosen on Beauty's validation users. The weights are those under which the
+# We take item-kNN, which any catalogue can afford, and SLIST, whose matrix has a cell for each pair of items. The
+# floor of 0.01 and the power of 2 were chosen on Beauty's validation users. The weights are those under which the
 # validation targets are most probable, found for each trained model:
 
 # %%
+priors = {name: untrained[name].prior for name in ("item_knn", "slist")}
 weights = {
-    seed: recipes.mixture_weights(run.model, validation, knn.prior)
+    seed: {
+        name: recipes.mixture_weights(run.model, validation, prior)
+        for name, prior in priors.items()
+    }
     for seed, run in trained.items()
 }
+shares = pd.DataFrame(weights[SEED], index=["code head", "item head", "with prior"]).T
 code_weight = trained[SEED].model.config.code_weight
-print(f"without item-kNN: code head {code_weight:.2f}")
-shares = dict(zip(("code", "item", "prior"), weights[SEED], strict=True))
-print("with it:", {name: round(share, 2) for name, share in shares.items()})
+shares.loc["no prior"] = code_weight, 1 - code_weight, 0
+shares.round(2)
 
 # %%
 components = {
-    seed: study.component_ranks(run.model, knn.prior, weights[seed])
+    seed: study.component_ranks(run.model, priors, weights[seed])
     for seed, run in trained.items()
 }
 methods = {
-    "popularity": [untrained["popularity"].rank],
-    "item_knn": [knn.rank],
     "sasrec": [run.model.rank for run in sasrec.values()],
     "tiger": [run.model.rank for run in tiger.values()],
 }
-for name in ("timeline", "timeline_item_knn"):
+for name in ("timeline", "timeline_item_knn", "timeline_slist"):
     methods[name] = [each[name] for each in components.values()]
-for name in methods.keys() - results.keys():
-    results[name] = [measure(rank, k=LENGTH) for rank in methods[name]]
-results = {name: results[name] for name in [*untrained, *methods]}
+for name, ranks in methods.items():
+    results[name] = [measure(rank, k=LENGTH) for rank in ranks]
 study.table(results, headline)
 
 # %% [markdown]
@@ -334,14 +335,15 @@ study.table(results, headline)
 # comparisons, a few are clear by chance.
 
 # %%
-rivals = ("item_knn", "slist", "sasrec", "tiger")
+rivals = ("item_knn", "slist", "transition_graph", "sasrec", "tiger")
 pairs = [("timeline", name) for name in rivals]
-pairs += [("timeline_item_knn", name) for name in ("item_knn", "timeline")]
+pairs += [("timeline_item_knn", "item_knn"), ("timeline_slist", "slist")]
+pairs += [("timeline_slist", name) for name in ("timeline", "timeline_item_knn")]
 ahead = study.difference_rows(results, pairs, seeds)
 study.difference_table(ahead)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic: a rising line with a 95% band for each method, and far below them the line of chance."}}
-first = {name: results[name][0] for name in methods}
+first = {name: results[name][0] for name in ("popularity", "item_knn", *methods)}
 figures.recall_curves(first, len(ids))
 plt.show()
 
@@ -353,32 +355,29 @@ plt.show()
 # ## 7. Does generating codes add anything?
 #
 # The code head generates an ID; the item head scores all items at once, like a SASRec that reads texts. To tell what
-# each contributes, we rank with one head alone, with both, and with item-kNN. The code head is also trained alone, with
-# an encoder of its own (the item head is trained as if alone anyway, see section 3).
+# each contributes, we rank with one head alone, with both, and with a prior. The code head is also trained without an
+# item head, with item vectors of its own (first seed alone); the item head is trained as if alone anyway, see section 3.
 
 # %%
-alone = {
-    seed: recipes.train_timeline(task, ids, vectors, seed, code_weight=1.0, progress=True)
-    for seed in seeds
-}
-parts = {"code_head_alone": [run.model.rank for run in alone.values()]}
-for name in ("code_head", "item_head", "item_head_item_knn"):
-    parts[name] = [each[name] for each in components.values()]
+alone = recipes.train_timeline(task, ids, vectors, SEED, code_weight=1.0, progress=True)
+heads = ("code_head", "item_head", "item_head_item_knn", "item_head_slist")
+parts = {name: [each[name] for each in components.values()] for name in heads}
+parts["code_head_alone"] = [alone.model.rank]
 by_part = {
     name: [measure(rank, k=LENGTH) for rank in ranks] for name, ranks in parts.items()
 }
-for name in ("timeline", "timeline_item_knn"):
-    by_part[name] = results[name]
-study.table(by_part, headline)
+mixtures = ("timeline", "timeline_item_knn", "timeline_slist")
+study.table(by_part | {name: results[name] for name in mixtures}, headline)
 
 # %% [markdown]
-# And by difference on the same users. The first two columns are the answer: what the codes add to the item head, without
-# item-kNN and with it.
+# And by difference on the same users. The first three columns are the answer: what the codes add to the item head,
+# without a prior and with each.
 
 # %%
 part_pairs = [
     ("timeline", "item_head"),
     ("timeline_item_knn", "item_head_item_knn"),
+    ("timeline_slist", "item_head_slist"),
     ("item_head", "code_head"),
     ("item_head", "item_knn"),
 ]
@@ -400,46 +399,7 @@ exactly = {
 study.table(exactly, headline)
 
 # %% [markdown]
-# ## 8. Seen items, and training on the validation items
-#
-# Papers rarely say whether a list may hold items that the user already has. If it may, some ranks go to items that are
-# rarely the answer. If the lists above leave seen items out, this is the effect of allowing them (lists of ten, from a
-# beam of 50):
-
-# %%
-allowing = partial(measure, k=10, exclude_seen=False)
-seen_allowed = {
-    f"{name}_seen_allowed": [allowing(rank) for rank in ranks]
-    for name, ranks in methods.items()
-    if test.exclude_seen
-}
-if not seen_allowed:
-    print("the lists above may hold seen items already")
-study.table(seen_allowed, headline) if seen_allowed else None
-
-# %% [markdown]
-# So far no model was trained on the validation items. A model in production would be, and some papers do it without
-# saying so. We train the timeline model again on all items except the last of each tested user, for as many epochs as
-# validation chose, with a learning rate that falls to 0 within them (first seed alone):
-
-# %%
-late_task = task._replace(train=split.test.histories, validation=None)
-n_epochs = trained[SEED].best.epoch
-refit = recipes.train_timeline(late_task, ids, vectors, SEED, n_epochs, progress=True)
-refit.model.config = trained[SEED].model.config  # with its weights
-late_knn = baselines.ItemKNN(split.test.histories, len(ids))
-late = study.component_ranks(refit.model, late_knn.prior, weights[SEED])
-late_methods = {
-    "item_knn_refit": late_knn.rank,
-    "timeline_refit": late["timeline"],
-    "timeline_item_knn_refit": late["timeline_item_knn"],
-}
-measure_all = partial(measure, k=LENGTH)
-refitted = {name: [measure_all(rank)] for name, rank in late_methods.items()}
-study.table(refitted, headline)
-
-# %% [markdown]
-# ## 9. The saved model
+# ## 8. The saved model
 #
 # The recommender is saved as one folder: weights as safetensors, the semantic IDs, the item table and a `config.json`
 # with checksums. The loaded recommender gives the same lists. (Chapter 08 joins it with the [hybrid
@@ -476,14 +436,13 @@ after
 
 # %%
 rows = []
-measured = {**results, **by_part, **seen_allowed, **refitted}
-for name, of_seeds in measured.items():
+for name, of_seeds in (results | by_part).items():
     key, used = f"next_item/{name}", seeds[: len(of_seeds)]
     rows += evaluate.rows(key, of_seeds, used)
 for name, [each] in exactly.items():
     rows += evaluate.rows(f"next_item_exact/{name}", [each], [SEED])
 rows += ahead + added
-rows += study.training_rows(runs | {"code_head_alone": alone})
+rows += study.training_rows(runs | {"code_head_alone": {SEED: alone}})
 rows += table_rows("task", {"leave_one_out": facts_of_task})
 _ = artefacts.record("07_next_item", rows)
 
@@ -500,8 +459,8 @@ study.table(results, ["recall@10"])
 #
 # **What did not work.** Product-quantized codes, more training data by shuffling and deleting items of histories, and
 # averages of weights over the training did not help; the mean of two runs gains too little for twice the time; neither a
-# width of 192 nor vectors of co-purchases as inputs helped. The [log](../book/log.md) has the numbers, the [results](../book/results.md) what others have
-# published.
+# width of 192 nor vectors of co-purchases as inputs helped. The [log](../book/log.md) has the numbers, the
+# [results](../book/results.md) what others have published.
 #
 # **Next:** [what an idle endpoint costs](08_modal_deployment.ipynb), or a closer look at [which users and items the
 # model serves](11_who_is_served.ipynb).

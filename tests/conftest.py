@@ -103,7 +103,7 @@ def new_timeline(shop):
         config = TimelineConfig(shop.ids.sizes, text_dim=8, n_items=N_ITEMS, **settings)
         model = Timeline(config, shop.ids.unique, shop.vectors)
         with torch.no_grad():  # as initialized all items are about equally probable, which would hide mistakes
-            for table in [*model.code, model.position]:
+            for table in [*model.code, model.item_encoder.position, model.code_encoder.position]:
                 table.weight.normal_(std=spread)
         return model.eval()
 

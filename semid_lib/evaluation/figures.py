@@ -30,13 +30,16 @@ COLOURS = {
     "text only": "#c51b8a",
     "SASRec": "#9467bd",
     "TIGER": "#d62728",
+    "TIGER, trained for longer": "#ff6b6b",
     "timeline": "#1f77b4",
     "timeline + item-kNN": "#2ca02c",
+    "timeline + SLIST": "#006d2c",
     "code head": "#364fc7",
     "code head, trained alone": "#91a7ff",
     "code head x item-kNN": "#22b8cf",
     "item head": "#d9480f",
     "item head x item-kNN": "#66a80f",
+    "item head x SLIST": "#74c476",
     # search
     "BM25": "#bcbd22",
     "dense": "#17becf",
@@ -79,11 +82,13 @@ LABELS = {
     "tiger_long": "TIGER, trained for longer",
     "timeline": "timeline",
     "timeline_item_knn": "timeline + item-kNN",
+    "timeline_slist": "timeline + SLIST",
     "code_head": "code head",
     "code_head_alone": "code head, trained alone",
     "code_head_item_knn": "code head x item-kNN",
     "item_head": "item head",
     "item_head_item_knn": "item head x item-kNN",
+    "item_head_slist": "item head x SLIST",
 }
 
 

@@ -69,6 +69,30 @@ class Votes:
         total = votes @ self.similarity
         return total if isinstance(total, np.ndarray) else total.toarray()
 
+    def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
+        """Log-scale scores, weight * log(score + floor), for `Recommender.rank(prior=...)`.
+
+        Parameters
+        ----------
+        histories : sequence of arrays of item rows
+        weight, floor : float
+            Defaults chosen on Beauty's validation items, for SLIST and item-kNN; the floor stands for scores up to 0.
+
+        Returns
+        -------
+        (n_histories, n_items) float32 array
+
+        References
+        ----------
+        Chapter 07, eq-prior.
+
+        Examples
+        --------
+        >>> ItemKNN([np.array([0, 1])], n_items=3).prior([np.array([0])], weight=1.0, floor=0.5).round(2)
+        array([[-0.69,  0.41, -0.69]], dtype=float32)
+        """
+        return (weight * np.log(np.maximum(self.scores(histories), 0) + floor)).astype(np.float32)
+
 
 class ItemKNN(Votes):
     """Recommends items that are near the user's items in other histories (Sarwar et al. 2001), in their order.
@@ -93,8 +117,8 @@ class ItemKNN(Votes):
         self,
         histories: Sequence[np.ndarray],
         n_items: int,
-        popularity_exponent: float = 0.3,
-        backward: float = 0.5,
+        popularity_exponent: float = 0.2,
+        backward: float = 0.25,
         decay: float = 0.7,
         window: int = 50,
     ):
@@ -105,30 +129,6 @@ class ItemKNN(Votes):
         damping = sp.diags_array(np.maximum(self.counts, 1.0) ** -popularity_exponent)
         both = followed + backward * followed.T  # a repeated item votes for itself
         self.similarity = (damping @ both @ damping).tocsr().astype(np.float32)
-
-    def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
-        """Log-scale item-kNN scores, weight * log(votes + floor), for `Recommender.rank(prior=...)`.
-
-        Parameters
-        ----------
-        histories : sequence of arrays of item rows
-        weight, floor : float
-            Defaults chosen on Beauty's validation items; floor > 0 replaces zero votes.
-
-        Returns
-        -------
-        (n_histories, n_items) float32 array
-
-        References
-        ----------
-        Chapter 07, eq-prior; Sarwar et al. (2001).
-
-        Examples
-        --------
-        >>> ItemKNN([np.array([0, 1])], n_items=3).prior([np.array([0])], weight=1.0, floor=0.5).round(2)
-        array([[-0.69,  0.41, -0.69]], dtype=float32)
-        """
-        return (weight * np.log(np.maximum(self.scores(histories), 0) + floor)).astype(np.float32)
 
 
 class SequentialRules(Votes):

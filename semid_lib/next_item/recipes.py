@@ -29,7 +29,7 @@ from semid_lib.decoding.beam_search import exact_scores
 from semid_lib.evaluation import metrics
 from semid_lib.ids.embed import normalize
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.next_item import batches, heads
+from semid_lib.next_item import batches, layers
 from semid_lib.next_item.sasrec import SASRec, SASRecConfig
 from semid_lib.next_item.tiger import Tiger, TigerConfig
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
@@ -286,7 +286,7 @@ def _digest(model, loader: DataLoader, settings: TrainingConfig, task: Task, mad
     These are the model's module, batches, training, and what chooses the epoch (decoding and metrics). Other code and
     the versions of packages are not covered: delete the runs after a change there that matters.
     """
-    modules = [sys.modules[type(model).__module__], batches, heads, training, beam_search, ranking, metrics]
+    modules = [sys.modules[type(model).__module__], batches, layers, training, beam_search, ranking, metrics]
     code = [ast.dump(ast.parse(inspect.getsource(module))) for module in modules]  # without comments and line breaks
     data: list[Any] = [task.train.items, task.train.offsets]
     if task.validation is not None:

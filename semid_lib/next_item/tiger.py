@@ -21,7 +21,7 @@ from semid_lib.decoding.scorers import EncoderDecoderScorer
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item.batches import Prefixes, pad
-from semid_lib.next_item.heads import Dropout
+from semid_lib.next_item.layers import Dropout
 from semid_lib.workbench.atomic import check_only, fresh_folder, settled
 from semid_lib.workbench.store import check_files, sha256
 

@@ -3,11 +3,11 @@
 TIGER (Rajput et al. 2023) spells a history out code by code and encodes it once per training prefix. Here every item is
 one position, as in RPG (Hou et al. 2025), and a causal transformer trains on all positions in one pass.
 
-Two heads read its output. The *code head* scores one code after the other, coarse to fine, as TIGER does; it is strong
-far down the list and for cold items. The *item head* is a softmax over the catalogue, as in SASRec (Kang & McAuley
-2018); item embeddings make it strong at the top. The model's probability is a mixture of the two. It can still be
-decoded code by code under the trie, because both heads give every prefix of a semantic ID a probability. A prior, such
-as item-kNN scores added to those of the item head, makes a third component.
+There are two heads, each with an encoder of its own. The *code head* scores one code after the other, coarse to fine,
+as TIGER does; it is strong far down the list and for cold items. The *item head* is a softmax over the catalogue, as in
+SASRec (Kang & McAuley 2018); item embeddings make it strong at the top. The model's probability is a mixture of the
+two. It can still be decoded code by code under the trie, because both heads give every prefix of a semantic ID a
+probability. A prior, such as the scores of SLIST added to those of the item head, makes a third component.
 """
 
 import functools
@@ -24,10 +24,10 @@ from semid_lib.decoding import ranking
 from semid_lib.decoding.ranking import ItemRows, Ranked
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item.batches import pad
-from semid_lib.next_item.heads import (
+from semid_lib.next_item.layers import (
     Context,
-    Dropout,
     HeadLevel,
+    HistoryEncoder,
     TimelineConfig,
     TimelineState,
     checked_weights,
@@ -84,29 +84,18 @@ class Timeline(nn.Module):
             nn.LayerNorm(config.text_dim, elementwise_affine=False), nn.Linear(config.text_dim, dim)
         )
         self.item = nn.Embedding(config.n_items, dim)
-        self.start = nn.Parameter(torch.zeros(dim))  # precedes the first item, so that an empty history can be encoded
-        self.backward_start = nn.Parameter(
-            torch.zeros(dim)
-        )  # the same for a history that is read backward, in training
-        self.position = nn.Embedding(config.max_length + 1, dim)
-        self.dropout = Dropout(config.dropout)
-        layer = nn.TransformerEncoderLayer(
-            dim, config.n_heads, 4 * dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        for name in ("dropout", "dropout1", "dropout2"):
-            setattr(layer, name, Dropout(config.dropout))
-        layer.self_attn.dropout = 0.0  # so that the attention scores are never in memory as a whole
-        self.encoder = nn.TransformerEncoder(layer, config.n_layers, nn.LayerNorm(dim), enable_nested_tensor=False)
-        self.head = nn.ModuleList(HeadLevel(dim, size, config.dropout) for size in config.sizes)
+        self.item_encoder, self.code_encoder = HistoryEncoder(config), HistoryEncoder(config)
         self.query = nn.Linear(dim, dim)  # input of the item head
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
-        for table in self.code.children():
+        self.head = nn.ModuleList(HeadLevel(dim, size, config.dropout) for size in config.sizes)
+        self.chosen = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes[:-1])  # for the next level's head
+        for table in (*self.code.children(), *self.chosen.children()):
             nn.init.normal_(cast("torch.Tensor", table.weight), std=0.5)  # at the scale of the projected text
         nn.init.normal_(self.item.weight, std=0.1 / _PACE)  # at first, codes and text dominate
-        nn.init.normal_(self.position.weight, std=0.02)
-        self.head.requires_grad_(config.code_weight > 0)
-        self.query.requires_grad_(config.code_weight < 1)
-        self.log_temperature.requires_grad_(config.code_weight < 1)
+        for part in (self.code_encoder, self.head, self.chosen):
+            part.requires_grad_(config.code_weight > 0)
+        for part in (self.item_encoder, self.query, self.log_temperature):
+            part.requires_grad_(config.code_weight < 1)
         self._kept: tuple | None = None  # see `_catalogue`
 
     def n_targets(self, histories: torch.Tensor) -> torch.Tensor:
@@ -134,13 +123,14 @@ class Timeline(nn.Module):
         own = torch.rand(self.config.n_items, device=rows.device) >= self.config.item_dropout * self.training
         vectors = self.item_vectors(rows, own)
         at = torch.searchsorted(rows, histories.clamp(min=0)).clamp(max=len(rows) - 1)  # padding reads any of them
-        hidden = self._encode(vectors[at], torch.where(backward, self.backward_start, self.start))[:, :-1][real]
-        loss = hidden.new_zeros(())
+        read, loss = vectors[at], vectors.new_zeros(())
         if self.config.code_weight > 0:
-            # beside the item head it reads the encoder without changing it: what helps codes harms items (see the log)
-            context = hidden.detach() if self.config.code_weight < 1 else hidden
-            loss = loss + self._negative_log_likelihood(context, self.ids[histories[real]])
+            # beside the item head it does not change what it reads: what helps codes harms items (see the log)
+            codes_read = read.detach() if self.config.code_weight < 1 else read
+            hidden = self.code_encoder(codes_read, backward)[:, :-1][real]
+            loss = loss + self._negative_log_likelihood(hidden, self.ids[histories[real]])
         if self.config.code_weight < 1:
+            hidden = self.item_encoder(read, backward)[:, :-1][real]
             scores = F.linear(self._query(hidden), F.normalize(vectors, dim=-1), weight)
             loss = loss + F.cross_entropy(scores, at[real])
         return loss
@@ -164,20 +154,8 @@ class Timeline(nn.Module):
         for level, head in enumerate(self.head):
             loss = loss + F.cross_entropy(head(hidden), target[:, level])
             if level + 1 < self.n_levels:
-                hidden = hidden + self.code[level](target[:, level])
+                hidden = hidden + self.chosen[level](target[:, level])
         return loss
-
-    def encode(self, histories: torch.Tensor) -> torch.Tensor:
-        """Encode the first 0, 1, ... T items of each history: (B, T) item rows -> (B, T + 1, dim)."""
-        return self._encode(self.item_vectors(histories.clamp(min=0)), self.start.expand(len(histories), -1))
-
-    def _encode(self, items: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        if items.shape[1] > self.config.max_length:
-            raise ValueError(f"histories hold {items.shape[1]} items, expected at most {self.config.max_length}")
-        x = torch.cat([start[:, None], items], dim=1)
-        x = self.dropout(x + self.position.weight[: x.shape[1]])
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
-        return self.encoder(x, mask=mask, is_causal=True)
 
     def item_vectors(self, rows: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of items: the sum of code embeddings, projected text and item embedding, (..., dim).
@@ -248,8 +226,8 @@ class Timeline(nn.Module):
         """The input of `begin` for histories of item rows; prior and weights as for `rank`."""
         if self.training:
             raise ValueError("the model is in training mode, with dropout on: call its eval() first")
-        recent = pad(histories, self.config.max_length).to(self.start.device)
-        scores = None if prior is None else torch.from_numpy(prior(histories)).to(self.start.device)
+        recent = pad(histories, self.config.max_length).to(self.query.weight.device)
+        scores = None if prior is None else torch.from_numpy(prior(histories)).to(self.query.weight.device)
         return Context(recent, scores, None if weights is None else tuple(weights))
 
     # what `constrained_beam_search` needs of a model
@@ -295,10 +273,11 @@ class Timeline(nn.Module):
         else:
             of_prior, of_codes = 0 if prior is None else 1 / 3, self.config.code_weight
             weights = ((1 - of_prior) * of_codes, (1 - of_prior) * (1 - of_codes), of_prior)
-        lengths = (histories >= 0).sum(dim=1)
-        hidden = self.encode(histories)[torch.arange(len(histories), device=histories.device), lengths]
+        end = torch.arange(len(histories), device=histories.device), (histories >= 0).sum(dim=1)
+        vectors = self.item_vectors(histories.clamp(min=0))
         code_weight, by_item = weights[0], cast("tuple[torch.Tensor, ...]", ())
         if code_weight < 1:
+            hidden = self.item_encoder(vectors)[end]
             scores, components = F.linear(self._query(hidden), self._catalogue()), []
             if weights[1]:
                 components.append(scores.log_softmax(dim=-1) + math.log(weights[1]))
@@ -309,6 +288,7 @@ class Timeline(nn.Module):
                 with_prior = scores + prior[:, self.trie.item.long()]
                 components.append(with_prior.log_softmax(dim=-1) + math.log(weights[2]))
             by_item = prefix_log_probs(self.trie, functools.reduce(torch.logaddexp, components))
+        hidden = self.code_encoder(vectors)[end] if code_weight else vectors.new_zeros((len(vectors), self.config.dim))
         root = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
         zero = hidden.new_zeros(root.shape)
         return self._score(0, hidden[:, None], root, zero, zero, code_weight, by_item)
@@ -336,7 +316,7 @@ class Timeline(nn.Module):
         node = self.trie.step(level, state.node.gather(1, parents), codes)
         at = parents * self.config.sizes[level] + codes
         by_code, total = (scores.flatten(1).gather(1, at) for scores in (state.by_code, state.total))
-        hidden = hidden + self.code[level](codes)
+        hidden = hidden + self.chosen[level](codes)
         return self._score(level + 1, hidden, node, by_code, total, state.code_weight, state.by_item)
 
     def _score(
@@ -383,5 +363,5 @@ class Timeline(nn.Module):
     @property
     def trie(self) -> PrefixTrie:
         """The prefix trie of all items, on the device of the model."""
-        self._trie = self._trie.to(self.start.device)
+        self._trie = self._trie.to(self.query.weight.device)
         return self._trie

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids import embed as encoders
 from semid_lib.ids.semantic_ids import SemanticIDs
-from semid_lib.next_item.heads import HeadLevel, prefix_log_probs
+from semid_lib.next_item.layers import HeadLevel, prefix_log_probs
 from semid_lib.search.generative import GenerativeSearch
 from semid_lib.search.retrieval import BM25
 from semid_lib.workbench.text import one_line

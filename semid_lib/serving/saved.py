@@ -25,7 +25,7 @@ from semid_lib.workbench.store import check_files, check_names, sha256
 from semid_lib.workbench.text import one_line, shown
 from semid_lib.workbench.weights import check_shapes, load_weights, save_weights, shapes_of
 
-FORMAT = 2
+FORMAT, OLDER = 3, 2  # the older is still read
 ALWAYS = ("semantic_ids.npz", "items.parquet")
 FILES = (*ALWAYS, "config.json", "model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
@@ -136,8 +136,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = config if isinstance(config, dict) else {}
     parts = [found[name] for name in ("model", "searcher") if name in found]
     tables = [*parts, found.get("sha256"), found.get("provenance", {})]
-    if found.get("format") != FORMAT or not parts or not all(isinstance(table, dict) for table in tables):
-        raise ValueError(f"{path} has format {found.get('format')!r}, this version reads format {FORMAT}")
+    if found.get("format") not in (OLDER, FORMAT) or not parts or not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"{path} has format {found.get('format')!r}, this version reads formats {OLDER} and {FORMAT}")
     model, searcher = found.get("model", {"type": "timeline"}), found.get("searcher", _NO_SEARCHER)
     if searcher.get("type") == "light":  # as earlier versions called it
         searcher["type"] = "hybrid ranker"
@@ -267,6 +267,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 # --- model.safetensors ---
 
+_ENCODERS = ("item_encoder.", "code_encoder.")
+
 
 def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device: str | torch.device) -> Timeline:
     """Read the next-item model, with weights that are mapped from the file.
@@ -282,19 +284,24 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         settings["sizes"] = tuple(settings["sizes"])
     try:
         config = TimelineConfig(**settings)
+        shapes = shapes_of(path)
+        encoders = ("",) if "start" in shapes else _ENCODERS
         expected = {  # the tensors that make a model large
             "ids": (len(ids), len(ids.sizes)),
             "vectors": (len(ids), config.text_dim),
             "item.weight": (config.n_items, config.dim),
-            "position.weight": (config.max_length + 1, config.dim),
+            **{f"{each}position.weight": (config.max_length + 1, config.dim) for each in encoders},
         }
         levels = {f"code.{level}.weight": (size, config.dim) for level, size in enumerate(config.sizes)}
         check_shapes(path, expected | levels)
-        layers = {name.split(".")[2] for name in shapes_of(path) if name.startswith("encoder.layers.")}
-        if len(layers) != config.n_layers:
-            raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
+        for each in encoders:
+            start = f"{each}encoder.layers."
+            layers = {name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)}
+            if len(layers) != config.n_layers:
+                raise ValueError(f"n_layers is {config.n_layers}, the file has {len(layers)} layers")
         weights = load_weights(path, device)
-        weights.setdefault("backward_start", torch.zeros_like(weights["start"]))  # of training alone; not in old files
+        if encoders != _ENCODERS:
+            weights = _with_two_encoders(weights)
         # the file's mapped tensors replace those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()
@@ -306,3 +313,13 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         why = one_line(str(error), 300).removeprefix(f"{path}: ")  # torch writes several lines
         raise ValueError(f"{path.with_name('config.json')} does not describe {path.name}: {why}") from error
     return model.to(device)
+
+
+def _with_two_encoders(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of format 2, where both heads read one encoder, as a model with an encoder for each."""
+    weights = {"backward_start": torch.zeros_like(weights["start"]), **weights}
+    of_encoder = ("start", "backward_start", "position.", "encoder.")
+    shared = {name: weights.pop(name) for name in list(weights) if name.startswith(of_encoder)}
+    chosen = {name.replace("code", "chosen"): weights[name] for name in weights if name.startswith("code.")}
+    del chosen[f"chosen.{len(chosen) - 1}.weight"]
+    return weights | chosen | {f"{each}{name}": tensor for each in _ENCODERS for name, tensor in shared.items()}

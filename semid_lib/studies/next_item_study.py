@@ -101,18 +101,21 @@ def untrained(train: Sequence[np.ndarray], vectors: np.ndarray) -> dict[str, Any
     }
 
 
-def component_ranks(model: Timeline, prior: Callable, weights: Sequence[float]) -> dict[str, Callable]:
-    """The components of a timeline model, each alone and with item-kNN, as functions for `evaluate.evaluate`.
+def component_ranks(model: Timeline, priors: Mapping[str, Callable], weights: Mapping[str, Sequence[float]]) -> dict:
+    """The components of a timeline model, each alone and with each prior, as functions for `evaluate.evaluate`.
 
-    weights: of the three components with the prior, see `recipes.mixture_weights`.
+    priors: by name, such as that of item-kNN. weights: of the three components with each prior, see
+    `recipes.mixture_weights`.
     """
-    return {
+    found: dict[str, Callable] = {
         "code_head": partial(model.rank, weights=(1.0, 0.0)),
         "item_head": partial(model.rank, weights=(0.0, 1.0)),
         "timeline": model.rank,
-        "item_head_item_knn": partial(model.rank, prior=prior, weights=(0.0, 0.0, 1.0)),
-        "timeline_item_knn": partial(model.rank, prior=prior, weights=weights),
     }
+    for name, prior in priors.items():
+        found[f"item_head_{name}"] = partial(model.rank, prior=prior, weights=(0.0, 0.0, 1.0))
+        found[f"timeline_{name}"] = partial(model.rank, prior=prior, weights=weights[name])
+    return found
 
 
 def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:

@@ -17,7 +17,7 @@ from semid_lib.workbench.store import Store
 
 
 def main(data: str, scale_name: str = "laptop", dropout: float = 0.1, epochs: int = 30, seed: int = 0) -> None:
-    """Train, evaluate with seen items excluded and allowed, and record the rows; chapter 02 must have run on the data."""
+    """Train, evaluate with seen items excluded and allowed, and record the rows. data: a folder, after chapter 02."""
     task, _ = recipes.task_of("tiger", data, scale_name)
     shop = dataset.load(data)
     artefacts = Store(shop.name, scale_name, shop.fingerprint)

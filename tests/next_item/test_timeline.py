@@ -11,7 +11,7 @@ from semid_lib.decoding.beam_search import constrained_beam_search, exact_rankin
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.next_item import recipes
 from semid_lib.next_item.batches import pad
-from semid_lib.next_item.heads import Dropout
+from semid_lib.next_item.layers import Dropout
 from semid_lib.next_item.timeline import Context, Timeline, TimelineConfig
 
 
@@ -30,13 +30,14 @@ def log_probability(model, history, item):
 @torch.no_grad()
 def both_heads(model, history):
     """log p(item | history) of every item under the code head and under the item head, by their formulas: 2 x (n,)."""
-    hidden = model.encode(pad([history], model.config.max_length))[0, -1]
+    read = model.item_vectors(pad([history], model.config.max_length))
+    hidden, hidden_codes = (encoder(read)[0, -1] for encoder in (model.item_encoder, model.code_encoder))
     written = []
     for codes in model.ids:
-        state, logs = hidden, 0.0
+        state, logs = hidden_codes, 0.0
         for level, code in enumerate(codes):
             logs += float(model.head[level](state).log_softmax(dim=-1)[code])
-            state = state + model.code[level].weight[code]
+            state = state + model.chosen[level].weight[code] if level < 2 else None
         written.append(logs)
     items = model.item_vectors(torch.arange(len(model.ids)))
     cosines = torch.cosine_similarity(model.query(hidden)[None], items)
@@ -58,13 +59,14 @@ def test_the_loss_is_that_of_both_heads(shop, new_timeline):
 def test_a_head_without_weight_is_not_trained(shop, new_timeline):
     histories = pad(shop.histories[:5], 12)
     losses = []
-    for code_weight, unused in ((1.0, "query"), (0.0, "head")):
+    for code_weight, unused in ((1.0, ("query", "item_encoder")), (0.0, ("head", "code_encoder", "chosen"))):
         model = new_timeline()
         model.config = replace(model.config, code_weight=code_weight)
         loss = model(histories)
         loss.backward()
         losses.append(loss.item())
-        assert all(weight.grad is None for weight in getattr(model, unused).parameters())
+        parts = [weight for name in unused for weight in getattr(model, name).parameters()]
+        assert parts and all(weight.grad is None for weight in parts)
     assert new_timeline()(histories).item() == pytest.approx(sum(losses), abs=1e-4)
 
 
@@ -158,7 +160,10 @@ def test_the_model_does_not_look_ahead_and_reads_the_order(new_timeline):
     history, changed = torch.tensor([[3, 9, 27, 1, 5]]), torch.tensor([[3, 9, 27, 30, 5]])
     for context in (torch.no_grad(), torch.inference_mode()):  # torch takes another path through the encoder
         with context:
-            before, after = model.encode(history), model.encode(changed)
+            before, after = (
+                torch.cat([encoder(model.item_vectors(rows)) for encoder in (model.item_encoder, model.code_encoder)])
+                for rows in (history, changed)
+            )
             _, scores = model.begin(torch.tensor([[3, 9, 27], [9, 3, 27]]))
         torch.testing.assert_close(before[:, :4], after[:, :4])
         assert ((before - after)[:, 4:].abs().amax(dim=-1) > 1e-3).all()

@@ -104,12 +104,22 @@ def test_what_is_loaded_recommends_what_was_saved(recommender, folder, histories
 
 
 def test_a_folder_of_format_2_written_without_this_library_is_read(recommender, shop, histories, tmp_path):
-    """Folders that users have keep loading: names, keys and types as they are since format 2."""
+    """Folders that users have keep loading: names, keys and types as they were in format 2, with one encoder."""
+    model = recommender.model
+    with torch.no_grad():
+        for level, table in enumerate(model.chosen):
+            table.weight.copy_(model.code[level].weight)
+    model.code_encoder.load_state_dict(model.item_encoder.state_dict())
+    weights = {
+        name.removeprefix("item_encoder."): weight.numpy()
+        for name, weight in model.state_dict().items()
+        if not name.startswith(("chosen", "code_encoder", "item_encoder.backward"))
+    }
     facts = {"codes": shop.ids.codes, "disambiguation_code": shop.ids.disambiguation_code}
     with open(tmp_path / "semantic_ids.npz", "wb") as file:
         np.savez(file, **facts, codebook_size=np.int64(4), disambiguation_size=np.int64(shop.ids.sizes[-1]))
     shop.items.to_parquet(tmp_path / "items.parquet")
-    save_file({name: x.numpy() for name, x in recommender.model.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(weights, tmp_path / "model.safetensors")
     model = {"sizes": list(shop.ids.sizes), "text_dim": 8, "n_items": 40, "dim": 16, "n_layers": 1, "n_heads": 2}
     model |= {"type": "timeline", "max_length": 12}
     (tmp_path / "config.json").write_text(json.dumps({"format": 2, "model": model, "sha256": dict.fromkeys(FILES[1:])}))
@@ -195,8 +205,8 @@ def test_what_could_not_be_read_back_is_not_written(recommender, folder):
         recommender.save_pretrained(folder)
     recommender.items = items
     with torch.no_grad():
-        recommender.model.start[0] = float("nan")
-    with pytest.raises(ValueError, match="tensor 'start' holds numbers that are not finite"):
+        recommender.model.item_encoder.start[0] = float("nan")
+    with pytest.raises(ValueError, match=r"tensor 'item_encoder\.start' holds numbers that are not finite"):
         recommender.save_pretrained(folder)
     assert content_of(folder) == before
 
@@ -253,7 +263,7 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_read_again(folder, other,
     monkeypatch.setattr(saved, "read_items", read_slowly)
     loaded = Recommender.from_pretrained(folder)
     assert loaded.items["title"].iloc[0] == "new"
-    assert torch.equal(loaded.model.position.weight, other.model.position.weight)
+    assert torch.equal(loaded.model.item_encoder.position.weight, other.model.item_encoder.position.weight)
 
 
 def test_a_folder_that_changes_without_end_is_given_up(folder):
@@ -316,7 +326,7 @@ LANGUAGE = {"type": "language model", "beam_width": 9, "task": "query_to_id"}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "has format 1, this version reads format 2"),
+        ({"format": 1}, "has format 1, this version reads formats 2 and 3"),
         ({"provenance": "shop"}, "format"),
         ({"sha256": []}, "format"),
         ({"exclude_seen": "yes"}, "exclude_seen is 'yes', expected true or false"),
@@ -364,7 +374,10 @@ WEIGHTS = {
     "a table transposed": (changed(vectors=lambda x: np.ascontiguousarray(x.T)), r"'vectors' has shape \(8, 40\)"),
     "not a number": (changed(vectors=lambda x: np.full_like(x, np.nan)), "'vectors' holds numbers that are not finite"),
     "another type": (changed(vectors=lambda x: x.astype(np.int64)), "vectors is torch.int64, expected torch.float32"),
-    "a missing tensor": (lambda weights: {name: weights[name] for name in weights if name != "start"}, "start"),
+    "a missing tensor": (
+        lambda weights: {name: weights[name] for name in weights if name != "query.bias"},
+        "query.bias",
+    ),
     "one too many": (lambda weights: weights | {"more": np.zeros(3, np.float32)}, "more"),
 }
 
@@ -382,7 +395,7 @@ def test_ids_and_layers_of_another_model_are_refused(folder):
     save_file(weights | {"ids": weights["ids"][::-1].copy()}, folder / "model.safetensors")
     sealed(folder)
     refused(folder, "", "expected the same items")
-    last = {"encoder.layers.2999.norm1.weight": weights["encoder.layers.0.norm1.weight"]}
+    last = {"item_encoder.encoder.layers.2999.norm1.weight": weights["item_encoder.encoder.layers.0.norm1.weight"]}
     save_file(weights | last, folder / "model.safetensors")
     model = json.loads((folder / "config.json").read_text())["model"]
     change_json(folder / "config.json", {"model": model | {"n_layers": 3000}})

@@ -253,7 +253,7 @@ def test_components_are_ranked_alone_and_with_item_knn(shop, new_timeline):
     untrained = next_item_study.untrained(histories, vectors)
     assert set(untrained) <= set(figures.LABELS)
     model, prior = new_timeline(), untrained["item_knn"].prior
-    ranks = next_item_study.component_ranks(model, prior, (0.2, 0.3, 0.5))
+    ranks = next_item_study.component_ranks(model, {"item_knn": prior}, {"item_knn": (0.2, 0.3, 0.5)})
     ranks["code_head_item_knn"] = next_item_study.code_head_with_prior(model, prior)
     assert set(ranks) <= set(figures.LABELS)
     lists = {name: rank(shop.histories[:3], 40, exclude_seen=False).items for name, rank in ranks.items()}

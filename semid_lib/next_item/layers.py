@@ -1,6 +1,6 @@
-"""Parts of the timeline model: its shape, its input and state, a head over codes, dropout, prefix probabilities.
+"""Parts of the timeline model: its shape, its input and state, an encoder, a head over codes, prefix probabilities.
 
-The hybrid ranker uses the last three, too.
+The hybrid ranker uses the last two, too, and TIGER the dropout.
 """
 
 import math
@@ -64,7 +64,7 @@ class Context(NamedTuple):
 class TimelineState(NamedTuple):
     """What decoding carries from level to level, for W beams of each of B histories."""
 
-    hidden: torch.Tensor  # (B, W, dim) float32: the context plus the codes chosen so far
+    hidden: torch.Tensor  # (B, W, dim) float32: the code head's context plus the codes chosen so far
     node: torch.Tensor  # (B, W) int64 nodes of the trie, -1 for a prefix of no item
     by_code: torch.Tensor  # (B, W, K) log-probability of each longer prefix under the code head
     total: torch.Tensor  # (B, W, K) the same under the mixture
@@ -110,6 +110,41 @@ class Dropout(nn.Module):
         words = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.n_dropped
         return x * kept * (256 / (256 - self.n_dropped))
+
+
+class HistoryEncoder(nn.Module):
+    """A causal transformer over item vectors."""
+
+    def __init__(self, config: TimelineConfig):
+        super().__init__()
+        dim, self.max_length = config.dim, config.max_length
+        self.start = nn.Parameter(torch.zeros(dim))  # precedes the first item, so that an empty history can be encoded
+        self.backward_start = nn.Parameter(torch.zeros(dim))  # the same for a history that is read backward
+        self.position = nn.Embedding(config.max_length + 1, dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.dropout = Dropout(config.dropout)
+        layer = nn.TransformerEncoderLayer(
+            dim, config.n_heads, 4 * dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        for name in ("dropout", "dropout1", "dropout2"):
+            setattr(layer, name, Dropout(config.dropout))
+        layer.self_attn.dropout = 0.0  # so that the attention scores are never in memory as a whole
+        self.encoder = nn.TransformerEncoder(layer, config.n_layers, nn.LayerNorm(dim), enable_nested_tensor=False)
+
+    def forward(self, items: torch.Tensor, backward: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode the first 0, 1, ... T items: (B, T, dim) vectors -> (B, T + 1, dim).
+
+        backward: (B, 1) bool, which histories come with the last item first; None for none.
+        """
+        if items.shape[1] > self.max_length:
+            raise ValueError(f"histories hold {items.shape[1]} items, expected at most {self.max_length}")
+        start = self.start.expand(len(items), -1)
+        if backward is not None:
+            start = torch.where(backward, self.backward_start, start)
+        x = torch.cat([start[:, None], items], dim=1)
+        x = self.dropout(x + self.position.weight[: x.shape[1]])
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
+        return self.encoder(x, mask=mask, is_causal=True)
 
 
 class HeadLevel(nn.Module):
