@@ -73,6 +73,22 @@ def histories_in_batches(histories: ItemRows, max_length: int, batch_size: int, 
     return DataLoader(cast("Any", kept), batch_sampler=buckets, collate_fn=lambda rows: pad(rows, max_length))
 
 
+def some_backward(histories: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn a random share of the histories of a batch around; also which ones, (B, 1) bool.
+
+    Examples
+    --------
+    >>> some_backward(torch.tensor([[1, 2, 3], [4, 5, -1]]), share=1.0)[0]
+    tensor([[ 3,  2,  1],
+            [ 5,  4, -1]])
+    """
+    real = histories >= 0
+    backward = torch.rand(len(histories), 1, device=histories.device) < share
+    last = real.sum(dim=1, keepdim=True) - 1
+    places = torch.arange(histories.shape[1], device=histories.device)
+    return histories.gather(1, torch.where(backward & real, last - places, places)), backward
+
+
 class Prefixes(NamedTuple):
     """A batch of TIGER: histories and the item that follows each."""
 

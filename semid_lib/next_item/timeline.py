@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from semid_lib.decoding import ranking
 from semid_lib.decoding.ranking import ItemRows, Ranked
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.next_item.batches import pad
+from semid_lib.next_item.batches import pad, some_backward
 from semid_lib.next_item.layers import (
     Context,
     HeadLevel,
@@ -115,10 +115,7 @@ class Timeline(nn.Module):
             Item rows in time order, -1 after the end.
         """
         real = histories >= 0
-        backward = torch.rand(len(histories), 1, device=histories.device) < self.config.backward * self.training
-        last = real.sum(dim=1, keepdim=True) - 1
-        places = torch.arange(histories.shape[1], device=histories.device)
-        histories = histories.gather(1, torch.where(backward & real, last - places, places))
+        histories, backward = some_backward(histories, self.config.backward * self.training)
         rows, weight = self._compared(histories[real])
         own = torch.rand(self.config.n_items, device=rows.device) >= self.config.item_dropout * self.training
         vectors = self.item_vectors(rows, own)
