@@ -2,9 +2,8 @@
 
 One learned vector per item serves as input and output. Two things differ from the paper. The loss is the full
 cross-entropy over the catalogue instead of one negative per item, which explains most of the distance between the
-strong and the weak figures that go by this name (Petrov & Macdonald 2023; Klenitskiy & Vasilev 2023). A learned start
-precedes the first item, so that an empty history can be encoded. And some histories are read backward in training, as
-in the timeline model.
+strong and the weak figures that go by this name (Petrov & Macdonald 2023; Klenitskiy & Vasilev 2023). And a learned
+start precedes the first item, so that an empty history can be encoded.
 
 SASRec cannot recommend new items: those without interactions are trained as wrong answers only, which moves all their
 vectors in much the same way, so that their scores do not tell one from another.
@@ -19,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from semid_lib.decoding.ranking import ItemRows, Ranked, rank_by_scores
-from semid_lib.next_item.batches import pad, some_backward
+from semid_lib.next_item.batches import pad
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class SASRecConfig:
     n_layers: int = 2
     n_heads: int = 2
     dropout: float = 0.5
-    backward: float = 0.3  # share of training histories that are read from the last item to the first
     max_length: int = 50  # the most recent items that the model reads
 
 
@@ -50,7 +48,6 @@ class SASRec(nn.Module):
         self.config = config
         self.item = nn.Embedding(config.n_items, config.dim)
         self.start = nn.Parameter(torch.zeros(config.dim))
-        self.backward_start = nn.Parameter(torch.zeros(config.dim))  # of a history that is read backward
         self.position = nn.Embedding(config.max_length + 1, config.dim)
         self.read = nn.Sequential(nn.LayerNorm(config.dim), nn.Dropout(config.dropout))
         layer = nn.TransformerEncoderLayer(
@@ -69,22 +66,15 @@ class SASRec(nn.Module):
             Item rows in time order, -1 after the end.
         """
         real = histories >= 0
-        histories, backward = some_backward(histories, self.config.backward * self.training)
-        hidden = self.encode(histories, backward)[:, :-1][real]  # (N, dim)
+        hidden = self.encode(histories)[:, :-1][real]  # (N, dim)
         return F.cross_entropy(hidden @ self.item.weight.T, histories[real])
 
-    def encode(self, histories: torch.Tensor, backward: torch.Tensor | None = None) -> torch.Tensor:
-        """Encode the first 0, 1, ... T <= max_length items of each history: (B, T) item rows -> (B, T + 1, dim).
-
-        backward: (B, 1) bool, which histories come with the last item first; None for none.
-        """
+    def encode(self, histories: torch.Tensor) -> torch.Tensor:
+        """Encode the first 0, 1, ... T <= max_length items of each history: (B, T) item rows -> (B, T + 1, dim)."""
         if histories.shape[1] > self.config.max_length:
             raise ValueError(f"histories hold {histories.shape[1]} items, expected at most {self.config.max_length}")
-        start = self.start.expand(len(histories), -1)
-        if backward is not None:
-            start = torch.where(backward, self.backward_start, start)
         items = self.item(histories.clamp(min=0))  # the causal mask hides the padding
-        x = torch.cat([start[:, None], items], dim=1)
+        x = torch.cat([self.start.expand(len(histories), 1, -1), items], dim=1)
         x = self.read(x + self.position.weight[: x.shape[1]])
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
         return self.encoder(x, mask=mask, is_causal=True)
