@@ -30,6 +30,7 @@
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
+N_SEEDS = 0  # how often each model is trained; 0: as often as the scale says
 
 # %%
 from functools import partial
@@ -226,7 +227,7 @@ print(f"probability of all items together: {np.exp(answer.scores).sum():.3f}")
 # %%
 runs_folder = artefacts.path("runs")
 task = recipes.Task(split.train, validation, sizes, runs_folder)
-seeds = range(SEED, SEED + sizes.n_seeds)
+seeds = range(SEED, SEED + (N_SEEDS or sizes.n_seeds))
 trained = {
     seed: recipes.train_timeline(task, ids, vectors, seed, progress=True)
     for seed in seeds
