@@ -20,7 +20,7 @@
 # | | |
 # | --- | --- |
 # | reads | `embeddings` (chapter 01), `semantic_ids` (chapter 02), the histories of `DATA` |
-# | writes | `recommender` and `tiger`: folders for `Recommender.from_pretrained` and `Tiger.from_pretrained`; `next_item_lists`, for chapter 11; `runs`: trained models that are found again, may be deleted; result rows |
+# | writes | `recommender` and `tiger`: folders for `Recommender.from_pretrained` and `Tiger.from_pretrained`; `next_item_lists`, for chapters 11 and 12; `runs`: trained models that are found again, may be deleted; result rows |
 # | runs in | a minute or two at `smoke`; minutes at `laptop` on the demo shop, hours on the Beauty benchmark, mostly for TIGER |
 #
 # At `laptop`, the demo shop gets fewer seeds, a shorter TIGER training and fewer test users than other data, to save
@@ -108,7 +108,8 @@ if shop.histories.times is not None:
 # their catalogue number. A sequential model learns this order as if it were behaviour, and a score contains it
 # [(Woolridge et al., 2021)](../book/references.bib "woolridge2021") [(Klenitskiy et al.,
 # 2024)](../book/references.bib "klenitskiy2024"). So each table also has columns for the users whose target lies on a
-# *later day* than their history, where no such order helps.
+# *later day* than their history, where no such order helps. [Chapter 12](12_protocol.ipynb) measures how much of each
+# score the order of the file is, and what changes if lists may hold seen items or models train on the validation items.
 #
 # Where users rarely take the same item again, lists leave out the items of the history unless a row says otherwise.
 # Where they often do, as with groceries, lists may hold them. The validation targets decide (see above).
@@ -405,7 +406,7 @@ study.table(exactly, headline)
 # The recommender is saved as one folder: weights as safetensors, the semantic IDs, the item table and a `config.json`
 # with checksums. The loaded recommender gives the same lists. (Chapter 08 joins it with the [hybrid
 # ranker](../book/notation.md) of chapter 10, so that one folder answers histories and queries.) TIGER goes to a folder
-# that transformers reads as a T5. Chapter 11 reads the lists.
+# that transformers reads as a T5. Chapters 11 and 12 read the lists.
 
 # %%
 recommender = recommenders[SEED]
@@ -463,5 +464,5 @@ study.table(results, ["recall@10"])
 # width of 192 nor vectors of co-purchases as inputs helped. The [log](../book/log.md) has the numbers, the
 # [results](../book/results.md) what others have published.
 #
-# **Next:** [what an idle endpoint costs](08_modal_deployment.ipynb), or a closer look at [which users and items the
-# model serves](11_who_is_served.ipynb).
+# **Next:** [what an idle endpoint costs](08_modal_deployment.ipynb), a closer look at [which users and items the model
+# serves](11_who_is_served.ipynb), or [how much of these scores is the protocol](12_protocol.ipynb).

@@ -250,4 +250,5 @@ print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 #
 # **What it does not show**: whether users like the lists. All measures are about one next item per user.
 #
-# **Back to** [the table of chapter 07](07_next_item.ipynb).
+# **Next:** [does the protocol decide who wins?](12_protocol.ipynb) **Back to** [the table of chapter
+# 07](07_next_item.ipynb).

@@ -17,8 +17,8 @@ from semid_lib.chapters import runner
 from semid_lib.data import demo_shop
 from semid_lib.data.folder import open_store, write_folder
 
-# without histories, chapter 11 continues with the demo shop of chapter 07, on which `make test` runs it
-COLD = [name for name in runner.in_order() if not name.startswith("11_")]
+# without histories, chapters 11 and 12 continue with the demo shop of chapter 07, on which `make test` runs them
+COLD = [name for name in runner.in_order() if not name.startswith(("11_", "12_"))]
 
 pytestmark = pytest.mark.slow
 

@@ -22,6 +22,7 @@ COLOURS = {
     # next-item models
     "popularity": "#7f7f7f",
     "item-kNN": "#ff7f0e",
+    "item-kNN + file order": "#ffbb78",
     "user-kNN": "#b35900",
     "sequential rules": "#e9c46a",
     "EASE": "#6b8e23",
@@ -71,6 +72,7 @@ EXACT: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 LABELS = {
     "popularity": "popularity",
     "item_knn": "item-kNN",
+    "item_knn_file_order": "item-kNN + file order",
     "user_knn": "user-kNN",
     "sequential_rules": "sequential rules",
     "ease": "EASE",

@@ -1,4 +1,4 @@
-"""Figures of chapters 05 and 10 (search), 06 (decoding), 07 and 11 (next item). Conventions: `evaluation.figures`."""
+"""Figures of chapters 05 and 10 (search), 06 (decoding), 07, 11, 12 (next item). Conventions: `evaluation.figures`."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -63,7 +63,7 @@ def recall_panels(panels: Mapping[str, tuple[dict[str, evaluate.QueryEvaluation]
     return figure
 
 
-# --- next item: chapters 07 and 11 ---
+# --- next item: chapters 07, 11 and 12 ---
 
 
 def training_curves(run: Any) -> Figure:

@@ -21,7 +21,7 @@ from semid_lib.next_item.timeline import Timeline
 from semid_lib.workbench import scale
 from semid_lib.workbench.store import Store
 
-LISTS = "next_item_lists"  # the artefact that chapter 07 writes and chapter 11 reads
+LISTS = "next_item_lists"  # the artefact that chapter 07 writes and chapters 11 and 12 read
 
 
 def load_shop(data: str | Path) -> tuple[dataset.Dataset, str]:
@@ -176,7 +176,7 @@ def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dic
     return rows
 
 
-# --- what chapter 07 hands to chapter 11 ---
+# --- what chapter 07 hands to chapters 11 and 12 ---
 
 
 def save_lists(artefacts: Store, evaluations: Mapping[str, evaluate.Evaluation]) -> None:
