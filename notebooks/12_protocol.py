@@ -1,8 +1,8 @@
 # %% [markdown]
 # # The protocol: does it decide who wins?
 #
-# Chapter 07 compares next-item methods under one protocol. Part of each score comes from the file and the protocol, not
-# from what users do. How large is that part, and does the order of the methods depend on it?
+# Chapter 07 compares next-item methods under one protocol. Part of each score comes from the file and the protocol,
+# not from what users do. How large is that part, and does the order of the methods depend on it?
 #
 # **What you will learn**
 #
@@ -66,8 +66,9 @@ print(f"{len(test.targets):,} test users, {len(ids):,} items")
 # lists them in some order, and a [leave-one-out](../book/notation.md "leave-one-out") split takes it for the order of
 # the purchases. [Woolridge et al. (2021)](../book/references.bib "woolridge2021") and [Klenitskiy et al.
 # (2024)](../book/references.bib "klenitskiy2024") show how many public data sets have this problem. A simple check:
-# among neighbours in a [history](../book/notation.md), how often does the second have the higher item id (on Amazon
-# data, the ASIN, which is the catalogue number)? If ids say nothing about the order, it is about half.
+# among neighbours in a [history](../book/notation.md), how often does the second have the higher [item
+# id](../book/notation.md) (on Amazon data, the ASIN, which is the catalogue number)? If ids say nothing about the
+# order, it is about half.
 
 # %%
 facts, later = {}, test.later_day
@@ -94,7 +95,7 @@ pd.Series(facts, name="share").map("{:.1%}".format).to_frame() if facts else Non
 groups, rows = {}, []
 if later is not None and later.any() and not later.all():
     names = pd.Categorical.from_codes(later.astype(int), ["same day", "later day"])
-    groups = {"target": names}
+    groups = {"day of the target": names}
 elif later is not None:
     print(f"all targets are of {'a later' if later.all() else 'the same'} day")
 by_group = evaluate.group_table(first, names) if groups else None
@@ -106,9 +107,9 @@ if groups:
     plt.show()
 
 # %% [markdown]
-# *Figure 1.* Recall@10 of the users whose target is of the same or of a later day than their last item, with the number
-# of users below; grey lines are 95% intervals. Not all of a gap is the order of the file: what is bought together also
-# belongs together. Section 2 tells these apart.
+# *Figure 1.* Recall@10 of the users whose target is of the same or of a later day than their last item, with the
+# number of users below; grey lines are 95% intervals. Not all of a gap is the order of the file: what is bought
+# together also belongs together. Section 2 tells these apart.
 #
 # Who wins? The same lists by difference to [item-kNN](../book/notation.md), in each group, with paired 95% intervals:
 
@@ -124,9 +125,9 @@ columns[("later_day_ahead_of_item_knn", "recall@10")] = "Recall@10, later day"
 protocol.change_table(rows, columns) if groups else None
 
 # %% [markdown]
-# How much can a method gain that reads the order of the file and nothing else? We give item-kNN one forbidden piece of
-# knowledge: positive scores of items with a higher id than the last item of the history are doubled. The factor was not
-# tuned. This is no method and it is in no other table of this book; it is the size of the effect.
+# How much can a method gain that reads the order of the file and nothing else? We give item-kNN one forbidden piece
+# of knowledge: positive scores of items with a higher id than the last item of the history are doubled. The factor
+# was not tuned. This is no method and it is in no other table of this book; it is the size of the effect.
 
 # %%
 knn = baselines.ItemKNN(split.train, len(ids))
@@ -142,19 +143,19 @@ study.table(both, protocol.METRICS)
 protocol.change_table(gained, protocol.headings("file_order_gain"))
 
 # %% [markdown]
-# If the file is sorted within a day, the doubled votes help on the same day and do harm on later days. If it is not,
-# they help nowhere. A trained sequential model needs no such hint: it sees in training that ids ascend.
+# If the file is sorted within a day, the doubled votes should help on the same day and harm on later days; if it is
+# not, they should not help. A trained sequential model needs no such hint: it sees sorted items in training.
 
 # %% [markdown]
 # ## 2. Shuffled
 #
-# Now the order of the file is removed: each user's items of one day are put in random order, before the split, so that
-# training, validation and test lose it. Items of one day stay together. All methods are trained again on each draw,
-# with the same settings and training seed, and compared with the usual order (lists of ten; the [timeline
-# model](../book/notation.md) from a beam of 50). TIGER is left out because it trains longest.
+# Now the order of the file is removed: each user's items of one day are put in random order, before the split, so
+# that training, validation and test lose it. Items of one day stay together. All methods are trained again on each
+# draw, with the same settings and training seed, and compared with the usual order (lists of ten; the [timeline
+# model](../book/notation.md) from a beam of 50). [TIGER](../book/notation.md) is left out because it trains longest.
 #
-# All methods but popularity give recent items more weight. Sequential rules, item-kNN, SLIST, the transition graph and
-# the two trained models also count what comes *after* what; user-kNN, EASE and text alone do not.
+# All methods but popularity give recent items more weight. Sequential rules, item-kNN, SLIST, the transition graph
+# and the two trained models also count what comes *after* what; user-kNN, EASE and text alone do not.
 
 # %%
 lists = partial(protocol.lists_of_ten, ids=ids, vectors=vectors, sizes=sizes, seed=SEED)
@@ -166,11 +167,11 @@ for draw in draws:
     found.append(lists(mixed, runs=artefacts.path("runs_shuffled"), progress=True))
 shuffled = {name: [each[name] for each in found] for name in usual if found}
 changed = protocol.change_rows("shuffled_gain", shuffled, usual, draws)
-print(f"{len(draws)} draws")
+print(f"draws: {len(draws)}")
 
 # %% [markdown]
-# The mean over draws beside the usual order, with the place of each method among all, and the change with a paired 95%
-# interval over users (a same-day target is another item after shuffling, a later-day target the same):
+# The mean over draws beside the usual order, with the place of each method among all, and the change with a paired
+# 95% interval over users (a same-day target is another item after shuffling, a later-day target the same):
 
 # %%
 order = protocol.order_table(usual, shuffled) if draws else pd.DataFrame()
@@ -187,10 +188,10 @@ if draws:
     print("best when shuffled:", order["shuffled"].idxmax())
 
 # %% [markdown]
-# Read it with care. On files that are sorted within a day, the change is what the methods owe to that order. On data with
-# real times, such as the demo shop, shuffling destroys real order, and the change is what a resolution of one day costs.
-# Both can be told apart only by the check of section 1. A single training run can also change by chance: chapter 07 has
-# the spread over seeds.
+# Popularity reads no order: its change comes from other targets alone. On files that are sorted within a day, the
+# change is what the methods owe to that order. On data with real times, such as the demo shop, shuffling destroys
+# real order, and the change is what a resolution of one day costs. Both can be told apart only by the check of
+# section 1. A single training run can also change by chance: chapter 07 has the spread over seeds.
 
 # %% [markdown]
 # ## 3. Seen items
@@ -255,16 +256,16 @@ cost = protocol.change_rows("seen_allowed_gain", of_first, first | usual, [SEED]
 protocol.change_table(cost, protocol.headings("seen_allowed_gain"))
 
 # %% [markdown]
-# A published figure must be compared with the row of its own protocol. The difference is not the same for all methods: one
-# that rates the history's own items highly loses more.
+# A published figure must be compared with the row of its own protocol. The difference is not the same for all
+# methods: one that rates the history's own items highly loses more.
 
 # %% [markdown]
 # ## 4. Training on the validation items
 #
 # So far no model was trained on the validation items. A model in production would be, and some papers do it without
 # saying so. We train the timeline model again on all items except the last of each tested user, for as many epochs as
-# validation chose, with a learning rate that falls to 0 within them, and count the baselines anew (first seed; settings
-# and mixture weights as before).
+# validation chose, with a learning rate that falls to 0 within them, and count the baselines anew (first seed;
+# settings and mixture weights as before).
 
 # %%
 late = split.test.histories
@@ -299,8 +300,8 @@ gain = protocol.change_rows("refit_gain", of_refit, usual | first, [SEED])
 protocol.change_table(gain, protocol.headings("refit_gain"))
 
 # %% [markdown]
-# A method that gains here gains from more and fresher data, not from a better idea. A baseline that gets the validation
-# items too is the fair opponent of a model that was trained on them.
+# A method that gains here gains from more and fresher data, not from a better idea. A baseline that gets the
+# validation items too is the fair opponent of a model that was trained on them.
 
 # %% [markdown]
 # ## 5. Summary
@@ -331,9 +332,10 @@ print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 pd.Series(best, name="best at Recall@10").to_frame() if best else None
 
 # %% [markdown]
-# **Does the protocol decide who wins?** The table above has the best method in each setting of this run; where an
-# interval of sections 1 to 4 contains 0, first and second cannot be told apart. The [results](../book/results.md) have
-# the published runs.
+# **Does the protocol decide who wins?** The table above has the best method in each setting of this run. Its lines
+# compare different methods: the first two those of chapter 07, the next two all of section 2, and so on. Being first
+# is not being ahead measurably: see the intervals of sections 1 to 4. The [results](../book/results.md) have the
+# published runs.
 #
 # **What to report** with a next-item score:
 #
@@ -342,7 +344,8 @@ pd.Series(best, name="best at Recall@10").to_frame() if best else None
 # - whether the models, and the baselines beside them, were trained on the validation items;
 # - whether anything that a method reads, such as ids that are sorted, gives away the order of the file.
 #
-# **What it does not show**: the other leak of leave-one-out, training on what other users did later. Chapter 11 measures
-# it with a [time-based split](../book/notation.md). And two draws and one training seed do not show small effects.
+# **What it does not show**: the other leak of leave-one-out, training on what other users did later. Chapter 11
+# measures it with a [time-based split](../book/notation.md). And few draws with one training seed do not show small
+# effects.
 #
 # **Back to** [the table of chapter 07](07_next_item.ipynb).

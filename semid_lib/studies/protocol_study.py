@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +100,7 @@ def lists_of_ten(
     seed : int
         Of the training.
     progress : bool
+        Show that of training.
 
     Returns
     -------
@@ -119,8 +119,7 @@ def lists_of_ten(
     components = next_item_study.component_ranks(timeline, priors, weights)
     ranks = {name: each.rank for name, each in untrained.items()} | {"sasrec": sasrec.rank}
     ranks |= {name: components[name] for name in ("timeline", "timeline_item_knn", "timeline_slist")}
-    measure = partial(evaluate.evaluate, examples=test, k=10, progress=progress)
-    return {name: measure(rank) for name, rank in ranks.items()}
+    return {name: evaluate.evaluate(rank, test, 10) for name, rank in ranks.items()}
 
 
 def of_users(
