@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from semid_lib.evaluation.rows import metric_name
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
 from semid_lib.next_item.baselines import Votes
+from semid_lib.next_item.timeline import Timeline
 from semid_lib.studies import next_item_study
 from semid_lib.workbench import scale
 
@@ -111,9 +112,9 @@ def lists_of_ten(
     validation = recipes.sample(split.validation, sizes.validation_users)
     test = recipes.sample(split.test, sizes.test_users)
     task = recipes.Task(split.train, validation, sizes, runs)
-    untrained = next_item_study.untrained(split.train, vectors)
+    untrained = next_item_study.untrained(list(split.train), vectors)
     sasrec = recipes.train_sasrec(task, len(ids), seed, progress=progress).model
-    timeline = recipes.train_timeline(task, ids, vectors, seed, progress=progress).model
+    timeline = cast("Timeline", recipes.train_timeline(task, ids, vectors, seed, progress=progress).model)
     priors = {name: untrained[name].prior for name in ("item_knn", "slist")}
     weights = {name: recipes.mixture_weights(timeline, validation, prior) for name, prior in priors.items()}
     components = next_item_study.component_ranks(timeline, priors, weights)
