@@ -75,7 +75,7 @@ print(f"{len(test.targets):,} test users, {len(ids):,} items")
 facts, later = {}, test.later_day
 key = shop.items.get("asin", shop.items["item_id"])
 if shop.histories.times is None:
-    print(f"{shop.name} has no times: sections 1 and 2 are skipped")
+    print(f"{shop.name} has no times: no users by day, no shuffling")
 else:
     days = protocol.by_day(shop.histories)
     same, others = dataset.same_time_order(days, key)
