@@ -35,8 +35,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, plotting
 from semid_lib.evaluation import figures_models as figures
-from semid_lib.evaluation.figures import LABELS
-from semid_lib.evaluation.rows import table_rows
+from semid_lib.evaluation.rows import LABELS, table_rows
 from semid_lib.next_item import baselines, linear, recipes
 from semid_lib.studies import next_item_study as study
 from semid_lib.studies import protocol_study as protocol

@@ -6,18 +6,23 @@ holds against their rows.
 
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 from packaging.specifiers import SpecifierSet
 
 from semid_lib.evaluation import report
+from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.llm import vllm_search
+from semid_lib.next_item.tiger import Tiger, TigerConfig
 from semid_lib.serving import batch_io, predict
 from semid_lib.serving.deployment import Settings
 from semid_lib.serving.http import schemas
 from semid_lib.serving.http.middleware import Limits
+from semid_lib.workbench import scale
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*report._PAGES, *sorted((ROOT / "notebooks").glob("[0-9]*.py"))]
@@ -53,13 +58,27 @@ def rows_of(data: str) -> dict[str, dict]:
     return {row["key"]: row for row in report.published_rows(data, "bench" if data == "vllm" else "laptop")}
 
 
+@cache
+def n_parameters(name: str) -> int:
+    """Of the TIGER that chapter 07 trains at a scale on IDs of three levels of 256 codes."""
+    sizes = scale.get(name)
+    shape = {key: getattr(sizes, f"tiger_{key}") for key in ("dim", "head_dim", "ff_dim")}
+    config = TigerConfig(n_layers=sizes.tiger_layers, n_heads=sizes.tiger_heads, **shape)
+    ids = SemanticIDs(np.zeros((1, 3), dtype=np.int64), np.zeros(1, dtype=np.int64), codebook_size=256)
+    return sum(each.numel() for each in Tiger(config, ids).parameters())
+
+
 def said_by_code() -> list[tuple[str, str]]:
     """Page, and a text on it that is put together here from what the code, a paper or the rows have."""
     limits, settings = Limits(), Settings()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pythons = [minor for minor in range(30) if SpecifierSet(project["requires-python"]).contains(f"3.{minor}")]
-    [tiger] = [system for system in report.load_systems()[0] if system.name == "TIGER"]
+    systems, close_within = report.load_systems()
+    [tiger] = [system for system in systems if system.name == "TIGER"]
     theirs = f"a Recall@10 of {tiger.figures['beauty']['recall@10']:.4f}".replace(" 0.", " .")
+    ours, full = (f"{n_parameters(name) / 1e6:.2g}".removeprefix("0") for name in ("laptop", "full"))
+    size = f"has {ours} of the {full} million parameters that the paper's sizes give as our code counts them"
+    assert size in tiger.why["beauty"]
     value = {key.removeprefix("semantic_ids/beauty/"): row["value"] for key, row in rows_of("beauty").items()}
     fitted = 1 - value["rqvae_distortion"] / value["distortion"]
     unseen = 1 - value["rqvae_held_out_distortion"] / value["held_out_distortion"]
@@ -78,6 +97,9 @@ def said_by_code() -> list[tuple[str, str]]:
         ("README.md", "Python " + " or ".join(f"3.{minor}" for minor in pythons)),
         ("README.md", theirs),
         ("results.md", theirs),
+        ("README.md", size),
+        ("results.md", size),
+        ("results.md", f"no more than {close_within} standard deviations over our seeds"),
         (
             "02_semantic_ids.py",
             f"is {fitted:.0%} below k-means on fitted items, but only {unseen:.0%} on held-out ones",

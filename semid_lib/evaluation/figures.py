@@ -68,31 +68,6 @@ MAIN, SECOND = "#1f77b4", "#2ca02c"
 CHANCE: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1}
 EXACT: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
-# raw keys of results, as a page shows them
-LABELS = {
-    "popularity": "popularity",
-    "item_knn": "item-kNN",
-    "item_knn_file_order": "item-kNN + file order",
-    "user_knn": "user-kNN",
-    "sequential_rules": "sequential rules",
-    "ease": "EASE",
-    "slist": "SLIST",
-    "transition_graph": "transition graph",
-    "text_only": "text only",
-    "sasrec": "SASRec",
-    "tiger": "TIGER",
-    "tiger_long": "TIGER, trained for longer",
-    "timeline": "timeline",
-    "timeline_item_knn": "timeline + item-kNN",
-    "timeline_slist": "timeline + SLIST",
-    "code_head": "code head",
-    "code_head_alone": "code head, trained alone",
-    "code_head_item_knn": "code head x item-kNN",
-    "item_head": "item head",
-    "item_head_item_knn": "item head x item-kNN",
-    "item_head_slist": "item head x SLIST",
-}
-
 
 def colour(method: str, colours: Mapping[str, str] = COLOURS) -> str:
     """Colour of a method. A step of a method ("RQ-VAE, an epoch") has the colour of the method.

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from semid_lib.evaluation import evaluate, metrics, plotting
-from semid_lib.evaluation.figures import CHANCE, EXACT, LABELS, MAIN, SECOND, colour
+from semid_lib.evaluation.figures import CHANCE, EXACT, MAIN, SECOND, colour
+from semid_lib.evaluation.rows import LABELS
 
 # --- search: chapters 05 and 10 ---
 

@@ -2,26 +2,28 @@
 
 - `<!-- rows: next_item/beauty/laptop -->` ... `<!-- end rows -->`: a table of a topic from the rows in
   `book/results/beauty-laptop.json`, metrics down. `search:own` takes methods that begin with `own_`. Metrics behind the
-  place are shown across, with a line a method; methods behind `of` are the only lines.
+  place are shown across, with a line a method; methods behind `of` are the only lines. `ahead_of/beauty/laptop`: all
+  paired differences, a line a pair. A table of differences shows all metrics of its rows, so a mark cannot name some.
 - `<!-- row: training/beauty/laptop/tiger/seconds as minutes -->` ... `<!-- end row -->`: one number, by the rest of its
   key. A mark begins no line, since Markdown would take the line for HTML.
-- `<!-- reproductions -->` ... `<!-- end reproductions -->`: published figures of others from `book/reproductions.yml`
-  beside ours. The verdict is **reproduced** inside our 95% interval over users, **close** outside it by no more than a
-  few standard deviations over our seeds, **differs** otherwise, which takes a sentence why. It says whether two numbers
-  can be told apart, not whether the protocols are the same.
+- `<!-- reproductions -->` ... `<!-- end reproductions -->`: published figures of others from `book/reproductions.yml`,
+  and below each our row of the same protocol: seen items excluded or allowed, both where the source does not say. The
+  verdict of a row is **reproduced** if the figure is inside our 95% interval over users, **close** if outside it by no
+  more than a few standard deviations over our seeds, **differs** otherwise, which takes a sentence why.
 
 `semid results publish` copies the rows of a run to `book/results`; `semid results check` fails if a page differs.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from semid_lib.data.folder import open_store
-from semid_lib.evaluation.rows import LATER_DAY, in_brackets, metric_name, shown
+from semid_lib.evaluation.rows import LATER_DAY, NAMES, cell, markdown, metric_name, number, shown
 from semid_lib.workbench import remote, store
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,33 +37,19 @@ _PLACE = re.compile(
 _REPRODUCTIONS = re.compile(r"(<!-- reproductions -->\n).*?(<!-- end reproductions -->)", re.DOTALL)
 _FIGURE = re.compile(r"(<!-- row: (\w+/[\w.-]+)/(\w+)/([^<>]+?)(?: as (\w+))? -->)[^<>\n]*(<!-- end row -->)")
 FILE = _REPOSITORY / "book" / "reproductions.yml"
-VERDICTS = ("not measured yet", "reproduced", "close", "differs")  # a system has the last of those of its figures
+VERDICTS = ("not measured yet", "reproduced", "close", "differs")  # a line of ours has the last of those of its figures
+# what a source says of items of the history in its lists, and our rows that compare with it: their word, and how the
+# names of their methods end
+_EXCLUDED, _ALLOWED = ("excluded", ""), ("allowed", "_seen_allowed")
+SEEN_ITEMS = {"excluded": (_EXCLUDED,), "allowed": (_ALLOWED,), "not stated": (_EXCLUDED, _ALLOWED)}
+_OURS = ("item_knn", "slist", "sasrec", "timeline", "timeline_item_knn", "timeline_slist")  # at the end of each table
 _PUBLISHED = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@100", "recall@1000")
+_DIFFERENCES = "ahead_of"  # in the topics of paired differences; ends those with keys ours_ahead_of/data/theirs/metric
 _FORMS = {
     "minutes": lambda row: f"{row['value'] / 60:.0f}",  # of seconds
     "percent": lambda row: f"{row['value']:.0%}",
     "n": lambda row: f"{row['n']:,}",  # of how many users or queries the row is a mean
 }
-_NAMES = {
-    "item_knn": "item-kNN",
-    "sasrec": "SASRec",
-    "tiger": "TIGER",
-    "timeline": "timeline model",
-    "bm25": "BM25",
-    "llm": "LLM",
-    "hybrid": "hybrid ranker",
-    "hybrid_untrained": "hybrid ranker, untrained",
-    # sets of queries
-    "own": "the data set's own queries",
-    "synthetic": "synthetic queries",
-}
-_NAMES |= {
-    f"synthetic_{item}_item_{kind}_kind": f"synthetic queries, {item} item, {kind} kind"
-    for item in ("seen", "unseen")
-    for kind in ("seen", "unseen")
-}
-_NAMES["timeline_item_knn"] = "timeline + item-kNN"
-_NAMES |= {f"{name}_and_bm25": f"{_NAMES.get(name, name)} + BM25" for name in ("dense", "hybrid", "llm")}
 # what may end the name of a method, and what its rows are headed by then
 _VARIANTS = {"_seen_allowed": ", seen items allowed", "_refit": ", trained on validation items too", "": ""}
 
@@ -79,6 +67,10 @@ def markdown_table(
     >>> print(markdown_table([row | origin], "next_item").splitlines()[2].replace("\\xa0", " "))
     | MRR | .5000 ± .1000 |
     """
+    if topic == _DIFFERENCES and not metrics and not methods:
+        return _differences(rows)
+    if _DIFFERENCES in topic and metrics:
+        raise ValueError(f"a table of {topic!r} shows all metrics of its rows: expected a mark that names none")
     topic, _, part = topic.partition(":")
     prefix, found = part and f"{part}_", []
     for row in rows:
@@ -102,6 +94,26 @@ def markdown_table(
     return f"{table}\n\n*{_origin(found, 'queries' if topic.startswith('search') else 'users')}.*\n"
 
 
+def _differences(rows: list[dict[str, Any]]) -> str:
+    """All rows of the topics .../ahead_of with a line a pair: metrics of all users, then those of a later day."""
+    pairs = []
+    for row in rows:
+        ours, _, theirs, *rest = row["key"].split("/")
+        if ours.endswith(f"_{_DIFFERENCES}") and rest:
+            names = (NAMES.get(name, name) for name in (ours.removesuffix(f"_{_DIFFERENCES}"), theirs))
+            method = " − ".join(f"({name})" if "+" in name else name for name in names)
+            pairs.append(row | {"method": method, "metric": rest[0]})
+    if not pairs:
+        raise ValueError(f"no row has a key that starts with '..._{_DIFFERENCES}'")
+    tables = []
+    for of_later_day in (False, True):
+        found = [row for row in pairs if row["metric"].startswith(LATER_DAY) == of_later_day]
+        metrics = list(dict.fromkeys(row["metric"] for row in found))
+        if found:
+            tables.append(f"{_interval_table(found, metrics)}\n\n*{_origin(found, 'users')}.*\n")
+    return "\n".join(tables)
+
+
 def _interval_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Metrics down, methods across; with metrics, a line a method. Rows of a variant have lines of their own."""
     variants = [next(ending for ending in _VARIANTS if row["method"].endswith(ending)) for row in rows]
@@ -112,49 +124,28 @@ def _interval_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
     lines: dict[str, dict[str, str]] = {}
     for row, variant in pairs:
         method, metric = row["method"].removesuffix(variant), metric_name(row["metric"])
-        line, column = _NAMES.get(method, method), metric
+        line, column = NAMES.get(method, method), metric
         if not metrics:
             line, column = column, line
-        spread = in_brackets(row["spread"]) if "spread" in row else ""
-        lines.setdefault(line + _VARIANTS[variant], {})[column] = shown(row["value"], *row["ci95"]) + spread
-    return _markdown(lines, [metric_name(metric) for metric in metrics])
+        lines.setdefault(line + _VARIANTS[variant], {})[column] = cell(row)
+    return markdown(lines, [metric_name(metric) for metric in metrics])
 
 
 def _plain_table(rows: list[dict[str, Any]], metrics: Sequence[str]) -> str:
     """Rows without intervals, such as those of a bench: methods down, metrics across."""
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
-        line = lines.setdefault(_NAMES.get(row["method"], row["method"]), {})
-        line[row["metric"].replace("_", " ")] = _number(row["value"])
-    return _markdown(lines, [metric.replace("_", " ") for metric in metrics])
+        line = lines.setdefault(NAMES.get(row["method"], row["method"]), {})
+        line[row["metric"].replace("_", " ")] = number(row["value"])
+    return markdown(lines, [metric.replace("_", " ") for metric in metrics])
 
 
 def _promises_table(rows: list[dict[str, Any]]) -> str:
     """Rows with keys topic/data/figure that say what they had to reach: figures down."""
     headings = ["measured", "asked for", "wished for"][: 3 if any(row["wish"] for row in rows) else 2]
-    cells = [(_number(row["value"]), row["must"] or "", row["wish"] or "") for row in rows]
+    cells = [(number(row["value"]), row["must"] or "", row["wish"] or "") for row in rows]
     names = [row["metric"].replace("_", " ") for row in rows]
-    return _markdown({name: dict(zip(headings, line, strict=False)) for name, line in zip(names, cells, strict=True)})
-
-
-def _markdown(lines: dict[str, dict[str, str]], headings: Sequence[str] = ()) -> str:
-    """Lines by name, with their cells by heading; the headings are all there are, unless named."""
-    headings = headings or list(dict.fromkeys(heading for line in lines.values() for heading in line))
-    rows = ["| | " + " | ".join(headings) + " |", "| --- |" + " ---: |" * len(headings)]
-    for name, line in lines.items():
-        rows.append(f"| {name} | " + " | ".join(line.get(heading, "") for heading in headings) + " |")
-    return "\n".join(rows)
-
-
-def _number(value: float) -> str:
-    """Whole and large numbers with commas, others to three digits that count.
-
-    >>> [_number(value) for value in (1_000_000, 4137.12, 0.12345, 25.678, 1.5, 0, -0.5)]
-    ['1,000,000', '4,137', '.123', '25.7', '1.5', '0', '−.5']
-    """
-    is_whole = abs(value) >= 1000 or float(value).is_integer()
-    digits = f"{abs(value):,.0f}" if is_whole else f"{abs(value):.3g}".removeprefix("0")
-    return "−" + digits if value < 0 else digits
+    return markdown({name: dict(zip(headings, line, strict=False)) for name, line in zip(names, cells, strict=True)})
 
 
 def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str:
@@ -173,7 +164,7 @@ def figure(rows: list[dict[str, Any]], key: str, form: str | None = None) -> str
         raise ValueError(f"{key} is to be shown as {form!r}, expected one of {', '.join(_FORMS)}")
     if form:
         return _FORMS[form](row)
-    return shown(row["value"], *row["ci95"]).split("\N{NO-BREAK SPACE}")[0] if "ci95" in row else _number(row["value"])
+    return shown(row["value"], *row["ci95"]).split("\N{NO-BREAK SPACE}")[0] if "ci95" in row else number(row["value"])
 
 
 def _origin(rows: list[dict[str, Any]], units: str) -> str:
@@ -196,17 +187,23 @@ def _origin(rows: list[dict[str, Any]], units: str) -> str:
 
 @dataclass(frozen=True)
 class System:
-    """One published system, a record of `book/reproductions.yml`. Raises ValueError for a figure that cannot be."""
+    """One published system, a record of `book/reproductions.yml`.
+
+    Raises ValueError for a figure that cannot be, or another word on seen items than those of `SEEN_ITEMS`.
+    """
 
     name: str
     source: str  # where the figures stand, as Markdown
     protocol: str  # what a reader must know before comparing
+    seen_items: str  # whether its lists may hold items of the history: a key of SEEN_ITEMS
     figures: dict[str, dict[str, float]]  # data set -> metric -> value
-    ours: str | None = None  # the method in our keys; None for a system that we have not built
+    ours: list[str] = field(default_factory=list)  # the methods in our keys; none for a system that we have not built
     scale: str = "laptop"  # the run of ours that is published
-    why: dict[str, str] = field(default_factory=dict)  # data set -> a sentence, needed where the verdict is "differs"
+    why: dict[str, str] = field(default_factory=dict)  # data set -> what follows "because" where a verdict is "differs"
 
     def __post_init__(self):
+        if self.seen_items not in SEEN_ITEMS:
+            raise ValueError(f"{self.name} has seen_items {self.seen_items!r}, expected one of {list(SEEN_ITEMS)}")
         for data, figures in self.figures.items():
             wrong = {name: value for name, value in figures.items() if name not in _PUBLISHED or not 0 <= value <= 1}
             if wrong:
@@ -251,34 +248,64 @@ def verdict(published: float, row: dict[str, Any] | None, close_within: float) -
 def reproductions_table(
     systems: list[System], close_within: float, rows_of: Callable[[str, str], list[dict[str, Any]]]
 ) -> str:
-    """A line a system and data set, "theirs / ours" in each cell, then the protocol of each system.
+    """A table a data set, then the protocol of each system.
+
+    Below the line of a system stand our methods that compare with it, a line each with the same word on seen items, two
+    where the source does not say. The verdict of a line is the worst of its figures. Our own methods end the table.
 
     `rows_of(data, scale)` gives the published rows of a run. Raises ValueError for a system that differs without a
     sentence why.
     """
-    metrics = [name for name in _PUBLISHED if any(name in found for each in systems for found in each.figures.values())]
-    headings = ["data", "verdict", *(metric_name(metric) for metric in metrics)]
-    lines = ["| | " + " | ".join(headings) + " |", "| --- | --- | --- |" + " ---: |" * len(metrics)]
-    for system in systems:
-        for data in system.figures:
-            found = {row["key"]: row for row in rows_of(data, system.scale)}
-            lines.append("| " + " | ".join(_compared(system, data, metrics, close_within, found)) + " |")
-    notes = [f"- **{system.name}** ({system.source}): {system.protocol}" for system in systems]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    tables, differing = [], set()
+    for data in dict.fromkeys(data for system in systems for data in system.figures):
+        of_data = [system for system in systems if data in system.figures]
+        metrics = [name for name in _PUBLISHED if any(name in system.figures[data] for system in of_data)]
+        headings = ["", "seen items", "verdict", *(metric_name(metric) for metric in metrics)]
+        lines = [headings, ["---"] * 3 + ["---:"] * len(metrics)]
+        for system in of_data:
+            figures = system.figures[data]
+            ours = _ours(data, system.ours, SEEN_ITEMS[system.seen_items], rows_of(data, system.scale))
+            is_measured = any(found for _, _, found in ours)
+            state = "not built here" if not ours else "" if is_measured else VERDICTS[0]
+            theirs = [f"{figures[name]:.4f}".removeprefix("0") if name in figures else "" for name in metrics]
+            lines.append([system.name, system.seen_items, state, *theirs])
+            for name, seen, found in ours if is_measured else ():
+                verdicts = [verdict(value, found.get(metric), close_within) for metric, value in figures.items()]
+                worst = max(verdicts, key=VERDICTS.index)
+                if worst == "differs":
+                    differing.add((system.name, data))
+                lines.append([name, seen, f"**{worst}**" if worst == "differs" else worst, *_cells(found, metrics)])
+        for protocol in SEEN_ITEMS["not stated"]:
+            for name, seen, found in _ours(data, _OURS, (protocol,), rows_of(data, "laptop")):
+                if found:
+                    lines.append([name, seen, "", *_cells(found, metrics)])
+        tables.append(f"**{data}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join([*tables, "\n".join(_note(system, differing) for system in systems)]) + "\n"
 
 
-def _compared(system: System, data: str, metrics: list[str], close_within: float, found: dict) -> list[str]:
-    figures, cells = system.figures[data], []
-    ours = {metric: found.get(f"next_item/{data}/{system.ours}/{metric}") for metric in figures}
-    for metric in metrics:
-        theirs = f"{figures[metric]:.4f}".removeprefix("0") if metric in figures else ""
-        row = ours.get(metric)
-        cells.append(f"{theirs} / {shown(row['value'], *row['ci95'])}" if row else theirs)
-    verdicts = [verdict(value, ours[metric], close_within) for metric, value in figures.items()]
-    worst = max(verdicts, key=VERDICTS.index) if system.ours else "not built here"
-    if worst == "differs" and not system.why.get(data):
-        raise ValueError(f"{system.name} on {data} differs from our rows: say why in reproductions.yml")
-    return [system.name, data, f"**{worst}**: {system.why[data]}" if worst == "differs" else worst, *cells]
+def _ours(data: str, methods: Iterable[str], protocols: Iterable[tuple[str, str]], rows: list[dict[str, Any]]) -> list:
+    """Of each of our methods its name, what it says of seen items, and its rows by metric, which may be none."""
+    found = []
+    for method, (seen, ending) in itertools.product(methods, protocols):
+        start = f"next_item/{data}/{method}{ending}/"
+        of_metric = {row["key"].removeprefix(start): row for row in rows if row["key"].startswith(start)}
+        found.append((f"*ours: {NAMES.get(method, method)}*", seen, of_metric))
+    return found
+
+
+def _cells(found: dict[str, dict[str, Any]], metrics: Iterable[str]) -> list[str]:
+    return [cell(found[metric]) if metric in found else "" for metric in metrics]
+
+
+def _note(system: System, differing: set[tuple[str, str]]) -> str:
+    """The protocol of a system, and why ours differs where it does."""
+    text = f"- **{system.name}** ({system.source}): {system.protocol}"
+    for data in system.figures:
+        if (system.name, data) in differing:
+            if not system.why.get(data):
+                raise ValueError(f"{system.name} on {data} differs from our rows: say why in reproductions.yml")
+            text += f" On {data}, ours differs because {system.why[data]}."
+    return text
 
 
 def render(page: str, rows_of) -> str:

@@ -2,10 +2,51 @@
 
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _METRICS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
+# raw keys of results, as a page shows them
+LABELS = {
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "item_knn_file_order": "item-kNN + file order",
+    "user_knn": "user-kNN",
+    "sequential_rules": "sequential rules",
+    "ease": "EASE",
+    "slist": "SLIST",
+    "transition_graph": "transition graph",
+    "text_only": "text only",
+    "sasrec": "SASRec",
+    "tiger": "TIGER",
+    "tiger_long": "TIGER, trained for longer",
+    "timeline": "timeline",
+    "timeline_item_knn": "timeline + item-kNN",
+    "timeline_slist": "timeline + SLIST",
+    "code_head": "code head",
+    "code_head_alone": "code head, trained alone",
+    "code_head_item_knn": "code head x item-kNN",
+    "item_head": "item head",
+    "item_head_item_knn": "item head x item-kNN",
+    "item_head_slist": "item head x SLIST",
+}
+# as a table shows them, which has room for more words
+NAMES = LABELS | {
+    "timeline": "timeline model",
+    "bm25": "BM25",
+    "llm": "LLM",
+    "hybrid": "hybrid ranker",
+    "hybrid_untrained": "hybrid ranker, untrained",
+    # sets of queries
+    "own": "the data set's own queries",
+    "synthetic": "synthetic queries",
+}
+NAMES |= {
+    f"synthetic_{item}_item_{kind}_kind": f"synthetic queries, {item} item, {kind} kind"
+    for item in ("seen", "unseen")
+    for kind in ("seen", "unseen")
+}
+NAMES |= {f"{name}_and_bm25": f"{NAMES.get(name, name)} + BM25" for name in ("dense", "hybrid", "llm")}
 LATER_DAY = "later_day_"  # begins the names of metrics of the users whose target lies on a later day than their history
 
 
@@ -38,6 +79,41 @@ def shown(mean: float, low: float, high: float) -> str:
     """
     numbers = (f"{value:.4f}".replace("-", "−") for value in (mean, (high - low) / 2))
     return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(re.sub(r"^(−?)0\.", r"\1.", number) for number in numbers)
+
+
+def cell(row: Mapping[str, Any]) -> str:
+    """A row with an interval as a cell of a table, with its spread over seeds if it has one.
+
+    >>> cell({"value": 0.5, "ci95": [0.4, 0.6], "spread": 0.0123}).replace("\xa0", " ")
+    '.5000 ± .1000 (.0123)'
+    """
+    return shown(row["value"], *row["ci95"]) + (in_brackets(row["spread"]) if "spread" in row else "")
+
+
+def markdown(lines: dict[str, dict[str, str]], headings: Sequence[str] = ()) -> str:
+    """Lines by name, with their cells by heading; the headings are all there are, unless named.
+
+    >>> print(markdown({"item-kNN": {"MRR": ".5"}}))
+    | | MRR |
+    | --- | ---: |
+    | item-kNN | .5 |
+    """
+    headings = headings or list(dict.fromkeys(heading for line in lines.values() for heading in line))
+    rows = ["| | " + " | ".join(headings) + " |", "| --- |" + " ---: |" * len(headings)]
+    for name, line in lines.items():
+        rows.append(f"| {name} | " + " | ".join(line.get(heading, "") for heading in headings) + " |")
+    return "\n".join(rows)
+
+
+def number(value: float) -> str:
+    """Whole and large numbers with commas, others to three digits that count.
+
+    >>> [number(value) for value in (1_000_000, 4137.12, 0.12345, 25.678, 1.5, 0, -0.5)]
+    ['1,000,000', '4,137', '.123', '25.7', '1.5', '0', '−.5']
+    """
+    is_whole = abs(value) >= 1000 or float(value).is_integer()
+    digits = f"{abs(value):,.0f}" if is_whole else f"{abs(value):.3g}".removeprefix("0")
+    return "−" + digits if value < 0 else digits
 
 
 def metric_rows(key: str, measured, **facts) -> list[dict[str, Any]]:

@@ -12,8 +12,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.decoding.ranking import rank_by_scores
 from semid_lib.evaluation import evaluate, metrics
-from semid_lib.evaluation.figures import LABELS
-from semid_lib.evaluation.rows import metric_name, over_seeds, table_rows
+from semid_lib.evaluation.rows import LABELS, metric_name, over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import baselines, linear, recipes

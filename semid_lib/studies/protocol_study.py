@@ -11,8 +11,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.decoding.ranking import ItemRows, Ranked, rank_by_scores
 from semid_lib.evaluation import evaluate
-from semid_lib.evaluation.figures import LABELS
-from semid_lib.evaluation.rows import metric_name
+from semid_lib.evaluation.rows import LABELS, metric_name
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
 from semid_lib.next_item.baselines import Votes

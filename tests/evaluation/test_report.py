@@ -8,6 +8,7 @@ import pytest
 from semid_lib.cli import main
 from semid_lib.data.folder import open_store, write_folder
 from semid_lib.evaluation import report
+from semid_lib.evaluation.rows import LABELS
 
 RUN = {
     "data": "shop",
@@ -110,6 +111,68 @@ def test_only_the_methods_that_a_place_names_are_shown():
     assert [line.split("|")[1].strip() for line in lines[3:] if "|" in line] == ["item-kNN", "mine"]
     with pytest.raises(ValueError, match=r"no row of 'next_item' has the method 'yours', expected .*'mine'"):
         report.markdown_table(rows, "next_item", ["mrr"], ["mine", "yours"])
+
+
+# --- differences ---
+
+
+def difference(ours, theirs, metric, value, **facts):
+    return row(theirs, metric, value) | {"key": f"{ours}_ahead_of/shop/{theirs}/{metric}", **facts}
+
+
+AHEAD = [
+    difference("timeline", "item_knn", "recall@10", 0.25),
+    difference("timeline", "item_knn", "recall@1", -0.5),
+    difference("timeline", "item_knn", "later_day_recall@10", 0.125, n=567),
+    difference("timeline_slist", "slist", "recall@10", 0.5, spread=0.01, seeds=[0, 1]),
+]
+
+
+def test_all_pairs_and_all_metrics_stand_in_the_table_of_differences():
+    page = "<!-- rows: ahead_of/shop/smoke -->\nold\n<!-- end rows -->\n"
+    rendered = report.render(page, lambda *run: [*ROWS, *AHEAD]).replace("\xa0", " ")
+    whole, later = [part.splitlines() for part in rendered.split("\n\n")[::2]]
+    assert whole[1:] == [
+        "| | Recall@10 | Recall@1 |",
+        "| --- | ---: | ---: |",
+        "| timeline model − item-kNN | .2500 ± .1000 | −.5000 ± .1000 |",
+        "| (timeline + SLIST) − SLIST | .5000 ± .1000 (.0100) |  |",
+    ]
+    assert later == [
+        "| | Recall@10, later day |",
+        "| --- | ---: |",
+        "| timeline model − item-kNN | .1250 ± .1000 |",
+    ]
+    assert "*1,234 users of shop" in rendered and "*567 users of shop" in rendered
+    with pytest.raises(ValueError, match="ahead_of"):
+        report.markdown_table(ROWS, "ahead_of")
+
+
+@pytest.mark.parametrize("topic", ["ahead_of", "timeline_ahead_of", "same_day_ahead_of_item_knn"])
+def test_a_table_of_differences_cannot_leave_out_metrics(topic):
+    with pytest.raises(ValueError, match=f"a table of '{topic}' shows all metrics"):
+        report.markdown_table(AHEAD, topic, ["recall@10"])
+
+
+def test_no_place_for_differences_names_metrics():
+    marks = [mark for page in report._PAGES for mark in re.findall(r"<!-- rows: .*?-->", page.read_text("utf-8"))]
+    of_differences = [mark for mark in marks if "ahead_of" in mark]
+    assert of_differences
+    assert all(re.fullmatch(r"<!-- rows: \w+/\w+/\w+ -->", mark) for mark in of_differences)
+
+
+def test_columns_of_a_later_day_stand_where_a_place_names_them():
+    rows = [row("mine", "recall@10", 0.5), row("mine", "later_day_recall@10", 0.25) | {"n": 1000}]
+    lines = report.markdown_table(rows, "next_item", ["recall@10", "later_day_recall@10"]).splitlines()
+    assert lines[0] == "| | Recall@10 | Recall@10, later day |"
+    assert "(1,000 of them with a target on a later day)" in lines[-1]
+
+
+def test_every_label_of_a_figure_names_a_row_of_a_table():
+    rows = [row(method, "mrr", 0.5) for method in LABELS]
+    lines = report.markdown_table(rows, "next_item", ["mrr"]).splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2 : 2 + len(LABELS)]]
+    assert [name.replace("timeline model", "timeline") for name in names] == list(LABELS.values())
 
 
 def test_what_had_to_be_reached_stands_beside_what_was():

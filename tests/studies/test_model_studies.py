@@ -16,7 +16,7 @@ from semid_lib.data.folder import write_folder
 from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import evaluate, figures, figures_models
-from semid_lib.evaluation.rows import metric_name
+from semid_lib.evaluation.rows import LABELS, metric_name
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
 from semid_lib.next_item.recipes import Trained
@@ -211,7 +211,7 @@ def evaluations() -> dict[str, evaluate.Evaluation]:
     """Of every method, 20 users with lists of 100, of which TIGER finds nothing."""
     rng = np.random.default_rng(1)
     made = {}
-    for name in figures.LABELS:
+    for name in LABELS:
         rank = rng.integers(1, 200, 20).astype(float)
         rank[(rank > 100) | (name == "tiger")] = np.inf
         lists = rng.integers(0, 30, (20, 100))
@@ -237,7 +237,7 @@ def test_lists_come_back_as_they_were_kept(evaluations, tmp_path):
 
 def test_tables_show_names_and_no_keys(evaluations):
     table = next_item_study.table({f"{name}_refit": each for name, each in evaluations.items()}, ["recall@10"])
-    assert list(table.index) == [figures.LABELS[name] for name in evaluations] and list(table) == ["Recall@10"]
+    assert list(table.index) == [LABELS[name] for name in evaluations] and list(table) == ["Recall@10"]
     of_seeds = {name: [each] for name, each in evaluations.items()} | {"timeline": [evaluations["timeline"]] * 2}
     pairs = [("timeline", "sasrec"), ("timeline_item_knn", "timeline_item_knn")]
     table = next_item_study.difference_table(next_item_study.difference_rows(of_seeds, pairs, [0, 1]))
@@ -251,11 +251,11 @@ def test_tables_show_names_and_no_keys(evaluations):
 def test_components_are_ranked_alone_and_with_item_knn(shop, new_timeline):
     histories, vectors = dataset.Histories.from_lists(shop.histories), shop.vectors
     untrained = next_item_study.untrained(histories, vectors)
-    assert set(untrained) <= set(figures.LABELS)
+    assert set(untrained) <= set(LABELS)
     model, prior = new_timeline(), untrained["item_knn"].prior
     ranks = next_item_study.component_ranks(model, {"item_knn": prior}, {"item_knn": (0.2, 0.3, 0.5)})
     ranks["code_head_item_knn"] = next_item_study.code_head_with_prior(model, prior)
-    assert set(ranks) <= set(figures.LABELS)
+    assert set(ranks) <= set(LABELS)
     lists = {name: rank(shop.histories[:3], 40, exclude_seen=False).items for name, rank in ranks.items()}
     for found in lists.values():
         assert (np.sort(found, axis=1) == np.arange(40)).all()
@@ -313,13 +313,13 @@ def test_a_method_has_its_colour_in_every_figure(evaluations):
     ]
     shown = {line.get_label(): line.get_color() for line in lines}
     assert shown.pop("by chance") == "black"
-    assert shown == {label: figures.COLOURS[label] for label in figures.LABELS.values()}
+    assert shown == {label: figures.COLOURS[label] for label in LABELS.values()}
     groups = {"length": ["a", "b"] * 10, "popularity": ["c"] * 20}
     bars = figures_models.recall_by_group(evaluations, groups).axes[1].containers
     found = {
         one.get_label(): matplotlib.colors.to_hex(one[0].get_facecolor()) for one in bars if one.get_label()[0] != "_"
     }
-    assert {label: figures.COLOURS[label] for label in figures.LABELS.values()} == found
+    assert {label: figures.COLOURS[label] for label in LABELS.values()} == found
     tests = {"dense": query_evaluation([1, 0]), "LLM": query_evaluation([0, 1])}
     panels = {"old": (tests, np.array([True, True])), "none": (tests, np.array([False, False]))}
     [axis] = figures_models.recall_panels(panels).axes  # an empty panel is left out

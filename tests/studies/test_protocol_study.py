@@ -7,7 +7,7 @@ import pytest
 
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate
-from semid_lib.evaluation.figures import LABELS
+from semid_lib.evaluation.rows import LABELS
 from semid_lib.next_item.baselines import ItemKNN
 from semid_lib.studies import next_item_study
 from semid_lib.studies import protocol_study as protocol
