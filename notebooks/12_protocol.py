@@ -8,9 +8,8 @@
 #
 # 1. what the order of a file gives away, and to which methods;
 # 2. what is left if the items of a day are shuffled, in training and test;
-# 3. how lists change if they may hold items that the user already has;
-# 4. how much training on the validation items adds;
-# 5. what a report of next-item results should state.
+# 3. how much training on the validation items adds;
+# 4. what a report of next-item results should state.
 #
 # | | |
 # | --- | --- |
@@ -18,14 +17,12 @@
 # | writes | `runs_shuffled` and `runs_refit`: trained models that are found again, may be deleted; result rows |
 # | runs in | a minute or two at `smoke`; minutes at `laptop` on the demo shop, hours on the Beauty benchmark |
 #
-# At `laptop`, the demo shop gets fewer seeds and test users than other data, to save time.
+# At `laptop`, the demo shop gets fewer test users than other data, to save time.
 
 # %% tags=["parameters"]
 DATA = "demo"  # or a folder with items.jsonl and, perhaps, sequences.tsv
 SCALE = "laptop"  # smoke, laptop or full
 SEED = 0
-N_SEEDS = 0  # how often chapter 07 trained each model; 0: as often as the scale says
-SHUFFLE = True  # train and test on shuffled days, too (section 2), which takes longest
 
 # %%
 from functools import partial
@@ -52,7 +49,7 @@ artefacts = store.Store(shop.name, SCALE, shop.fingerprint)
 print(artefacts.origin())
 
 # %%
-ids, tiger_ids, vectors = study.load_ids(shop, artefacts, instead)
+ids, _, vectors = study.load_ids(shop, artefacts, instead)
 split = dataset.leave_one_out(shop.histories)
 validation = recipes.sample(split.validation, sizes.validation_users)
 test = recipes.sample(split.test, sizes.test_users)
@@ -161,7 +158,7 @@ protocol.change_table(gained, protocol.headings("file_order_gain"))
 # %%
 lists = partial(protocol.lists_of_ten, ids=ids, vectors=vectors, sizes=sizes, seed=SEED)
 usual = lists(shop.histories, runs=artefacts.path("runs"), progress=True)
-draws = range(SEED, SEED + sizes.shuffled_draws) if facts and SHUFFLE else []
+draws = range(SEED, SEED + sizes.shuffled_draws) if facts else []
 found = []
 for draw in draws:
     mixed = dataset.shuffle_same_time(days, draw)
@@ -195,73 +192,7 @@ if draws:
 # section 1. A single training run can also change by chance: chapter 07 has the spread over seeds.
 
 # %% [markdown]
-# ## 3. Seen items
-#
-# Papers rarely say whether a list may hold items that the user already has ([seen items](../book/notation.md)). If it
-# may, some ranks go to items that are rarely the answer. If the lists of chapter 07 leave seen items out, this is the
-# effect of allowing them. The models are those of chapter 07, all seeds, with lists of ten from a beam of 50.
-
-# %%
-task = recipes.Task(split.train, validation, sizes, artefacts.path("runs"))
-seeds = range(SEED, SEED + (N_SEEDS or sizes.n_seeds))
-train = partial(recipes.train_timeline, task, ids, vectors, progress=True)
-timeline = {seed: train(seed) for seed in seeds}
-train = partial(recipes.train_sasrec, task, len(ids), progress=True)
-sasrec = [train(seed) for seed in seeds]
-train = partial(recipes.train_tiger, task, tiger_ids, progress=True)
-tiger = [train(seed) for seed in seeds[: sizes.tiger_seeds]]
-
-# %%
-slist = linear.SLIST(split.train, len(ids))
-priors = {"item_knn": knn.prior, "slist": slist.prior}
-weights = {
-    seed: {
-        name: recipes.mixture_weights(run.model, validation, prior)
-        for name, prior in priors.items()
-    }
-    for seed, run in timeline.items()
-}
-components = [
-    study.component_ranks(run.model, priors, weights[seed])
-    for seed, run in timeline.items()
-]
-methods = {
-    "popularity": [baselines.Popularity(split.train, len(ids)).rank],
-    "item_knn": [knn.rank],
-    "slist": [slist.rank],
-    "sasrec": [run.model.rank for run in sasrec],
-    "tiger": [run.model.rank for run in tiger],
-}
-for name in ("timeline", "timeline_item_knn", "timeline_slist"):
-    methods[name] = [each[name] for each in components]
-
-# %%
-allowing = partial(measure, k=10, exclude_seen=False)
-seen_allowed = {}
-if test.exclude_seen:
-    for name, ranks in methods.items():
-        seen_allowed[f"{name}_seen_allowed"] = [allowing(rank) for rank in ranks]
-else:
-    print("the lists of chapter 07 may hold seen items already")
-headline = ["recall@5", "recall@10", "ndcg@10", "later_day_recall@10", "seen items"]
-study.table(seen_allowed, headline) if seen_allowed else None
-
-# %% [markdown]
-# And by difference to the lists without seen items, first seed (for TIGER those of chapter 07, from its wider beam):
-
-# %%
-of_first = {
-    name: seen_allowed[f"{name}_seen_allowed"][:1] for name in methods if seen_allowed
-}
-cost = protocol.change_rows("seen_allowed_gain", of_first, first | usual, [SEED])
-protocol.change_table(cost, protocol.headings("seen_allowed_gain"))
-
-# %% [markdown]
-# A published figure must be compared with the row of its own protocol. The difference is not the same for all
-# methods: one that rates the history's own items highly loses more.
-
-# %% [markdown]
-# ## 4. Training on the validation items
+# ## 3. Training on the validation items
 #
 # So far no model was trained on the validation items. A model in production would be, and some papers do it without
 # saying so. We train the timeline model again on all items except the last of each tested user, for as many epochs as
@@ -269,15 +200,23 @@ protocol.change_table(cost, protocol.headings("seen_allowed_gain"))
 # settings and mixture weights as before).
 
 # %%
+task = recipes.Task(split.train, validation, sizes, artefacts.path("runs"))
+timeline = recipes.train_timeline(task, ids, vectors, SEED, progress=True)
+slist = linear.SLIST(split.train, len(ids))
+priors = {"item_knn": knn.prior, "slist": slist.prior}
+weights = {
+    name: recipes.mixture_weights(timeline.model, validation, prior)
+    for name, prior in priors.items()
+}
 late = split.test.histories
 late_task = task._replace(train=late, validation=None, runs=artefacts.path("runs_refit"))
-n_epochs = timeline[SEED].best.epoch
+n_epochs = timeline.best.epoch
 refit = recipes.train_timeline(late_task, ids, vectors, SEED, n_epochs, progress=True)
-refit.model.config = timeline[SEED].model.config  # with its mixture weights
+refit.model.config = timeline.model.config  # with its mixture weights
 late_knn = baselines.ItemKNN(late, len(ids))
 late_slist = linear.SLIST(late, len(ids))
 late_priors = {"item_knn": late_knn.prior, "slist": late_slist.prior}
-late_parts = study.component_ranks(refit.model, late_priors, weights[SEED])
+late_parts = study.component_ranks(refit.model, late_priors, weights)
 late_ranks = {"item_knn": late_knn.rank, "slist": late_slist.rank}
 for name in ("timeline", "timeline_item_knn", "timeline_slist"):
     late_ranks[name] = late_parts[name]
@@ -305,15 +244,14 @@ protocol.change_table(gain, protocol.headings("refit_gain"))
 # validation items too is the fair opponent of a model that was trained on them.
 
 # %% [markdown]
-# ## 5. Summary
+# ## 4. Summary
 
 # %%
 for name, of_draws in shuffled.items():
     rows += evaluate.rows(f"next_item_shuffled/{name}", of_draws, draws)
-for name, of_seeds in (seen_allowed | refitted).items():
-    used = seeds[: len(of_seeds)]
-    rows += evaluate.rows(f"next_item/{name}", of_seeds, used)
-rows += changed + cost + gain
+for name, each in refitted.items():
+    rows += evaluate.rows(f"next_item/{name}", each, [SEED])
+rows += changed + gain
 measured = {name: each for name, each in facts.items() if pd.notna(each)}
 rows += table_rows("task", {"file_order": measured})
 _ = artefacts.record("12_protocol", rows)
@@ -325,23 +263,20 @@ if groups:
 if draws:
     best["usual order, all users"] = order["usual"].idxmax()
     best["shuffled, all users"] = order["shuffled"].idxmax()
-others = {"seen items allowed": seen_allowed, "validation items used": refitted}
-for name, columns in others.items():
-    if columns:
-        best[name] = protocol.means(columns).idxmax()
+best["validation items used"] = protocol.means(refitted).idxmax()
 print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 pd.Series(best, name="best at Recall@10").to_frame() if best else None
 
 # %% [markdown]
 # **Does the protocol decide who wins?** The table above has the best method in each setting of this run. Its lines
 # compare different methods: the first two those of chapter 07, the next two all of section 2, and so on. Being first
-# is not being ahead measurably: see the intervals of sections 1 to 4. The [results](../book/results.md) have the
+# is not being ahead measurably: see the intervals of sections 1 to 3. The [results](../book/results.md) have the
 # published runs.
 #
 # **What to report** with a next-item score:
 #
 # - the users whose target is of a later day in a column of their own, wherever times have the resolution of a day;
-# - whether lists may hold seen items;
+# - whether lists may hold [seen items](../book/notation.md) (chapter 07 has both);
 # - whether the models, and the baselines beside them, were trained on the validation items;
 # - whether anything that a method reads, such as ids that are sorted, gives away the order of the file.
 #
