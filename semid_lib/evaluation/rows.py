@@ -1,9 +1,20 @@
-"""Result rows from measurements, one row a metric, merged over seeds; and how a page shows a figure and its name."""
+"""How an evaluation is written down: result rows, one a metric, merged over seeds; figures on a page; files of TREC.
 
+`write_run` and `write_qrels` write lists, and what is relevant, for trec_eval, ir_measures, PyTerrier and ranx.
+"""
+
+import contextlib
+import gzip
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from semid_lib.workbench.atomic import fresh_file
 
 _METRICS = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "validity_rate": "validity rate"}
 # raw keys of results, as a page shows them
@@ -175,3 +186,117 @@ def _over_seeds(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     if all("seconds" in row for row in rows):
         merged["seconds"] = round(statistics.fmean(row["seconds"] for row in rows), 1)
     return merged
+
+
+# --- files of TREC ---
+
+
+def write_run(
+    path: str | Path, recommended: np.ndarray, item_ids: Iterable, query_ids: Iterable | None = None, tag: str = "semid"
+) -> None:
+    """Write lists as a run of TREC, a line for each item: `query Q0 item rank score tag`.
+
+    A list has an order only, so the score of rank r in a list of k places is k + 1 - r. An empty list has no line;
+    trec_eval counts it only if it is asked to (`-c`), and ranx with `make_comparable=True`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Replaced atomically; gzipped if it ends in `.gz`.
+    recommended : (n, k) integers
+        Item rows, best first, -1 where a list is shorter, such as `evaluation.recommended`.
+    item_ids : (n_items,) iterable of int or str
+        Such as `shop.item_ids.values`.
+    query_ids : (n,) iterable of int or str, optional
+        Such as `split.test.histories.user_ids`; by default 0, 1, ...
+    tag : str
+        Name of the method.
+
+    Raises
+    ------
+    ValueError
+        For an id that is empty, occurs twice or has white space, which separates the fields; for an item row outside
+        the catalogue; and for an item after an empty place, which other tools would move up.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_run(f"{folder}/run.txt", np.array([[2, 0], [1, -1]]), ["A-1", "A-2", "A-3"], ["ann", "bob"])
+    ...     print(Path(f"{folder}/run.txt").read_text(), end="")
+    ann Q0 A-3 1 2 semid
+    ann Q0 A-1 2 1 semid
+    bob Q0 A-2 1 2 semid
+    """
+    recommended = np.asarray(recommended)
+    if recommended.ndim != 2 or ((recommended[:, :-1] < 0) & (recommended[:, 1:] >= 0)).any():
+        raise ValueError(f"the lists are {recommended.shape}, expected (n, k) with no item after an empty place (-1)")
+    [tag], k = _names("tag", [tag]), recommended.shape[1]
+    filled = [line[line >= 0] for line in recommended]
+    _write(path, filled, item_ids, query_ids, lambda item, rank: f"Q0 {item} {rank} {k + 1 - rank} {tag}")
+
+
+def write_qrels(path: str | Path, relevant: Iterable, item_ids: Iterable, query_ids: Iterable | None = None) -> None:
+    """Write what is relevant as qrels of TREC, a line for each item: `query 0 item 1`.
+
+    Parameters
+    ----------
+    path, item_ids, query_ids
+        As of `write_run`.
+    relevant : iterable
+        For each query an array of item rows, or one row: `split.test.targets` or `shop.queries["item_rows"]`.
+
+    Raises
+    ------
+    ValueError
+        For ids and item rows, as `write_run`.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_qrels(f"{folder}/qrels.txt", [2, [0, 1]], ["A-1", "A-2", "A-3"])
+    ...     print(Path(f"{folder}/qrels.txt").read_text(), end="")
+    0 0 A-3 1
+    1 0 A-1 1
+    1 0 A-2 1
+    """
+    _write(path, [np.unique(rows) for rows in relevant], item_ids, query_ids, lambda item, _: f"0 {item} 1")
+
+
+def _write(
+    path: str | Path,
+    lists: list[np.ndarray],
+    item_ids: Iterable,
+    query_ids: Iterable | None,
+    fields: Callable[[str, int], str],
+) -> None:
+    """Write a line for each item of some lists, of fields(item id, rank), after the id of the query."""
+    items, queries = (
+        _names("item id", item_ids),
+        _names("query id", range(len(lists)) if query_ids is None else query_ids),
+    )
+    if len(queries) != len(lists):
+        raise ValueError(f"{len(queries)} query ids for {len(lists)} lists, expected one each")
+    rows = np.concatenate([np.empty(0, np.int64), *lists])
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(items):
+        raise ValueError(f"item rows are {rows.min()} to {rows.max()}, expected 0 to {len(items) - 1}")
+    with fresh_file(path) as partial, partial.open("wb") as raw, contextlib.ExitStack() as stack:
+        file: Any = raw
+        if str(path).endswith(".gz"):
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))  # equal content, equal bytes
+        for query, of_query in zip(queries, lists, strict=True):
+            lines = (f"{query} {fields(items[row], rank)}\n" for rank, row in enumerate(of_query.tolist(), 1))
+            file.write("".join(lines).encode())
+
+
+def _names(kind: str, ids: Iterable) -> list[str]:
+    """Ids as text that may stand in a file of TREC."""
+    names = [str(each) for each in ids]
+    for name in names:
+        if name.split() != [name]:
+            raise ValueError(f"{kind} {name!r}, expected text without white space, which separates fields: give others")
+    if len(names) > len(set(names)):
+        again = Counter(names).most_common(1)[0][0]
+        raise ValueError(f"{kind} {again!r} occurs twice, expected each once")
+    return names
