@@ -94,7 +94,7 @@ class Timeline(nn.Module):
         nn.init.normal_(self.item.weight, std=0.1 / _PACE)  # at first, codes and text dominate
         for part in (self.code_encoder, self.head, self.chosen):
             part.requires_grad_(config.code_weight > 0)
-        for part in (self.item_encoder, self.query, self.log_temperature):
+        for part in (self.item_encoder, self.query, self.log_temperature):  # type: ignore[assignment]
             part.requires_grad_(config.code_weight < 1)
         self._kept: tuple | None = None  # see `_catalogue`
 
