@@ -53,6 +53,7 @@ ids, _, vectors = study.load_ids(shop, artefacts, instead)
 split = dataset.leave_one_out(shop.histories)
 test = recipes.sample(split.test, sizes.test_users)
 first = study.load_lists(artefacts)  # of the first seed of each method
+first = {name: first[name] for name in study.MAIN}
 print(f"{len(test.targets):,} test users, {len(ids):,} items")
 
 # %% [markdown]

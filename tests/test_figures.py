@@ -77,7 +77,7 @@ def said_by_code() -> list[tuple[str, str]]:
     [tiger] = [system for system in systems if system.name == "TIGER"]
     theirs = f"a Recall@10 of {tiger.figures['beauty']['recall@10']:.4f}".replace(" 0.", " .")
     ours, full = (f"{n_parameters(name) / 1e6:.2g}".removeprefix("0") for name in ("laptop", "full"))
-    size = f"has {ours} of the {full} million parameters that the paper's sizes give as our code counts them"
+    size = f"has {ours} million parameters where the paper's sizes give {full} million in our code"
     assert size in tiger.why["beauty"]
     value = {key.removeprefix("semantic_ids/beauty/"): row["value"] for key, row in rows_of("beauty").items()}
     fitted = 1 - value["rqvae_distortion"] / value["distortion"]

@@ -39,6 +39,7 @@ COLOURS = {
     "code head, trained alone": "#91a7ff",
     "code head x item-kNN": "#22b8cf",
     "item head": "#d9480f",
+    "item head, trained alone": "#ffa94d",
     "item head x item-kNN": "#66a80f",
     "item head x SLIST": "#74c476",
     # search

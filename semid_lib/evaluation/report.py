@@ -179,9 +179,11 @@ def _origin(rows: list[dict[str, Any]], units: str) -> str:
     n = max(row.get("n", 0) for row in rows)
     n_later = max((row.get("n", 0) for row in rows if row["metric"].startswith(LATER_DAY)), default=n)
     later = f" ({n_later:,} of them with a target on a later day)" if n_later < n else ""
-    n_seeds = sorted({len(row["seeds"]) for row in rows if "seeds" in row})
-    seeds = "".join(f" (in brackets the standard deviation over {n} seeds)" for n in n_seeds)
-    interval = f"± half of the 95% bootstrap interval over {units}{seeds}"
+    spreads = ""
+    for what in ("seeds", "draws"):
+        if counts := sorted({len(row[what]) for row in rows if what in row}):
+            spreads += f" (in brackets the standard deviation over {' or '.join(map(str, counts))} {what})"
+    interval = f"± half of the 95% bootstrap interval over {units}{spreads}"
     return f"{n:,} {units} of {data}{later}, `SCALE={scale}`, {interval}; {run}"
 
 

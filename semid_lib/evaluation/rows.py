@@ -38,6 +38,7 @@ LABELS = {
     "code_head_alone": "code head, trained alone",
     "code_head_item_knn": "code head x item-kNN",
     "item_head": "item head",
+    "item_head_alone": "item head, trained alone",
     "item_head_item_knn": "item head x item-kNN",
     "item_head_slist": "item head x SLIST",
 }
@@ -216,7 +217,7 @@ def write_run(
     ------
     ValueError
         For an id that is empty, occurs twice or has white space, which separates the fields; for an item row outside
-        the catalogue; and for an item after an empty place, which other tools would move up.
+        the catalogue; for an item twice in a list; and for one after an empty place, which other tools would move up.
 
     Examples
     --------
@@ -231,6 +232,9 @@ def write_run(
     recommended = np.asarray(recommended)
     if recommended.ndim != 2 or ((recommended[:, :-1] < 0) & (recommended[:, 1:] >= 0)).any():
         raise ValueError(f"the lists are {recommended.shape}, expected (n, k) with no item after an empty place (-1)")
+    for at, line in enumerate(np.sort(recommended, axis=1)):
+        if ((line[1:] == line[:-1]) & (line[1:] >= 0)).any():
+            raise ValueError(f"list {at} has an item twice, expected different ones")
     [tag], k = _names("tag", [tag]), recommended.shape[1]
     filled = [line[line >= 0] for line in recommended]
     _write(path, filled, item_ids, query_ids, lambda item, rank: f"Q0 {item} {rank} {k + 1 - rank} {tag}")

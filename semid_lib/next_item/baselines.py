@@ -49,6 +49,7 @@ class Votes:
     """
 
     similarity: Any  # (n_items, n_items) float32, an array or a sparse array
+    prior_power, prior_floor = 2.0, 0.01  # of `prior`; chosen for SLIST
 
     def __init__(self, histories: Sequence[np.ndarray], n_items: int, decay: float):
         self.decay = decay
@@ -69,14 +70,14 @@ class Votes:
         total = votes @ self.similarity
         return total if isinstance(total, np.ndarray) else total.toarray()
 
-    def prior(self, histories: Sequence[np.ndarray], weight: float = 2.0, floor: float = 0.01) -> np.ndarray:
-        """Log-scale scores, weight * log(score + floor), for `Recommender.rank(prior=...)`.
+    def prior(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Log-scale scores, `prior_power` * log(max(score, 0) + `prior_floor`), for `Recommender.rank(prior=...)`.
+
+        Power and floor were chosen on Beauty's validation items, for SLIST and for item-kNN.
 
         Parameters
         ----------
         histories : sequence of arrays of item rows
-        weight, floor : float
-            Defaults chosen on Beauty's validation items, for SLIST and item-kNN; the floor stands for scores up to 0.
 
         Returns
         -------
@@ -88,10 +89,11 @@ class Votes:
 
         Examples
         --------
-        >>> ItemKNN([np.array([0, 1])], n_items=3).prior([np.array([0])], weight=1.0, floor=0.5).round(2)
-        array([[-0.69,  0.41, -0.69]], dtype=float32)
+        >>> ItemKNN([np.array([0, 1])], n_items=3).prior([np.array([0])]).round(2)
+        array([[-5.26,  0.04, -5.26]], dtype=float32)
         """
-        return (weight * np.log(np.maximum(self.scores(histories), 0) + floor)).astype(np.float32)
+        scores = np.maximum(self.scores(histories), 0)
+        return (self.prior_power * np.log(scores + self.prior_floor)).astype(np.float32)
 
 
 class ItemKNN(Votes):
@@ -112,6 +114,8 @@ class ItemKNN(Votes):
     >>> knn.rank([np.array([0])], k=2).items
     array([[1, 2]])
     """
+
+    prior_power, prior_floor = 1.5, 0.03
 
     def __init__(
         self,

@@ -320,6 +320,6 @@ def _with_two_encoders(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     weights = {"backward_start": torch.zeros_like(weights["start"]), **weights}
     of_encoder = ("start", "backward_start", "position.", "encoder.")
     shared = {name: weights.pop(name) for name in list(weights) if name.startswith(of_encoder)}
-    chosen = {name.replace("code", "chosen"): weights[name] for name in weights if name.startswith("code.")}
+    chosen = {name.replace("code", "chosen"): weights[name].clone() for name in weights if name.startswith("code.")}
     del chosen[f"chosen.{len(chosen) - 1}.weight"]
-    return weights | chosen | {f"{each}{name}": tensor for each in _ENCODERS for name, tensor in shared.items()}
+    return weights | chosen | {f"{each}{name}": x.clone() for each in _ENCODERS for name, x in shared.items()}

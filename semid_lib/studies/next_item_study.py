@@ -21,6 +21,8 @@ from semid_lib.workbench import scale
 from semid_lib.workbench.store import Store
 
 LISTS = "next_item_lists"  # the artefact that chapter 07 writes and chapters 11 and 12 read
+# the methods that a figure with bars has room for
+MAIN = ("popularity", "item_knn", "slist", "sasrec", "tiger", "timeline", "timeline_slist")
 
 
 def load_shop(data: str | Path) -> tuple[dataset.Dataset, str]:

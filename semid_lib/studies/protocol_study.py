@@ -166,6 +166,20 @@ def change_rows(
     return rows
 
 
+def of_draws(rows: Iterable[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Rows whose seeds are those of the shuffling: these as `draws`, and the seed of the training.
+
+    >>> of_draws([{"key": "shuffled/ease/mrr", "value": 0.5, "seeds": [0, 1]}], seed=7)
+    [{'key': 'shuffled/ease/mrr', 'value': 0.5, 'draws': [0, 1], 'seed': 7}]
+    """
+    found = []
+    for row in rows:
+        draws = row.get("seeds", [row.get("seed")])
+        kept = {name: fact for name, fact in row.items() if name != "seeds"}
+        found.append(kept | {"draws": draws, "seed": seed})
+    return found
+
+
 def ahead_by_day(
     evaluations: Mapping[str, evaluate.Evaluation], over: str, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, evaluate.Evaluation]]]:

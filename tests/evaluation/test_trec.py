@@ -49,6 +49,7 @@ def test_a_gzipped_file_holds_the_same_and_is_the_same_each_time(tmp_path):
         ([[0]], {"query_ids": ["a", "b"]}, "2 query ids for 1 lists"),
         ([[0, 4]], {}, "item rows are 0 to 4, expected 0 to 3"),
         ([[-1, 0]], {}, "no item after an empty place"),
+        ([[0, 1], [1, 1]], {}, "list 1 has an item twice"),
         ([0], {}, r"the lists are \(1,\)"),
     ],
 )

@@ -86,9 +86,9 @@ def test_scores_equal_two_loops(histories, asked, exponent, backward, window):
 
 def test_a_prior_is_the_logarithm_of_votes():
     knn, asked = ItemKNN(HISTORIES, n_items=5), [[0], [], [2, 1]]
-    scores, prior = knn.scores(asked), knn.prior(asked, weight=3.0, floor=0.01)
+    scores, prior = knn.scores(asked), knn.prior(asked)
     assert (scores.dtype, prior.dtype) == (np.float32, np.float32)
-    np.testing.assert_allclose(prior, 3 * np.log(np.maximum(scores, 0) + 0.01), rtol=1e-5)
+    np.testing.assert_allclose(prior, 1.5 * np.log(np.maximum(scores, 0) + 0.03), rtol=1e-5)
     assert knn.scores([]).shape == (0, 5)
 
 

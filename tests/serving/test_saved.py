@@ -124,8 +124,11 @@ def test_a_folder_of_format_2_written_without_this_library_is_read(recommender, 
     model |= {"type": "timeline", "max_length": 12}
     (tmp_path / "config.json").write_text(json.dumps({"format": 2, "model": model, "sha256": dict.fromkeys(FILES[1:])}))
     sealed(tmp_path)
-    found = Recommender.from_pretrained(tmp_path).recommend(histories, k=5)  # without exclude_seen: items are left out
-    np.testing.assert_array_equal(found.item_ids, recommender.recommend(histories, k=5).item_ids)
+    loaded = Recommender.from_pretrained(tmp_path)  # without exclude_seen: items are left out
+    loaded.save_pretrained(tmp_path / "again")
+    for each in (loaded, Recommender.from_pretrained(tmp_path / "again")):
+        found = each.recommend(histories, k=5)
+        np.testing.assert_array_equal(found.item_ids, recommender.recommend(histories, k=5).item_ids)
 
 
 def test_both_models_and_exclude_seen_are_kept(
