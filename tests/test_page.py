@@ -18,11 +18,14 @@ pytestmark = [
 ]
 
 
+TITLES = "[...document.querySelectorAll('#cards h3')].map((title) => title.textContent)"
+
+
 class PageTab(Tab):
     """A tab with the page of the service."""
 
     def titles(self) -> list[str]:
-        return self.js("[...document.querySelectorAll('#cards h3')].map((title) => title.textContent)")
+        return self.js(TITLES)
 
     def cards(self, words: str) -> list[str]:
         """Titles of the cards once the status line says so."""
@@ -89,8 +92,7 @@ def test_a_history_is_built_by_keyboard_and_answered_as_by_the_library(tab, url,
     assert tab.cards("history of 1") == expected([ids[2]])
     tab.choose("#category", "Clocks")
     clocks = expected([ids[2]], allowed=np.arange(40) % 4 == 0)
-    tab.wait(f"document.querySelectorAll('#cards h3')[0].textContent === {json.dumps(clocks[0])}")
-    assert tab.titles() == clocks
+    tab.expect(TITLES, clocks)
     tab.js("document.querySelector('#cards .hide').click()")
     tab.wait(f"document.querySelectorAll('#cards h3')[0].textContent === {json.dumps(clocks[1])}")
     assert clocks[0] not in tab.titles() and "1 item is hidden" in tab.js("document.body.innerText")
