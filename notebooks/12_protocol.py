@@ -97,7 +97,8 @@ if later is not None and later.any() and not later.all():
 elif later is not None:
     print(f"all targets are of {'a later' if later.all() else 'the same'} day")
 by_group = evaluate.group_table(first, names) if groups else None
-plotting.rounded(by_group.T.rename(index=LABELS), 4) if groups else None
+shares = by_group.drop(columns="n").T if groups else None
+plotting.rounded(shares.rename(index=LABELS), 4) if groups else None
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two groups of bars, same day and later day: Recall@10 of each method of chapter 07, with 95% intervals."}}
 if groups:
