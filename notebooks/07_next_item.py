@@ -336,8 +336,8 @@ study.table(results, headline)
 # Each cell is a mean over seeds ± half of the 95% interval over users, with the standard deviation over seeds in
 # brackets if several were trained. The interval shows how much *other users* might change a figure. Whether one method
 # is ahead of another is a question about the same users. The next table takes the difference per user, for every
-# metric, as a mean over seeds; a difference is clear if its interval does not contain 0. One warning: with this many
-# comparisons, a few are clear by chance.
+# metric, with the same ± and brackets; a difference is clear if its interval does not contain 0. One warning: with this
+# many comparisons, a few are clear by chance.
 
 # %%
 rivals = ("item_knn", "slist", "transition_graph", "sasrec", "tiger")
@@ -348,6 +348,13 @@ pairs += [("timeline_slist", name) for name in rivals]
 pairs += [("item_knn", "tiger"), ("slist", "item_knn")]
 ahead = study.difference_rows(results, pairs, seeds)
 study.difference_table(ahead)
+
+# %% [markdown]
+# The same for the users whose target lies on a later day, where the data have times:
+
+# %%
+later = study.difference_table(ahead, later_day=True)
+later if len(later) else None
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Recall at K against K, both axes logarithmic: a rising line with a 95% band for each method, and far below them the line of chance."}}
 first = {name: results[name][0] for name in ("popularity", "item_knn", *methods)}
@@ -382,8 +389,8 @@ mixtures = ("timeline", "timeline_item_knn", "timeline_slist")
 study.table(by_part | {name: results[name] for name in mixtures}, headline)
 
 # %% [markdown]
-# And by difference on the same users. The first three columns are the answer: what the codes add to the item head,
-# without a prior and with each.
+# And by difference on the same users, then on those with a target on a later day. The first three lines are the answer:
+# what the codes add to the item head, without a prior and with each.
 
 # %%
 part_pairs = [
@@ -396,6 +403,10 @@ part_pairs = [
 ]
 added = study.difference_rows(results | by_part, part_pairs, seeds)
 study.difference_table(added)
+
+# %%
+later = study.difference_table(added, later_day=True)
+later if len(later) else None
 
 # %% [markdown]
 # These lists come from a beam. An [exact ranking](../book/notation.md) scores every item, also with the code head times
@@ -480,7 +491,7 @@ _ = artefacts.record("07_next_item", rows)
 
 # %%
 at_10 = [row for row in ahead + added if row["key"].endswith("/recall@10")]
-print(study.difference_table(at_10).T.to_string())
+print(study.difference_table(at_10).to_string())
 print(f"{timer.seconds:.0f} s in all, without the runs that it found")
 study.table(results, ["recall@10"])
 

@@ -12,7 +12,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.decoding.ranking import rank_by_scores
 from semid_lib.evaluation import evaluate, metrics
-from semid_lib.evaluation.rows import LABELS, metric_name, over_seeds, table_rows
+from semid_lib.evaluation.rows import LABELS, LATER_DAY, cell, metric_name, over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import baselines, linear, recipes
@@ -139,7 +139,7 @@ def difference_rows(
     Parameters
     ----------
     measured : mapping of str to list of Evaluation
-        Of each method one evaluation a seed. A method with one is compared with all of the other's.
+        Of each method one evaluation a seed. All of the first method are compared with the second's, if it has one.
     pairs : iterable of (str, str)
         Keys of both methods.
     seeds : sequence of int
@@ -151,17 +151,18 @@ def difference_rows(
     return rows
 
 
-def difference_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of `difference_rows` as a page shows them, with 95% intervals: a column a pair, all metrics down."""
-    columns: dict[str, dict[str, str]] = {}
+def difference_table(rows: Iterable[Mapping[str, Any]], later_day: bool = False) -> pd.DataFrame:
+    """Rows of `difference_rows` as a page shows them: a line a pair, all metrics.
+
+    later_day: those of the users whose target lies on a later day than their history, in place of those of all users.
+    """
+    lines: dict[str, dict[str, str]] = {}
     for row in rows:
         ours, theirs, metric = row["key"].replace("_ahead_of/", "/").split("/")
         names = (f"({LABELS[name]})" if "+" in LABELS[name] else LABELS[name] for name in (ours, theirs))
-        low, high = row["ci95"]
-        columns.setdefault(" − ".join(names), {})[metric_name(metric)] = (
-            f"{row['value']:+.4f} ({low:+.4f} to {high:+.4f})"
-        )
-    return pd.DataFrame(columns)
+        if metric.startswith(LATER_DAY) == later_day:
+            lines.setdefault(" − ".join(names), {})[metric_name(metric)] = cell(row)
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def training_rows(runs: Mapping[str, Mapping[int, recipes.Trained]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from semid_lib.data.folder import write_folder
 from semid_lib.decoding import beam_search, scorers
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.evaluation import evaluate, figures, figures_models
-from semid_lib.evaluation.rows import LABELS, metric_name
+from semid_lib.evaluation.rows import LABELS, in_brackets, metric_name, shown
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.next_item import recipes
 from semid_lib.next_item.recipes import Trained
@@ -240,12 +240,16 @@ def test_tables_show_names_and_no_keys(evaluations):
     assert list(table.index) == [LABELS[name] for name in evaluations] and list(table) == ["Recall@10"]
     of_seeds = {name: [each] for name, each in evaluations.items()} | {"timeline": [evaluations["timeline"]] * 2}
     pairs = [("timeline", "sasrec"), ("timeline_item_knn", "timeline_item_knn")]
-    table = next_item_study.difference_table(next_item_study.difference_rows(of_seeds, pairs, [0, 1]))
-    assert list(table) == ["timeline − SASRec", "(timeline + item-kNN) − (timeline + item-kNN)"]
+    rows = next_item_study.difference_rows(of_seeds, pairs, [0, 1])
     ahead = evaluate.differences(evaluations["timeline"], evaluations["sasrec"])
-    assert list(table.index) == [metric_name(metric) for metric in ahead.index]
-    low, high = ahead.loc["recall@10", ["low", "high"]]
-    assert table.iloc[:, 0]["Recall@10"] == f"{ahead.loc['recall@10', 'mean']:+.4f} ({low:+.4f} to {high:+.4f})"
+    for later_day in (False, True):
+        table = next_item_study.difference_table(rows, later_day)
+        metrics = [metric for metric in ahead.index if metric.startswith("later_day_") == later_day]
+        assert list(table) == [metric_name(metric) for metric in metrics]
+        assert later_day or list(table.index) == ["timeline − SASRec", "(timeline + item-kNN) − (timeline + item-kNN)"]
+        for metric in metrics:
+            found = table.loc["timeline − SASRec", metric_name(metric)]
+            assert found == shown(*ahead.loc[metric]) + in_brackets(0.0)
 
 
 def test_components_are_ranked_alone_and_with_item_knn(shop, new_timeline):
