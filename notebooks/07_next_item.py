@@ -370,18 +370,20 @@ plt.show()
 #
 # The code head generates an ID; the item head scores all items at once, like a SASRec that reads texts. To tell what
 # each contributes, we rank with one head alone, with both, and with a prior. Each head is also trained without the
-# other (first seed), with its best epoch chosen for itself and, for the code head, with item vectors of its own:
+# other, with its best epoch chosen for itself and, for the code head (first seed), with item vectors of its own:
 
 # %%
+train = partial(recipes.train_timeline, task, ids, vectors, progress=True)
 alone = {
-    name: recipes.train_timeline(
-        task, ids, vectors, SEED, code_weight=weight, progress=True
-    )
-    for name, weight in (("code_head_alone", 1.0), ("item_head_alone", 0.0))
+    "code_head_alone": {SEED: train(SEED, code_weight=1.0)},
+    "item_head_alone": {seed: train(seed, code_weight=0.0) for seed in seeds},
 }
 heads = ("code_head", "item_head", "item_head_item_knn", "item_head_slist")
 parts = {name: [each[name] for each in components.values()] for name in heads}
-parts |= {name: [run.model.rank] for name, run in alone.items()}
+parts |= {
+    name: [run.model.rank for run in of_seeds.values()]
+    for name, of_seeds in alone.items()
+}
 by_part = {
     name: [measure(rank, k=LENGTH) for rank in ranks] for name, ranks in parts.items()
 }
@@ -485,7 +487,7 @@ for name, of_seeds in (results | by_part | seen_allowed).items():
 for name, [each] in exactly.items():
     rows += evaluate.rows(f"next_item_exact/{name}", [each], [SEED])
 rows += ahead + added
-rows += study.training_rows(runs | {name: {SEED: run} for name, run in alone.items()})
+rows += study.training_rows(runs | alone)
 rows += table_rows("task", {"leave_one_out": facts_of_task})
 _ = artefacts.record("07_next_item", rows)
 
