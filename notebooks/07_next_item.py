@@ -428,8 +428,8 @@ study.table(exactly, headline)
 # ## 8. Seen items
 #
 # Papers rarely say whether a list may hold items that the user already has. If it may, some ranks go to items that are
-# rarely the answer. If the lists above leave seen items out, these may hold them: lists of ten, from a beam of 50, which
-# finds the same ten as a wider one (chapter 11). A published figure must be compared with the row of its own protocol:
+# rarely the answer. If the lists above leave seen items out, these may hold them: lists of ten, from a beam of 50
+# (chapter 11 compares widths). A published figure must be compared with the row of its own protocol:
 
 # %%
 counting = {name: [untrained[name].rank] for name in ("popularity", *priors)}

@@ -65,8 +65,8 @@ print(f"{len(test.targets):,} test users, {len(ids):,} items")
 # the purchases. [Woolridge et al. (2021)](../book/references.bib "woolridge2021") and [Klenitskiy et al.
 # (2024)](../book/references.bib "klenitskiy2024") show how many public data sets have this problem. A simple check:
 # among neighbours in a [history](../book/notation.md), how often does the second have the higher [item
-# id](../book/notation.md) (on Amazon data, the ASIN, which is the catalogue number)? If ids say nothing about the
-# order, it is about half.
+# id](../book/notation.md) (on Amazon data, the ASIN, which is the catalogue number)? If ids and
+# order are unrelated, it is about half of the time.
 
 # %%
 facts, later = {}, test.later_day

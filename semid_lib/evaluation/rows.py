@@ -3,8 +3,6 @@
 `write_run` and `write_qrels` write lists, and what is relevant, for trec_eval, ir_measures, PyTerrier and ranx.
 """
 
-import contextlib
-import gzip
 import re
 import statistics
 from collections import Counter
@@ -203,7 +201,7 @@ def write_run(
     Parameters
     ----------
     path : str or Path
-        Replaced atomically; gzipped if it ends in `.gz`.
+        Replaced atomically.
     recommended : (n, k) integers
         Item rows, best first, -1 where a list is shorter, such as `evaluation.recommended`.
     item_ids : (n_items,) iterable of int or str
@@ -276,26 +274,20 @@ def _write(
     fields: Callable[[str, int], str],
 ) -> None:
     """Write a line for each item of some lists, of fields(item id, rank), after the id of the query."""
-    items, queries = (
-        _names("item id", item_ids),
-        _names("query id", range(len(lists)) if query_ids is None else query_ids),
-    )
+    items = _names("item id", item_ids)
+    queries = _names("query id", range(len(lists)) if query_ids is None else query_ids)
     if len(queries) != len(lists):
         raise ValueError(f"{len(queries)} query ids for {len(lists)} lists, expected one each")
     rows = np.concatenate([np.empty(0, np.int64), *lists])
     if rows.size and not 0 <= rows.min() <= rows.max() < len(items):
         raise ValueError(f"item rows are {rows.min()} to {rows.max()}, expected 0 to {len(items) - 1}")
-    with fresh_file(path) as partial, partial.open("wb") as raw, contextlib.ExitStack() as stack:
-        file: Any = raw
-        if str(path).endswith(".gz"):
-            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))  # equal content, equal bytes
+    with fresh_file(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
         for query, of_query in zip(queries, lists, strict=True):
-            lines = (f"{query} {fields(items[row], rank)}\n" for rank, row in enumerate(of_query.tolist(), 1))
-            file.write("".join(lines).encode())
+            file.writelines(f"{query} {fields(items[row], rank)}\n" for rank, row in enumerate(of_query.tolist(), 1))
 
 
 def _names(kind: str, ids: Iterable) -> list[str]:
-    """Ids as text that may stand in a file of TREC."""
+    """Ids as text; ValueError for one that a file of TREC cannot hold, and for one that occurs twice."""
     names = [str(each) for each in ids]
     for name in names:
         if name.split() != [name]:

@@ -57,7 +57,7 @@ class Context(NamedTuple):
     """What `Timeline.begin` reads."""
 
     histories: torch.Tensor  # (B, T) int64 item rows in time order, -1 after the end, T <= config.max_length
-    prior: torch.Tensor | None = None  # (B, n_items) float32 log-scale scores in catalogue order, see `ItemKNN.prior`
+    prior: torch.Tensor | None = None  # (B, n_items) float32 log-scale scores in catalogue order, see `Votes.prior`
     weights: tuple[float, ...] | None = None  # of code head, item head and, with a prior, item head with prior
 
 

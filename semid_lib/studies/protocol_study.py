@@ -45,8 +45,8 @@ def with_file_order(baseline: Votes, item_key: Sequence, factor: float = 2.0) ->
     """A baseline that reads the order of the file, as a function for `evaluate.evaluate`: a forbidden method.
 
     If the file lists the items of a day by a key, the next item of the day has a higher key than the last one. So
-    positive scores of items with a higher key than the last item of the history are multiplied by a factor. This shows
-    how much a score gains from the order of a file; it says nothing about behaviour.
+    positive scores of items with a higher key than the last item of the history are multiplied by a factor. What
+    this gains comes from the order of the file, not from what users do.
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
 """Lists as files of TREC, by hand; and that ranx, which reads them, finds the figures that we report."""
 
-import gzip
 import json
 import os
 import subprocess
@@ -28,15 +27,6 @@ def test_a_run_and_qrels_by_hand(tmp_path):
     ]
     rows.write_qrels(tmp_path / "qrels.txt", np.array([3, 1]), ITEMS, query_ids=np.array(["ann", "bob"]))
     assert (tmp_path / "qrels.txt").read_text(encoding="utf-8") == "ann 0 A-4 1\nbob 0 7 1\n"
-
-
-def test_a_gzipped_file_holds_the_same_and_is_the_same_each_time(tmp_path):
-    lists = np.array([[2, 1]])
-    for name in ("run.txt", "run.gz", "again.gz"):
-        rows.write_run(tmp_path / name, lists, ITEMS)
-    packed = (tmp_path / "run.gz").read_bytes()
-    assert gzip.decompress(packed) == (tmp_path / "run.txt").read_bytes()
-    assert packed == (tmp_path / "again.gz").read_bytes()
 
 
 @pytest.mark.parametrize(
