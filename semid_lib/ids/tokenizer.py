@@ -11,11 +11,24 @@ from semid_lib.ids import embed
 from semid_lib.ids.quantize import ResidualQuantizer
 from semid_lib.ids.rqvae import RQVAE, _Network
 from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.workbench.store import Store
 from semid_lib.workbench.text import shown
 from semid_lib.workbench.weights import load_weights, save_weights
 
 _NETWORK, _OURS = "network.", "the catalogue"
 _SAMPLE, _EQUAL = 8, 0.999  # known items that are encoded again, and the cosine that their vectors must have
+
+
+def of_artefacts(artefacts: Store, max_characters: int) -> "ItemTokenizer | None":
+    """The tokenizer that chapters 01 and 02 made the semantic IDs with, by residual k-means.
+
+    max_characters: of the texts, `scale.Scale.text_characters`. None if these chapters were not run.
+    """
+    if not artefacts.has("semantic_ids") or not artefacts.has("embeddings"):
+        return None
+    saved, encoder = artefacts.load("semantic_ids"), artefacts.load("embeddings").facts["embedder"]
+    kmeans = ResidualQuantizer(np.asarray(saved["kmeans_codes"]), np.asarray(saved["codebooks"]))
+    return ItemTokenizer(kmeans, len(kmeans.codes), encoder, max_characters)
 
 
 class ItemTokenizer(NamedTuple):

@@ -68,7 +68,9 @@ def test_what_the_models_say_of_old_items_stays(living):
     kept = [row for row in range(30) if row not in (0, 3)]
     assert torch.equal(model.item.weight, old.item.weight[kept])
     rows = [np.array([5, 9])], [np.array([kept.index(5), kept.index(9)])]
-    one, other = (each.rank(at, 40, exclude_seen=False, weights=(1.0, 0.0)) for each, at in zip((old, model), rows))
+    one, other = (
+        each.rank(at, 40, exclude_seen=False, weights=(1.0, 0.0)) for each, at in zip((old, model), rows, strict=True)
+    )
     before = dict(zip(one.items[0].tolist(), one.scores[0].tolist(), strict=True))
     after = dict(zip(other.items[0].tolist(), other.scores[0].tolist(), strict=True))
     for row, was in enumerate(kept):
@@ -129,7 +131,7 @@ ITEMS = st.lists(st.integers(30, 60), min_size=1, max_size=4, unique=True)
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "update"]), ITEMS, st.integers(0, 2**16)), max_size=6)
 
 
-@settings(max_examples=int(os.environ.get("SEMID_EXAMPLES", 12)))
+@settings(max_examples=int(os.environ.get("SEMID_EXAMPLES", "12")))
 @given(STEPS)
 def test_published_ids_stay_whatever_happens(living_once, steps):
     recommender, published = living_once, codes(living_once)

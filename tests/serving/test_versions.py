@@ -63,7 +63,9 @@ def test_a_saved_folder_is_a_version_and_can_be_changed_after_loading(folder, tm
     assert fresh.version[:3] == (2, parent, "add 2 items; remove 1 item")
     fresh.save_pretrained(tmp_path / "other")
     again = Recommender.from_pretrained(tmp_path / "other")
-    assert again.version == fresh.version and again.item_ids.removed == {"10"} and again.provenance == {"data": "things"}
+    assert (
+        again.version == fresh.version and again.item_ids.removed == {"10"} and again.provenance == {"data": "things"}
+    )
     assert again.recommend([[10]]).skipped == 1
     np.testing.assert_array_equal(again.tokenizer.quantizer.codebooks, loaded.tokenizer.quantizer.codebooks)
 
@@ -266,7 +268,10 @@ def test_the_command_changes_a_folder(folder, tmp_path, capsys):
     assert main([*shop, "rollback"]) == 0 and answers(folder) == first
     capsys.readouterr()
     for words, told in (
-        (["add", str(tmp_path / "new.jsonl"), "--encoder", "other"], "were encoded by all-MiniLM-L6-v2, expected other"),
+        (
+            ["add", str(tmp_path / "new.jsonl"), "--encoder", "other"],
+            "were encoded by all-MiniLM-L6-v2, expected other",
+        ),
         (["remove", "11"], "item id '11' is not in the catalogue"),
         (["refit"], "say that you mean it"),
     ):

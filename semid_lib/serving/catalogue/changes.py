@@ -239,7 +239,7 @@ def _timeline(model: Timeline, parts: _Parts) -> Timeline:
     assert parts.vectors is not None
     kept = parts.kept[: model.config.n_items]
     if not kept.any():
-        raise ValueError("no item that the next-item model was trained on would be left: train one on the new catalogue")
+        raise ValueError("no item that the next-item model was trained on would be left: train another one first")
     weights, device = model.state_dict(), model.query.weight.device
     if not kept.all():
         weights["item.weight"] = weights["item.weight"][torch.from_numpy(kept).to(device)]
@@ -257,7 +257,7 @@ def _searcher(recommender: "Recommender", parts: _Parts) -> Any:
     if isinstance(searcher, HybridSearch):
         assert parts.vectors is not None
         old, unit = searcher.scorer, parts.vectors
-        if not np.allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-3):  # those of a next-item model may have any length
+        if not np.allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-3):  # a next-item model reads any length
             unit = embed.normalize(unit)
         with torch.random.fork_rng(devices=[]):
             fresh = HybridRanker(old.config, parts.ids.unique, unit)

@@ -1,8 +1,8 @@
 """A recommender's folder as versions: change it, see how it is, go back, and make all IDs anew.
 
 Each change loads the folder and replaces it by a new version, whole (`atomic.fresh_folder`): after a kill the folder is
-the old version or the new one. The versions before are kept beside it, in `.NAME.versions/NUMBER`, as hard links, so that
-files which do not change take no space. One change is made at a time.
+the old version or the new one. The versions before are kept beside it, in `.NAME.versions/NUMBER`, as hard links, so
+files that do not change take no space. One change is made at a time.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ class Refit(NamedTuple):
         if self.distortion_before is not None:
             lines += [f"distortion {self.distortion_before:.4f} before, {self.distortion_after:.4f} now"]
         lines += [f"dropped, train again on the new IDs: {', '.join(self.dropped) or 'nothing'}"]
-        return "\n".join([*lines, "until then the folder answers queries by an untrained hybrid ranker, and no histories"])
+        return "\n".join([*lines, "until then the folder answers queries by text alone, and no histories"])
 
 
 # --- changes ---
@@ -113,7 +113,7 @@ def change(where: str | Path, make: Callable[[Recommender], tuple[Recommender, A
 
 
 def put(where: str | Path, recommender: Recommender, change: str = "a new model") -> Version:
-    """Replace a folder by a recommender, such as one that was trained again, as its next version. Raises as `change`."""
+    """Replace a folder by a recommender, such as one that was trained again: its next version. Raises as `change`."""
     with _locked(where) as folder:
         _put(folder, recommender, change)
         remote.send(where, whole=True)
@@ -168,9 +168,9 @@ def refit(where: str | Path, drop_models: bool = False, seed: int = 0) -> Refit:
     """Fit new codebooks to all items and give all of them new semantic IDs, as the next version.
 
     A model that was trained on the old IDs knows nothing of the new ones. So a refit drops the next-item model and the
-    training of the search model: until they are trained again, the folder answers queries by an untrained hybrid ranker,
-    which compares texts, and no histories. `id_map.parquet` in the folder has the old and the new ID of each item. The
-    numbers of fresh codes are arbitrary, so almost all IDs move.
+    training of the search model: until they are trained again, the folder answers queries by an untrained hybrid
+    ranker, which compares texts, and no histories. `id_map.parquet` in the folder has the old and the new ID of each
+    item. The numbers of fresh codes are arbitrary, so almost all IDs move.
 
     Parameters
     ----------
