@@ -112,7 +112,7 @@ class ItemTokenizer(NamedTuple):
             if books.ndim != 3 or books.dtype != torch.float32:
                 raise ValueError(f"codebooks are {tuple(books.shape)} {books.dtype}, expected float32, 3-D")
             parts: tuple = (np.empty((0, len(books)), np.int64), books.numpy())
-            quantizer = ResidualQuantizer(*parts)
+            quantizer: ResidualQuantizer = ResidualQuantizer(*parts)
             if found:
                 mean, scale = found.pop("mean").numpy(), float(found.pop("scale").double().item())
                 weights = {name.removeprefix(_NETWORK): weight for name, weight in found.items()}
@@ -122,7 +122,7 @@ class ItemTokenizer(NamedTuple):
                 with torch.device("meta"):
                     network = _Network(dim, latent, hidden)
                 network.load_state_dict(weights, assign=True)
-                quantizer = RQVAE(*parts, mean, scale, network.eval(), [])
+                quantizer = RQVAE(parts[0], parts[1], mean, scale, network.eval(), [])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} holds no quantizer: {' '.join(str(error).split())}") from error
         return cls(quantizer, facts["n_fitted"], facts["encoder"], facts["max_characters"])

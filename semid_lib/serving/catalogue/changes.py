@@ -195,7 +195,8 @@ def _with_ids_like(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     if whole and len(items) and not pd.api.types.is_integer_dtype(items["item_id"]):
         wrong = next((one for one in items["item_id"] if not isinstance(one, int | np.integer)), None)
         raise ValueError(f"item_id is {shown(wrong)}, expected integers as in the catalogue")
-    return items if whole else items.assign(item_id=items["item_id"].astype(str).astype(table["item_id"].dtype))
+    ids = items["item_id"] if whole else items["item_id"].astype(str)
+    return items.assign(item_id=ids.astype(table["item_id"].dtype))
 
 
 def _vectors(recommender: "Recommender", items: pd.DataFrame, given: np.ndarray | None) -> tuple[np.ndarray, int]:

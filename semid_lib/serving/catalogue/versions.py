@@ -242,7 +242,7 @@ def status(where: str | Path) -> Status:
             new_distortion = _distortion(tokenizer.quantizer, codes[n_fitted:], vectors[n_fitted:])
     untrained = None if found.model is None else len(codes) - found.model.config.n_items
     advice = []
-    if distortion and new_distortion and n_new >= ENOUGH and new_distortion > DRIFTED * distortion:
+    if distortion and new_distortion and n_new and n_new >= ENOUGH and new_distortion > DRIFTED * distortion:
         ratio = new_distortion / distortion
         advice.append(f"refit: the codes fit new items {ratio:.2f} times worse than fitted ones (limit {DRIFTED})")
     if under > FULL * len(codes):
@@ -356,7 +356,7 @@ def _distortion(quantizer, codes: np.ndarray, vectors: np.ndarray) -> float:
 def _fitted(old: quantize.ResidualQuantizer, vectors: np.ndarray, n_levels: int, size: int, seed: int):
     if not isinstance(old, rqvae.RQVAE):
         return quantize.fit_residual_kmeans(vectors, n_levels, size, seed=seed)
-    hidden = old.network.mlp[0].out_features
+    hidden = len(old.network.state_dict()["mlp.0.weight"])
     config = rqvae.RQVAEConfig(n_levels, size, latent_dim=old.codebooks.shape[2], hidden_dim=hidden)
     return rqvae.fit_rqvae(vectors, config, seed)
 
