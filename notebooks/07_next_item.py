@@ -45,7 +45,7 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics, plotting
 from semid_lib.evaluation import figures_models as figures
 from semid_lib.evaluation.rows import table_rows
-from semid_lib.ids import semantic_ids
+from semid_lib.ids import semantic_ids, tokenizer
 from semid_lib.next_item import baselines, recipes, timeline
 from semid_lib.serving.recommender import Recommender
 from semid_lib.studies import next_item_study as study
@@ -235,10 +235,12 @@ trained = {
     seed: recipes.train_timeline(task, ids, vectors, seed, progress=True)
     for seed in seeds
 }
-seen_out = {"exclude_seen": validation.exclude_seen}
+how = {
+    "exclude_seen": validation.exclude_seen,
+    "tokenizer": tokenizer.of_artefacts(artefacts, sizes.text_characters),
+}
 recommenders = {
-    seed: Recommender(run.model, ids, shop.items, **seen_out)
-    for seed, run in trained.items()
+    seed: Recommender(run.model, ids, shop.items, **how) for seed, run in trained.items()
 }
 study.run_table({"timeline": trained})
 

@@ -347,7 +347,8 @@ if len(found) == 2:
     first, second = (Recommender.from_pretrained(place) for place in found)
     if np.array_equal(first.ids.unique, second.ids.unique):
         parts_of_both = (first.model, first.ids, first.items, second.searcher)
-        joined = Recommender(*parts_of_both, first.exclude_seen)
+        settings = (first.exclude_seen, first.tokenizer)
+        joined = Recommender(*parts_of_both, *settings)
         whole = artefacts.path("service")
         joined.save_pretrained(whole, artefacts.provenance())
 print("to deploy:", whole.name if whole else "nothing yet")

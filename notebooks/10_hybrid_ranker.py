@@ -37,7 +37,7 @@ import torch
 from semid_lib.data import dataset
 from semid_lib.evaluation import evaluate, metrics, plotting
 from semid_lib.evaluation import figures_models as figures
-from semid_lib.ids import embed
+from semid_lib.ids import embed, tokenizer
 from semid_lib.llm import llm_search
 from semid_lib.queries import filters
 from semid_lib.search import hybrid_ranker, retrieval
@@ -367,7 +367,9 @@ for at in np.random.default_rng(SEED).permutation(len(shown))[:3]:
 
 # %%
 folder = artefacts.path("recommender_hybrid")
-recommender = Recommender(None, ids, shop.items, hybrid_search)
+made_by = tokenizer.of_artefacts(artefacts, sizes.text_characters)
+parts = (None, ids, shop.items, hybrid_search)
+recommender = Recommender(*parts, tokenizer=made_by)
 recommender.save_pretrained(folder, artefacts.provenance())
 loaded = Recommender.from_pretrained(folder)
 asked, vectors = asked[:20], study.sample_vectors[:20]

@@ -1,4 +1,4 @@
-"""The command `semid`: import data, run chapters, train, predict, serve and deploy.
+"""The command `semid`: import data, run chapters, train, predict, serve, change a catalogue and deploy.
 
 A command imports the modules that it needs when it runs, so `semid --help` answers at once.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from semid_lib.cli import chapters, demo, deploy, importing, models  # noqa: F401  they add their commands to `app`
+from semid_lib.cli import catalogue, chapters, demo, deploy, importing, models  # noqa: F401  they add commands to `app`
 from semid_lib.cli.options import app
 
 # of click, or of the copy of it in newer versions of typer

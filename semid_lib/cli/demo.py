@@ -52,6 +52,7 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     """
     from semid_lib.data import dataset
     from semid_lib.ids import assignment, embed, quantize
+    from semid_lib.ids.tokenizer import ItemTokenizer
     from semid_lib.next_item import recipes
     from semid_lib.next_item.timeline import Timeline
     from semid_lib.search import hybrid_ranker, retrieval
@@ -77,7 +78,8 @@ def train(shop, folder: Path, n_epochs: int = 6, progress: bool = True) -> None:
     )
     search = hybrid_ranker.HybridSearch(hybrid_ranker.HybridRanker(config, ids.unique, vectors), words)
     assert isinstance(trained.model, Timeline)
-    Recommender(trained.model, ids, shop.items, search).save_pretrained(folder)
+    tokenizer = ItemTokenizer(quantizer, len(ids))
+    Recommender(trained.model, ids, shop.items, search, tokenizer=tokenizer).save_pretrained(folder)
     _say(f"Recall@10 on validation: {trained.best.validation:.3f}")
 
 

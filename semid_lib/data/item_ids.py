@@ -35,6 +35,8 @@ class ItemIds:
     ----------
     items : pandas.DataFrame
         A table with `item_id`, one row per item.
+    removed : collection of int or str
+        Ids of items that were in the catalogue before: `rows` leaves them out.
 
     Raises
     ------
@@ -48,7 +50,8 @@ class ItemIds:
     (array([1, 2]), ['A-2', None])
     """
 
-    def __init__(self, items: pd.DataFrame):
+    def __init__(self, items: pd.DataFrame, removed: Iterable[int | str] = ()):
+        self.removed = frozenset(map(str, removed))
         column = items["item_id"]
         self._with_none = np.array([*column, None], dtype=object)  # row -1 is None
         self.values = self._with_none[:-1]
@@ -81,7 +84,7 @@ class ItemIds:
         return row
 
     def rows(self, item_ids: Iterable[int | str], where: str = "") -> np.ndarray:
-        """The rows of items: (n,) int64, in the order asked.
+        """The rows of items: (n,) int64, in the order asked, without items that were removed from the catalogue.
 
         Parameters
         ----------
@@ -99,6 +102,8 @@ class ItemIds:
             try:
                 rows.append(self.row(item_id))
             except UnknownItemError as error:
+                if str(item_id) in self.removed:
+                    continue
                 raise UnknownItemError(f"{where}{', ' if where else ''}position {at}: {error}") from error
         return np.array(rows, dtype=np.int64)
 

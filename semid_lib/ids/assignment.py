@@ -187,9 +187,12 @@ class AdditionReport(NamedTuple):
     at_nearest: int  # items with exactly the codes that the quantizer gives them
     left_over: int  # items that share all codes with another and got a disambiguation code
     same_sizes: bool  # whether a model trained on the old `ids.sizes` can generate the new IDs; true if left_over is 0
+    elsewhere: int = 0  # items whose prefix was full and that got the nearest prefix with room, with `keep_sizes`
 
 
-def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[SemanticIDs, AdditionReport]:
+def add_items(
+    ids: SemanticIDs, vectors: np.ndarray, quantizer, keep_sizes: bool = False
+) -> tuple[SemanticIDs, AdditionReport]:
     """Assign semantic IDs to new items; codebooks and existing IDs do not change.
 
     New items of one prefix get free last codes at minimum total cost. If a prefix is full, the others get their
@@ -203,6 +206,9 @@ def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[Semanti
         Embeddings of the new items.
     quantizer : quantizer
         See the module.
+    keep_sizes : bool
+        For a model that is trained already: an item that would need a disambiguation code beyond `ids.sizes` gets the
+        nearest prefix with a free last code instead, among those that differ in their last code alone.
 
     Returns
     -------
@@ -213,7 +219,7 @@ def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[Semanti
     Raises
     ------
     ValueError
-        If levels or codebook sizes differ, or a vector is invalid.
+        If levels or codebook sizes differ, or a vector is invalid. With `keep_sizes`, if no such prefix has room.
 
     Examples
     --------
@@ -239,11 +245,39 @@ def add_items(ids: SemanticIDs, vectors: np.ndarray, quantizer) -> tuple[Semanti
             free = np.ones(costs.shape[1], dtype=bool)
             free[codes[rows[rows < first_new], -1]] = False
             codes[new, -1] = least_cost_codes(costs[new - first_new], free)
-    numbers = _numbers(codes, ids.disambiguation_code)
+    numbers, elsewhere = _numbers(codes, ids.disambiguation_code), 0
+    if keep_sizes:
+        room = ids.sizes[ids.n_levels] if len(ids.sizes) > ids.n_levels else 1
+        crowded = np.flatnonzero(numbers >= room)
+        elsewhere, numbers[crowded] = len(crowded), 0
+        _move(codes, crowded, vectors[crowded - first_new], quantizer)
     added = SemanticIDs(codes, numbers, ids.codebook_size, ids.disambiguation_size)
     extra = numbers[first_new:]
     at_nearest = int(np.sum((codes[first_new:] == encoded).all(axis=1) & (extra == 0)))
-    return added, AdditionReport(len(encoded), at_nearest, int(np.count_nonzero(extra)), added.sizes == ids.sizes)
+    left_over = int(np.count_nonzero(extra))
+    return added, AdditionReport(len(encoded), at_nearest, left_over, added.sizes == ids.sizes, elsewhere)
+
+
+def _move(codes: np.ndarray, rows: np.ndarray, vectors: np.ndarray, quantizer) -> None:
+    """Give each of these rows the nearest prefix that has a free last code, and of those codes the nearest."""
+    used: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
+    for *prefix, last in np.delete(codes, rows, axis=0).tolist() if len(rows) else ():
+        used[tuple(prefix)].add(last)
+    for row, vector in zip(rows, vectors, strict=True):
+        start = codes[row, :-1]
+        prefixes = np.repeat(start[None], quantizer.sizes[-2] if len(start) else 1, axis=0)
+        if len(start):
+            prefixes[:, -1] = np.arange(len(prefixes))
+        distances = np.sum((quantizer.decode(prefixes) - vector) ** 2, axis=1)
+        with_room = (prefixes[at] for at in np.argsort(distances, kind="stable"))
+        with_room = (each for each in with_room if len(used[tuple(each.tolist())]) < quantizer.sizes[-1])
+        if (prefix := next(with_room, None)) is None:
+            raise ValueError(f"all {len(prefixes)} prefixes near a new item are full: make all IDs anew")
+        taken = used[tuple(prefix.tolist())]
+        costs = quantizer.last_level_costs(vector[None], np.append(prefix, 0)[None])[0]
+        costs[sorted(taken)] = np.inf
+        codes[row] = [*prefix, costs.argmin()]
+        taken.add(int(codes[row, -1]))
 
 
 def _numbers(codes: np.ndarray, taken: np.ndarray) -> np.ndarray:

@@ -227,10 +227,10 @@ def _as_table(block: list[batch_io.Record]) -> pa.Table:
 
 def _with_answers(recommender: Recommender, k: int, queries: bool, block: pa.Table) -> pa.Table:
     """A block with answers, or reasons why there are none, in place of item ids."""
-    reasons, histories, row_of = block["reason"].to_pylist(), [], recommender.item_ids.row_of
+    reasons, histories, known = block["reason"].to_pylist(), [], recommender.item_ids
     for at, value in enumerate(block["item_ids"]):  # one by one: see _BLOCK_BYTES
-        item_ids = value.as_py()
-        history = [row_of.get(item_id, -1) for item_id in item_ids]
+        item_ids = [item_id for item_id in value.as_py() if item_id not in known.removed]
+        history = [known.row_of.get(item_id, -1) for item_id in item_ids]
         if reasons[at] is None and -1 in history:
             reasons[at] = f"item id {shown(item_ids[history.index(-1)])} is not in the catalogue"
         histories.append(np.array(history, dtype=np.int64))

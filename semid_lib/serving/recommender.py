@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +16,17 @@ from semid_lib.data.item_ids import ItemIds
 from semid_lib.decoding.ranking import Ranked, checked_mask
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.ids.tokenizer import ItemTokenizer
 from semid_lib.llm.llm_search import LanguageModelSearch
 from semid_lib.llm.vllm_search import VLLMSearch
 from semid_lib.next_item.timeline import Timeline
 from semid_lib.search.hybrid_ranker import HybridSearch
 from semid_lib.search.retrieval import checked_queries
 from semid_lib.serving import hub, saved
+from semid_lib.serving.catalogue import changes
 from semid_lib.serving.model_card import model_card
 from semid_lib.workbench import remote
-from semid_lib.workbench.atomic import check_only, fresh_folder, settled
+from semid_lib.workbench.atomic import check_only, fresh_folder, settled, sha256
 from semid_lib.workbench.text import check_flag, check_histories, one_line, shown
 
 Searcher = HybridSearch | LanguageModelSearch | VLLMSearch
@@ -46,6 +49,7 @@ class Recommendations(_Lists):
         Log-probabilities; -inf there.
     """
 
+    skipped: int = 0  # items of the histories that were left out, because they were removed from the catalogue
     _titles: np.ndarray | None = None  # (n, k) text, where the item table has titles
 
     def to_frame(self) -> pd.DataFrame:
@@ -92,6 +96,10 @@ class Recommender:
     exclude_seen : bool
         Whether `recommend` leaves out items of the history when a call does not choose. It is saved with the models.
         Take `exclude_seen` of the validation examples: it is False where customers buy the same again.
+    tokenizer : ItemTokenizer, optional
+        How the items got their IDs, so that items can be added and updated.
+    removed : collection of int or str
+        Ids of items that were in the catalogue before. Histories may hold them; they are left out.
 
     Raises
     ------
@@ -107,12 +115,14 @@ class Recommender:
         items: pd.DataFrame,
         searcher: Searcher | None = None,
         exclude_seen: bool = True,
+        tokenizer: ItemTokenizer | None = None,
+        removed: Collection[int | str] = (),
     ):
         saved.checked_table(items)
-        self._join(model, ids, items, searcher, exclude_seen)
+        self._join(model, ids, items, searcher, exclude_seen, tokenizer, removed)
 
     def _join(
-        self, model: Timeline | None, ids: SemanticIDs, items: pd.DataFrame, searcher: Any, exclude_seen: bool
+        self, model: Timeline | None, ids: SemanticIDs, items: pd.DataFrame, searcher, exclude_seen, tokenizer, removed
     ) -> None:
         """Put the parts together; the item table has been checked."""
         if model is None and searcher is None:
@@ -129,7 +139,13 @@ class Recommender:
         self.exclude_seen = check_flag("exclude_seen", exclude_seen)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
         self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
-        self.item_ids = ItemIds(self.items)
+        if tokenizer is not None:
+            tokenizer.check_ids(ids)
+            if (used := getattr(searcher, "embed", tokenizer.encoder)) != tokenizer.encoder:
+                raise ValueError(f"the searcher's encoder is {used!r}, but that of the IDs {tokenizer.encoder!r}")
+        self.tokenizer, self.version = tokenizer, saved.Version()
+        self.saved_as: str | None = None  # sha256 of the config.json that it was loaded from or saved as
+        self.item_ids = ItemIds(self.items, removed)
 
     def search(
         self,
@@ -210,7 +226,9 @@ class Recommender:
         histories = check_histories(histories)
         rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
         how = {"beam_width": beam_width, "progress": progress, "allowed": allowed, "diversity": diversity}
-        return self._with_item_ids(self.rank(rows, k, exclude_seen, **how))
+        found = self._with_item_ids(self.rank(rows, k, exclude_seen, **how))
+        found.skipped = sum(map(len, histories)) - sum(map(len, rows))
+        return found
 
     def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool | None = None, **how: Any) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table.
@@ -246,6 +264,20 @@ class Recommender:
             found._titles = self.items["title"].to_numpy()[ranked.items]
         return found
 
+    def add_items(self, items: pd.DataFrame, vectors: np.ndarray | None = None) -> "tuple[Recommender, changes.Report]":
+        """A recommender with these items too, and a report: see `changes.add_items`."""
+        return changes.add_items(self, items, vectors)
+
+    def remove_items(self, item_ids: Sequence[int | str]) -> "tuple[Recommender, changes.Report]":
+        """A recommender without these items, and a report: see `changes.remove_items`."""
+        return changes.remove_items(self, item_ids)
+
+    def update_items(
+        self, items: pd.DataFrame, vectors: np.ndarray | None = None
+    ) -> "tuple[Recommender, changes.Report]":
+        """A recommender in which these items have other facts, and a report: see `changes.update_items`."""
+        return changes.update_items(self, items, vectors)
+
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.ids.sizes))
         names = ["none" if part is None else type(part).__name__ for part in (self.model, self.searcher)]
@@ -280,12 +312,15 @@ class Recommender:
             json.dumps(provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
+        if not self.version.written:
+            self.version = self.version._replace(written=datetime.now(UTC).isoformat(timespec="seconds"))
         try:
             with fresh_folder(folder) as fresh:
                 saved.write(fresh, self, items, provenance)
+                saved_as = sha256(fresh / "config.json")
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} could not be written and is as it was: {one_line(str(error), 300)}") from error
-        self.provenance = provenance
+        self.provenance, self.saved_as = provenance, saved_as
         remote.send(where, whole=True)
 
     @classmethod
@@ -325,13 +360,13 @@ class Recommender:
         source = hub.resolve(folder if remote.is_remote(where) else where, revision)
         if source is not None:
             folder = hub.fetch(source, {"config.json": None})
-        parts, provenance = saved.steady(folder, lambda: saved.read(folder, source, device, engine, fingerprint))
+        parts, facts = saved.steady(folder, lambda: saved.read(folder, source, device, engine, fingerprint))
         loaded = cls.__new__(cls)
         try:
             loaded._join(*parts)
         except ValueError as error:
             raise ValueError(f"{source or folder}: {error}") from error
-        loaded.source, loaded.provenance = source, provenance
+        vars(loaded).update(facts, source=source)
         return loaded
 
     def push_to_hub(

@@ -5,10 +5,11 @@ is spent on a model.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -18,25 +19,42 @@ import torch
 
 from semid_lib.data.table import arrow_table
 from semid_lib.ids.semantic_ids import SemanticIDs
+from semid_lib.ids.tokenizer import ItemTokenizer
 from semid_lib.llm.llm_search import load_searcher
 from semid_lib.next_item.timeline import Timeline, TimelineConfig
 from semid_lib.serving import hub
-from semid_lib.workbench.store import check_files, check_names, sha256
+from semid_lib.workbench.store import check_files, check_names, read_json, sha256, write_json
 from semid_lib.workbench.text import one_line, shown
 from semid_lib.workbench.weights import check_shapes, load_weights, save_weights, shapes_of
 
 FORMAT, OLDER = 3, 2  # the older is still read
 ALWAYS = ("semantic_ids.npz", "items.parquet")
-FILES = (*ALWAYS, "config.json", "model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
+_OF_MODELS = ("model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
+FILES = (*ALWAYS, "config.json", *_OF_MODELS, "quantizer.safetensors", "removed.json", "id_map.parquet")
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _TRIES = 100
 _NO_SEARCHER = {"type": "hybrid ranker", "beam_width": 1, "encoder": ""}
 _NO_BASE = {"name": "", "revision": ""}
+_NO_TOKENIZER = {"encoder": "", "max_characters": 1, "n_fitted": 0}
 Read = TypeVar("Read")
 
 
-def write(folder: Path, recommender: Any, items: pa.Table, provenance: dict[str, Any]) -> None:
-    """Write the files of a recommender into an empty folder; `items` is what `checked_table` returned."""
+class Version(NamedTuple):
+    """Which state of a catalogue a folder holds."""
+
+    number: int = 1
+    parent: str | None = None  # sha256 of the config.json of the version that it was made from
+    change: str = "saved"  # one line, such as "add 1,000 items"
+    written: str = ""  # in UTC
+
+
+def write(
+    folder: Path, recommender: Any, items: pa.Table, provenance: dict[str, Any], id_map: pa.Table | None = None
+) -> None:
+    """Write the files of a recommender into an empty folder; `items` is what `checked_table` returned.
+
+    id_map: old and new semantic IDs, if all IDs were made anew.
+    """
     model, files = recommender.model, list(ALWAYS)
     recommender.ids.save(folder / "semantic_ids.npz")
     pq.write_table(items, folder / "items.parquet")
@@ -49,8 +67,19 @@ def write(folder: Path, recommender: Any, items: pa.Table, provenance: dict[str,
     if recommender.searcher is not None:
         config["searcher"], written = recommender.searcher.save(folder)
         files += written
+    if recommender.tokenizer is not None:
+        recommender.tokenizer.save(folder / "quantizer.safetensors")
+        config["tokenizer"] = recommender.tokenizer.facts()
+        files.append("quantizer.safetensors")
+    if recommender.item_ids.removed:
+        write_json(folder / "removed.json", sorted(recommender.item_ids.removed))
+        files.append("removed.json")
+    if id_map is not None:
+        pq.write_table(id_map, folder / "id_map.parquet")
+        files.append("id_map.parquet")
     if provenance:
         config["provenance"] = provenance
+    config["version"] = recommender.version._asdict()
     config["sha256"] = {name: sha256(folder / name) for name in files}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -66,15 +95,18 @@ def read(
     -------
     parts : tuple
         The arguments of `Recommender`.
-    provenance : dict
+    facts : dict
+        Its attributes `provenance`, `version` and `saved_as`.
     """
+    saved_as = sha256(folder / "config.json") if (folder / "config.json").is_file() else None
     config = read_config(folder)
     provenance, sums = config.get("provenance", {}), config["sha256"]
     if fingerprint is not None:
         check_provenance(provenance, fingerprint, source or folder)
     if source is not None:
         hub.fetch(source, sums)
-    check_files(folder, sums, (*ALWAYS, *["model.safetensors"] * ("model" in config)))
+    needed = [*["model.safetensors"] * ("model" in config), *["quantizer.safetensors"] * ("tokenizer" in config)]
+    check_files(folder, sums, (*ALWAYS, *needed))
     ids, items = SemanticIDs.load(folder / "semantic_ids.npz"), read_items(folder / "items.parquet")
     if len(items) != len(ids):  # before a model is made of them
         raise ValueError(f"{source or folder}: {len(items)} items, {len(ids)} semantic IDs: expected the same items")
@@ -83,7 +115,16 @@ def read(
         model = read_timeline(folder / "model.safetensors", config["model"], ids, device)
     if "searcher" in config:
         searcher = load_searcher(folder, config["searcher"], ids, items, device, engine)
-    return (model, ids, items, searcher, config.get("exclude_seen", True)), provenance
+    tokenizer = None
+    if "tokenizer" in config:
+        tokenizer = ItemTokenizer.load(folder / "quantizer.safetensors", config["tokenizer"])
+    facts = {
+        "provenance": provenance,
+        "version": Version(**config["version"]) if "version" in config else Version(),
+        "saved_as": saved_as,
+    }
+    removed = read_json(folder / "removed.json", list) if "removed.json" in sums else []
+    return (model, ids, items, searcher, config.get("exclude_seen", True), tokenizer, removed), facts
 
 
 def steady(folder: Path, read: Callable[[], Read]) -> Read:
@@ -135,7 +176,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from error
     found = config if isinstance(config, dict) else {}
     parts = [found[name] for name in ("model", "searcher") if name in found]
-    tables = [*parts, found.get("sha256"), found.get("provenance", {})]
+    version, tokenizer = found.get("version", Version()._asdict()), found.get("tokenizer", _NO_TOKENIZER)
+    tables = [*parts, found.get("sha256"), found.get("provenance", {}), version, tokenizer]
     if found.get("format") not in (OLDER, FORMAT) or not parts or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path} has format {found.get('format')!r}, this version reads formats {OLDER} and {FORMAT}")
     model, searcher = found.get("model", {"type": "timeline"}), found.get("searcher", _NO_SEARCHER)
@@ -152,6 +194,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ("encoder of searcher", encoder, kind != "hybrid ranker" or isinstance(encoder, str), "the name of an encoder"),
         ("task of searcher", task, kind == "hybrid ranker" or task == "query_to_id", "'query_to_id'"),
         ("base of searcher", base, named, "name and revision of a model"),
+        ("version", version, _is_version(version), "number, parent, change and written"),
+        ("tokenizer", tokenizer, _is_tokenizer(tokenizer), "encoder, max_characters and n_fitted"),
     ):
         if not fits:
             raise ValueError(f"{path}: {name} is {shown(value)}, expected {expected}")
@@ -164,6 +208,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         if name not in found["sha256"] and file.is_file() and not file.name.startswith("."):
             raise ValueError(f"{file} is not listed in {path}: remove it, or save the model again")
     return found
+
+
+def _is_version(found: dict[str, Any]) -> bool:
+    parent, texts = found.get("parent"), (found.get("change"), found.get("written"))
+    right = parent is None or (isinstance(parent, str) and re.fullmatch("[0-9a-f]{64}", parent) is not None)
+    number = found.get("number")
+    return right and type(number) is int and number > 0 and all(isinstance(x, str) for x in texts) and len(found) == 4
+
+
+def _is_tokenizer(found: dict[str, Any]) -> bool:
+    counts = (found.get("max_characters"), found.get("n_fitted"))
+    return isinstance(found.get("encoder"), str) and all(type(x) is int and x >= 0 for x in counts)
 
 
 def check_provenance(provenance: Mapping[str, Any], fingerprint: str, where: object) -> None:

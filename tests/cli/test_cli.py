@@ -13,6 +13,7 @@ from semid_lib.serving.recommender import Recommender
 
 COMMANDS = ["run", "train", "sweep", "summary", "folder", "predict", "serve", "push", "demo"]
 COMMANDS += ["import table", "import amazon", "results publish", "results check"]
+COMMANDS += [f"catalogue shop {name}" for name in ("status", "add", "remove", "update", "refit", "rollback")]
 COMMANDS += [f"deploy {name}" for name in ("upload", "predict", "train", "fetch", "measure")]
 
 

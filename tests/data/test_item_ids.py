@@ -87,3 +87,12 @@ def test_ids_of_databases_are_integers_in_64_bits_or_text(values, ids):
     assert read_ids(pd.Series(values, dtype=object), fail) == ids
     with pytest.raises(ValueError, match=r"row 2: Decimal\('7\.5'\), expected an integer or text"):
         read_ids(pd.Series([1, Decimal("7.5")], dtype=object), fail)
+
+
+def test_removed_items_are_left_out_of_rows_and_unknown_otherwise():
+    ids = ItemIds(pd.DataFrame({"item_id": [7, 9]}), removed=[8])
+    assert ids.rows([9, 8, "8", 7]).tolist() == [1, 0]
+    with pytest.raises(UnknownItemError, match="item id 8 is not in the catalogue"):
+        ids.row(8)
+    with pytest.raises(UnknownItemError, match="position 1: item id 6"):
+        ids.rows([8, 6])
