@@ -128,6 +128,7 @@ class Recommender:
         self.ids, self.items = ids, items.reset_index(drop=True)
         self.exclude_seen = check_flag("exclude_seen", exclude_seen)
         self.source: hub.Source | None = None  # where on the Hub it was loaded from
+        self.version: saved.Version | None = None  # of the catalogue, as it was loaded
         self.provenance: dict[str, Any] = {}  # of data and run, as it was loaded or saved
         self.item_ids = ItemIds(self.items)
 
@@ -325,13 +326,15 @@ class Recommender:
         source = hub.resolve(folder if remote.is_remote(where) else where, revision)
         if source is not None:
             folder = hub.fetch(source, {"config.json": None})
-        parts, provenance = saved.steady(folder, lambda: saved.read(folder, source, device, engine, fingerprint))
+        (parts, provenance), version = saved.steady(
+            folder, lambda: (saved.read(folder, source, device, engine, fingerprint), saved.read_version(folder))
+        )
         loaded = cls.__new__(cls)
         try:
             loaded._join(*parts)
         except ValueError as error:
             raise ValueError(f"{source or folder}: {error}") from error
-        loaded.source, loaded.provenance = source, provenance
+        loaded.source, loaded.provenance, loaded.version = source, provenance, version
         return loaded
 
     def push_to_hub(

@@ -4,11 +4,12 @@ Checksums find damaged files. The checks here find files that were made wrong: t
 is spent on a model.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -116,6 +117,42 @@ def _state(folder: Path) -> tuple[int, int] | None:
 
 
 # --- config.json ---
+
+
+class Version(NamedTuple):
+    """Which version of a catalogue a folder is."""
+
+    digest: str  # the first 12 digits of the SHA-256 of config.json
+    number: int | None = None
+    parent: int | str | None = None  # the version before
+    change: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The number; without one the digest."""
+        return self.digest if self.number is None else str(self.number)
+
+
+def read_version(folder: Path) -> Version:
+    """Read the table `version` of `config.json`.
+
+    Raises
+    ------
+    ValueError
+        Naming the file if it is no JSON, or the table has no number.
+    OSError
+        If it cannot be read.
+    """
+    path = folder / "config.json"
+    content = path.read_bytes()
+    try:
+        table = json.loads(content).get("version", {})
+        number, parent, change = (table.get(name) for name in ("number", "parent", "change"))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has no table of its version that can be read: {error}") from error
+    if (table and type(number) is not int) or not isinstance(parent, int | str | None):
+        raise ValueError(f"{path}: version is {shown(table)}, expected a number, its parent and its change")
+    return Version(hashlib.sha256(content).hexdigest()[:12], number, parent, None if change is None else str(change))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
