@@ -28,7 +28,8 @@ from semid_lib.workbench.weights import check_shapes, load_weights, save_weights
 
 FORMAT, OLDER = 3, 2  # the older is still read
 ALWAYS = ("semantic_ids.npz", "items.parquet")
-FILES = (*ALWAYS, "config.json", "model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
+_OF_SEARCH = ("query_model.safetensors", "item_vectors.safetensors", "word_index.safetensors", "llm")
+FILES = (*ALWAYS, "config.json", "model.safetensors", *_OF_SEARCH)
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _TRIES = 100
 _NO_SEARCHER = {"type": "hybrid ranker", "beam_width": 1, "encoder": ""}

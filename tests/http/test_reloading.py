@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from semid_lib.serving import saved
 from semid_lib.serving.http import reloading, web
 from semid_lib.serving.http.middleware import Limits
 from semid_lib.serving.recommender import Recommender
-from semid_lib.workbench.atomic import fresh_folder
+from semid_lib.workbench.atomic import fresh_file, fresh_folder
 
 OFTEN = 0.01  # seconds between two looks
 
@@ -51,6 +52,12 @@ def following(served_folder, serve):
         return client
 
     return start
+
+
+def put(path: Path, content: str) -> None:
+    """Write a file as a whole."""
+    with fresh_file(path) as fresh:
+        fresh.write_text(content, encoding="utf-8")
 
 
 def wait(client: httpx.Client, is_so) -> dict:
@@ -97,12 +104,19 @@ def test_it_switches_between_requests_and_every_answer_is_of_one_version(new_ver
         assert found == expected[title, len(history)]
 
 
-def test_what_is_in_flight_ends_with_the_old_version_which_is_freed_then(new_version, following, ids):
+def test_what_is_in_flight_ends_with_the_old_version_which_is_freed_then(new_version, following, ids, monkeypatch):
     new_version(1)
-    client = following(check_seconds=None)
+    client, rank, entered, release = following(check_seconds=None), Timeline.rank, threading.Event(), threading.Event()
     old = client.app.state.service
-    rank, entered, release = old.recommender.rank, threading.Event(), threading.Event()
-    old.recommender.rank = lambda *args, **more: (entered.set(), release.wait(60)) and rank(*args, **more)
+    slow = weakref.ref(old.recommender.model)
+
+    def rank_slowly(model, *args, **more):
+        if model is slow():
+            entered.set()
+            release.wait(60)
+        return rank(model, *args, **more)
+
+    monkeypatch.setattr(Timeline, "rank", rank_slowly)
     with ThreadPoolExecutor(1) as aside:
         late = aside.submit(asked, client, ids[:3])
         entered.wait(60)
@@ -113,14 +127,17 @@ def test_what_is_in_flight_ends_with_the_old_version_which_is_freed_then(new_ver
         assert asked(client, ids[:3])[0] == "version 2"  # does not wait for the old one
         assert not late.done()
         gone = [weakref.ref(part) for part in (old.recommender.model, old.index, old)]
-        del old, rank
+        del old
         gc.disable()  # it is freed without a search for garbage, which would hold up requests
         try:
             release.set()
             assert late.result()[0] == "version 1"
             del late
-            while any(part() is not None for part in gone[:2]):
+            for _ in range(3000):
+                if not any(part() for part in gone):
+                    break
                 time.sleep(0.01)
+            assert [part() for part in gone] == [None] * 3
         finally:
             gc.enable()
 
@@ -128,9 +145,9 @@ def test_what_is_in_flight_ends_with_the_old_version_which_is_freed_then(new_ver
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("items.parquet", b"", "items.parquet is not the file that was saved in this folder: its checksum differs"),
-        ("config.json", b"{", "config.json is not JSON: "),
-        ("config.json", b'{"format": 3}', "config.json has format 3, this version reads formats 2 and 3"),
+        ("items.parquet", "", "model/items.parquet is not the file that was saved in this folder: its checksum differs"),
+        ("config.json", "{", "model/config.json is not JSON: "),
+        ("config.json", '{"format": 3}', "model/config.json has format 3, this version reads formats 2 and 3"),
     ],
 )
 def test_a_broken_version_is_not_served_and_another_one_is(new_version, following, served_folder, caplog, name, content, said):
@@ -138,17 +155,16 @@ def test_a_broken_version_is_not_served_and_another_one_is(new_version, followin
     client = following()
     new_version(2)
     wait(client, lambda said: said["version"] == "2")
-    fine = (served_folder / "config.json").read_text()
-    config = json.loads(fine)
+    config = json.loads((served_folder / "config.json").read_text())
     config["version"]["number"] = 3
-    (served_folder / "config.json").write_text(json.dumps(config))
+    put(served_folder / "config.json", json.dumps(config))
     wait(client, lambda said: said["version"] == "3")
     with caplog.at_level("ERROR"):
         config["version"]["number"] = 4
         if name != "config.json":
-            (served_folder / name).write_bytes(content)
-            content = json.dumps(config).encode()
-        (served_folder / "config.json").write_bytes(content)
+            put(served_folder / name, content)
+            content = json.dumps(config)
+        put(served_folder / "config.json", content)
         answer = wait(client, lambda said: said["refused"])
     assert answer["refused"].startswith(said) and answer["version"] == "3" and answer["status"] == "ready"
     record = caplog.records[-1]
@@ -260,7 +276,7 @@ def test_rules_hold_for_every_answer_and_are_read_again(new_version, following, 
         return [sorted(asked(client, [], 40)[1]), sorted(answer["predictions"]), sorted(one["item_id"] for one in blocked)]
 
     assert found() == [sorted(ids[5:20]), sorted(ids[5:20]), sorted(ids[7:20])]
-    rules.write_text(json.dumps({"blocked_items": ids[:10], "allowed_brands": ["ash"]}))
+    put(rules, json.dumps({"blocked_items": ids[:10], "allowed_brands": ["ash"]}))
     while found()[0] != sorted(ids[10::2]):
         time.sleep(0.01)
     new_version(2)
@@ -272,10 +288,10 @@ def test_rules_hold_for_every_answer_and_are_read_again(new_version, following, 
         ({"blocked": []}, "rules.json: blocked: Extra inputs are not permitted"),
         ("no list", "rules.json: "),
     ):
-        rules.write_text(json.dumps(wrong))
+        put(rules, json.dumps(wrong))
         assert wait(client, lambda answer, said=said: (answer["refused"] or "").startswith(said))["status"] == "ready"
         assert found()[0] == sorted(ids[10::2])
-    rules.write_text("{}")
+    put(rules, "{}")
     wait(client, lambda said: said["refused"] is None)
     assert found()[0] == sorted(ids)
     rules.write_text('{"allowed_brands": ["Oak"]}')
