@@ -91,7 +91,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
     host: Annotated[str, typer.Option(help="Loopback by default; 0.0.0.0 for every network.")] = "127.0.0.1",
     revision: Revision = None,
-    rules: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON of rules that hold for every answer.")] = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of rules that hold for every answer.")
+    ] = None,
     check_seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks for a new version.")] = 5.0,
 ) -> None:
     """Serve a recommender over HTTP, with a page to try it, until SIGTERM or Ctrl-C.

@@ -65,7 +65,9 @@ class SentenceBert:
         dim, n_layers = config["hidden_size"], config["num_hidden_layers"]
         last = _LAYER.format(n_layers - 1) + "output.dense.weight"
         if self._weights.get(last, np.empty(0)).shape != (dim, config["intermediate_size"]):
-            raise ValueError(f"{path} has no {last} of shape ({dim}, {config['intermediate_size']}), as its config says")
+            raise ValueError(
+                f"{path} has no {last} of shape ({dim}, {config['intermediate_size']}), as its config says"
+            )
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(min(max_length, config["max_position_embeddings"]))
         self._tokenizer.enable_padding(pad_id=config.get("pad_token_id", 0))

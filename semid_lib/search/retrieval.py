@@ -179,7 +179,7 @@ class BM25(Search):
             Naming the file if it is not such an index, or of another number of items.
         """
         try:
-            with safe_open(path, framework="pt") as saved:
+            with safe_open(path, framework="numpy") as saved:
                 facts = saved.metadata() or {}
             if facts.get("format") != _FORMAT or facts.get("items") != str(n_items):
                 raise ValueError(f"it is {facts.get('format')!r} of {facts.get('items')} items, expected {n_items}")
@@ -187,7 +187,7 @@ class BM25(Search):
             words = arrays["words"].tobytes().decode().split("\n")
             data, indices, indptr = (arrays[name] for name in _INDEX)
             fits = len(indptr) == len(words) + 1 and len(data) == len(indices) == indptr[-1] and indptr[0] == 0
-            if not fits or (np.diff(indptr) < 0).any() or (len(indices) and not 0 <= indices.min() <= indices.max() < n_items):
+            if not fits or (np.diff(indptr) < 0).any() or not ((indices >= 0) & (indices < n_items)).all():
                 raise ValueError("its arrays do not fit each other")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             why = str(error).removeprefix(f"{path}: ")

@@ -145,12 +145,18 @@ def test_what_is_in_flight_ends_with_the_old_version_which_is_freed_then(new_ver
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("items.parquet", "", "model/items.parquet is not the file that was saved in this folder: its checksum differs"),
+        (
+            "items.parquet",
+            "",
+            "model/items.parquet is not the file that was saved in this folder: its checksum differs",
+        ),
         ("config.json", "{", "model/config.json is not JSON: "),
         ("config.json", '{"format": 3}', "model/config.json has format 3, this version reads formats 2 and 3"),
     ],
 )
-def test_a_broken_version_is_not_served_and_another_one_is(new_version, following, served_folder, caplog, name, content, said):
+def test_a_broken_version_is_not_served_and_another_one_is(
+    new_version, following, served_folder, caplog, name, content, said
+):
     new_version(1)
     client = following()
     new_version(2)
@@ -203,7 +209,10 @@ def test_a_version_that_cannot_do_what_is_served_is_refused(new_version, followi
     monkeypatch.setattr(Recommender, "from_pretrained", without_model)
     monkeypatch.setattr(Recommender, "trie", recommender_to_serve.trie)
     new_version(2)
-    assert "has no model for /recommend, which the service answers" in wait(client, lambda said: said["refused"])["refused"]
+    assert (
+        "has no model for /recommend, which the service answers"
+        in wait(client, lambda said: said["refused"])["refused"]
+    )
 
 
 def test_a_folder_that_is_replaced_twice_quickly_ends_with_the_last(new_version, following, monkeypatch):
@@ -273,7 +282,11 @@ def test_rules_hold_for_every_answer_and_are_read_again(new_version, following, 
         [answer] = client.post("/predictions/m", json=many).json()["predictions"]
         body = {"item_ids": [], "k": 40}
         blocked = client.post("/recommend", json=body | {"blocked_items": ids[5:7]}).json()["items"]
-        return [sorted(asked(client, [], 40)[1]), sorted(answer["predictions"]), sorted(one["item_id"] for one in blocked)]
+        return [
+            sorted(asked(client, [], 40)[1]),
+            sorted(answer["predictions"]),
+            sorted(one["item_id"] for one in blocked),
+        ]
 
     assert found() == [sorted(ids[5:20]), sorted(ids[5:20]), sorted(ids[7:20])]
     put(rules, json.dumps({"blocked_items": ids[:10], "allowed_brands": ["ash"]}))

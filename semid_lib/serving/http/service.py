@@ -51,9 +51,9 @@ class _Request(NamedTuple):
 class Service:
     """A recommender, its item index, and the queue in front of it.
 
-    Start it with `async with service.batcher`, and end it so or by `retire`. All methods that answer raise UnableError, `OverloadedError`
-    when the queue is full, and `UnknownError` or `UnknownItemError` for a name or an item that the catalogue does not
-    have.
+    Start it with `async with service.batcher`, and end it so or by `retire`. All methods that answer raise UnableError,
+    `OverloadedError` when the queue is full, and `UnknownError` or `UnknownItemError` for a name or an item that the
+    catalogue does not have.
     """
 
     def __init__(self, recommender: Recommender, limits: Limits, meters: Meters):
