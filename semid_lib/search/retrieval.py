@@ -161,11 +161,13 @@ class BM25(Search):
 
     def save(self, path: str | Path) -> None:
         """Write the index as one safetensors file, so that `load` need not read all texts again."""
-        words = sorted(self._index.vocab_dict, key=self._index.vocab_dict.get)
-        numbers = [self._index.vocab_dict[word] for word in words]
-        if numbers != list(range(len(words))) or any("\n" in word for word in words):
-            raise ValueError(f"{path}: the index numbers its words otherwise than expected, from 0 and without gaps")
-        arrays = {name: np.ascontiguousarray(self._index.scores[name]) for name in _INDEX}
+        number_of = {word: number for word, number in self._index.vocab_dict.items() if word}
+        words = sorted(number_of)  # bm25s numbers them in another order in each process
+        start = self._index.scores["indptr"].astype(np.int64)
+        numbers = np.array([number_of[word] for word in words])
+        indptr = np.concatenate([[0], np.cumsum(start[numbers + 1] - start[numbers])])
+        place = np.arange(indptr[-1]) + np.repeat(start[numbers] - indptr[:-1], np.diff(indptr))
+        arrays = {name: self._index.scores[name][place] for name in ("data", "indices")} | {"indptr": indptr}
         arrays["words"] = np.frombuffer("\n".join(words).encode(), dtype=np.uint8)
         save_weights(path, arrays, metadata={"format": _FORMAT, "items": str(self.n_items)})
 
@@ -196,7 +198,7 @@ class BM25(Search):
         index = loaded._prepare()
         index.scores = {"data": data, "indices": indices, "indptr": indptr, "num_docs": n_items}
         index.vocab_dict = {word: number for number, word in enumerate(words)}
-        index.unique_token_ids_set = set(range(len(words)))
+        index.unique_token_ids_set, index.nonoccurrence_array = set(range(len(words))), None
         Search.__init__(loaded, n_items)
         loaded._index = index
         return loaded

@@ -200,7 +200,8 @@ def reloads(folder: Path, histories: list[dict], n: int = 3) -> dict:
                 time.sleep(3)
                 stop.set()
 
-            asyncio.run(load(server, "/recommend", histories, 32, 1000))  # warm
+            asyncio.run(load(server, "/recommend", histories, 32, 300))  # warm
+            before, _, _ = asyncio.run(load(server, "/recommend", histories, 32, 1000))  # to compare with
             thread = threading.Thread(target=replace)
             thread.start()
             times, _, errors = asyncio.run(load(server, "/recommend", histories, 32, stop))
@@ -208,6 +209,8 @@ def reloads(folder: Path, histories: list[dict], n: int = 3) -> dict:
             memory.append(server.memory())
     return {
         "reload_s": float(np.median(seconds)),
+        "reload_before_p99_ms": np.percentile(before, 99),
+        "reload_before_slowest_ms": before.max(),
         "reload_p99_ms": np.percentile(times, 99),
         "reload_slowest_ms": times.max(),
         "reload_over_1_s": int((times > 1000).sum()),

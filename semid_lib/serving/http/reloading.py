@@ -9,7 +9,8 @@ the old one stays.
 import asyncio
 import contextlib
 import gc
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from semid_lib.workbench.store import Timer
 from semid_lib.workbench.text import one_line
 
 CHECK_SECONDS = 5.0  # between two looks at the folder
+_SWITCH_SECONDS = 0.0002
 _PLAIN = (ValueError, OSError, ImportError)  # their messages say which file is wrong, and nothing about users
 
 
@@ -188,7 +190,7 @@ class Reloader:
                 await asyncio.to_thread(origin.read_rules, old)
                 new = old
             else:
-                new = await asyncio.to_thread(origin.load, old)
+                new = await asyncio.to_thread(_politely, origin.load, old)
         except Exception as error:  # of a file, of memory, of a model that fails: the service goes on
             why = _told(error, origin)
             log.error("not reloaded", extra={"facts": {**_served(old), "refused": why, **facts_of(error)}})
@@ -206,6 +208,16 @@ class Reloader:
         if gc.get_freeze_count():  # `web.serve` has frozen the first version
             await asyncio.to_thread(gc.collect)
             gc.freeze()
+
+
+def _politely(load: Callable[[Service], Service], like: Service) -> Service:
+    """Load in a thread that gives Python's lock back sooner: an answer takes it hundreds of times, 5 ms each else."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        return load(like)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _served(service: Service) -> dict[str, Any]:
