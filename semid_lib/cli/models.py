@@ -91,17 +91,22 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
     host: Annotated[str, typer.Option(help="Loopback by default; 0.0.0.0 for every network.")] = "127.0.0.1",
     revision: Revision = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of rules that hold for every answer.")
+    ] = None,
+    check_seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks for a new version.")] = 5.0,
 ) -> None:
     """Serve a recommender over HTTP, with a page to try it, until SIGTERM or Ctrl-C.
 
-    If the environment variable SEMID_TOKEN is set, requests about items need it as a bearer token.
+    If the folder or the file of rules is replaced, the service follows without an outage. If the environment variable
+    SEMID_TOKEN is set, requests about items need it as a bearer token.
     """
     import gc
 
     gc.disable()  # imports leave almost no garbage, and looking for it takes a tenth of a cold start
     from semid_lib.serving.http import web
 
-    web.serve(model, host, port, revision)
+    web.serve(model, host, port, revision, rules, check_seconds)
 
 
 @app.command(epilog="Example: semid push --model FOLDER --repo org/name --licence apache-2.0")

@@ -36,7 +36,7 @@ from semid_lib.workbench.text import one_line
 from semid_lib.workbench.weights import check_config, check_shapes, load_weights, save_weights
 
 _WORD = regex.compile(r"\w+")  # unlike re, with the marks of Hindi or Thai
-_FORMAT = "query model 1"
+_FORMAT, _WORDS = "query model 1", "word_index.safetensors"
 _GRAMS = 64  # hashed pieces of a query that are looked at
 
 
@@ -274,15 +274,19 @@ class HybridSearch(GenerativeSearch):
         return DataLoader(rows, batch_size, shuffle=True, generator=order, collate_fn=read)
 
     def save(self, folder: Path) -> tuple[dict, list[str]]:
-        """Save the model and the items' vectors: -> facts for `load`, and file names.
+        """Save the model, the items' vectors and the index of words: -> facts for `load`, and file names.
 
-        Word scores are computed again from the item table, and the encoder is saved by name.
+        The encoder is saved by name.
         """
         self.scorer.save(folder / "query_model.safetensors")
         vectors = self.scorer.leaf_vectors.cpu()[self.trie.leaf_of_item.cpu()]
         save_weights(folder / "item_vectors.safetensors", {"vectors": vectors.contiguous()})
         files = ["query_model.safetensors", "item_vectors.safetensors"]
-        return {"type": "hybrid ranker", "beam_width": self.beam_width, "encoder": self.embed}, files
+        if self.words is not None:
+            self.words.save(folder / _WORDS)
+            files.append(_WORDS)
+        facts = {"type": "hybrid ranker", "beam_width": self.beam_width, "encoder": self.embed}
+        return {**facts, "word_index": self.words is not None}, files
 
     @classmethod
     def load(cls, folder: Path, facts: dict, ids: SemanticIDs, items: pd.DataFrame, device="cpu") -> "HybridSearch":
@@ -292,7 +296,10 @@ class HybridSearch(GenerativeSearch):
         if vectors.ndim != 2 or len(vectors) != len(ids):
             raise ValueError(f"{path}: tensor 'vectors' has shape {tuple(vectors.shape)}, expected ({len(ids)}, dim)")
         model = HybridRanker.load(folder / "query_model.safetensors", ids.unique, vectors.float().numpy()).to(device)
-        words = BM25(encoders.item_texts(items)) if model.config.word_weight else None
+        words = None
+        if model.config.word_weight:  # folders of earlier versions have no index
+            is_saved = facts.get("word_index") is True
+            words = BM25.load(folder / _WORDS, len(ids)) if is_saved else BM25(encoders.item_texts(items))
         return cls(model, words, facts["encoder"], facts["beam_width"])
 
     def _contexts(self, queries: list[str], query_vectors: np.ndarray | None) -> Queries:

@@ -8,16 +8,24 @@ against 100,000 items need some hundred MiB.
 import functools
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import regex
+from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from semid_lib.decoding.ranking import Ranked, checked_mask, top_k
 from semid_lib.ids.embed import normalize
 from semid_lib.ids.quantize import distinct_rows
 from semid_lib.workbench.text import characters, check_count, check_list, normal, shown, words
+from semid_lib.workbench.weights import load_weights, save_weights
 
+if TYPE_CHECKING:
+    import bm25s
+
+_FORMAT, _INDEX = "bm25 1", ("data", "indices", "indptr")  # of a file, and its arrays besides the words
 _SCORES_AT_ONCE = 2**24  # queries x items in a block: 64 MiB of float32
 
 
@@ -126,6 +134,16 @@ class BM25(Search):
         texts = check_list("texts", texts, "one text per item")
         if (wrong := next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)) is not None:
             raise ValueError(f'the text of item row {wrong} is {shown(texts[wrong])}, expected text, "" for none')
+        index = self._prepare()
+        found = self._stems(terms(text, singles=True) for text in texts)
+        if not any(found):
+            raise ValueError(f"none of {len(texts)} texts has a word that counts, expected at least one")
+        super().__init__(len(texts))
+        index.index(found, show_progress=False)
+        self._index = index
+
+    def _prepare(self) -> "bm25s.BM25":
+        """The tokenizer, and an empty index. Raises ImportError without the extra."""
         try:
             import bm25s
             import snowballstemmer
@@ -139,12 +157,51 @@ class BM25(Search):
             return_ids=False,
             show_progress=False,
         )
-        found = self._stems(terms(text, singles=True) for text in texts)
-        if not any(found):
-            raise ValueError(f"none of {len(texts)} texts has a word that counts, expected at least one")
-        super().__init__(len(texts))
-        self._index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-        self._index.index(found, show_progress=False)
+        return bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+
+    def save(self, path: str | Path) -> None:
+        """Write the index as one safetensors file, so that `load` need not read all texts again."""
+        number_of = {word: number for word, number in self._index.vocab_dict.items() if word}
+        words = sorted(number_of)  # bm25s numbers them in another order in each process
+        start = self._index.scores["indptr"].astype(np.int64)
+        numbers = np.array([number_of[word] for word in words])
+        indptr = np.concatenate([[0], np.cumsum(start[numbers + 1] - start[numbers])])
+        place = np.arange(indptr[-1]) + np.repeat(start[numbers] - indptr[:-1], np.diff(indptr))
+        arrays = {name: self._index.scores[name][place] for name in ("data", "indices")} | {"indptr": indptr}
+        arrays["words"] = np.frombuffer("\n".join(words).encode(), dtype=np.uint8)
+        save_weights(path, arrays, metadata={"format": _FORMAT, "items": str(self.n_items)})
+
+    @classmethod
+    def load(cls, path: str | Path, n_items: int) -> "BM25":
+        """Read what `save` wrote for a catalogue of so many items.
+
+        Raises
+        ------
+        ValueError
+            Naming the file if it is not such an index, or of another number of items.
+        """
+        try:
+            with safe_open(path, framework="numpy") as saved:
+                facts = saved.metadata() or {}
+            if facts.get("format") != _FORMAT or facts.get("items") != str(n_items):
+                raise ValueError(f"it is {facts.get('format')!r} of {facts.get('items')} items, expected {n_items}")
+            arrays = {name: array.numpy() for name, array in load_weights(path).items()}
+            words = arrays["words"].tobytes().decode().split("\n")
+            data, indices, indptr = (arrays[name] for name in _INDEX)
+            fits = len(indptr) == len(words) + 1 and len(data) == len(indices) == indptr[-1] and indptr[0] == 0
+            if not fits or (np.diff(indptr) < 0).any() or not ((indices >= 0) & (indices < n_items)).all():
+                raise ValueError("its arrays do not fit each other")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise ValueError(f"{path} is no index of words of this catalogue: {why}") from error
+        loaded = cls.__new__(cls)
+        index = loaded._prepare()
+        index.scores = {"data": data, "indices": indices, "indptr": indptr, "num_docs": n_items}
+        index.vocab_dict = {word: number for number, word in enumerate(words)}
+        index.unique_token_ids_set, index.nonoccurrence_array = set(range(len(words))), None
+        Search.__init__(loaded, n_items)
+        loaded._index = index
+        return loaded
 
     def scores(self, queries: Sequence[str], query_vectors: np.ndarray | None = None) -> np.ndarray:
         """Scores of all items, 0 without a common word: (n_queries, n_items) float32, all in memory."""

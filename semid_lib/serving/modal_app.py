@@ -160,12 +160,16 @@ class Endpoint:
 
     @modal.enter(snap=SETTINGS.snapshots)
     def load(self) -> None:
-        """Load the model from the Volume or the Hub; a snapshot is taken of the result."""
+        """Load the model from the Volume or the Hub; a snapshot is taken of the result.
+
+        A container does not follow its folder: a snapshot would bring the old version back. Another version is another
+        deployment (SEMID_MODEL_STATE).
+        """
         from semid_lib.serving.http import web
 
         web.log_as_json()
         self.token = os.environ.get(TOKEN)
-        self.service = web.load_app(_model(), token=self.token, **SETTINGS.how())
+        self.service = web.load_app(_model(), token=self.token, check_seconds=0, **SETTINGS.how())
         service = self.service.state.service
         if SETTINGS.snapshots:
             service.warm_up_rest()

@@ -278,6 +278,11 @@ class Recommender:
         """A recommender in which these items have other facts, and a report: see `changes.update_items`."""
         return changes.update_items(self, items, vectors)
 
+    @property
+    def version_name(self) -> str | None:
+        """Number and digest of the folder that it was loaded from or saved as; None in memory alone."""
+        return None if self.saved_as is None else f"{self.version.number}-{self.saved_as[:12]}"
+
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.ids.sizes))
         names = ["none" if part is None else type(part).__name__ for part in (self.model, self.searcher)]

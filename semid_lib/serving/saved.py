@@ -29,8 +29,9 @@ from semid_lib.workbench.weights import check_shapes, load_weights, save_weights
 
 FORMAT, OLDER = 3, 2  # the older is still read
 ALWAYS = ("semantic_ids.npz", "items.parquet")
-_OF_MODELS = ("model.safetensors", "query_model.safetensors", "item_vectors.safetensors", "llm")
-FILES = (*ALWAYS, "config.json", *_OF_MODELS, "quantizer.safetensors", "removed.json", "id_map.parquet")
+_OF_SEARCH = ("query_model.safetensors", "item_vectors.safetensors", "word_index.safetensors", "llm")
+_OF_CATALOGUE = ("quantizer.safetensors", "removed.json", "id_map.parquet")
+FILES = (*ALWAYS, "config.json", "model.safetensors", *_OF_SEARCH, *_OF_CATALOGUE)
 _ENDINGS = (".jinja", ".json", ".model", ".npz", ".parquet", ".safetensors", ".txt")  # no pickle, no Python
 _TRIES = 100
 _NO_SEARCHER = {"type": "hybrid ranker", "beam_width": 1, "encoder": ""}

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,9 @@ import typer
 from tqdm import tqdm
 
 from semid_lib.data.folder import open_store
+from semid_lib.serving import saved
 from semid_lib.workbench import store
+from semid_lib.workbench.atomic import fresh_folder
 
 SEMID = [sys.executable, "-m", "semid_lib.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -36,6 +39,7 @@ MUST = {  # what is asked of the Beauty model on two cores
     "one_client_p99_ms": "< 100",
     "many_clients_requests_per_s": ">= 150",
     "many_clients_p99_ms": "< 1000",
+    "reload_slowest_ms": "< 1000",
     "errors": "0",
     "batch_users_per_s": ">= 1000",
     "memory_growth_mib": "< 10",
@@ -55,12 +59,12 @@ end
 class Server:
     """The service as a process of its own, until the block ends."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [*SEMID, "serve", "--model", str(folder), "--port", str(self.port)]
+        command = [*SEMID, "serve", "--model", str(folder), "--port", str(self.port), *options]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
 
     def __enter__(self) -> "Server":
@@ -87,9 +91,13 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-async def load(server: Server, path: str, questions: list[dict], n_clients: int, n_requests: int):
-    """Each client asks as soon as it is answered: milliseconds of each request, seconds in all, and errors."""
-    times, errors, left = [], 0, iter(tqdm(range(n_requests), desc=f"{n_clients} clients"))
+async def load(server: Server, path: str, questions: list[dict], n_clients: int, until: int | threading.Event):
+    """Each client asks as soon as it is answered, until so many requests or an event.
+
+    Returns milliseconds of each request, seconds in all, and errors.
+    """
+    requests = range(until) if isinstance(until, int) else iter(until.is_set, True)
+    times, errors, left = [], 0, iter(tqdm(requests, desc=f"{n_clients} clients"))
 
     async def client(number: int) -> None:
         nonlocal errors
@@ -166,6 +174,55 @@ def service(folder: Path, histories: list[dict], queries: list[dict], n_requests
     return {**measured, "errors": errors}
 
 
+def reloads(folder: Path, histories: list[dict], n: int = 3) -> dict:
+    """The folder is replaced several times while many clients ask: slowest answer, errors, and the most memory."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as place:
+        served = Path(place) / "model"
+        shutil.copytree(folder, served)
+        with Server(served, "--check-seconds", "0.5") as server:
+            server.wait()
+            memory = [server.memory()]
+            stop = threading.Event()
+
+            def replace() -> None:
+                for number in range(1, n + 1):
+                    time.sleep(3)
+                    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                    with fresh_folder(served) as fresh:
+                        shutil.copytree(folder, fresh, dirs_exist_ok=True)
+                        config["version"] = saved.Version(number + 1, change="none")._asdict()
+                        (fresh / "config.json").write_text(json.dumps(config), encoding="utf-8")
+                    started = time.perf_counter()
+                    name = f"{number + 1}-"
+                    while not httpx.get(f"{server.url}/readyz", timeout=60).json()["version"].startswith(name):
+                        memory.append(server.memory())
+                        time.sleep(0.05)
+                    seconds.append(time.perf_counter() - started)
+                time.sleep(3)
+                stop.set()
+
+            asyncio.run(load(server, "/recommend", histories, 32, 300))  # warm
+            before, _, _ = asyncio.run(load(server, "/recommend", histories, 32, 1000))  # to compare with
+            thread = threading.Thread(target=replace)
+            thread.start()
+            times, _, errors = asyncio.run(load(server, "/recommend", histories, 32, stop))
+            thread.join()
+            memory.append(server.memory())
+    return {
+        "reload_s": float(np.median(seconds)),
+        "reload_before_p99_ms": np.percentile(before, 99),
+        "reload_before_slowest_ms": before.max(),
+        "reload_p99_ms": np.percentile(times, 99),
+        "reload_slowest_ms": times.max(),
+        "reload_over_1_s": int((times > 1000).sum()),
+        "reload_requests": len(times),
+        "reload_memory_mib": max(memory),
+        "reload_memory_growth_mib": memory[-1] - memory[0],
+        "errors": errors,
+    }
+
+
 def batch(folder: Path, histories: list[list[int]], n_users: int) -> dict:
     """A file in, a file out, with the start of the process."""
     choose = random.Random(0)
@@ -187,11 +244,12 @@ def main(
     requests: int = 3000,
     soak: int = 100_000,
     users: int = 200_000,
+    only_reloads: bool = False,
 ) -> None:
     """Measure a saved recommender.
 
     data: what it was trained on; requests: for each number of clients; soak: over which memory is watched, 0 for none;
-    users: of the batch, 0 for none.
+    users: of the batch, 0 for none; only_reloads: replace the folder under load, and measure nothing else.
     """
     items = pd.read_parquet(model / "items.parquet", columns=["item_id", "title"])
     choose = random.Random(1)
@@ -199,8 +257,12 @@ def main(
     titles = [" ".join(title.split()[:5])[:200] for title in items["title"].dropna() if title.strip()]
     asked = [{"item_ids": history, "k": 10} for history in histories]
     queries = [{"query": title, "k": 10} for title in choose.choices(titles, k=1000)]
-    measured = service(model, asked, queries, requests, soak)
-    if users:
+    measured = reloads(model, asked)
+    if not only_reloads:
+        errors = measured.pop("errors")
+        measured |= service(model, asked, queries, requests, soak)
+        measured["errors"] += errors
+    if users and not only_reloads:
         measured |= batch(model, histories, users)
     rows = [
         {"key": f"serving/{name}", "value": round(float(value), 4), "must": MUST.get(name), "wish": WISH.get(name)}

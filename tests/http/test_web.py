@@ -243,7 +243,7 @@ def test_no_request_that_the_description_suggests_breaks_the_service(client):
 
     schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 11
+    assert len(operations) == 12
     statuses = Counter()
 
     def fuzz(operation, mode):

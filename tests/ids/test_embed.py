@@ -1,6 +1,9 @@
 """Item texts and their vectors: what is read, what is cached, and the real model on five sentences."""
 
+import json
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,3 +222,39 @@ def test_batches_give_the_same_and_go_on_where_they_stopped(encoder, tmp_path):
     encoder.encoded.clear()
     check(tmp_path)
     assert sorted(encoder.encoded) == ["bb", "dddd"]
+
+
+def test_plain_torch_gives_the_vectors_of_sentence_transformers(monkeypatch):
+    texts = [*SENTENCES, "", "  a  tent ", "Ünïcode 茶 緑茶 naïve\n", "word " * 300, *(f"thing {n}" for n in range(64))]
+    plain = embed.Encoder()
+    assert plain._bert is not None
+    monkeypatch.setattr(embed.sentence_bert, "read", lambda path: None)
+    np.testing.assert_allclose(plain(texts), embed.Encoder()(texts), rtol=0, atol=1e-5)
+
+
+def test_other_encoders_are_left_to_sentence_transformers(tmp_path):
+    source = Path(embed._model_path(embed.DEFAULT_MODEL))
+    for name in ("modules.json", "config.json", "sentence_bert_config.json", "tokenizer.json", "1_Pooling/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(source / name, tmp_path / name)
+    assert embed.sentence_bert.read(tmp_path) is None  # no weights
+    (tmp_path / "model.safetensors").symlink_to(source / "model.safetensors")
+    assert embed.sentence_bert.read(tmp_path) is not None
+    for name, change in (
+        ("config.json", {"architectures": ["MPNetModel"]}),
+        ("config.json", {"hidden_act": "relu"}),
+        ("config.json", {"position_embedding_type": "relative_key"}),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}),
+        ("sentence_bert_config.json", {"do_lower_case": True}),
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
+    ):
+        there, path = (tmp_path / name).is_file(), tmp_path / name
+        before = path.read_text(encoding="utf-8") if there else "{}"
+        path.write_text(json.dumps(json.loads(before) | change), encoding="utf-8")
+        assert embed.sentence_bert.read(tmp_path) is None, (name, change)
+        path.write_text(before, encoding="utf-8")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 7}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors has no encoder\.layer\.6\.output"):
+        embed.sentence_bert.read(tmp_path)
+    assert embed.sentence_bert.read("all-mpnet-base-v2") is None

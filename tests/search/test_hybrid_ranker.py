@@ -175,12 +175,14 @@ def test_a_saved_model_answers_as_before_and_finds_a_new_item_by_its_text(traine
 
 def test_a_saved_search_answers_as_before(with_words, ids, tmp_path):
     facts, files = HybridSearch(with_words, WORDS, "some/encoder", beam_width=7).save(tmp_path)
-    assert facts == {"type": "hybrid ranker", "beam_width": 7, "encoder": "some/encoder"}
+    assert facts == {"type": "hybrid ranker", "beam_width": 7, "encoder": "some/encoder", "word_index": True}
     assert sorted(files) == sorted(path.name for path in tmp_path.iterdir())
-    back = HybridSearch.load(tmp_path, facts, ids, pd.DataFrame({"title": TEXTS}))
+    back = HybridSearch.load(tmp_path, facts, ids, pd.DataFrame({"title": ["other"] * N_ITEMS}))  # it has its index
     assert (back.beam_width, back.embed) == (7, "some/encoder")
     found = back.search(QUERIES, 10, query_vectors=QUERY_VECTORS)
     np.testing.assert_array_equal(found.items, search(with_words, 10, WORDS).items)
+    earlier = HybridSearch.load(tmp_path, facts | {"word_index": False}, ids, pd.DataFrame({"title": TEXTS}))
+    np.testing.assert_array_equal(earlier.search(QUERIES, 10, query_vectors=QUERY_VECTORS).items, found.items)
     fewer = SemanticIDs.from_codes(ids.codes[1:], 4)
     with pytest.raises(ValueError, match=r"item_vectors.* has shape \(30, 8\), expected \(29, dim\)"):
         HybridSearch.load(tmp_path, facts, fewer, pd.DataFrame({"title": TEXTS[1:]}))

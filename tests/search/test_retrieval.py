@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.search.retrieval import BM25, Dense, FusedScores, terms
+from semid_lib.workbench.weights import mapped, save_weights
 
 TEXTS = ["red gel pen", "red tent red", "blue tent with pegs"]
 VECTORS = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [1.0, 0.0], [-1.0, 0.0]])
@@ -112,6 +113,34 @@ def test_words_of_a_run_are_pairs_of_neighbours_and_marks_stay_with_their_letter
 
 
 SPELLINGS = [("Caf\u00e9", "Cafe\u0301"), ("L&amp;S Lamp", "l&s lamp"), ("ｺｰﾋｰ", "コーヒー"), ("Pilot™", "pilot")]
+
+
+def test_a_saved_index_scores_as_before_and_another_one_is_refused(tmp_path):
+    texts, path = ["red gel pen", "Red tent", "", "蓝色 tents", "ÉTÉ"], tmp_path / "words.safetensors"
+    bm25 = BM25(texts)
+    bm25.save(path)
+    back, queries = BM25.load(path, len(texts)), ["red pen", "tent", "zebra", "蓝色", "été red", "the"]
+    np.testing.assert_array_equal(back.scores(queries), bm25.scores(queries))
+    for part, expected in zip(back.search(queries, 3), bm25.search(queries, 3), strict=True):
+        np.testing.assert_array_equal(part, expected)
+    first = path.read_bytes()
+    back.save(path)
+    assert path.read_bytes() == first
+    with pytest.raises(ValueError, match=r"words\.safetensors is no index of words of this catalogue: .* of 5 items"):
+        BM25.load(path, 6)
+    arrays, facts = mapped(path)
+    arrays = {name: array.copy() for name, array in arrays.items()}
+    for name, wrong in (
+        ("indices", arrays["indices"] + 5),
+        ("indptr", arrays["indptr"][1:]),
+        ("words", arrays["words"][:3]),
+    ):
+        save_weights(path, arrays | {name: wrong}, facts)
+        with pytest.raises(ValueError, match="its arrays do not fit each other"):
+            BM25.load(path, 5)
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is no index of words"):
+        BM25.load(path, 5)
 
 
 @pytest.mark.parametrize("pair", SPELLINGS)

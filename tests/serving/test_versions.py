@@ -62,6 +62,7 @@ def test_a_saved_folder_is_a_version_and_can_be_changed_after_loading(folder, tm
     fresh, _ = loaded.add_items(new(100, 2))
     fresh, _ = fresh.remove_items([10])
     assert fresh.version[:3] == (2, parent, "add 2 items; remove 1 item")
+    assert fresh.version_name is None  # until it is saved
     fresh.save_pretrained(tmp_path / "other")
     again = Recommender.from_pretrained(tmp_path / "other")
     assert (

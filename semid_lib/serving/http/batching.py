@@ -80,6 +80,7 @@ class Batcher:
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
+        del self.work  # often a method of what holds this: without the circle, a model is freed at once
 
     @property
     def n_waiting(self) -> int:

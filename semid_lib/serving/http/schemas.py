@@ -75,6 +75,17 @@ class SearchQuestion(_Question):
     query: Annotated[Text, AfterValidator(_not_blank)] = Field(description="some text, not only spaces")
 
 
+class Rules(BaseModel):
+    """What holds for every answer, such as a stock list: a file of the service, not a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    allowed_items: list[ItemId] | None = Field(None, fail_fast=True, description="items of this list; null: all")
+    blocked_items: list[ItemId] = Field([], fail_fast=True)
+    allowed_categories: list[Name] = Field([], fail_fast=True, description="items of one of them; none: all items")
+    allowed_brands: list[Name] = Field([], fail_fast=True, description="items of one of them; none: all items")
+
+
 class Item(BaseModel):
     item_id: int | str
     title: str
@@ -129,6 +140,16 @@ class NameCount(BaseModel):
     n_items: int
 
 
+class Version(BaseModel):
+    """Of a catalogue."""
+
+    name: str = Field(description="the number and the first 12 digits of the SHA-256 of config.json")
+    number: int
+    parent: str | None = Field(description="SHA-256 of the config.json of the version that it was made from")
+    change: str = Field(description="what was changed")
+    written: str = Field(description="when, in UTC")
+
+
 class CatalogueFacts(BaseModel):
     n_items: int
     n_levels: int
@@ -137,6 +158,7 @@ class CatalogueFacts(BaseModel):
     exclude_seen: bool = Field(description="whether items of a history are left out, unless a request chooses")
     max_k: int
     source: str | None  # org/name@commit on the Hub; of a folder, null
+    version: Version | None  # of a recommender in memory, null
     categories: list[NameCount] = Field(description="largest first")
     brands: list[NameCount] = Field(description=f"the {MAX_BRANDS} largest, largest first")
     n_brands: int = Field(description="of all brands")
@@ -170,3 +192,9 @@ class Problem(BaseModel):
 
 class State(BaseModel):
     status: str
+
+
+class Ready(State):
+    version: str | None = Field(description="what is served; null for a recommender in memory")
+    loading: bool = Field(description="whether another version is looked for or loaded beside it")
+    refused: str | None = Field(description="what is wrong with the last version, which is not served")

@@ -1,8 +1,9 @@
 """The recommender behind a queue: requests of `schemas` in, answers ready for JSON out."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -50,13 +51,13 @@ class _Request(NamedTuple):
 class Service:
     """A recommender, its item index, and the queue in front of it.
 
-    Start and stop it with `async with service.batcher`. All methods that answer raise UnableError, `OverloadedError`
-    when the queue is full, and `UnknownError` or `UnknownItemError` for a name or an item that the catalogue does not
-    have.
+    Start it with `async with service.batcher`, and end it so or by `retire`. All methods that answer raise UnableError,
+    `OverloadedError` when the queue is full, and `UnknownError` or `UnknownItemError` for a name or an item that the
+    catalogue does not have.
     """
 
     def __init__(self, recommender: Recommender, limits: Limits, meters: Meters):
-        self.recommender, self.meters, self._seconds = recommender, meters, limits.seconds
+        self.recommender, self.limits, self.meters = recommender, limits, meters
         self.can = {"recommend": recommender.model is not None, "search": recommender.searcher is not None}
         self.index = ItemIndex(recommender.items, recommender.ids, recommender.trie, recommender.item_ids)
         self.state: Literal["ready", "loading", "failed"] = "ready"
@@ -64,6 +65,55 @@ class Service:
             self._work, limits.max_batch, limits.max_queue, lambda kind: _COST[kind.task] * kind.beam_width, _MAX_COST
         )
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="item index")
+        self._held: np.ndarray | None = None  # (n_items,) bool: what `hold` allows
+        self._n_users = 0
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator["Service"]:
+        """While a request has it, it is not retired."""
+        self._n_users += 1
+        try:
+            yield self
+        finally:
+            self._n_users -= 1
+
+    async def retire(self) -> None:
+        """Answer all requests that have this service, then free its threads."""
+        while self._n_users:
+            await asyncio.sleep(0.01)
+        await self.batcher.__aexit__()
+        await asyncio.to_thread(self._reader.shutdown)
+
+    def hold(self, rules: schemas.Rules) -> int:
+        """Let rules hold for every answer from now on; returns how many listed items the catalogue does not have.
+
+        Raises
+        ------
+        UnknownError
+            For a category or brand that no item has.
+        ValueError
+            If the rules leave no item. In both cases the rules before stay.
+        """
+        index, row_of = self.index, self.index.item_ids.row_of
+        allowed = index.allowed(rules.allowed_categories, rules.allowed_brands, [])
+        allowed = np.ones(len(index), dtype=bool) if allowed is None else allowed
+        unknown = 0
+        for listed, keep in ((rules.allowed_items, True), (rules.blocked_items, False)):
+            if listed is not None:
+                rows = [row_of[str(item_id)] for item_id in listed if str(item_id) in row_of]
+                unknown += len(listed) - len(rows)
+                mask = np.full(len(index), not keep)
+                mask[rows] = keep
+                allowed &= mask
+        if not allowed.any():
+            raise ValueError(f"the rules leave none of {len(index)} items, expected at least one")
+        self._held = None if allowed.all() else allowed
+        return unknown
+
+    @property
+    def n_allowed(self) -> int:
+        """Number of items that `hold` allows."""
+        return len(self.index) if self._held is None else int(self._held.sum())
 
     async def recommend(self, request: schemas.RecommendQuestion) -> dict:
         """The next items after a history, each with the item of the history that is nearest to it."""
@@ -84,7 +134,7 @@ class Service:
         self.batcher.check_room(len(request.instances))  # before the work of reading 64,000 ids
         rows, item_ids = self.index.item_ids.rows, self.index.item_ids.for_json
         histories = [rows(one.item_ids, f"instances {at}") for at, one in enumerate(request.instances)]
-        answers = await self._ask("recommend", request.topk, None, histories)
+        answers = await self._ask("recommend", request.topk, None, histories, self._held)
         return {
             "predictions": [
                 {"user_id": one.user_id, "predictions": [item_ids[row] for row, _ in found]}
@@ -98,7 +148,7 @@ class Service:
 
     def facts(self) -> dict:
         """Size, names and examples of the catalogue, and what the loaded model can do."""
-        source, brands = self.recommender.source, self.index.brands.n_items
+        source, name, brands = self.recommender.source, self.recommender.version_name, self.index.brands.n_items
         return {
             "n_items": len(self.index),
             "n_levels": self.index.codes.shape[1],
@@ -107,6 +157,7 @@ class Service:
             "exclude_seen": self.recommender.exclude_seen,
             "max_k": schemas.MAX_K,
             "source": None if source is None else str(source),
+            "version": None if name is None else {"name": name, **self.recommender.version._asdict()},
             "categories": _counted(self.index.categories.n_items),
             "brands": _counted(brands, schemas.MAX_BRANDS),
             "n_brands": len(brands),
@@ -152,7 +203,9 @@ class Service:
         self._answer(_Kind(task, _BEAMS[0], task == "recommend"), [_Request(asked, 1, allowed)] * n)
 
     def _allowed(self, request: schemas.RecommendQuestion | schemas.SearchQuestion) -> np.ndarray | None:
-        return self.index.allowed(request.allowed_categories, request.allowed_brands, request.blocked_items)
+        mask = self.index.allowed(request.allowed_categories, request.allowed_brands, request.blocked_items)
+        held = self._held
+        return held if mask is None else mask if held is None else mask & held
 
     async def _ask(
         self, task: Task, k: int, exclude_seen: bool | None, asked: Sequence, allowed: np.ndarray | None = None
@@ -166,7 +219,7 @@ class Service:
     async def _until_loaded(self) -> None:
         """Wait for the text encoder: to load it, a query would hold up the histories behind it."""
         try:
-            async with asyncio.timeout(0.8 * self._seconds):
+            async with asyncio.timeout(0.8 * self.limits.seconds):
                 while self.state == "loading" and self.can["recommend"]:  # else `warm_up` has loaded it
                     await asyncio.sleep(0.05)
         except TimeoutError:

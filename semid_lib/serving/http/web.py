@@ -10,6 +10,7 @@ import gc
 import ipaddress
 import logging
 import os
+from collections.abc import AsyncIterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +31,10 @@ from semid_lib.serving.http import schemas
 from semid_lib.serving.http.batching import OverloadedError
 from semid_lib.serving.http.item_index import UnknownError
 from semid_lib.serving.http.middleware import TOKEN, Guard, JsonLines, Limits, Meters, check_token, log
+from semid_lib.serving.http.reloading import CHECK_SECONDS, Origin, Reloader
 from semid_lib.serving.http.service import Service, UnableError
 from semid_lib.serving.recommender import Recommender
+from semid_lib.workbench import remote
 from semid_lib.workbench.store import Timer
 
 _PAGE = Path(__file__).parent / "page"
@@ -51,8 +54,12 @@ router = APIRouter(
 )
 
 
-async def _service_of(request: Request) -> Service:
-    return request.app.state.service
+async def _service_of(request: Request) -> AsyncIterator[Service]:
+    """The version that serves now; the request ends with it, even if another one takes over meanwhile."""
+    with request.app.state.service.in_use() as service:
+        if (name := service.recommender.version_name) is not None:
+            request.state.counts["version"] = name
+        yield service
 
 
 Serving = Annotated[Service, Depends(_service_of)]
@@ -133,15 +140,25 @@ async def healthz():
     return {"status": "alive"}
 
 
-@router.get("/readyz", response_model=schemas.State, tags=["operation"])
-async def readyz(service: Serving):
-    """Everything is loaded, the text encoder too, and half of the queue is free; 503 otherwise."""
+@router.get("/readyz", response_model=schemas.Ready, tags=["operation"])
+async def readyz(service: Serving, request: Request):
+    """Everything is loaded, the text encoder too, and half of the queue is free; 503 otherwise.
+
+    While another version is loaded beside it, or after one was refused, the service is as ready as before.
+    """
     if service.state != "ready":
         why = "the models are still loading" if service.state == "loading" else "loading failed, see the log"
         raise OverloadedError(f"not ready: {why}")
     if 2 * service.batcher.n_waiting > service.batcher.max_queue:
         raise OverloadedError("more than half of the queue is taken. Retry after 1 s")
-    return {"status": "ready"}
+    return {"status": "ready", **request.app.state.reloader.tell()}
+
+
+@router.post("/reload", response_model=schemas.Ready, status_code=202, tags=["operation"])
+async def reload(request: Request):
+    """Look for a new version now, and load it beside the old one; /readyz tells when it serves, or why it does not."""
+    request.app.state.reloader.ask()
+    return {"status": "asked", **request.app.state.reloader.tell()}
 
 
 @router.get("/metrics", response_class=PlainTextResponse, tags=["operation"])
@@ -160,7 +177,11 @@ async def page():
 
 
 def create_app(
-    recommender: Recommender, limits: Limits | None = None, token: str | None = None, loopback_only: bool = False
+    recommender: Recommender,
+    limits: Limits | None = None,
+    token: str | None = None,
+    loopback_only: bool = False,
+    origin: Origin | None = None,
 ) -> FastAPI:
     """The service as an ASGI application; its requests and answers are in `schemas`, and at /docs.
 
@@ -173,20 +194,21 @@ def create_app(
     loopback_only : bool
         Answer only requests to 127.0.0.1, localhost or [::1], so that a page of another site cannot reach the service
         by DNS rebinding.
+    origin : Origin, optional
+        Where later versions come from; by default the service keeps this one.
 
     Raises
     ------
     ValueError
-        If no client could send the token.
+        If no client could send the token, or as `Origin.read_rules`.
     """
     if token is not None:
         check_token(token)
     limits, meters = limits or Limits(), Meters()
-    service = Service(recommender, limits, meters)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
-        async with service.batcher:
+        async with app.state.reloader:
             yield
         log.info("stopped")
 
@@ -198,7 +220,10 @@ def create_app(
         lifespan=lifespan,
         dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],
     )
-    app.state.service = service
+    app.state.service = Service(recommender, limits, meters)
+    app.state.reloader = Reloader(app.state, origin)
+    if origin is not None:
+        origin.read_rules(app.state.service)
     app.include_router(router)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     if loopback_only:
@@ -231,6 +256,8 @@ def load_app(
     limits: Limits | None = None,
     token: str | None = None,
     loopback_only: bool = False,
+    rules: Path | None = None,
+    check_seconds: float | None = CHECK_SECONDS,
     **how,
 ) -> FastAPI:
     """Load a folder and make a service of it that has answered one request.
@@ -241,6 +268,8 @@ def load_app(
         Arguments of `Recommender.from_pretrained`.
     limits, token, loopback_only
         Arguments of `create_app`.
+    rules, check_seconds
+        Of `Origin`.
 
     Raises
     ------
@@ -251,14 +280,25 @@ def load_app(
         ctypes.CDLL(None).mallopt(-8, 2)  # shrink: glibc's M_ARENA_MAX
     timer = Timer()
     recommender = Recommender.from_pretrained(model, **how)
-    app = create_app(recommender, limits, token, loopback_only)
+    is_folder = recommender.source is None and not remote.is_remote(model)
+    origin = Origin(Path(model).absolute() if is_folder else str(model), how, rules, check_seconds)
+    app = create_app(recommender, limits, token, loopback_only, origin)
     app.state.service.warm_up()
-    source = {} if recommender.source is None else {"source": str(recommender.source)}
-    log.info("loaded", extra={"facts": {"items": len(recommender.items), "seconds": round(timer.seconds, 2), **source}})
+    facts: dict[str, Any] = {"items": len(recommender.items), "seconds": round(timer.seconds, 2)}
+    if recommender.source is not None:
+        facts["source"] = str(recommender.source)
+    log.info("loaded", extra={"facts": {**facts, "version": app.state.reloader.tell()["version"]}})
     return app
 
 
-def serve(model: str | Path, host: str = "127.0.0.1", port: int = 8080, revision: str | None = None) -> None:
+def serve(
+    model: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    revision: str | None = None,
+    rules: Path | None = None,
+    check_seconds: float | None = CHECK_SECONDS,
+) -> None:
     """Load a recommender and serve it until SIGTERM or Ctrl-C.
 
     Parameters
@@ -268,6 +308,8 @@ def serve(model: str | Path, host: str = "127.0.0.1", port: int = 8080, revision
     host : str
         Any address but loopback lets others connect; without a token, a warning is logged.
     port : int
+    rules, check_seconds
+        Of `Origin`.
 
     Raises
     ------
@@ -279,7 +321,7 @@ def serve(model: str | Path, host: str = "127.0.0.1", port: int = 8080, revision
     if token is None and not loopback:
         log.warning(f"no authentication: anyone who reaches {host}:{port} can send requests. Set {TOKEN} and restart")
     limits = Limits()
-    app = load_app(model, limits, token, token is None and loopback, revision=revision)
+    app = load_app(model, limits, token, token is None and loopback, rules, check_seconds, revision=revision)
     gc.freeze()  # models stay: the collector need not look through them
     gc.enable()
     app.state.service.warm_up_beside()

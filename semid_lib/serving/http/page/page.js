@@ -392,8 +392,8 @@ function option(value, text) {
 }
 
 function showFacts() {
-  const { n_items, n_levels, can_search, can_recommend, categories, brands, n_brands, example_queries, max_k, source } = state.facts;
-  const from = source ? ` From ${source}.` : "";
+  const { n_items, n_levels, can_search, can_recommend, categories, brands, n_brands, example_queries, max_k, source, version } = state.facts;
+  const from = (version ? ` Version ${version.name}.` : "") + (source ? ` From ${source}.` : "");
   byId("facts").textContent = `${n_items.toLocaleString("en")} items, ${n_levels} codes each.${from}`;
   byId("token-form").hidden = true;
   byId("filters").hidden = false;
