@@ -20,7 +20,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from semid_lib.ids import quantize
-from semid_lib.workbench.training import seeded, warmup_then_cosine
 from semid_lib.workbench.weights import check_config
 
 _WARMUP_SHARE = 0.1  # of all steps
@@ -151,11 +150,14 @@ def fit_rqvae(vectors: np.ndarray, config: RQVAEConfig | None = None, seed: int 
     >>> model.codes.shape, model.codebooks.shape, model.decode(model.codes[:, :1]).shape
     ((200, 2), (2, 8, 6), (200, 6))
     """
+    from semid_lib.workbench.training import seeded  # slow to import
+
     config = config or RQVAEConfig()
     vectors = quantize.finite_vectors(vectors)
     quantize.check_distinct(vectors)
     mean = vectors.mean(axis=0)
     scale = float((vectors - mean).std())
+
     with seeded(seed), tqdm(total=config.n_epochs, desc="RQ-VAE", unit="epoch", disable=not progress) as bar:
         run = _Training(torch.from_numpy((vectors - mean) / np.float32(scale)), scale, config, seed)
         history = [run.state(0, math.nan)]
@@ -175,6 +177,8 @@ class _Training:
     """Network, quantizer and optimizer of one run."""
 
     def __init__(self, vectors: torch.Tensor, scale: float, config: RQVAEConfig, seed: int):
+        from semid_lib.workbench.training import warmup_then_cosine  # slow to import
+
         self.started = time.perf_counter()
         self.vectors, self.scale, self.config = vectors, scale, config  # (n, dim) standardized
         self.batch_size = min(config.batch_size, len(vectors))
