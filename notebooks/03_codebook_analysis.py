@@ -31,7 +31,8 @@ import pandas as pd
 
 from semid_lib.data import dataset
 from semid_lib.evaluation import figures_data, plotting
-from semid_lib.ids import assignment, codebooks, control_codes, embed, quantize
+from semid_lib.ids import assignment, codebooks, embed, quantize
+from semid_lib.studies import control_codes
 from semid_lib.workbench import scale, store
 from semid_lib.workbench.text import one_line
 

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_lib.decoding.trie import PrefixTrie
-from semid_lib.ids import assignment, codebooks, control_codes, embed, quantize, rqvae
+from semid_lib.ids import assignment, codebooks, embed, quantize, rqvae
 from semid_lib.queries import filters, synthesis
 from semid_lib.search import retrieval
+from semid_lib.studies import control_codes
 
 TEXTS = ("Red gel pen", "Blue tent for camping", "Green wool socks", "Large copper kettle", "Brass lamp with shade")
 

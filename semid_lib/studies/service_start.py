@@ -11,7 +11,6 @@ loading of the one that reads queries, for a service that answers nothing else.
 
 import compileall
 import gc
-import hashlib
 import http.client
 import importlib
 import json
@@ -269,7 +268,7 @@ def _serve() -> None:
     from semid_lib.serving.http.service import Service
 
     _clock(embed.Encoder, "__init__", spent, "text encoder")
-    _clock(hashlib, "file_digest", inside, "checksums")
+    _clock(saved, "check_files", inside, "checksums")
     _clock(saved, "read_items", inside, "item table")
     _clock(recommender.Recommender, "from_pretrained", spent, "weights")
     _clock(web, "create_app", spent, "app")

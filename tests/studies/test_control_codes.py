@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from semid_lib.ids import codebooks
-from semid_lib.ids.control_codes import category_codes, random_codes
+from semid_lib.studies.control_codes import category_codes, random_codes
 
 
 def test_random_codes_are_uniform_and_follow_the_seed():
