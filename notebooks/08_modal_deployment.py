@@ -66,8 +66,8 @@ from semid_lib.data import dataset
 from semid_lib.evaluation import figures
 from semid_lib.evaluation.rows import table_rows
 from semid_lib.serving.recommender import Recommender
-from semid_lib.studies import endpoint_costs as costs
-from semid_lib.studies import service_start
+from semid_lib.studies.service import endpoint_costs as costs
+from semid_lib.studies.service import service_start
 from semid_lib.workbench import scale, store
 
 timer = store.Timer()
@@ -95,7 +95,7 @@ else:
 #
 # A *cold start* is everything between a request that finds no running service and its response. We start the service
 # in a fresh process several times and send requests until it responds; timers inside the process measure each part
-# (`semid_lib.studies.service_start`). Two things are not included: the provider's part (find a machine, fetch an image,
+# (`semid_lib.studies.service.service_start`). Two things are not included: the provider's part (find a machine, fetch an image,
 # start a container), and the first read of the files from a disk or a network.
 
 # %%
@@ -229,7 +229,7 @@ by_hand([0, 30, 100, 400], cold=5, seconds=1, window=60)
 # $$ P(\text{wait} > t) = \frac{\bigl(1 + \lambda (C - t)\bigr)\, q}{1 + \lambda C q} , \qquad 0 \le t < C . $$ (eq-wait)
 #
 # The cost is the running time multiplied by the price. Ten thousand random requests, by hand and by the equations
-# (`semid_lib.studies.endpoint_costs`):
+# (`semid_lib.studies.service.endpoint_costs`):
 
 # %%
 toy = costs.Service(cold_seconds=5, seconds=1, concurrency=8, fill=0.7)

@@ -134,7 +134,7 @@ def test_the_book_has_a_reference_of_each_room():
     assert pages == rooms - {".", "cli"}  # `semid --help` is that of the command
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "serving/http", "serving/catalogue", "studies/growth"])
+@pytest.mark.parametrize("room", [*ROOMS, "serving/http", "serving/catalogue", "studies/growth", "studies/service"])
 def test_a_room_stays_small(room):
     files = [path for path in LIBRARY if path.parent == ROOT / "semid_lib" / room]
     assert 0 < len(files) <= 8
@@ -268,11 +268,11 @@ LOADS = {
     "without torch": {
         "__init__": "numpy pandas torch sklearn",
         "workbench.scale": "numpy pandas torch",
-        "studies.service_start": "numpy pandas torch fastapi",
+        "studies.service.service_start": "numpy pandas torch fastapi",
         "evaluation.metrics": "pandas torch sklearn scipy",
         "ids.codebooks": "pandas torch sklearn scipy",
         "studies.growth.laws": "pandas torch sklearn scipy",
-        "studies.endpoint_costs": "pandas torch sklearn scipy",
+        "studies.service.endpoint_costs": "pandas torch sklearn scipy",
         "workbench.store": "pandas torch sklearn pyarrow",
         "data.dataset": "torch sklearn",
         "next_item.baselines": "torch sklearn",

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from semid_lib.studies.endpoint_costs import Policy, Service, bill, break_even, cycle, traffic
+from semid_lib.studies.service.endpoint_costs import Policy, Service, bill, break_even, cycle, traffic
 
 EVEN = (1.0,) * 24
 ENDPOINT = Service(cold_seconds=4.0, seconds=0.5, concurrency=8, fill=0.7)

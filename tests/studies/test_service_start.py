@@ -16,8 +16,8 @@ from semid_lib.serving import saved
 from semid_lib.serving.http import web
 from semid_lib.serving.http.service import Service
 from semid_lib.serving.recommender import Recommender
-from semid_lib.studies import service_start
-from semid_lib.studies.service_start import PARTS, Way
+from semid_lib.studies.service import service_start
+from semid_lib.studies.service.service_start import PARTS, Way
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # the measured process begins with this module, and its impor
 
     from semid_lib.data.dataset import Dataset
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 _PATIENCE = 120  # seconds for one start
 _LIBRARIES = {
     "torch": ("torch", "safetensors.torch"),
@@ -90,7 +90,7 @@ def measure(folder: str | Path, questions: Sequence[dict], way: Way = Way()) -> 
         port = free.getsockname()[1]
     if way.compiled:
         compileall.compile_dir(_PACKAGE, quiet=2)
-    command = [sys.executable, "-c", "from semid_lib.studies.service_start import _serve; _serve()"]
+    command = [sys.executable, "-c", "from semid_lib.studies.service.service_start import _serve; _serve()"]
     with tempfile.TemporaryFile() as said:
         started = time.monotonic()
         process = subprocess.Popen(

@@ -1,0 +1,1 @@
+"""What a served recommender costs: cold starts part by part, and the bill of an endpoint."""
