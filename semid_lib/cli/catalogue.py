@@ -50,6 +50,22 @@ def update(context: typer.Context, items: Items, encoder: Encoder = None) -> Non
     _change(context.obj, "update_items", _table(items), encoder)
 
 
+@catalogue.command(epilog="Example: semid catalogue shop sales last_weeks.csv")
+def sales(
+    context: typer.Context,
+    sold: Annotated[str, typer.Argument(metavar="SALES", help="A table with item_id and sales, each item once.")],
+) -> None:
+    """Let recommendations follow what sold in the last weeks, without training."""
+    from semid_lib.data import item_ids, readers
+
+    found = readers.read(sold, ["item_id", "sales"], only=True)
+    ids = item_ids.read_ids(found.frame["item_id"], found.fail, found.typed)
+    numbers = readers.each(found.frame["sales"], _number, lambda at, why: found.fail(at, f"sales is {why}"))
+    from semid_lib.serving.catalogue import versions
+
+    print(versions.change(context.obj, lambda recommender: recommender.follow_sales(ids, numbers)))
+
+
 @catalogue.command(epilog="Example: semid catalogue shop refit --drop-models")
 def refit(
     context: typer.Context,
@@ -72,6 +88,16 @@ def rollback(
 
     version = versions.rollback(context.obj, to)
     print(f"version {version.number}: {version.change}")
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ValueError("expected a number of at least 0")
+    return number
 
 
 def _table(path: str) -> Any:

@@ -121,6 +121,46 @@ def rank(
     return Ranked(items, scores)
 
 
+def with_new_items(
+    rank: Callable[[np.ndarray], Ranked], is_new: np.ndarray, share: tuple[int, int], allowed: np.ndarray | None = None
+) -> Ranked:
+    """Lists with a floor and a ceiling for new items, each ordered by score.
+
+    Parameters
+    ----------
+    rank : callable
+        (n_items,) or (n_histories, n_items) bool, the items that may be returned -> Ranked with k places.
+    is_new : (n_items,) bool
+    share : (at_least, at_most)
+        New items in a list, from 0 on. It has fewer than `at_least` only if there are no more.
+    allowed : (n_items,) or (n_histories, n_items) bool, optional
+
+    Raises
+    ------
+    ValueError
+        Unless 0 <= at_least <= at_most.
+
+    Examples
+    --------
+    >>> rank = lambda allowed: top_k(np.where(allowed, [[0.4, 0.3, 0.2, 0.1]], -np.inf), 2)
+    >>> [with_new_items(rank, np.arange(4) > 1, share).items.tolist() for share in ((0, 2), (1, 2), (2, 2))]
+    [[[0, 1]], [[0, 2]], [[2, 3]]]
+    """
+    at_least, at_most = (check_count("new_items", each, 0) for each in share)
+    if at_least > at_most:
+        raise ValueError(f"new_items is {at_least} to {at_most}, expected a floor and a ceiling that is not below it")
+    among = np.ones(len(is_new), dtype=bool) if allowed is None else np.asarray(allowed)
+    known, new = rank(among & ~is_new), rank(among & is_new)
+    items = np.concatenate([known.items, new.items[:, :at_most]], axis=1)
+    scores = np.concatenate([known.scores, new.scores[:, :at_most]], axis=1)
+    k, place = known.items.shape[1], np.arange(items.shape[1])
+    in_floor = (items >= 0) & (place >= known.items.shape[1]) & (place < k + at_least)
+    chosen = np.lexsort((-scores, ~in_floor))[:, :k]  # the floor first, then by score
+    best = np.argsort(-np.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+    chosen = np.take_along_axis(chosen, best, axis=1)
+    return Ranked(np.take_along_axis(items, chosen, axis=1), np.take_along_axis(scores, chosen, axis=1))
+
+
 def rank_by_scores(
     histories: ItemRows,
     n_items: int,

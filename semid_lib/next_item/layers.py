@@ -32,10 +32,12 @@ class TimelineConfig:
     max_length: int = 50  # the most recent items that the model reads
     backward: float = 0.3  # share of training histories that are read from the last item to the first
     code_weight: float = 1 / 2  # of code head against item head in the mixture; at 0 or 1 one of them is trained
+    new_item_rate: float = 0.0  # how often a new item is bought for each time that one with an item embedding is, on
+    # average: it sets what new items together get of the item head's probability; 0: what their scores say
 
     def __post_init__(self):
         shares = ("dropout", "item_dropout", "backward")
-        least = dict.fromkeys((*shares, "code_weight"), 0) | {"temperature": 1e-6}
+        least = dict.fromkeys((*shares, "code_weight", "new_item_rate"), 0) | {"temperature": 1e-6}
         check_config(self, least, dict.fromkeys(shares, 1) | {"code_weight": math.nextafter(1, 2)})
         if self.dim % self.n_heads:
             raise ValueError(f"dim is {self.dim}, expected a multiple of n_heads, {self.n_heads}")

@@ -199,6 +199,7 @@ def train_timeline(
     config = TimelineConfig(ids.sizes, vectors.shape[1], len(ids), **shape)
     with training.seeded(seed):
         model = Timeline(config, ids.unique, vectors)
+    model.n_trained += torch.from_numpy(np.bincount(task.train.items, minlength=len(ids)))
     loader = batches.histories_in_batches(task.train, config.max_length, sizes.batch_size, seed)
     how = {"n_looks": 7, "learning_rate": 1e-3 if sizes.name == "full" else 3e-3}
     settings = _settings(task, loader, seed, n_epochs, sizes.n_epochs, **how)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from semid_lib.decoding import ranking
 from semid_lib.decoding.ranking import ItemRows, Ranked
 from semid_lib.decoding.trie import PrefixTrie
+from semid_lib.next_item.baselines import trend
 from semid_lib.next_item.batches import pad, some_backward
 from semid_lib.next_item.layers import (
     Context,
@@ -45,7 +46,8 @@ class Timeline(nn.Module):
     """A causal transformer over items with a head over codes and one over items.
 
     Only rows below `config.n_items` have an item embedding. Training drops it at random, so that the model can read and
-    recommend new items by codes and text.
+    recommend new items by codes and text. Train it on the items of the training period alone, and add later ones
+    afterwards (`Recommender.add_items`): then they are unknown to it, and not wrong answers.
 
     Parameters
     ----------
@@ -63,6 +65,8 @@ class Timeline(nn.Module):
 
     ids: torch.Tensor
     vectors: torch.Tensor
+    n_trained: torch.Tensor  # (config.n_items,) int64: how often training showed each item; 0 if nobody noted it
+    trend: torch.Tensor  # (n_items,) float32, added to the scores of the item head: see `set_trend`
 
     def __init__(self, config: TimelineConfig, ids: np.ndarray, vectors: np.ndarray | torch.Tensor):
         super().__init__()
@@ -77,6 +81,8 @@ class Timeline(nn.Module):
         if not isinstance(vectors, torch.Tensor):
             vectors = torch.tensor(vectors, dtype=torch.float32)
         self.register_buffer("vectors", vectors.float())
+        self.register_buffer("n_trained", torch.zeros(config.n_items, dtype=torch.long))
+        self.register_buffer("trend", torch.zeros(len(ids)))
         self._trie = PrefixTrie.build(ids)
         self.code = nn.ModuleList(nn.Embedding(size, dim) for size in config.sizes)
         # without normalizing the scale of the embeddings, training took twice as many epochs (see the log)
@@ -275,20 +281,50 @@ class Timeline(nn.Module):
         code_weight, by_item = weights[0], cast("tuple[torch.Tensor, ...]", ())
         if code_weight < 1:
             hidden = self.item_encoder(vectors)[end]
-            scores, components = F.linear(self._query(hidden), self._catalogue()), []
+            leaves = self.trie.item.long()
+            scores, components = F.linear(self._query(hidden), self._catalogue()) + self.trend[leaves], []
             if weights[1]:
-                components.append(scores.log_softmax(dim=-1) + math.log(weights[1]))
+                components.append(self._log_shares(scores) + math.log(weights[1]))
             if prior is not None and weights[2]:
                 if prior.shape != scores.shape:
                     expected = f"expected {tuple(scores.shape)}: histories, items"
                     raise ValueError(f"the prior is {tuple(prior.shape)}, {expected}")
-                with_prior = scores + prior[:, self.trie.item.long()]
-                components.append(with_prior.log_softmax(dim=-1) + math.log(weights[2]))
+                components.append(self._log_shares(scores + prior[:, leaves]) + math.log(weights[2]))
             by_item = prefix_log_probs(self.trie, functools.reduce(torch.logaddexp, components))
         hidden = self.code_encoder(vectors)[end] if code_weight else vectors.new_zeros((len(vectors), self.config.dim))
         root = torch.zeros((len(hidden), 1), dtype=torch.long, device=hidden.device)
         zero = hidden.new_zeros(root.shape)
         return self._score(0, hidden[:, None], root, zero, zero, code_weight, by_item)
+
+    def _log_shares(self, scores: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the leaves: one softmax over all items, or one of known and one of new items."""
+        n_known, rate = self.config.n_items, self.config.new_item_rate
+        n_new = rate * (len(self.ids) - n_known)
+        if not n_new:
+            return scores.log_softmax(dim=-1)
+        found, is_new = torch.empty_like(scores), self.trie.item >= n_known
+        for part, weight in ((is_new, n_new), (~is_new, n_known)):
+            found[:, part] = scores[:, part].log_softmax(dim=-1) + math.log(weight / (n_new + n_known))
+        return found
+
+    def set_trend(self, recent: np.ndarray | None) -> None:
+        """Let the item head follow what sells now, without training: see `baselines.trend`.
+
+        Parameters
+        ----------
+        recent : (n_items,) array of numbers, optional
+            Sales of each item in the last weeks, also of new ones; None to forget them.
+
+        Raises
+        ------
+        ValueError
+            As `baselines.trend` does, and if the model does not know how often training showed each item.
+        """
+        if recent is not None and not self.n_trained.any():
+            raise ValueError("this model does not know how often training showed each item: train it again")
+        trained = np.pad(self.n_trained.cpu().numpy(), (0, len(self.ids) - self.config.n_items))
+        found = np.zeros(len(trained), np.float32) if recent is None else trend(recent, trained)
+        self.trend = torch.from_numpy(found).to(self.trend.device)
 
     def advance(
         self, state: TimelineState, level: int, parents: torch.Tensor, codes: torch.Tensor

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from semid_lib.data.item_ids import ItemIds
-from semid_lib.decoding.ranking import Ranked, checked_mask
+from semid_lib.decoding.ranking import Ranked, checked_mask, with_new_items
 from semid_lib.decoding.trie import PrefixTrie
 from semid_lib.ids.semantic_ids import SemanticIDs
 from semid_lib.ids.tokenizer import ItemTokenizer
@@ -194,6 +194,7 @@ class Recommender:
         progress: bool = False,
         allowed: np.ndarray | None = None,
         diversity: tuple[int, int] | None = None,
+        new_items: tuple[int, int] | None = None,
     ) -> Recommendations:
         """Find the k most probable next items after each history.
 
@@ -212,6 +213,8 @@ class Recommender:
             Items that may be returned, in the order of `items`; `rules` makes such masks.
         diversity : (m, p), optional
             At most m items of a list share their first p codes. Lists may be shorter, unless the beam is wide.
+        new_items : (at_least, at_most), optional
+            How many items of a list are without training signal; by default as the model finds. (0, 0): none.
 
         Returns
         -------
@@ -226,16 +229,23 @@ class Recommender:
         histories = check_histories(histories)
         rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
         how = {"beam_width": beam_width, "progress": progress, "allowed": allowed, "diversity": diversity}
-        found = self._with_item_ids(self.rank(rows, k, exclude_seen, **how))
+        found = self._with_item_ids(self.rank(rows, k, exclude_seen, new_items, **how))
         found.skipped = sum(map(len, histories)) - sum(map(len, rows))
         return found
 
-    def rank(self, histories: Sequence[np.ndarray], k: int, exclude_seen: bool | None = None, **how: Any) -> Ranked:
+    def rank(
+        self,
+        histories: Sequence[np.ndarray],
+        k: int,
+        exclude_seen: bool | None = None,
+        new_items: tuple[int, int] | None = None,
+        **how: Any,
+    ) -> Ranked:
         """`recommend` in item rows: histories and answers hold positions in the item table.
 
         Parameters
         ----------
-        histories, k, exclude_seen
+        histories, k, exclude_seen, new_items
             As for `recommend`, with item rows in the histories.
         **how
             Other arguments of `Timeline.rank`.
@@ -251,7 +261,11 @@ class Recommender:
         """
         if self.model is None:
             raise ValueError("this recommender has no next-item model: train one on histories (chapter 07)")
-        return self.model.rank(histories, k, self.exclude_seen if exclude_seen is None else exclude_seen, **how)
+        seen, rank = self.exclude_seen if exclude_seen is None else exclude_seen, self.model.rank
+        if new_items is None:
+            return rank(histories, k, seen, **how)
+        is_new, rules = np.arange(len(self.ids)) >= self.model.config.n_items, how.pop("allowed", None)
+        return with_new_items(lambda mask: rank(histories, k, seen, allowed=mask, **how), is_new, new_items, rules)
 
     @property
     def trie(self) -> PrefixTrie:
@@ -264,19 +278,11 @@ class Recommender:
             found._titles = self.items["title"].to_numpy()[ranked.items]
         return found
 
-    def add_items(self, items: pd.DataFrame, vectors: np.ndarray | None = None) -> "tuple[Recommender, changes.Report]":
-        """A recommender with these items too, and a report: see `changes.add_items`."""
-        return changes.add_items(self, items, vectors)
-
-    def remove_items(self, item_ids: Sequence[int | str]) -> "tuple[Recommender, changes.Report]":
-        """A recommender without these items, and a report: see `changes.remove_items`."""
-        return changes.remove_items(self, item_ids)
-
-    def update_items(
-        self, items: pd.DataFrame, vectors: np.ndarray | None = None
-    ) -> "tuple[Recommender, changes.Report]":
-        """A recommender in which these items have other facts, and a report: see `changes.update_items`."""
-        return changes.update_items(self, items, vectors)
+    # each returns another recommender and a report
+    add_items = changes.add_items
+    remove_items = changes.remove_items
+    update_items = changes.update_items
+    follow_sales = changes.follow_sales
 
     @property
     def version_name(self) -> str | None:

@@ -359,6 +359,7 @@ def read_timeline(path: Path, shape: Mapping[str, Any], ids: SemanticIDs, device
         weights = load_weights(path, device)
         if encoders != _ENCODERS:
             weights = _with_two_encoders(weights)
+        weights = {"n_trained": torch.zeros(config.n_items, dtype=torch.long), "trend": torch.zeros(len(ids))} | weights
         # the file's mapped tensors replace those that the model is made with
         model = Timeline(config, ids.unique, torch.zeros(()).expand(weights["vectors"].shape))
         own = model.state_dict()

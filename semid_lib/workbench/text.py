@@ -106,13 +106,13 @@ def shown(value, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def check_count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any, least: int = 1) -> int:
     """A number of items or beams, as an int; NumPy's integers are welcome.
 
     Raises
     ------
     ValueError
-        If the value is no integer, below 1 or above 2^24, where the lists of one user would take 200 MB.
+        If the value is no integer, below `least` or above 2^24, where the lists of one user would take 200 MB.
 
     Examples
     --------
@@ -120,8 +120,8 @@ def check_count(name: str, value: Any) -> int:
     Traceback (most recent call last):
     ValueError: k must be a whole number of at least 1, got 3.0
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {shown(value)}")
     if int(value) > _MOST:
         raise ValueError(f"{name} is {shown(value)}, expected at most {_MOST}")
     return int(value)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ import pytest
 from hypothesis.errors import Unsatisfiable
 
 from semid_lib.cli import main
+from semid_lib.next_item.timeline import Timeline
 from semid_lib.serving.http import schemas, web
 from semid_lib.serving.recommender import Recommender
 
@@ -68,6 +70,19 @@ def test_rules_hold(client, ids):
         ("/search", {"query": "item", "blocked_items": [ids[4]]}, [0, *range(8, 40, 4)]),
     ):
         assert sorted(found(client.post(path, json=rules | asked))) == sorted(ids[row] for row in rows)
+
+
+def test_a_floor_and_a_ceiling_for_new_items(new_client, recommender_to_serve, new_timeline, ids):
+    model = new_timeline()
+    config = replace(model.config, n_items=30)
+    newer = Timeline(config, recommender_to_serve.ids.unique, model.vectors.numpy()).eval()
+    client = new_client(Recommender(newer, recommender_to_serve.ids, recommender_to_serve.items))
+    for share in ({"at_most": 0}, {"at_least": 3, "at_most": 4}, {"at_least": 6}):
+        answer = found(client.post("/recommend", json={"item_ids": ids[:2], "k": 6, "new_items": share}))
+        n_new = len(set(answer) & set(ids[30:]))
+        assert len(set(answer)) == 6 and share.get("at_least", 0) <= n_new <= share.get("at_most", 6)
+    refused = client.post("/recommend", json={"item_ids": [], "new_items": {"at_least": 3, "at_most": 1}})
+    assert refused.status_code == 422 and "at_least should not be above at_most" in refused.text
 
 
 def test_a_search_says_which_words_it_found(client, ids):

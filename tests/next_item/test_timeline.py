@@ -186,8 +186,8 @@ def test_a_new_item_needs_no_training(shop, new_timeline):
     ids = np.vstack([shop.ids.unique, [[3, 3, shop.ids.sizes[2] - 1]]])
     vectors = np.vstack([shop.vectors, np.full((1, 8), 8**-0.5, np.float32)])
     larger = Timeline(model.config, ids, vectors)
-    learned = {name: value for name, value in model.state_dict().items() if name not in ("ids", "vectors")}
-    assert larger.load_state_dict(learned, strict=False).missing_keys == ["ids", "vectors"]
+    learned = {name: value for name, value in model.state_dict().items() if name not in ("ids", "vectors", "trend")}
+    assert larger.load_state_dict(learned, strict=False).missing_keys == ["ids", "vectors", "trend"]
     larger.eval()
     history = shop.histories[0]
     before, after = (both_heads(each, history) for each in (model, larger))
@@ -200,6 +200,34 @@ def test_a_new_item_needs_no_training(shop, new_timeline):
         new_later, old_later = larger.item_vectors(torch.tensor([40, 39]))
     torch.testing.assert_close(new_later, new)
     torch.testing.assert_close(old_later, old + 8)
+
+
+def test_new_items_get_the_share_of_the_rate_and_sales_move_scores(shop, new_timeline):
+    config = replace(new_timeline().config, n_items=30, code_weight=0.0)
+    model, history = Timeline(config, shop.ids.unique, shop.vectors).eval(), shop.histories[0][:4]
+
+    def scores(**changed) -> np.ndarray:
+        model.config = replace(config, **changed)
+        return recipes.log_probs(model, [history])[0]
+
+    plain, rated = scores(), scores(new_item_rate=1.5)
+    new = np.arange(40) >= 30
+    assert np.exp(rated[new]).sum() == pytest.approx(15 / 45, rel=1e-4)
+    for part in (new, ~new):  # within each kind nothing changes
+        np.testing.assert_allclose(np.diff(rated[part]), np.diff(plain[part]), atol=1e-4)
+    with pytest.raises(ValueError, match="train it again"):
+        model.set_trend(np.ones(40))
+    model.n_trained += 10
+    recent = np.where(new, 0, 1.0) + 9 * (np.arange(40) == 3) + 2 * (np.arange(40) == 35)
+    model.set_trend(recent)
+    moved = scores() - plain
+    usual = np.where(new, 0, recent.sum() / 30)
+    np.testing.assert_allclose(np.diff(moved), np.diff(np.log((recent + 0.3) / (usual + 0.3))), atol=1e-4)
+    model.set_trend(None)
+    np.testing.assert_array_equal(scores(), plain)
+    for wrong in (np.ones(39), -np.ones(40), np.zeros(40)):
+        with pytest.raises(ValueError, match="sales of at least 0"):
+            model.set_trend(wrong)
 
 
 def test_training_drops_item_embeddings_and_reaches_every_parameter(shop, new_timeline):

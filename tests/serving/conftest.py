@@ -109,6 +109,7 @@ def make_living() -> LivingShop:
     ids, _ = assignment.add_items(assignment.remove_items(ids, np.arange(30)), vectors, kmeans, keep_sizes=True)
     shape = TimelineConfig(ids.sizes, text_dim=8, n_items=30, dim=8, n_layers=1, n_heads=1, max_length=6)
     model = Timeline(shape, ids.unique, vectors).eval()
+    model.n_trained += torch.arange(30)
     ranker = HybridRanker(HybridRankerConfig(ids.sizes, 8, dim=8, n_buckets=16, word_weight=0.1), ids.unique, vectors)
     search = HybridSearch(ranker, BM25(item_texts(items)))
     return LivingShop(Recommender(model, ids, items, search, tokenizer=ItemTokenizer(kmeans, 30)), items)

@@ -47,6 +47,54 @@ def check(recommender: Recommender) -> None:
 # --- one change ---
 
 
+def test_lists_have_as_many_new_items_as_asked(living):
+    fresh, _ = living.recommender.add_items(new(100, 5))
+    histories, later = [[0, 10], [1020], []], set(new(100, 5)["item_id"])
+
+    def n_new(**how) -> list[int]:
+        found = fresh.recommend(histories, 8, exclude_seen=False, beam_width=35, **how)
+        assert all(len(set(line)) == 8 for line in found.item_ids.tolist())
+        assert (np.diff(found.scores, axis=1) <= 0).all()
+        return [len(later & set(line)) for line in found.item_ids.tolist()]
+
+    plain = n_new()
+    assert n_new(new_items=(0, 8)) == plain
+    assert n_new(new_items=(0, 0)) == [0, 0, 0] and n_new(new_items=(3, 3)) == [3, 3, 3]
+    assert n_new(new_items=(8, 8)) == [5, 5, 5]  # there are no more
+    assert n_new(new_items=(2, 4)) == [min(max(each, 2), 4) for each in plain]
+    garden = np.isin(fresh.items["item_id"], [0, 10, 20, 1000, 1010])
+    found = fresh.recommend([[30]], 4, new_items=(1, 1), allowed=garden)
+    assert len(later & set(found.item_ids[0])) == 1 and set(found.item_ids[0]) <= {0, 10, 20, 1000, 1010}
+    for wrong in ((2, 1), (-1, 3), (0, 1.5)):
+        with pytest.raises(ValueError, match="new_items"):
+            fresh.recommend([[]], new_items=wrong)
+    assert living.recommender.recommend([[0]], 3, new_items=(2, 3)).item_ids.shape == (1, 3)  # it has no new items
+
+
+def test_sales_lift_what_sells_and_last_through_other_changes(living, tmp_path):
+    fresh, _ = living.recommender.add_items(new(100, 2))
+    sold = {1000: 40, 0: 5, 7: 3}  # 7 is no item
+    moved, report = fresh.follow_sales(list(sold), list(sold.values()))
+    assert str(report) == "follow the sales of 2 items; 1 ids are not in the catalogue"
+    assert moved.model.trend.argmax() == 30 and not fresh.model.trend.any()
+    best = moved.recommend([[20]], 32, exclude_seen=False).item_ids[0].tolist()
+    before = fresh.recommend([[20]], 32, exclude_seen=False).item_ids[0].tolist()
+    assert best.index(1000) < before.index(1000)
+    moved.save_pretrained(tmp_path / "shop")
+    again = Recommender.from_pretrained(tmp_path / "shop")
+    torch.testing.assert_close(again.model.trend, moved.model.trend)
+    later, _ = again.remove_items([0, 10])
+    later, _ = later.add_items(new(200, 1))
+    torch.testing.assert_close(later.model.trend, torch.cat([moved.model.trend[2:], torch.zeros(1)]))
+    assert later.model.n_trained.tolist() == list(range(2, 30))
+    with pytest.raises(ValueError, match="give each once"):
+        fresh.follow_sales([0, "0"], [1, 2])
+    with pytest.raises(ValueError, match="at least 0"):
+        fresh.follow_sales([0], [-1])
+    with pytest.raises(ValueError, match="no next-item model"):
+        Recommender(None, fresh.ids, fresh.items, fresh.searcher).follow_sales([0], [1])
+
+
 def test_added_items_are_recommended_and_found_at_once(living):
     old, before = living.recommender, codes(living.recommender)
     fresh, report = old.add_items(new(100, 5))

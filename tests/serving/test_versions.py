@@ -264,13 +264,16 @@ def test_status_counts_and_says_what_is_due(folder, monkeypatch):
 def test_the_command_changes_a_folder(folder, tmp_path, capsys):
     (tmp_path / "new.jsonl").write_text('{"item_id": 5, "title": "red lamp"}\n{"item_id": 6, "title": "blue lamp"}\n')
     (tmp_path / "changed.csv").write_text("item_id,title\n5,green lamp\n")
+    (tmp_path / "sales.csv").write_text("item_id,sales\n0,12\n20,1.5\n77,3\n")
+    (tmp_path / "wrong.csv").write_text("item_id,sales\n0,-1\n")
     first, shop = answers(folder), ["catalogue", str(folder)]
     for words, told in (
         (["add", str(tmp_path / "new.jsonl")], "add 2 items: "),
         (["update", str(tmp_path / "changed.csv")], "update 1 item; 1 texts encoded"),
         (["remove", "6", "10"], "remove 2 items"),
         (["status"], "version 4 of "),
-        (["rollback", "--to", "1"], "version 5: roll back to version 1"),
+        (["sales", str(tmp_path / "sales.csv")], "follow the sales of 2 items; 1 ids are not in the catalogue"),
+        (["rollback", "--to", "1"], "version 6: roll back to version 1"),
         (["refit", "--drop-models"], "of 30 items have another ID"),
     ):
         assert main([*shop, *words]) == 0
@@ -282,6 +285,7 @@ def test_the_command_changes_a_folder(folder, tmp_path, capsys):
             ["add", str(tmp_path / "new.jsonl"), "--encoder", "other"],
             "by all-MiniLM-L6-v2, expected other",
         ),
+        (["sales", str(tmp_path / "wrong.csv")], "wrong.csv, line 2: sales is '-1', expected a number of at least 0"),
         (["remove", "11"], "item id '11' is not in the catalogue"),
         (["refit"], "say that you mean it"),
     ):

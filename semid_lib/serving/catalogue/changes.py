@@ -38,12 +38,14 @@ class Report(NamedTuple):
     at_nearest: int = 0  # new items with exactly the codes that the quantizer gives them
     elsewhere: int = 0  # new items whose prefix was full: they got the nearest prefix with room
     encoded: int = 0  # texts that were encoded
+    unknown: int = 0  # ids with sales that the catalogue does not have
 
     def __str__(self) -> str:
         facts = self.change
         if self.change.startswith("add"):
             facts += f": {self.at_nearest:,} have the nearest ID, {self.elsewhere:,} another prefix as theirs was full"
-        return f"{facts}; {self.encoded:,} texts encoded" if self.encoded else facts
+        facts += f"; {self.encoded:,} texts encoded" if self.encoded else ""
+        return facts + (f"; {self.unknown:,} ids are not in the catalogue" if self.unknown else "")
 
 
 class _Parts(NamedTuple):
@@ -161,6 +163,41 @@ def update_items(
     return _rebuilt(recommender, parts, recommender.item_ids.removed, report), report
 
 
+def follow_sales(
+    recommender: "Recommender", item_ids: Sequence[int | str], sales: Sequence[float]
+) -> "tuple[Recommender, Report]":
+    """Let the next-item model follow what sells now, without training: see `Timeline.set_trend`.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    item_ids, sales : sequences
+        How often each item was sold in the last weeks; 0 for items that are not listed. Ids that the catalogue does
+        not have are counted in the report.
+
+    Raises
+    ------
+    ValueError
+        Without a next-item model, for an id that is given twice, and as `Timeline.set_trend` does.
+    """
+    if recommender.model is None:
+        raise ValueError("this recommender has no next-item model, and only that one follows sales")
+    row_of = recommender.item_ids.row_of
+    if len(set(map(str, item_ids))) < len(item_ids):
+        raise ValueError(f"{len(item_ids)} ids are those of fewer items: give each once, with all its sales")
+    recent, n_known = np.zeros(len(recommender.ids)), 0
+    for item_id, sold in zip(item_ids, sales, strict=True):
+        if (row := row_of.get(str(item_id))) is not None:
+            recent[row], n_known = sold, n_known + 1
+    vectors, n_items = vectors_of(recommender), len(recommender.ids)
+    parts = _Parts(recommender.ids, recommender.items, vectors, np.ones(n_items, dtype=bool))
+    unknown = len(item_ids) - n_known
+    report = Report(f"follow the sales of {_items(n_known)}", n_known, unknown=unknown)
+    fresh = _rebuilt(recommender, parts, recommender.item_ids.removed, report)
+    fresh.model.set_trend(recent)
+    return fresh, report
+
+
 def vectors_of(recommender: "Recommender") -> np.ndarray | None:
     """The text vectors of a recommender's items, (n_items, dim) float32 in row order; None if no model has any."""
     if recommender.model is not None:
@@ -243,7 +280,10 @@ def _timeline(model: Timeline, parts: _Parts) -> Timeline:
         raise ValueError("no item that the next-item model was trained on would be left: train another one first")
     weights, device = model.state_dict(), model.query.weight.device
     if not kept.all():
-        weights["item.weight"] = weights["item.weight"][torch.from_numpy(kept).to(device)]
+        rows = torch.from_numpy(kept).to(device)
+        weights |= {name: weights[name][rows] for name in ("item.weight", "n_trained")}
+    trend = weights["trend"][torch.from_numpy(parts.kept).to(device)]
+    weights["trend"] = torch.cat([trend, trend.new_zeros(len(parts.ids) - len(trend))])
     weights["ids"] = torch.from_numpy(parts.ids.unique).to(device)
     weights["vectors"] = torch.from_numpy(parts.vectors).to(device)
     config = replace(model.config, n_items=int(kept.sum()))

@@ -60,10 +60,26 @@ class _Question(BaseModel):
         return question
 
 
+class NewItems(BaseModel):
+    """How many items of a list are without training signal: those that came after the model was trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    at_least: int = Field(0, strict=True, ge=0, le=MAX_K, description="fewer only if there are no more")
+    at_most: int = Field(MAX_K, strict=True, ge=0, le=MAX_K, description="0: none")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "NewItems":
+        if self.at_least > self.at_most:
+            raise PydanticCustomError("new_items", "at_least should not be above at_most")
+        return self
+
+
 class RecommendQuestion(_Question):
     """What comes after a history."""
 
     item_ids: History
+    new_items: NewItems | None = Field(None, description="a floor and a ceiling; by default as the model finds")
     exclude_seen: bool | None = Field(
         None, strict=True, description="leave out items of the history; by default as the recommender was made"
     )

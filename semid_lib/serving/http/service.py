@@ -40,6 +40,8 @@ class _Kind(NamedTuple):
     task: Task
     beam_width: int
     exclude_seen: bool
+    k: int | None = None  # only with new_items: a list with a floor cannot be cut
+    new_items: tuple[int, int] | None = None  # see `Recommender.recommend`
 
 
 class _Request(NamedTuple):
@@ -118,7 +120,10 @@ class Service:
     async def recommend(self, request: schemas.RecommendQuestion) -> dict:
         """The next items after a history, each with the item of the history that is nearest to it."""
         history = self.index.item_ids.rows(request.item_ids, "item_ids")
-        [found] = await self._ask("recommend", request.k, request.exclude_seen, [history], self._allowed(request))
+        wish = request.new_items
+        new_items = None if wish is None else (wish.at_least, wish.at_most)
+        rules = self._allowed(request)
+        [found] = await self._ask("recommend", request.k, request.exclude_seen, [history], rules, new_items)
         return {"items": await self._read(self._hits, found, lambda row: {"why": self.index.why(row, history)})}
 
     async def search(self, request: schemas.SearchQuestion) -> dict:
@@ -208,12 +213,19 @@ class Service:
         return held if mask is None else mask if held is None else mask & held
 
     async def _ask(
-        self, task: Task, k: int, exclude_seen: bool | None, asked: Sequence, allowed: np.ndarray | None = None
+        self,
+        task: Task,
+        k: int,
+        exclude_seen: bool | None,
+        asked: Sequence,
+        allowed: np.ndarray | None = None,
+        new_items: tuple[int, int] | None = None,
     ) -> list[Found]:
         if not self.can[task]:
             raise UnableError(_NO_MODEL[task])
         exclude_seen = self.recommender.exclude_seen if exclude_seen is None else exclude_seen
-        kind = _Kind(task, next(width for width in _BEAMS if width >= k), exclude_seen)
+        width = next(width for width in _BEAMS if width >= k)
+        kind = _Kind(task, width, exclude_seen, None if new_items is None else k, new_items)
         return await self.batcher.ask(kind, [_Request(one, k, allowed) for one in asked])
 
     async def _until_loaded(self) -> None:
@@ -235,13 +247,14 @@ class Service:
 
     def _answer(self, kind: _Kind, requests: list[_Request]) -> list[Found]:
         """Answer all requests of a kind in one call."""
-        asked, k = [request.asked for request in requests], min(kind.beam_width, len(self.index))
+        asked, k = [request.asked for request in requests], min(kind.k or kind.beam_width, len(self.index))
         allowed = None
         if any(request.allowed is not None for request in requests):
             everything = np.ones(len(self.index), dtype=bool)
             allowed = np.stack([everything if one.allowed is None else one.allowed for one in requests])
         if kind.task == "recommend":
-            rows, scores = self.recommender.rank(asked, k, kind.exclude_seen, allowed=allowed)
+            how = {"allowed": allowed, "beam_width": kind.beam_width}
+            rows, scores = self.recommender.rank(asked, k, kind.exclude_seen, kind.new_items, **how)
         else:
             rows, scores = self.recommender.searcher.search(asked, k, allowed)
         lists = zip(rows.tolist(), scores.tolist(), requests, strict=True)
