@@ -76,7 +76,7 @@ def test_a_floor_and_a_ceiling_for_new_items(new_client, recommender_to_serve, n
     model = new_timeline()
     config = replace(model.config, n_items=30)
     newer = Timeline(config, recommender_to_serve.ids.unique, model.vectors.numpy()).eval()
-    client = new_client(Recommender(newer, recommender_to_serve.ids, recommender_to_serve.items))
+    client = new_client(recommender=Recommender(newer, recommender_to_serve.ids, recommender_to_serve.items))
     for share in ({"at_most": 0}, {"at_least": 3, "at_most": 4}, {"at_least": 6}):
         answer = found(client.post("/recommend", json={"item_ids": ids[:2], "k": 6, "new_items": share}))
         n_new = len(set(answer) & set(ids[30:]))
