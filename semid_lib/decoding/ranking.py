@@ -150,7 +150,10 @@ def with_new_items(
     if at_least > at_most:
         raise ValueError(f"new_items is {at_least} to {at_most}, expected a floor and a ceiling that is not below it")
     among = np.ones(len(is_new), dtype=bool) if allowed is None else np.asarray(allowed)
-    known, new = rank(among & ~is_new), rank(among & is_new)
+    known = rank(among & ~is_new)
+    if not at_most:
+        return known
+    new = rank(among & is_new)
     items = np.concatenate([known.items, new.items[:, :at_most]], axis=1)
     scores = np.concatenate([known.scores, new.scores[:, :at_most]], axis=1)
     k, place = known.items.shape[1], np.arange(items.shape[1])

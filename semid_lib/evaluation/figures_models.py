@@ -135,6 +135,19 @@ def recall_by_group(evaluations: Mapping[str, evaluate.Evaluation], groups: Mapp
     return figure
 
 
+def recall_by_rate(table: pd.DataFrame, measured: float) -> Figure:
+    """Recall of all, known and new targets against the rate of new items. table: of `new_items_study.at_rates`."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for axis, k in zip(axes, (10, 100), strict=True):
+        for (kind, lines), style in zip(table.groupby("kind"), ("-", "--", ":"), strict=False):
+            axis.plot(lines["rate"], lines[f"recall@{k}"], style, color=colour("timeline"), marker="o", label=kind)
+        if measured:
+            axis.axvline(measured, color="grey", linewidth=1)
+        axis.set(xscale="log", xlabel="rate of new items", ylabel=f"Recall@{k}, validation", ylim=0)
+        axis.legend(frameon=False, title="targets")
+    return figure
+
+
 def beam_widths(table: pd.DataFrame) -> Figure:
     """Recall@K and time against the beam width. table: `recall@K` and `ms per user` by width, and a line "exact"."""
     widths = table.drop(index="exact")

@@ -39,6 +39,16 @@ LABELS = {
     "item_head_alone": "item head, trained alone",
     "item_head_item_knn": "item head x item-kNN",
     "item_head_slist": "item head x SLIST",
+    "recent_popularity": "popularity, recent",
+    "item_knn_fresh": "item-kNN, fresh counts",
+    "slist_fresh": "SLIST, fresh counts",
+    "timeline_scores": "timeline, new items by scores",
+    "timeline_room": "timeline, room for new items",
+    "timeline_slist_known": "timeline + SLIST, known items only",
+    "timeline_slist_room": "timeline + SLIST, room for new items",
+    "timeline_sales": "timeline, recent sales",
+    "timeline_slist_sales": "timeline + SLIST, recent sales",
+    "timeline_slist_late": "timeline + SLIST, trained until the test",
 }
 # as a table shows them, which has room for more words
 NAMES = LABELS | {

@@ -39,6 +39,18 @@ def load_shop(data: str | Path) -> tuple[dataset.Dataset, str]:
     return dataset.load("demo"), f"{shop.name} {why}: this page shows the demo shop instead."
 
 
+def text_vectors(shop: dataset.Dataset, artefacts: Store, instead: str) -> tuple[np.ndarray, str]:
+    """Text vectors of unit length, (n_items, dim) float32, and the name of their encoder.
+
+    For the demo shop in place of another (instead is not empty), without its own chapter 01, they are made here.
+    """
+    if artefacts.has("embeddings") or not instead:
+        saved = artefacts.load("embeddings")
+        return embed.normalize(saved["vectors"]), saved.facts["embedder"]
+    texts = embed.item_texts(shop.items, scale.get(artefacts.scale).text_characters)
+    return embed.normalize(embed.embed(texts, cache=artefacts.cache("embeddings"))), embed.DEFAULT_MODEL
+
+
 def load_ids(shop: dataset.Dataset, artefacts: Store, instead: str) -> tuple[SemanticIDs, SemanticIDs, np.ndarray]:
     """Semantic IDs by residual k-means and by RQ-VAE, and text vectors of unit length, (n_items, dim).
 
@@ -46,10 +58,9 @@ def load_ids(shop: dataset.Dataset, artefacts: Store, instead: str) -> tuple[Sem
     here, and both are those by k-means.
     """
     if artefacts.has("semantic_ids") or not instead:
-        vectors = embed.normalize(artefacts.load("embeddings")["vectors"])
+        vectors, _ = text_vectors(shop, artefacts, "")
         return recipes.load_ids(artefacts), recipes.load_ids(artefacts, rqvae=True), vectors
-    texts = embed.item_texts(shop.items, scale.get(artefacts.scale).text_characters)
-    vectors = embed.normalize(embed.embed(texts, cache=artefacts.cache("embeddings")))
+    vectors, _ = text_vectors(shop, artefacts, instead)
     kmeans = quantize.fit_residual_kmeans(vectors, 3, quantize.suggest_codebook_size(len(vectors)))
     ids, _ = assignment.resolve_collisions(kmeans.codes, vectors, kmeans)
     return ids, ids, vectors
