@@ -220,6 +220,17 @@ study.difference_table(ahead)
 # score of each item how many times as well it sells now as in training (`baselines.trend`), and new items with their
 # first sales rise. The baselines get the same sales: item-kNN and SLIST count everything until the test date, and
 # recent popularity the last thirty days alone.
+#
+# How far should a few sales move a score? We choose the smoothing on the validation users, with the sales of the thirty
+# days before them; at infinity nothing moves.
+
+# %%
+past = study.recent_sales(new.histories, now.moments[0], n_items)
+smoothings = [0.1, 0.3, 1.0, 3.0, 10.0, np.inf]
+by_smoothing = study.at_smoothings(first, past, smoothings, 10, learnable)
+smoothing = by_smoothing.idxmax()
+print(f"chosen: {smoothing:g}")
+plotting.rounded(by_smoothing.to_frame(), 4)
 
 # %%
 sales = study.recent_sales(new.histories, now.moments[1], n_items)
@@ -233,14 +244,16 @@ fresh = {
 followed = {name: [measure(each.rank)] for name, each in fresh.items()}
 item_ids = first.items["item_id"].tolist()
 for seed, recommender in models.items():
-    later, _ = recommender.follow_sales(item_ids, sales)
+    later = recommender
+    if np.isfinite(smoothing):
+        later, _ = recommender.follow_sales(item_ids, sales, smoothing)
     prior = fresh["slist_fresh"].prior
     mixed = partial(later.rank, prior=prior, weights=mixtures[seed])
     followed.setdefault("timeline_sales", []).append(measure(later.rank))
     followed.setdefault("timeline_slist_sales", []).append(measure(mixed))
 
 # %% [markdown]
-# What would a new training give? The last line is a model that was trained until the test date, for as many epochs as
+# What would another training give? The last line is a model that was trained until the test date, for as many epochs as
 # before (first seed): for it, fewer targets are new. The columns stay those of the first model.
 
 # %%

@@ -54,6 +54,7 @@ def update(context: typer.Context, items: Items, encoder: Encoder = None) -> Non
 def sales(
     context: typer.Context,
     sold: Annotated[str, typer.Argument(metavar="SALES", help="A table with item_id and sales, each item once.")],
+    smoothing: Annotated[float, typer.Option(help="In sales: the larger, the less a few sales move.")] = 0.3,
 ) -> None:
     """Let recommendations follow what sold in the last weeks, without training."""
     from semid_lib.data import item_ids, readers
@@ -63,7 +64,7 @@ def sales(
     numbers = readers.each(found.frame["sales"], _number, lambda at, why: found.fail(at, f"sales is {why}"))
     from semid_lib.serving.catalogue import versions
 
-    print(versions.change(context.obj, lambda recommender: recommender.follow_sales(ids, numbers)))
+    print(versions.change(context.obj, lambda recommender: recommender.follow_sales(ids, numbers, smoothing)))
 
 
 @catalogue.command(epilog="Example: semid catalogue shop refit --drop-models")

@@ -301,7 +301,7 @@ def trend(recent: np.ndarray, trained: np.ndarray, smoothing: float = 0.3) -> np
     trained : (n_items,) array of numbers
         Sales of each item in the training data; 0 for a new one.
     smoothing : float
-        s, in sales; chosen on Beauty's validation window (see the log).
+        s, in sales: the larger, the less a few sales move. Chosen on Beauty's validation window (see the log).
 
     Raises
     ------

@@ -307,13 +307,14 @@ class Timeline(nn.Module):
             found[:, part] = scores[:, part].log_softmax(dim=-1) + math.log(weight / (n_new + n_known))
         return found
 
-    def set_trend(self, recent: np.ndarray | None) -> None:
+    def set_trend(self, recent: np.ndarray | None, smoothing: float = 0.3) -> None:
         """Let the item head follow what sells now, without training: see `baselines.trend`.
 
         Parameters
         ----------
         recent : (n_items,) array of numbers, optional
             Sales of each item in the last weeks, also of new ones; None to forget them.
+        smoothing : float
 
         Raises
         ------
@@ -323,7 +324,7 @@ class Timeline(nn.Module):
         if recent is not None and not self.n_trained.any():
             raise ValueError("this model does not know how often training showed each item: train it again")
         trained = np.pad(self.n_trained.cpu().numpy(), (0, len(self.ids) - self.config.n_items))
-        found = np.zeros(len(trained), np.float32) if recent is None else trend(recent, trained)
+        found = np.zeros(len(trained), np.float32) if recent is None else trend(recent, trained, smoothing)
         self.trend = torch.from_numpy(found).to(self.trend.device)
 
     def advance(

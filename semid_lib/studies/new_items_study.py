@@ -318,6 +318,19 @@ def at_rates(
     return pd.DataFrame(lines)
 
 
+def at_smoothings(
+    recommender: Recommender, sales: np.ndarray, smoothings: Sequence[float], k: int, examples: dataset.Examples
+) -> pd.Series:
+    """Recall@k of examples when the model follows sales, at several smoothings, the model as it is at infinity."""
+    model, found = recommender.model, {}
+    for smoothing in smoothings:
+        model.set_trend(sales if np.isfinite(smoothing) else None, smoothing)
+        items = recommender.rank(examples.histories, k, examples.exclude_seen).items
+        found[smoothing] = float(metrics.recall_at_k(metrics.ranks(items, examples.targets), k).mean())
+    model.set_trend(None)
+    return pd.Series(found, name=f"Recall@{k}, validation").rename_axis("smoothing")
+
+
 def among_new(ranks: Mapping[str, Callable], new: Launch, examples: dataset.Examples) -> pd.DataFrame:
     """Lists of new items alone, for the users whose target is new: Recall of each method, a line per method."""
     chosen = np.flatnonzero(new.is_new(examples))

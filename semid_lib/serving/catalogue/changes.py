@@ -164,7 +164,7 @@ def update_items(
 
 
 def follow_sales(
-    recommender: "Recommender", item_ids: Sequence[int | str], sales: Sequence[float]
+    recommender: "Recommender", item_ids: Sequence[int | str], sales: Sequence[float], smoothing: float = 0.3
 ) -> "tuple[Recommender, Report]":
     """Let the next-item model follow what sells now, without training: see `Timeline.set_trend`.
 
@@ -174,6 +174,8 @@ def follow_sales(
     item_ids, sales : sequences
         How often each item was sold in the last weeks; 0 for items that are not listed. Ids that the catalogue does
         not have are counted in the report.
+    smoothing : float
+        See `baselines.trend`.
 
     Raises
     ------
@@ -194,7 +196,7 @@ def follow_sales(
     unknown = len(item_ids) - n_known
     report = Report(f"follow the sales of {_items(n_known)}", n_known, unknown=unknown)
     fresh = _rebuilt(recommender, parts, recommender.item_ids.removed, report)
-    fresh.model.set_trend(recent)
+    fresh.model.set_trend(recent, smoothing)
     return fresh, report
 
 
