@@ -289,7 +289,8 @@ study.difference_table(ahead)
 # [Rajput et al. (2023)](../book/references.bib "rajput2023") test cold start otherwise: a twentieth of the test items
 # of a [leave-one-out](../book/notation.md "leave-one-out") split is removed from training. Such items are not newer
 # than others and sell as well, so the rate is 1, without any choice. Histories lose them, too.
-# [LIGER](https://arxiv.org/abs/2411.18814) (Yang et al., 2024) measures cold items of leave-one-out in the same spirit.
+# LIGER ([Yang et al. 2024](../book/references.bib "yang2024")) measures the cold items of leave-one-out in the same
+# spirit: items that only validation and test have.
 
 # %%
 held = study.launch(shop.histories, study.hold_out(shop.histories, seed=SEED), n_items)
