@@ -83,10 +83,10 @@ print(f"training before {days[0]}, test from {days[1]}")
 pd.Series(task, name=shop.name).map("{:,.4g}".format).to_frame()
 
 # %% [markdown]
-# Three things to keep in mind. The catalogue of an Amazon data set is a 5-core: each new item is known to sell at least
-# five times, and a real shop's new items come with no such promise. An item "comes" when it is first sold, since these
-# data have no other date. And the model is not trained again between the two dates, so at the test date it is as old
-# as the validation window is long.
+# Three things to keep in mind. The Amazon data sets keep only users and items with several interactions: each new item
+# is known to sell again and again, and a real shop's new items come with no such promise. An item "comes" when it is
+# first sold, since these data have no other date. And the model is not trained again between the two dates, so at the
+# test date it is as old as the validation window is long.
 
 # %% [markdown]
 # ## 2. Training as production does
@@ -108,8 +108,8 @@ print(made[SEED].report)
 
 # %% [markdown]
 # Baselines without a neural network, counted on the training period: [popularity](../book/notation.md),
-# [item-kNN](../book/notation.md) and [SLIST](../book/notation.md), which know nothing about new items, and *text only*,
-# which compares the texts of items with those of the history and needs no sales at all.
+# [item-kNN](../book/notation.md) and SLIST, which know nothing about new items, and *text only*, which compares the
+# texts of items with those of the history and needs no sales at all.
 
 # %%
 untrained = {
@@ -170,15 +170,15 @@ plt.show()
 # %% [markdown]
 # *Figure 1.* Recall of validation targets against the rate; the grey line is the measured rate, which we use from here
 # on. Room for new items is taken from known ones. Whoever wants another balance, such as a shop that launches a
-# collection, can ask for it per request: `recommend(..., new_items=(2, 4))` gives lists with two to four new items,
-# and `(0, 0)` gives none.
+# collection, can ask for it per request: `recommend(..., new_items=(2, 4))` gives lists with two to four new items, and
+# `(0, 0)` gives none.
 
 # %% [markdown]
 # ## 5. The test users
 #
 # Everything so far was chosen on the validation window. The model stands in several versions: new items by their
-# *scores* alone (rate 0), with *room* for them at the measured rate, and, with [SLIST](../book/notation.md) as a prior
-# as in chapter 07, also with *known items only*.
+# *scores* alone (rate 0), with *room* for them at the measured rate, and, with SLIST as a prior as in chapter 07, also
+# with *known items only*.
 
 # %%
 LENGTH = min(sizes.list_length, n_items)
@@ -288,9 +288,9 @@ study.difference_table(ahead)
 #
 # [Rajput et al. (2023)](../book/references.bib "rajput2023") test cold start otherwise: a twentieth of the test items
 # of a [leave-one-out](../book/notation.md "leave-one-out") split is removed from training. Such items are not newer
-# than others and sell as well, so the rate is 1, without any choice. Histories lose them, too.
-# LIGER ([Yang et al. 2024](../book/references.bib "yang2024")) measures the cold items of leave-one-out in the same
-# spirit: items that only validation and test have.
+# than others and sell as well, so the rate is 1, without any choice. Histories lose them, too. LIGER ([Yang et al.
+# 2024](../book/references.bib "yang2024")) measures the cold items of leave-one-out in the same spirit: items that only
+# validation and test have.
 
 # %%
 held = study.launch(shop.histories, study.hold_out(shop.histories, seed=SEED), n_items)
@@ -331,6 +331,6 @@ pd.Series(best, name="best at Recall@10").to_frame()
 # sells, and `status` says when enough is new for another training. A service that runs takes each change over without
 # an outage ([book](../book/serving.md)).
 #
-# **What it does not show**: items that never sell. Each new item here sells five times at least.
+# **What it does not show**: items that never sell. On the Amazon data, each new item does.
 #
 # **Back to** [the table of chapter 07](07_next_item.ipynb).

@@ -233,9 +233,7 @@ class Timeline(nn.Module):
         scores = None if prior is None else torch.from_numpy(prior(histories)).to(self.query.weight.device)
         return Context(recent, scores, None if weights is None else tuple(weights))
 
-    # what `constrained_beam_search` needs of a model
-
-    @property
+    @property  # what `constrained_beam_search` needs of a model begins here
     def n_levels(self) -> int:
         return len(self.config.sizes)
 

@@ -128,8 +128,9 @@ class Recommender:
         if model is None and searcher is None:
             raise ValueError("there is neither a next-item model nor a search model: expected at least one")
         if len(items) != len(ids) or (model is not None and not np.array_equal(model.ids.cpu().numpy(), ids.unique)):
-            in_model = "" if model is None else f", {len(model.ids)} in the model"
-            found = f"{len(items)} items, {len(ids)} semantic IDs{in_model}"
+            found = f"{len(items)} items, {len(ids)} semantic IDs" + (
+                f", {len(model.ids)} in the model" if model else ""
+            )
             raise ValueError(f"{found}: expected the same items. Load all from one folder")
         trie = None if searcher is None else searcher.trie
         if trie and (trie.n_items != len(ids) or not np.array_equal(trie.ids(), ids.unique[trie.item.cpu().numpy()])):
