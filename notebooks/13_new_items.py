@@ -12,7 +12,7 @@
 # 2. what a model needs in order to recommend items that it was not trained on;
 # 3. what it costs the other items to give new ones room, and how to choose the room;
 # 4. how much fresh sales figures add, without any training;
-# 5. how the same model does when items are held out at random, as in TIGER's test.
+# 5. how the same model does when items are held out at random, as in [TIGER](../book/notation.md)'s test.
 #
 # | | |
 # | --- | --- |
@@ -59,9 +59,10 @@ print(artefacts.origin())
 # %% [markdown]
 # ## 1. The task
 #
-# All histories are split at the same two dates ([time-based split](../book/notation.md)). The model is trained on what
-# was sold before the first date. The validation users buy between the two dates, the test users after the second. A
-# target is *known* if training shows its item, and *new* otherwise.
+# All [histories](../book/notation.md "history") are split at the same two dates ([time-based
+# split](../book/notation.md)). The model is trained on what was sold before the first date. The validation users buy
+# between the two dates, the test users after the second. A target is *known* if training shows its item, and *new*
+# otherwise.
 
 # %%
 vectors, encoder = next_item_study.text_vectors(shop, artefacts, instead)
@@ -143,7 +144,8 @@ plotting.rounded(among, 4)
 
 # %% [markdown]
 # Compare the [code head](../book/notation.md), which knows a new item by the codes that it shares with known ones, with
-# *text only*, and the mixture of both heads with the item head: the second difference is what codes add to text.
+# *text only*, and the mixture of both heads with the [item head](../book/notation.md): the second difference is what
+# codes add to text.
 #
 # ## 4. How much room?
 #
@@ -286,9 +288,9 @@ study.difference_table(ahead)
 # %% [markdown]
 # ## 7. Items held out at random
 #
-# [Rajput et al. (2023)](../book/references.bib "rajput2023") test cold start otherwise: a twentieth of the test items
-# of a [leave-one-out](../book/notation.md "leave-one-out") split is removed from training. Such items are not newer
-# than others and sell as well, so the rate is 1, without any choice. Histories lose them, too. LIGER ([Yang et al.
+# [Rajput et al. (2023)](../book/references.bib "rajput2023") test new items otherwise: a twentieth of the test items of
+# a [leave-one-out](../book/notation.md "leave-one-out") split is removed from training. Such items are not newer than
+# others and sell as well, so the rate is 1, without any choice. Histories lose them, too. LIGER ([Yang et al.
 # 2024](../book/references.bib "yang2024")) measures the cold items of leave-one-out in the same spirit: items that only
 # validation and test have.
 
