@@ -128,9 +128,8 @@ class Recommender:
         if model is None and searcher is None:
             raise ValueError("there is neither a next-item model nor a search model: expected at least one")
         if len(items) != len(ids) or (model is not None and not np.array_equal(model.ids.cpu().numpy(), ids.unique)):
-            found = f"{len(items)} items, {len(ids)} semantic IDs" + (
-                f", {len(model.ids)} in the model" if model else ""
-            )
+            in_model = "" if model is None else f", {len(model.ids)} in the model"
+            found = f"{len(items)} items, {len(ids)} semantic IDs{in_model}"
             raise ValueError(f"{found}: expected the same items. Load all from one folder")
         trie = None if searcher is None else searcher.trie
         if trie and (trie.n_items != len(ids) or not np.array_equal(trie.ids(), ids.unique[trie.item.cpu().numpy()])):
@@ -299,8 +298,7 @@ class Recommender:
     def save_pretrained(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write `config.json`, `semantic_ids.npz`, `items.parquet` and the models' files; no pickle anywhere.
 
-        The model of the next item is `model.safetensors`; those of search are described at their classes. A folder of
-        an earlier save is replaced as a whole: beside a writer, or after a kill, the old or the new one is loaded.
+        A folder of an earlier save is replaced as a whole: beside a writer, or after a kill, either one is loaded.
 
         Parameters
         ----------
