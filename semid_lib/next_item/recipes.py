@@ -139,7 +139,12 @@ def log_probs_of(
 def mixture_weights(
     model: Timeline, examples: dataset.Examples, prior: Prior | None = None, n_steps: int = 100
 ) -> tuple[float, ...]:
-    """The mixture weights under which the targets are most probable, by expectation maximization.
+    """The weights of a mixture on validation users.
+
+    Code head and item head get the weights under which the targets are most probable, by expectation maximization. The
+    item head with prior gets the share, in quarters, with the highest Recall@10 of a beam of 50; the smallest of equal
+    ones. Under the most probable weights it would get nothing: a sharp prior is often right at the top, and very sure
+    where it is wrong.
 
     Parameters
     ----------
@@ -160,14 +165,22 @@ def mixture_weights(
     Dempster, Laird and Rubin (1977), for components that stay as they are.
     """
     histories, targets = list(examples.histories), examples.targets
-    components = np.eye(2 if prior is None else 3).tolist()
-    log_probs = [log_probs_of(model, histories, targets, prior, alone) for alone in components]
+    log_probs = [log_probs_of(model, histories, targets, weights=alone) for alone in ((1.0, 0.0), (0.0, 1.0))]
     probabilities = np.exp(log_probs, dtype=np.float64)
-    weights = np.full(len(components), 1 / len(components))
+    weights = np.full(2, 1 / 2)
     for _ in range(n_steps):
         shares = weights[:, None] * probabilities + np.finfo(float).tiny
         weights = (shares / shares.sum(axis=0)).mean(axis=1)
-    return tuple((weights / weights.sum()).tolist())
+    code, item = (weights / weights.sum()).tolist()
+    if prior is None:
+        return code, item
+    mixtures = [((1 - share) * code, (1 - share) * item, share) for share in (0, 1 / 4, 1 / 2, 3 / 4, 1)]
+
+    def recall(mixture: tuple[float, ...]) -> float:
+        found = model.rank(histories, 10, examples.exclude_seen, prior=prior, weights=mixture)
+        return float(metrics.recall_at_k(metrics.ranks(found.items, targets), 10).mean())
+
+    return max(mixtures, key=recall)
 
 
 def train_timeline(

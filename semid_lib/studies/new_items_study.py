@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from semid_lib.ids import assignment, quantize
 from semid_lib.ids.tokenizer import ItemTokenizer
 from semid_lib.next_item import recipes
 from semid_lib.next_item.baselines import Votes
+from semid_lib.next_item.timeline import Timeline
 from semid_lib.serving.catalogue.changes import Report
 from semid_lib.serving.recommender import Recommender
 
@@ -167,13 +168,18 @@ def made(
     looked_at = recipes.sample(new.learnable(), task.sizes.validation_users) if n_epochs is None else None
     task = task._replace(train=new.train, validation=looked_at)
     run = recipes.train_timeline(task, ids, vectors[:n], seed, n_epochs, progress=progress)
-    before = Recommender(run.model, ids, items[:n], tokenizer=ItemTokenizer(kmeans, n, encoder))
+    before = Recommender(cast("Timeline", run.model), ids, items[:n], tokenizer=ItemTokenizer(kmeans, n, encoder))
     return Made(*before.add_items(items[n:], vectors[n:]), run.best.epoch)
 
 
 def set_rate(recommender: Recommender, rate: float) -> None:
     """Let a recommender's model give new items this rate, see `TimelineConfig.new_item_rate`."""
-    recommender.model.config = replace(recommender.model.config, new_item_rate=rate)
+    model = _model(recommender)
+    model.config = replace(model.config, new_item_rate=rate)
+
+
+def _model(recommender: Recommender) -> Timeline:
+    return cast("Timeline", recommender.model)
 
 
 def only(baseline: Votes, allowed: np.ndarray) -> Callable[..., Ranked]:
@@ -204,7 +210,7 @@ def recent_sales(histories: dataset.Histories, until: int, n_items: int, days: i
     >>> recent_sales(found, 3 * 86_400, n_items=3, days=2)
     array([0, 1, 0])
     """
-    times = histories.times
+    times = _times(histories)
     return np.bincount(histories.items[(times >= until - days * _DAY) & (times < until)], minlength=n_items)
 
 
@@ -214,9 +220,16 @@ def before(histories: dataset.Histories, until: int) -> dataset.Histories:
     >>> [each.tolist() for each in before(dataset.Histories.from_lists([[0, 1]], times=[[5, 9]]), until=9)]
     [[0]]
     """
-    kept = histories.times < until
+    times = _times(histories)
+    kept = times < until
     offsets = np.concatenate([[0], np.cumsum(kept)])[histories.offsets]
-    return replace(histories, items=histories.items[kept], offsets=offsets, times=histories.times[kept])
+    return replace(histories, items=histories.items[kept], offsets=offsets, times=times[kept])
+
+
+def _times(histories: dataset.Histories) -> np.ndarray:
+    if histories.times is None:
+        raise ValueError("times is None, expected histories with times")
+    return histories.times
 
 
 def parts(evaluation: evaluate.Evaluation, is_new: np.ndarray) -> dict[str, evaluate.Evaluation]:
@@ -305,16 +318,16 @@ def at_rates(
     The catalogue is that of the end of the validation window.
     """
     allowed = np.arange(len(new.order)) < new.n_validation
-    config, is_new, lines = recommender.model.config, new.is_new(examples), []
+    config, is_new, lines = _model(recommender).config, new.is_new(examples), []
     for rate in rates:
         set_rate(recommender, rate)
-        found = recommender.rank(examples.histories, k, examples.exclude_seen, allowed=allowed, **how)
+        found = recommender.rank(list(examples.histories), k, examples.exclude_seen, allowed=allowed, **how)
         rank = metrics.ranks(found.items, examples.targets)
         for kind, chosen in (("all", np.full(len(rank), True)), ("known", ~is_new), ("new", is_new)):
             recalls = {f"recall@{at}": float(metrics.recall_at_k(rank[chosen], at).mean()) for at in (10, 100)}
             share = float((found.items[:, :10] >= new.n_known).mean())
             lines.append({"rate": rate, "kind": kind, "new among ten": share, **recalls})
-    recommender.model.config = config
+    _model(recommender).config = config
     return pd.DataFrame(lines)
 
 
@@ -322,10 +335,10 @@ def at_smoothings(
     recommender: Recommender, sales: np.ndarray, smoothings: Sequence[float], k: int, examples: dataset.Examples
 ) -> pd.Series:
     """Recall@k of examples when the model follows sales, at several smoothings, the model as it is at infinity."""
-    model, found = recommender.model, {}
+    model, found = _model(recommender), {}
     for smoothing in smoothings:
         model.set_trend(sales if np.isfinite(smoothing) else None, smoothing)
-        items = recommender.rank(examples.histories, k, examples.exclude_seen).items
+        items = recommender.rank(list(examples.histories), k, examples.exclude_seen).items
         found[smoothing] = float(metrics.recall_at_k(metrics.ranks(items, examples.targets), k).mean())
     model.set_trend(None)
     return pd.Series(found, name=f"Recall@{k}, validation").rename_axis("smoothing")

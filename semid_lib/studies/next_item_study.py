@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from semid_lib.data import dataset
 from semid_lib.decoding.ranking import rank_by_scores
@@ -121,13 +122,30 @@ def component_ranks(model: Timeline, priors: Mapping[str, Callable], weights: Ma
     """
     found: dict[str, Callable] = {
         "code_head": partial(model.rank, weights=(1.0, 0.0)),
-        "item_head": partial(model.rank, weights=(0.0, 1.0)),
+        "item_head": item_head(model),
         "timeline": model.rank,
     }
     for name, prior in priors.items():
-        found[f"item_head_{name}"] = partial(model.rank, prior=prior, weights=(0.0, 0.0, 1.0))
+        found[f"item_head_{name}"] = item_head(model, prior)
         found[f"timeline_{name}"] = partial(model.rank, prior=prior, weights=weights[name])
     return found
+
+
+def item_head(model: Timeline, prior: Callable | None = None) -> Callable:
+    """The item head alone, or times a prior; it scores every item at once, so no beam is needed."""
+    weights, item = (0.0, 1.0) if prior is None else (0.0, 0.0, 1.0), model.trie.item.cpu().numpy()
+
+    @torch.inference_mode()
+    def score(block: list[np.ndarray]) -> np.ndarray:
+        of_leaves = model.begin(model.context(block, prior, weights))[0].by_item[-1].cpu().numpy()
+        scores = np.empty_like(of_leaves)
+        scores[:, item] = of_leaves
+        return scores
+
+    def rank(histories, k: int, exclude_seen: bool = True, progress: bool = False):
+        return rank_by_scores(histories, len(item), k, exclude_seen, progress, score)
+
+    return rank
 
 
 def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:

@@ -232,7 +232,7 @@ def test_mixture_weights_make_the_targets_most_probable(shop, new_timeline):
     assert likelihood(found[0]) >= max(likelihood(share) for share in np.linspace(0, 1, 21)) - 1e-5
 
 
-def test_a_prior_that_knows_the_answers_gets_all_the_weight(shop, new_timeline):
+def test_a_prior_that_knows_the_answers_gets_weight_and_one_that_misleads_gets_none(shop, new_timeline):
     examples = dataset.leave_one_out(dataset.Histories.from_lists(shop.histories)).validation
     answers = {history.tobytes(): target for history, target in zip(examples.histories, examples.targets, strict=True)}
 
@@ -241,4 +241,8 @@ def test_a_prior_that_knows_the_answers_gets_all_the_weight(shop, new_timeline):
         scores[np.arange(len(histories)), [answers[history.tobytes()] for history in histories]] = 50
         return scores
 
-    assert recipes.mixture_weights(new_timeline(), examples, prior)[2] > 0.99
+    model, heads = new_timeline(), recipes.mixture_weights(new_timeline(), examples)
+    found = recipes.mixture_weights(model, examples, prior)
+    assert found[2] == 0.25 and found[0] / found[1] == pytest.approx(heads[0] / heads[1])
+    misled = recipes.mixture_weights(model, examples, lambda histories: -prior(histories))
+    assert misled == (*heads, 0)

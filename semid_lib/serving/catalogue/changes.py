@@ -196,6 +196,7 @@ def follow_sales(
     unknown = len(item_ids) - n_known
     report = Report(f"follow the sales of {_items(n_known)}", n_known, unknown=unknown)
     fresh = _rebuilt(recommender, parts, recommender.item_ids.removed, report)
+    assert fresh.model is not None
     fresh.model.set_trend(recent, smoothing)
     return fresh, report
 
