@@ -325,8 +325,8 @@ best = study.best(rows, "new_items", "recall@10")
 pd.Series(best, name="best at Recall@10").to_frame()
 
 # %% [markdown]
-# **Does a model recommend what it has never seen sold?** It can, if three things come together: it was not taught that
-# absent items are wrong, new items get room in its lists, and it knows what sells now. The tables above say how much
+# **Does a model recommend what it has never seen sold?** Three things decide: whether it was taught that absent items
+# are wrong, whether new items get room in its lists, and whether it knows what sells now. The tables above say how much
 # each gives on these data, and the [results](../book/results.md) have the published runs.
 #
 # **In a shop.** `semid catalogue FOLDER add` gives new items their semantic IDs, `sales` lets the model follow what

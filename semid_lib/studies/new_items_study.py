@@ -323,10 +323,11 @@ def at_rates(
         set_rate(recommender, rate)
         found = recommender.rank(list(examples.histories), k, examples.exclude_seen, allowed=allowed, **how)
         rank = metrics.ranks(found.items, examples.targets)
+        share = float((found.items[:, :10] >= new.n_known).mean())
         for kind, chosen in (("all", np.full(len(rank), True)), ("known", ~is_new), ("new", is_new)):
-            recalls = {f"recall@{at}": float(metrics.recall_at_k(rank[chosen], at).mean()) for at in (10, 100)}
-            share = float((found.items[:, :10] >= new.n_known).mean())
-            lines.append({"rate": rate, "kind": kind, "new among ten": share, **recalls})
+            recalls = {f"recall@{at}": metrics.recall_at_k(rank[chosen], at) for at in (10, 100)}
+            means = {name: float(each.mean()) for name, each in recalls.items() if chosen.any()}
+            lines.append({"rate": rate, "kind": kind, "new among ten": share, **means})
     _model(recommender).config = config
     return pd.DataFrame(lines)
 
