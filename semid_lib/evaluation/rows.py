@@ -39,6 +39,11 @@ LABELS = {
     "item_head_alone": "item head, trained alone",
     "item_head_item_knn": "item head x item-kNN",
     "item_head_slist": "item head x SLIST",
+}
+# as a table shows them, which has room for more words
+NAMES = LABELS | {
+    "timeline": "timeline model",
+    # chapter 13
     "recent_popularity": "popularity, recent",
     "item_knn_fresh": "item-kNN, fresh counts",
     "slist_fresh": "SLIST, fresh counts",
@@ -49,10 +54,7 @@ LABELS = {
     "timeline_sales": "timeline, recent sales",
     "timeline_slist_sales": "timeline + SLIST, recent sales",
     "timeline_slist_late": "timeline + SLIST, trained until the test",
-}
-# as a table shows them, which has room for more words
-NAMES = LABELS | {
-    "timeline": "timeline model",
+    # search
     "bm25": "BM25",
     "llm": "LLM",
     "hybrid": "hybrid ranker",

@@ -226,7 +226,7 @@ class Recommender:
             Without a model of the next item, for an unknown item id (the message names history and position), and for
             arguments that do not fit.
         """
-        histories = check_histories(histories)
+        histories = [each if hasattr(each, "__len__") else list(each) for each in check_histories(histories)]
         rows = [self.item_ids.rows(history, f"history {at}") for at, history in enumerate(histories)]
         how = {"beam_width": beam_width, "progress": progress, "allowed": allowed, "diversity": diversity}
         found = self._with_item_ids(self.rank(rows, k, exclude_seen, new_items, **how))

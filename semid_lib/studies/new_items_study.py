@@ -10,7 +10,7 @@ import pandas as pd
 from semid_lib.data import dataset
 from semid_lib.decoding.ranking import ItemRows, Ranked, rank_by_scores
 from semid_lib.evaluation import evaluate, metrics
-from semid_lib.evaluation.rows import LABELS, cell, metric_name
+from semid_lib.evaluation.rows import NAMES, cell, metric_name
 from semid_lib.ids import assignment, quantize
 from semid_lib.ids.tokenizer import ItemTokenizer
 from semid_lib.next_item import recipes
@@ -266,7 +266,7 @@ def table(rows: Sequence[Mapping[str, Any]], which: Sequence[str] = METRICS) -> 
         for row in rows:
             topic, method, metric = row["key"].split("/")
             if topic.endswith(f"_{kind}") and metric in which:
-                found.setdefault(LABELS[method], {})[f"{metric_name(metric)}, {kind}"] = cell(row)
+                found.setdefault(NAMES[method], {})[f"{metric_name(metric)}, {kind}"] = cell(row)
     return pd.DataFrame.from_dict(found, orient="index")
 
 
@@ -294,7 +294,7 @@ def difference_table(rows: Sequence[Mapping[str, Any]], which: Sequence[str] = M
         topic, ours, metric = row["key"].split("/")
         kind, theirs = topic.split("_ahead_of_")
         if metric in which:
-            line = found.setdefault(f"({LABELS[ours]}) − ({LABELS[theirs]})", {})
+            line = found.setdefault(f"({NAMES[ours]}) − ({NAMES[theirs]})", {})
             line[f"{metric_name(metric)}, {kind.rpartition('_')[2]}"] = cell(row)
     return pd.DataFrame.from_dict(found, orient="index")
 
@@ -306,7 +306,7 @@ def best(rows: Sequence[Mapping[str, Any]], topic: str, metric: str) -> dict[str
         of, method, measured = row["key"].split("/")
         for kind in KINDS:
             if of == f"{topic}_{kind}" and measured == metric:
-                scores.setdefault(f"{kind} targets", {})[LABELS[method]] = row["value"]
+                scores.setdefault(f"{kind} targets", {})[NAMES[method]] = row["value"]
     return {kind: max(each, key=lambda name: each[name]) for kind, each in scores.items()}
 
 
@@ -354,7 +354,7 @@ def among_new(ranks: Mapping[str, Callable], new: Launch, examples: dataset.Exam
     for name, rank in ranks.items():
         found = rank(histories, min(100, n_new), exclude_seen=examples.exclude_seen)
         place = metrics.ranks(found.items, targets)
-        lines[LABELS[name]] = {
+        lines[NAMES[name]] = {
             f"Recall@{k}": float(metrics.recall_at_k(place, k).mean()) for k in (10, 100) if k <= n_new
         }
     return pd.DataFrame.from_dict(lines, orient="index")

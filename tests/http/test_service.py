@@ -26,8 +26,8 @@ def slow_search(recommender_to_serve):
 def test_a_service_warms_up_for_one_history_first_and_for_the_rest_afterwards(recommender_to_serve):
     calls, recommender = [], recommender_to_serve
     rank, search = recommender.rank, recommender.searcher.search
-    recommender.rank = lambda asked, *args, allowed: (
-        calls.append(("rank", len(asked), allowed is not None)) or rank(asked, *args, allowed=allowed)
+    recommender.rank = lambda asked, *args, allowed, **how: (
+        calls.append(("rank", len(asked), allowed is not None)) or rank(asked, *args, allowed=allowed, **how)
     )
     recommender.searcher.search = lambda asked, *args: calls.append(("search", len(asked))) or search(asked, *args)
     service = Service(recommender, Limits(), Meters())

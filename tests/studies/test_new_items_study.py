@@ -118,10 +118,10 @@ def test_rows_and_tables_tell_kinds_of_targets_apart():
     assert list(table.columns) == [f"Recall@{k}, {kind}" for kind in study.KINDS for k in (10, 100)]
     assert study.best(rows, "new_items", "recall@10") == {
         "all targets": "text only",
-        "known targets": "timeline",
+        "known targets": "timeline model",
         "new targets": "text only",
     }
     ahead = study.ahead_rows("new_items", measured, [("text_only", "timeline")], is_new, [0, 1])
     found = {row["key"]: row["value"] for row in ahead}
     assert found["new_items_new_ahead_of_timeline/text_only/recall@10"] == 0.5
-    assert study.difference_table(ahead).index.tolist() == ["(text only) − (timeline)"]
+    assert study.difference_table(ahead).index.tolist() == ["(text only) − (timeline model)"]
