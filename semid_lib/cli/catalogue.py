@@ -53,15 +53,20 @@ def update(context: typer.Context, items: Items, encoder: Encoder = None) -> Non
 @catalogue.command(epilog="Example: semid catalogue shop sales last_weeks.csv")
 def sales(
     context: typer.Context,
-    sold: Annotated[str, typer.Argument(metavar="SALES", help="A table with item_id and sales, each item once.")],
+    sold: Annotated[
+        str | None,
+        typer.Argument(metavar="[SALES]", help="A table with item_id and sales, each item once; none: forget sales."),
+    ] = None,
     smoothing: Annotated[float, typer.Option(help="In sales: the larger, the less a few sales move.")] = 0.3,
 ) -> None:
     """Let recommendations follow what sold in the last weeks, without training."""
     from semid_lib.data import item_ids, readers
 
-    found = readers.read(sold, ["item_id", "sales"], only=True)
-    ids = item_ids.read_ids(found.frame["item_id"], found.fail, found.typed)
-    numbers = readers.each(found.frame["sales"], _number, lambda at, why: found.fail(at, f"sales is {why}"))
+    ids, numbers = [], []
+    if sold is not None:
+        found = readers.read(sold, ["item_id", "sales"], only=True)
+        ids = item_ids.read_ids(found.frame["item_id"], found.fail, found.typed)
+        numbers = readers.each(found.frame["sales"], _number, lambda at, why: found.fail(at, f"sales is {why}"))
     from semid_lib.serving.catalogue import versions
 
     print(versions.change(context.obj, lambda recommender: recommender.follow_sales(ids, numbers, smoothing)))

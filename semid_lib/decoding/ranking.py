@@ -146,6 +146,8 @@ def with_new_items(
     >>> [with_new_items(rank, np.arange(4) > 1, share).items.tolist() for share in ((0, 2), (1, 2), (2, 2))]
     [[[0, 1]], [[0, 2]], [[2, 3]]]
     """
+    if not isinstance(share, tuple | list) or len(share) != 2:
+        raise ValueError(f"new_items is {shown(share)}, expected a floor and a ceiling, such as (2, 4)")
     at_least, at_most = (check_count("new_items", each, 0) for each in share)
     if at_least > at_most:
         raise ValueError(f"new_items is {at_least} to {at_most}, expected a floor and a ceiling that is not below it")

@@ -306,7 +306,7 @@ def trend(recent: np.ndarray, trained: np.ndarray, smoothing: float = 0.3) -> np
     Raises
     ------
     ValueError
-        If the shapes differ, a number is negative, or nothing was sold.
+        If the shapes differ, a number is negative or not finite, nothing was sold, or smoothing is not above 0.
 
     Examples
     --------
@@ -314,9 +314,12 @@ def trend(recent: np.ndarray, trained: np.ndarray, smoothing: float = 0.3) -> np
     array([0.57, 1.48, 4.33], dtype=float32)
     """
     recent, trained = np.asarray(recent, dtype=np.float64), np.asarray(trained, dtype=np.float64)
-    if recent.shape != trained.shape or not (recent >= 0).all() or not recent.sum() or not trained.sum():
-        wanted = f"expected {trained.shape} sales of at least 0, and one sale"
+    right = recent.shape == trained.shape and np.isfinite(recent).all() and (recent >= 0).all()
+    if not right or not recent.sum() or not trained.sum():
+        wanted = f"expected {trained.shape} finite sales of at least 0, and one sale"
         raise ValueError(f"recent sales are {recent.shape} with the sum {recent.sum():g}, {wanted}")
+    if not 0 < smoothing < np.inf:
+        raise ValueError(f"smoothing is {smoothing}, expected a number above 0")
     usual = trained * recent.sum() / trained.sum()
     return np.log((recent + smoothing) / (usual + smoothing)).astype(np.float32)
 

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -264,6 +263,8 @@ class Recommender:
         seen, rank = self.exclude_seen if exclude_seen is None else exclude_seen, self.model.rank
         if new_items is None:
             return rank(histories, k, seen, **how)
+        if how.get("diversity") is not None:
+            raise ValueError("new_items and diversity are both given: expected one of them")
         is_new, rules = np.arange(len(self.ids)) >= self.model.config.n_items, how.pop("allowed", None)
         return with_new_items(lambda mask: rank(histories, k, seen, allowed=mask, **how), is_new, new_items, rules)
 
@@ -278,8 +279,7 @@ class Recommender:
             found._titles = self.items["title"].to_numpy()[ranked.items]
         return found
 
-    # each returns another recommender and a report
-    add_items = changes.add_items
+    add_items = changes.add_items  # each returns another recommender and a report
     remove_items = changes.remove_items
     update_items = changes.update_items
     follow_sales = changes.follow_sales
@@ -323,7 +323,7 @@ class Recommender:
         except (TypeError, ValueError) as error:
             raise ValueError(f"provenance is {shown(provenance)}, expected what JSON holds: {error}") from error
         if not self.version.written:
-            self.version = self.version._replace(written=datetime.now(UTC).isoformat(timespec="seconds"))
+            self.version = self.version._replace(written=changes.now())
         try:
             with fresh_folder(folder) as fresh:
                 saved.write(fresh, self, items, provenance)

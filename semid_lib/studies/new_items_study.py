@@ -315,7 +315,7 @@ def at_rates(
 ) -> pd.DataFrame:
     """Recall of validation examples at several rates of new items: a line per rate and kind of target.
 
-    The catalogue is that of the end of the validation window.
+    Lists hold items that came before the test examples; later ones still have their part of the probability.
     """
     allowed = np.arange(len(new.order)) < new.n_validation
     config, is_new, lines = _model(recommender).config, new.is_new(examples), []
@@ -346,15 +346,20 @@ def at_smoothings(
 
 
 def among_new(ranks: Mapping[str, Callable], new: Launch, examples: dataset.Examples) -> pd.DataFrame:
-    """Lists of new items alone, for the users whose target is new: Recall of each method, a line per method."""
+    """Lists of new items alone, for the users whose target is new: Recall of each method, a line per method.
+
+    ranks: over the new items that came before the test examples. K stays below their number; without such items or
+    users, the table is empty.
+    """
     chosen = np.flatnonzero(new.is_new(examples))
     histories, targets = examples.histories.select(chosen), examples.targets[chosen]
-    n_new = len(new.order) - new.n_known
-    lines = {}
+    n_new, lines = new.n_validation - new.n_known, {}
+    if not len(chosen) or n_new <= 10:
+        return pd.DataFrame()
     for name, rank in ranks.items():
         found = rank(histories, min(100, n_new), exclude_seen=examples.exclude_seen)
         place = metrics.ranks(found.items, targets)
         lines[NAMES[name]] = {
-            f"Recall@{k}": float(metrics.recall_at_k(place, k).mean()) for k in (10, 100) if k <= n_new
+            f"Recall@{k}": float(metrics.recall_at_k(place, k).mean()) for k in (10, 100) if k < n_new
         }
     return pd.DataFrame.from_dict(lines, orient="index")

@@ -65,7 +65,7 @@ def test_lists_have_as_many_new_items_as_asked(living):
     garden = np.isin(fresh.items["item_id"], [0, 10, 20, 1000, 1010])
     found = fresh.recommend([[30]], 4, new_items=(1, 1), allowed=garden)
     assert len(later & set(found.item_ids[0])) == 1 and set(found.item_ids[0]) <= {0, 10, 20, 1000, 1010}
-    for wrong in ((2, 1), (-1, 3), (0, 1.5)):
+    for wrong in ((2, 1), (-1, 3), (0, 1.5), 3, (1,)):
         with pytest.raises(ValueError, match="new_items"):
             fresh.recommend([[]], new_items=wrong)
     assert living.recommender.recommend([[0]], 3, new_items=(2, 3)).item_ids.shape == (1, 3)  # it has no new items
@@ -87,8 +87,18 @@ def test_sales_lift_what_sells_and_last_through_other_changes(living, tmp_path):
     later, _ = later.add_items(new(200, 1))
     torch.testing.assert_close(later.model.trend, torch.cat([moved.model.trend[2:], torch.zeros(1)]))
     assert later.model.n_trained.tolist() == list(range(2, 30))
+    forgotten, report = moved.follow_sales([], [])
+    assert str(report) == "forget sales" and not forgotten.model.trend.any()
     with pytest.raises(ValueError, match="give each once"):
         fresh.follow_sales([0, "0"], [1, 2])
+    with pytest.raises(ValueError, match="2 ids and 1 numbers"):
+        fresh.follow_sales([0, 10], [1])
+    with pytest.raises(ValueError, match="none of 1 ids is in the catalogue"):
+        fresh.follow_sales([7], [1])
+    with pytest.raises(ValueError, match="smoothing is 0, expected a number above 0"):
+        fresh.follow_sales([0], [1], smoothing=0)
+    with pytest.raises(ValueError, match="expected one of them"):
+        fresh.recommend([[]], new_items=(0, 1), diversity=(1, 1))
     with pytest.raises(ValueError, match="at least 0"):
         fresh.follow_sales([0], [-1])
     with pytest.raises(ValueError, match="no next-item model"):

@@ -152,6 +152,17 @@ def test_a_rollback_restores_the_answers_and_can_be_undone(folder):
     assert content_of(folder) == before
 
 
+def test_versions_of_an_earlier_model_do_not_push_out_the_parent(folder):
+    for number in (100, 101, 102):
+        add(folder, number)
+    fresh = Recommender.from_pretrained(folder)
+    fresh.version = saved.Version()  # as a chapter saves it
+    fresh.save_pretrained(folder)
+    add(folder, 200)
+    assert [each.number for each in versions.history(folder)] == [1]
+    assert versions.rollback(folder)[::2] == (3, "roll back to version 1")
+
+
 def test_a_failed_change_leaves_the_folder_and_two_do_not_run_at_once(folder):
     before = content_of(folder)
     with pytest.raises(ValueError, match="item 10 exists already"):

@@ -173,7 +173,7 @@ def follow_sales(
     recommender : Recommender
     item_ids, sales : sequences
         How often each item was sold in the last weeks; 0 for items that are not listed. Ids that the catalogue does
-        not have are counted in the report.
+        not have are counted in the report. Empty ones: forget all sales.
     smoothing : float
         See `baselines.trend`.
 
@@ -185,19 +185,24 @@ def follow_sales(
     if recommender.model is None:
         raise ValueError("this recommender has no next-item model, and only that one follows sales")
     row_of = recommender.item_ids.row_of
+    if len(item_ids) != len(sales):
+        raise ValueError(f"there are {len(item_ids)} ids and {len(sales)} numbers of sales, expected one each")
     if len(set(map(str, item_ids))) < len(item_ids):
         raise ValueError(f"{len(item_ids)} ids are those of fewer items: give each once, with all its sales")
     recent, n_known = np.zeros(len(recommender.ids)), 0
     for item_id, sold in zip(item_ids, sales, strict=True):
         if (row := row_of.get(str(item_id))) is not None:
             recent[row], n_known = sold, n_known + 1
+    if len(item_ids) and not n_known:
+        raise ValueError(f"none of {len(item_ids)} ids is in the catalogue: sales of other items say nothing")
     vectors, n_items = vectors_of(recommender), len(recommender.ids)
     parts = _Parts(recommender.ids, recommender.items, vectors, np.ones(n_items, dtype=bool))
     unknown = len(item_ids) - n_known
-    report = Report(f"follow the sales of {_items(n_known)}", n_known, unknown=unknown)
+    change = f"follow the sales of {_items(n_known)}" if n_known else "forget sales"
+    report = Report(change, n_known, unknown=unknown)
     fresh = _rebuilt(recommender, parts, recommender.item_ids.removed, report)
     assert fresh.model is not None
-    fresh.model.set_trend(recent, smoothing)
+    fresh.model.set_trend(recent if n_known else None, smoothing)
     return fresh, report
 
 

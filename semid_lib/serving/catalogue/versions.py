@@ -317,8 +317,13 @@ def _keep(folder: Path, number: int) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove all but the last versions, and what a kill left of those that were being removed."""
-    for path in set(_beside(folder).glob("[0-9]*")) - set(_kept(folder)[-KEPT:]):
+    """Remove all but the last versions before the present one, and what a kill left of those that were being removed.
+
+    Higher numbers are those of an earlier model, in whose place a chapter saved another one.
+    """
+    number = _version(saved.read_config(folder)).number
+    before = [path for path in _kept(folder) if int(path.name) < number]
+    for path in set(_beside(folder).glob("[0-9]*")) - set(before[-KEPT:]):
         (path / "config.json").unlink(missing_ok=True)  # first: from here on it is no version
         shutil.rmtree(path, ignore_errors=True)
 
