@@ -304,17 +304,14 @@ plt.show()
 # We take item-kNN ($a = 1.5$, $b = 0.03$), which any catalogue can afford, and SLIST ($a = 2$, $b = 0.01$), whose matrix
 # has a cell for each pair of items. $a$ and $b$ were chosen on Beauty's validation users. For each trained model,
 # $\lambda_1 : \lambda_2$ is the proportion under which the validation targets are most probable. $\lambda_3$ is the
-# quarter with the highest Recall@10 on the validation users: the most probable one would be zero, since a sharp prior
-# is very sure where it is wrong. This rule replaced the most probable weights after test rows of one data set, Toys,
-# had been seen with them:
+# quarter with the highest Recall@10 on the validation users: the most probable one was zero on Beauty and Toys, since a
+# sharp prior is very sure where it is wrong (see the [log](../book/log.md)). This rule replaced the most probable
+# weights after test rows of one data set, Toys, had been seen with them:
 
 # %%
 priors = {name: untrained[name].prior for name in ("item_knn", "slist")}
 weights = {
-    seed: {
-        name: recipes.mixture_weights(run.model, validation, prior)
-        for name, prior in priors.items()
-    }
+    seed: study.prior_weights(run.model, validation, priors)
     for seed, run in trained.items()
 }
 shares = pd.DataFrame(weights[SEED], index=["code head", "item head", "with prior"]).T
@@ -385,9 +382,9 @@ alone = {
 }
 heads = ("code_head", "item_head", "item_head_item_knn", "item_head_slist")
 parts = {name: [each[name] for each in components.values()] for name in heads}
-parts["code_head_alone"] = [run.model.rank for run in alone["code_head_alone"].values()]
-item_runs = alone["item_head_alone"].values()
-parts["item_head_alone"] = [study.item_head(run.model) for run in item_runs]
+of_codes, of_items = (each.values() for each in alone.values())
+parts["code_head_alone"] = [run.model.rank for run in of_codes]
+parts["item_head_alone"] = [study.item_head(run.model) for run in of_items]
 by_part = {
     name: [measure(rank, k=LENGTH) for rank in ranks] for name, ranks in parts.items()
 }

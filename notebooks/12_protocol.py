@@ -207,10 +207,7 @@ task = recipes.Task(split.train, validation, sizes, artefacts.path("runs"))
 timeline = recipes.train_timeline(task, ids, vectors, SEED, progress=True)
 slist = linear.SLIST(split.train, len(ids))
 priors = {"item_knn": knn.prior, "slist": slist.prior}
-weights = {
-    name: recipes.mixture_weights(timeline.model, validation, prior)
-    for name, prior in priors.items()
-}
+weights = study.prior_weights(timeline.model, validation, priors)
 late = split.test.histories
 late_task = task._replace(train=late, validation=None, runs=artefacts.path("runs_refit"))
 n_epochs = timeline.best.epoch

@@ -178,9 +178,9 @@ plt.show()
 # %% [markdown]
 # ## 5. The test users
 #
-# Everything so far was chosen on the validation window. The model stands in several versions: new items by their
-# *scores* alone (rate 0), with *room* for them at the measured rate, and, with SLIST as a prior as in chapter 07, also
-# with *known items only*.
+# All choices so far were made on the validation window. The table has the model with new items ranked by their *scores*
+# alone (rate 0) and with *room* for them at the measured rate. With SLIST as a prior, as in chapter 07, it also has
+# lists of *known items only*.
 
 # %%
 LENGTH = min(sizes.list_length, n_items)
@@ -227,15 +227,16 @@ study.difference_table(ahead)
 # days before them; at infinity nothing moves.
 
 # %%
-past = study.recent_sales(new.histories, now.moments[0], n_items)
+past, sales = (study.recent_sales(new.histories, day, n_items) for day in now.moments)
 smoothings = [0.1, 0.3, 1.0, 3.0, 10.0, np.inf]
+if not (past.any() and sales.any()):
+    smoothings = [np.inf]
 by_smoothing = study.at_smoothings(first, past, smoothings, 10, learnable)
 smoothing = by_smoothing.idxmax()
 print(f"chosen: {smoothing:g}")
 plotting.rounded(by_smoothing.to_frame(), 4)
 
 # %%
-sales = study.recent_sales(new.histories, now.moments[1], n_items)
 until = study.before(new.histories, now.moments[1])
 sold = [np.repeat(np.arange(n_items), sales)]
 fresh = {

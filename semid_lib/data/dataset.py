@@ -214,7 +214,7 @@ def time_split(histories: Histories, validation_share: float = 0.1, test_share: 
     >>> split.validation.targets, split.test.targets, split.test.histories[1]
     (array([4]), array([2, 5]), array([3, 4]))
     """
-    times = np.sort(_times(histories))
+    times = np.sort(times_of(histories))
     if histories.times_are_relative:
         problem = "times count from each user's first interaction, expected Unix seconds (a folder with timestamps.tsv)"
         raise ValueError(f"{problem}. Use leave_one_out")
@@ -274,7 +274,7 @@ def same_time_share(histories: Histories) -> float:
     >>> same_time_share(Histories.from_lists([[1, 2, 3], [4, 5], [6]], times=[[10, 20, 20], [30, 40], [50]]))
     0.5
     """
-    times = _times(histories)
+    times = times_of(histories)
     last = histories.offsets[1:][histories.lengths >= 2] - 1
     if not len(last):
         raise ValueError(f"none of {len(histories)} users has two interactions, expected at least one")
@@ -292,7 +292,7 @@ def shuffle_same_time(histories: Histories, seed: int = 0) -> Histories:
     [[1, 3, 4, 2], [5, 6]]
     """
     users = np.repeat(np.arange(len(histories)), histories.lengths)
-    order = np.lexsort((np.random.default_rng(seed).random(len(users)), _times(histories), users))
+    order = np.lexsort((np.random.default_rng(seed).random(len(users)), times_of(histories), users))
     return replace(histories, items=histories.items[order])
 
 
@@ -322,7 +322,7 @@ def same_time_order(histories: Histories, item_key: Sequence) -> tuple[float, fl
     keys = np.unique(np.asarray(item_key), return_inverse=True)[1][histories.items]
     users = np.repeat(np.arange(len(histories)), histories.lengths)
     neighbours = users[1:] == users[:-1]
-    same, ascends = np.diff(_times(histories)) == 0, np.diff(keys) > 0
+    same, ascends = np.diff(times_of(histories)) == 0, np.diff(keys) > 0
     pairs = (ascends[neighbours & same], ascends[neighbours & ~same])
     first, other = (float(each.mean()) if len(each) else float("nan") for each in pairs)
     return first, other
@@ -337,7 +337,8 @@ def _split(histories: Histories, n_train, valid, test, n_past, n_too_short: int,
     return Split(train, validation._replace(exclude_seen=exclude), tested, n_too_short, moments)
 
 
-def _times(histories: Histories) -> np.ndarray:
+def times_of(histories: Histories) -> np.ndarray:
+    """The times of histories, (n_interactions,) int64; ValueError if they have none."""
     if histories.times is None:
         raise ValueError(
             "times is None, expected histories with times (a folder with timestamps.tsv or relative_time.tsv)"
@@ -347,7 +348,7 @@ def _times(histories: Histories) -> np.ndarray:
 
 def _n_before(histories: Histories, moment: int) -> np.ndarray:
     """Interactions of each user before a moment, (n_users,) int64."""
-    return np.diff(offsets_of(_times(histories) < moment)[histories.offsets])
+    return np.diff(offsets_of(times_of(histories) < moment)[histories.offsets])
 
 
 def _examples(histories: Histories, users: np.ndarray, lengths: np.ndarray) -> Examples:

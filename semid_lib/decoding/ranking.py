@@ -122,7 +122,7 @@ def rank(
 
 
 def with_new_items(
-    rank: Callable[[np.ndarray], Ranked], is_new: np.ndarray, share: tuple[int, int], allowed: np.ndarray | None = None
+    rank: Callable[[np.ndarray], Ranked], is_new: np.ndarray, limits: tuple[int, int], allowed: np.ndarray | None = None
 ) -> Ranked:
     """Lists with a floor and a ceiling for new items, each ordered by score.
 
@@ -131,24 +131,24 @@ def with_new_items(
     rank : callable
         (n_items,) or (n_histories, n_items) bool, the items that may be returned -> Ranked with k places.
     is_new : (n_items,) bool
-    share : (at_least, at_most)
+    limits : (at_least, at_most)
         New items in a list, from 0 on. It has fewer than `at_least` only if there are no more.
     allowed : (n_items,) or (n_histories, n_items) bool, optional
 
     Raises
     ------
     ValueError
-        Unless 0 <= at_least <= at_most.
+        Unless limits are two integers with 0 <= at_least <= at_most.
 
     Examples
     --------
     >>> rank = lambda allowed: top_k(np.where(allowed, [[0.4, 0.3, 0.2, 0.1]], -np.inf), 2)
-    >>> [with_new_items(rank, np.arange(4) > 1, share).items.tolist() for share in ((0, 2), (1, 2), (2, 2))]
+    >>> [with_new_items(rank, np.arange(4) > 1, limits).items.tolist() for limits in ((0, 2), (1, 2), (2, 2))]
     [[[0, 1]], [[0, 2]], [[2, 3]]]
     """
-    if not isinstance(share, tuple | list) or len(share) != 2:
-        raise ValueError(f"new_items is {shown(share)}, expected a floor and a ceiling, such as (2, 4)")
-    at_least, at_most = (check_count("new_items", each, 0) for each in share)
+    if not isinstance(limits, tuple | list) or len(limits) != 2:
+        raise ValueError(f"new_items is {shown(limits)}, expected a floor and a ceiling, such as (2, 4)")
+    at_least, at_most = (check_count("new_items", each, 0) for each in limits)
     if at_least > at_most:
         raise ValueError(f"new_items is {at_least} to {at_most}, expected a floor and a ceiling that is not below it")
     among = np.ones(len(is_new), dtype=bool) if allowed is None else np.asarray(allowed)
@@ -159,7 +159,7 @@ def with_new_items(
     items = np.concatenate([known.items, new.items[:, :at_most]], axis=1)
     scores = np.concatenate([known.scores, new.scores[:, :at_most]], axis=1)
     k, place = known.items.shape[1], np.arange(items.shape[1])
-    in_floor = (items >= 0) & (place >= known.items.shape[1]) & (place < k + at_least)
+    in_floor = (items >= 0) & (place >= k) & (place < k + at_least)
     chosen = np.lexsort((-scores, ~in_floor))[:, :k]  # the floor first, then by score
     best = np.argsort(-np.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
     chosen = np.take_along_axis(chosen, best, axis=1)
@@ -206,6 +206,23 @@ def rank_by_scores(
                 line[history] = -np.inf
         parts.append(top_k(scores, k))
     return Ranked(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def ranker(n_items: int, score: Callable[[list[np.ndarray]], np.ndarray]) -> Callable[..., Ranked]:
+    """The ranking of a method that scores all items, as a function for `evaluate.evaluate`.
+
+    score: as for `rank_by_scores`.
+
+    Examples
+    --------
+    >>> ranker(3, lambda block: np.tile([0.2, 0.5, 0.1], (len(block), 1)))([[1]], k=2).items
+    array([[0, 2]])
+    """
+
+    def rank(histories: ItemRows, k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
+        return rank_by_scores(histories, n_items, k, exclude_seen, progress, score)
+
+    return rank
 
 
 def top_k(scores: np.ndarray, k: int) -> Ranked:

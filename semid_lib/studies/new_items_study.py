@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import dataset
-from semid_lib.decoding.ranking import ItemRows, Ranked, rank_by_scores
+from semid_lib.data.sequences import offsets_of
+from semid_lib.decoding.ranking import Ranked, ranker
 from semid_lib.evaluation import evaluate, metrics
 from semid_lib.evaluation.rows import NAMES, cell, metric_name
 from semid_lib.ids import assignment, quantize
@@ -188,10 +189,7 @@ def only(baseline: Votes, allowed: np.ndarray) -> Callable[..., Ranked]:
     def score(block: list[np.ndarray]) -> np.ndarray:
         return np.where(allowed, baseline.scores(block), -np.inf).astype(np.float32)
 
-    def rank(histories: ItemRows, k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
-        return rank_by_scores(histories, len(allowed), k, exclude_seen, progress, score)
-
-    return rank
+    return ranker(len(allowed), score)
 
 
 def new_item_rate(new: Launch) -> float:
@@ -210,7 +208,7 @@ def recent_sales(histories: dataset.Histories, until: int, n_items: int, days: i
     >>> recent_sales(found, 3 * 86_400, n_items=3, days=2)
     array([0, 1, 0])
     """
-    times = _times(histories)
+    times = dataset.times_of(histories)
     return np.bincount(histories.items[(times >= until - days * _DAY) & (times < until)], minlength=n_items)
 
 
@@ -220,16 +218,10 @@ def before(histories: dataset.Histories, until: int) -> dataset.Histories:
     >>> [each.tolist() for each in before(dataset.Histories.from_lists([[0, 1]], times=[[5, 9]]), until=9)]
     [[0]]
     """
-    times = _times(histories)
+    times = dataset.times_of(histories)
     kept = times < until
-    offsets = np.concatenate([[0], np.cumsum(kept)])[histories.offsets]
+    offsets = offsets_of(kept)[histories.offsets]
     return replace(histories, items=histories.items[kept], offsets=offsets, times=times[kept])
-
-
-def _times(histories: dataset.Histories) -> np.ndarray:
-    if histories.times is None:
-        raise ValueError("times is None, expected histories with times")
-    return histories.times
 
 
 def parts(evaluation: evaluate.Evaluation, is_new: np.ndarray) -> dict[str, evaluate.Evaluation]:
@@ -311,7 +303,7 @@ def best(rows: Sequence[Mapping[str, Any]], topic: str, metric: str) -> dict[str
 
 
 def at_rates(
-    recommender: Recommender, new: Launch, rates: Sequence[float], k: int, examples: dataset.Examples, **how: Any
+    recommender: Recommender, new: Launch, rates: Sequence[float], k: int, examples: dataset.Examples
 ) -> pd.DataFrame:
     """Recall of validation examples at several rates of new items: a line per rate and kind of target.
 
@@ -321,13 +313,12 @@ def at_rates(
     config, is_new, lines = _model(recommender).config, new.is_new(examples), []
     for rate in rates:
         set_rate(recommender, rate)
-        found = recommender.rank(list(examples.histories), k, examples.exclude_seen, allowed=allowed, **how)
+        found = recommender.rank(list(examples.histories), k, examples.exclude_seen, allowed=allowed)
         rank = metrics.ranks(found.items, examples.targets)
-        share = float((found.items[:, :10] >= new.n_known).mean())
         for kind, chosen in (("all", np.full(len(rank), True)), ("known", ~is_new), ("new", is_new)):
             recalls = {f"recall@{at}": metrics.recall_at_k(rank[chosen], at) for at in (10, 100)}
             means = {name: float(each.mean()) for name, each in recalls.items() if chosen.any()}
-            lines.append({"rate": rate, "kind": kind, "new among ten": share, **means})
+            lines.append({"rate": rate, "kind": kind, **means})
     _model(recommender).config = config
     return pd.DataFrame(lines)
 

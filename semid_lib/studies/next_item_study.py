@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from semid_lib.data import dataset
-from semid_lib.decoding.ranking import rank_by_scores
+from semid_lib.decoding.ranking import ranker
 from semid_lib.evaluation import evaluate, metrics
 from semid_lib.evaluation.rows import LABELS, LATER_DAY, cell, metric_name, over_seeds, table_rows
 from semid_lib.ids import assignment, embed, quantize
@@ -114,11 +114,18 @@ def untrained(train: Sequence[np.ndarray], vectors: np.ndarray) -> dict[str, Any
     }
 
 
+def prior_weights(
+    model: Timeline, examples: dataset.Examples, priors: Mapping[str, Callable]
+) -> dict[str, tuple[float, ...]]:
+    """The weights of the mixture with each prior, by its name: see `recipes.mixture_weights`."""
+    return {name: recipes.mixture_weights(model, examples, prior) for name, prior in priors.items()}
+
+
 def component_ranks(model: Timeline, priors: Mapping[str, Callable], weights: Mapping[str, Sequence[float]]) -> dict:
     """The components of a timeline model, each alone and with each prior, as functions for `evaluate.evaluate`.
 
-    priors: by name, such as that of item-kNN. weights: of the three components with each prior, see
-    `recipes.mixture_weights`.
+    priors: by name, such as that of item-kNN. weights: as `prior_weights` returns
+    them.
     """
     found: dict[str, Callable] = {
         "code_head": partial(model.rank, weights=(1.0, 0.0)),
@@ -142,10 +149,7 @@ def item_head(model: Timeline, prior: Callable | None = None) -> Callable:
         scores[:, item] = of_leaves
         return scores
 
-    def rank(histories, k: int, exclude_seen: bool = True, progress: bool = False):
-        return rank_by_scores(histories, len(item), k, exclude_seen, progress, score)
-
-    return rank
+    return ranker(len(item), score)
 
 
 def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:
@@ -154,10 +158,7 @@ def code_head_with_prior(model: Timeline, prior: Callable) -> Callable:
     def score(block: list[np.ndarray]) -> np.ndarray:
         return recipes.log_probs(model, block, weights=(1.0, 0.0)) + prior(block)
 
-    def rank(histories, k: int, exclude_seen: bool = True, progress: bool = False):
-        return rank_by_scores(histories, len(model.ids), k, exclude_seen, progress, score)
-
-    return rank
+    return ranker(len(model.ids), score)
 
 
 def difference_rows(

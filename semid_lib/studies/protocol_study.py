@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from semid_lib.data import dataset
-from semid_lib.decoding.ranking import ItemRows, Ranked, rank_by_scores
+from semid_lib.decoding.ranking import Ranked, ranker
 from semid_lib.evaluation import evaluate
 from semid_lib.evaluation.rows import LABELS, metric_name
 from semid_lib.ids.semantic_ids import SemanticIDs
@@ -36,9 +36,7 @@ def by_day(histories: dataset.Histories) -> dataset.Histories:
     >>> by_day(dataset.Histories.from_lists([[0, 1]], times=[[5, 86_405]])).times
     array([    0, 86400])
     """
-    if histories.times is None:
-        raise ValueError("times is None, expected histories with times")
-    return replace(histories, times=histories.times // _DAY * _DAY)
+    return replace(histories, times=dataset.times_of(histories) // _DAY * _DAY)
 
 
 def with_file_order(baseline: Votes, item_key: Sequence, factor: float = 2.0) -> Callable[..., Ranked]:
@@ -70,10 +68,7 @@ def with_file_order(baseline: Votes, item_key: Sequence, factor: float = 2.0) ->
         last = np.array([order[history[-1]] if len(history) else len(order) for history in block])
         return np.where((scores > 0) & (order > last[:, None]), factor * scores, scores)
 
-    def rank(histories: ItemRows, k: int, exclude_seen: bool = True, progress: bool = False) -> Ranked:
-        return rank_by_scores(histories, len(order), k, exclude_seen, progress, score)
-
-    return rank
+    return ranker(len(order), score)
 
 
 def lists_of_ten(
@@ -115,7 +110,7 @@ def lists_of_ten(
     sasrec = recipes.train_sasrec(task, len(ids), seed, progress=progress).model
     timeline = cast("Timeline", recipes.train_timeline(task, ids, vectors, seed, progress=progress).model)
     priors = {name: untrained[name].prior for name in ("item_knn", "slist")}
-    weights = {name: recipes.mixture_weights(timeline, validation, prior) for name, prior in priors.items()}
+    weights = next_item_study.prior_weights(timeline, validation, priors)
     components = next_item_study.component_ranks(timeline, priors, weights)
     ranks = {name: each.rank for name, each in untrained.items()} | {"sasrec": sasrec.rank}
     ranks |= {name: components[name] for name in ("timeline", "timeline_item_knn", "timeline_slist")}

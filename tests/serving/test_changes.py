@@ -93,7 +93,7 @@ def test_sales_lift_what_sells_and_last_through_other_changes(living, tmp_path):
         fresh.follow_sales([0, "0"], [1, 2])
     with pytest.raises(ValueError, match="2 ids and 1 numbers"):
         fresh.follow_sales([0, 10], [1])
-    with pytest.raises(ValueError, match="none of 1 ids is in the catalogue"):
+    with pytest.raises(ValueError, match="none of the 1 items with sales is in the catalogue"):
         fresh.follow_sales([7], [1])
     with pytest.raises(ValueError, match="smoothing is 0, expected a number above 0"):
         fresh.follow_sales([0], [1], smoothing=0)

@@ -194,7 +194,7 @@ def follow_sales(
         if (row := row_of.get(str(item_id))) is not None:
             recent[row], n_known = sold, n_known + 1
     if len(item_ids) and not n_known:
-        raise ValueError(f"none of {len(item_ids)} ids is in the catalogue: sales of other items say nothing")
+        raise ValueError(f"none of the {len(item_ids)} items with sales is in the catalogue")
     vectors, n_items = vectors_of(recommender), len(recommender.ids)
     parts = _Parts(recommender.ids, recommender.items, vectors, np.ones(n_items, dtype=bool))
     unknown = len(item_ids) - n_known
