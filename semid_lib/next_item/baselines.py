@@ -314,7 +314,7 @@ def trend(recent: np.ndarray, trained: np.ndarray, smoothing: float = 0.3) -> np
     array([0.57, 1.48, 4.33], dtype=float32)
     """
     recent, trained = np.asarray(recent, dtype=np.float64), np.asarray(trained, dtype=np.float64)
-    right = recent.shape == trained.shape and np.isfinite(recent).all() and (recent >= 0).all()
+    right = recent.shape == trained.shape and np.isfinite(recent).all() and min(recent.min(), trained.min()) >= 0
     if not right or not recent.sum() or not trained.sum():
         wanted = f"expected {trained.shape} finite sales of at least 0, and one sale"
         raise ValueError(f"recent sales are {recent.shape} with the sum {recent.sum():g}, {wanted}")

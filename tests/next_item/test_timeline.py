@@ -225,6 +225,10 @@ def test_new_items_get_the_share_of_the_rate_and_sales_move_scores(shop, new_tim
     np.testing.assert_allclose(np.diff(moved), np.diff(np.log((recent + 0.3) / (usual + 0.3))), atol=1e-4)
     model.set_trend(None)
     np.testing.assert_array_equal(scores(), plain)
+    model.n_trained[0] = -1  # as a forged file may have it
+    with pytest.raises(ValueError, match="sales of at least 0"):
+        model.set_trend(recent)
+    model.n_trained[0] = 10
     for wrong in (np.ones(39), -np.ones(40), np.zeros(40)):
         with pytest.raises(ValueError, match="sales of at least 0"):
             model.set_trend(wrong)
