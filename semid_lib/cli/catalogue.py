@@ -72,6 +72,15 @@ def sales(
     print(versions.change(context.obj, lambda recommender: recommender.follow_sales(ids, numbers, smoothing)))
 
 
+@catalogue.command(epilog="Example: semid catalogue shop room 1.5")
+def room(
+    context: typer.Context,
+    rate: Annotated[float, typer.Argument(metavar="RATE", help="Purchases of a new item for each of another one.")],
+) -> None:
+    """Choose how much of the recommendations new items get: their average rate of sale; 0: what their scores say."""
+    _change(context.obj, "set_new_item_rate", rate)
+
+
 @catalogue.command(epilog="Example: semid catalogue shop refit --drop-models")
 def refit(
     context: typer.Context,

@@ -37,9 +37,9 @@ def predict(
     """Answer a file of histories or queries on Modal, as `semid predict` does."""
     from semid_lib.serving import modal_app
 
-    answered, rejected = modal_app.predict_file(input_path, output_path, topk, queries)
-    print(f"{answered} records answered, {rejected} rejected: {output_path}", file=sys.stderr)
-    raise typer.Exit(2 if rejected else 0)
+    outcome = modal_app.predict_file(input_path, output_path, topk, queries)
+    print(f"{outcome}: {output_path}", file=sys.stderr)
+    raise typer.Exit(2 if outcome.rejected else 0)
 
 
 @modal.command(epilog="Example: SEMID_GPU=L40S semid deploy train --data shop --scale full --chapters 01,02,07")

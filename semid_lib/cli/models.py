@@ -66,7 +66,7 @@ def predict(
             if of_the_same_work and batch.can_resume(output_path):
                 print("Finished blocks are kept: fix the cause and run the same command to resume.", file=sys.stderr)
             raise
-    print(f"{outcome.answered} records answered, {outcome.rejected} rejected: {output_path}", file=sys.stderr)
+    print(f"{outcome}: {output_path}", file=sys.stderr)
     raise typer.Exit(2 if outcome.rejected else 0)
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 import urllib.request
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import modal
@@ -24,6 +24,9 @@ from semid_lib.serving import hub
 from semid_lib.serving.deployment import Settings
 from semid_lib.serving.http.middleware import TOKEN
 from semid_lib.workbench.atomic import fresh_file
+
+if TYPE_CHECKING:
+    from semid_lib.serving.predict import Outcome
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PYTHON = "3.11"
@@ -211,16 +214,15 @@ training = modal.App("semid-training")
 
 
 @batch.function(image=IMAGE, env=_ENVIRONMENT, **_JOB)
-def answer(input_path: str, output_path: str, topk: int = 10, queries: bool = False) -> tuple[int, int]:
-    """`predict.predict` on files of the Volume: how many records were answered and rejected.
+def answer(input_path: str, output_path: str, topk: int = 10, queries: bool = False) -> tuple[int, ...]:
+    """`predict.predict` on files of the Volume: the numbers of its outcome.
 
     Each answered block is kept in the Volume, so if a container is taken away, the next one resumes.
     """
     from semid_lib.serving import predict
 
     here = _ROOM / input_path, _ROOM / output_path
-    answered, rejected = predict.predict_folder(_model(), *here, SETTINGS.how(), k=topk, queries=queries)
-    return answered, rejected
+    return tuple(predict.predict_folder(_model(), *here, SETTINGS.how(), k=topk, queries=queries))
 
 
 @training.function(
@@ -284,8 +286,8 @@ def upload(folder: Path, name: str | None = None) -> str:
     return name
 
 
-def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) -> tuple[int, int]:
-    """`semid predict` on Modal: how many records were answered and rejected; the same call resumes."""
+def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) -> "Outcome":
+    """`semid predict` on Modal; the same call resumes."""
     from semid_lib.serving import predict
 
     with predict.opened(input_path, output_path, topk, queries) as source:
@@ -294,13 +296,13 @@ def predict_file(input_path: Path, output_path: Path, topk: int, queries: bool) 
     sent, made = f"{job}/input{source.ending}", f"{job}/output{output_path.suffix}"
     _send({sent: input_path})
     with modal.enable_output(), batch.run():
-        answered, rejected = answer.remote(sent, made, topk, queries)
+        outcome = predict.Outcome(*answer.remote(sent, made, topk, queries))
     beside = output_path.with_name(f"{output_path.name}.rejected")
     beside.unlink(missing_ok=True)
-    _fetch({f"{made}.rejected": beside} if rejected else {})
+    _fetch({f"{made}.rejected": beside} if outcome.rejected else {})
     _fetch({made: output_path})
     VOLUME.remove_file(job, recursive=True)
-    return answered, rejected
+    return outcome
 
 
 def run_training(data: str, scale: str, chapters: str, detach: bool) -> None:

@@ -49,6 +49,11 @@ class Outcome(NamedTuple):
 
     answered: int
     rejected: int
+    skipped: int = 0  # items of the histories that were left out, because they were removed from the catalogue
+
+    def __str__(self) -> str:
+        removed = f", {self.skipped} items of histories left out as removed" if self.skipped else ""
+        return f"{self.answered} records answered, {self.rejected} rejected{removed}"
 
 
 def predict(
@@ -167,12 +172,13 @@ def _answer(
 
 def _publish(paths: Sequence[Path], folder: Path, output: Path, name: str, item_ids: ItemIds) -> Outcome:
     """Write the output and the rejected records, and move them to their places, the output last."""
-    beside, n_rejected, n_records = _beside(output, ".rejected"), 0, 0
+    beside, n_rejected, n_records, n_skipped = _beside(output, ".rejected"), 0, 0, 0
     with fresh_file(folder / "rejected") as path, open(path, "w", encoding="utf-8") as stream:
         for block in map(pq.read_table, paths):
             refused = block.filter(pc.is_valid(block["reason"])).select(["line", "reason", "text"])
             stream.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in refused.to_pylist())
             n_records, n_rejected = n_records + len(block), n_rejected + len(refused)
+            n_skipped += pc.sum(block["skipped"]).as_py()
     with fresh_file(folder / "output") as path:
         _WRITERS[output.suffix](path, name, item_ids, map(_answered, map(pq.read_table, paths)))
     if n_rejected:
@@ -180,7 +186,7 @@ def _publish(paths: Sequence[Path], folder: Path, output: Path, name: str, item_
     else:
         beside.unlink(missing_ok=True)
     (folder / "output").replace(output)
-    return Outcome(n_records - n_rejected, n_rejected)
+    return Outcome(n_records - n_rejected, n_rejected, n_skipped)
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -203,7 +209,8 @@ def _locked(output: Path) -> Iterator[Path]:
 
 _READ = {"line": pa.int64(), "n_bytes": pa.int64(), "text": pa.string(), "key": pa.string()}
 _RECORDS = pa.schema(_READ | {"item_ids": pa.list_(pa.string()), "reason": pa.string()})
-_ANSWERS = pa.schema(_READ | {"reason": pa.string(), "rows": pa.list_(pa.int64()), "scores": pa.list_(pa.float32())})
+_FOUND = {"rows": pa.list_(pa.int64()), "scores": pa.list_(pa.float32())}
+_ANSWERS = pa.schema(_READ | {"reason": pa.string(), "skipped": pa.int64()} | _FOUND)
 
 _Answer = tuple[str, list[int], list[float]]  # key; rows of the item table, best first; scores
 
@@ -227,12 +234,13 @@ def _as_table(block: list[batch_io.Record]) -> pa.Table:
 
 def _with_answers(recommender: Recommender, k: int, queries: bool, block: pa.Table) -> pa.Table:
     """A block with answers, or reasons why there are none, in place of item ids."""
-    reasons, histories, known = block["reason"].to_pylist(), [], recommender.item_ids
+    reasons, histories, skipped, known = block["reason"].to_pylist(), [], [], recommender.item_ids
     for at, value in enumerate(block["item_ids"]):  # one by one: see _BLOCK_BYTES
         item_ids = [item_id for item_id in value.as_py() if item_id not in known.removed]
         history = [known.row_of.get(item_id, -1) for item_id in item_ids]
         if reasons[at] is None and -1 in history:
             reasons[at] = f"item id {shown(item_ids[history.index(-1)])} is not in the catalogue"
+        skipped.append(len(value) - len(item_ids) if reasons[at] is None else 0)
         histories.append(np.array(history, dtype=np.int64))
     rows: list[list[int]] = [[] for _ in histories]
     scores: list[list[float]] = [[] for _ in histories]
@@ -244,7 +252,7 @@ def _with_answers(recommender: Recommender, k: int, queries: bool, block: pa.Tab
         for at, row, score in zip(readable, *found, strict=True):
             n = int((row >= 0).sum())  # empty places are at the end
             rows[at], scores[at] = row[:n].tolist(), score[:n].tolist()
-    return pa.table([*block.select(list(_READ)).columns, reasons, rows, scores], schema=_ANSWERS)
+    return pa.table([*block.select(list(_READ)).columns, reasons, skipped, rows, scores], schema=_ANSWERS)
 
 
 def _answered(block: pa.Table) -> Iterator[_Answer]:

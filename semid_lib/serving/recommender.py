@@ -279,10 +279,10 @@ class Recommender:
             found._titles = self.items["title"].to_numpy()[ranked.items]
         return found
 
-    add_items = changes.add_items  # each returns another recommender and a report
-    remove_items = changes.remove_items
-    update_items = changes.update_items
+    add_items = changes.add_items  # all return another recommender and a report
+    remove_items, update_items = changes.remove_items, changes.update_items
     follow_sales = changes.follow_sales
+    set_new_item_rate = changes.set_new_item_rate
 
     @property
     def version_name(self) -> str | None:

@@ -85,12 +85,24 @@ def test_a_floor_and_a_ceiling_for_new_items(new_client, recommender_to_serve, n
     assert refused.status_code == 422 and "at_least should not be above at_most" in refused.text
 
 
+def test_items_that_were_removed_are_left_out_of_a_history_and_counted(new_client, recommender_to_serve, ids):
+    parts = recommender_to_serve.model, recommender_to_serve.ids, recommender_to_serve.items
+    client = new_client(recommender=Recommender(*parts, removed=["gone"]))
+    with_gone = client.post("/recommend", json={"item_ids": [ids[3], "gone"]}).json()
+    without = client.post("/recommend", json={"item_ids": [ids[3]]}).json()
+    assert (with_gone.pop("skipped"), without.pop("skipped")) == (1, 0) and with_gone == without
+
+
 def test_a_search_says_which_words_it_found(client, ids):
     assert found(client.post("/search", json={"query": "row 17"}))[0] == ids[17]
     answer = client.post("/search", json={"query": "a clock, zebra ROW 4", "k": 40}).json()
     words = {item["title"]: item["matched_words"] for item in answer["items"]}
     assert answer["any_word_found"] is True and words["item in row 4"] == ["clock", "row", "4"]
-    assert client.post("/search", json={"query": "zebra"}).json() == {"items": [], "any_word_found": False}
+    assert client.post("/search", json={"query": "zebra"}).json() == {
+        "items": [],
+        "any_word_found": False,
+        "skipped": 0,
+    }
 
 
 def test_answers_do_not_depend_on_company(client, recommender_to_serve, shop, ids):

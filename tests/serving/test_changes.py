@@ -71,6 +71,24 @@ def test_lists_have_as_many_new_items_as_asked(living):
     assert living.recommender.recommend([[0]], 3, new_items=(2, 3)).item_ids.shape == (1, 3)  # it has no new items
 
 
+def test_a_rate_gives_new_items_room_and_is_saved(living, tmp_path):
+    fresh, _ = living.recommender.add_items(new(100, 5))
+
+    def best_is_new(recommender):
+        return recommender.rank([np.array([0])], 1, weights=(0.0, 1.0), exact=True).items[0, 0] >= 30
+
+    crowded, report = fresh.set_new_item_rate(1000)
+    scarce, _ = crowded.set_new_item_rate(1e-6)
+    assert str(report) == "give new items the rate 1000" and fresh.model.config.new_item_rate == 0
+    assert best_is_new(crowded) and not best_is_new(scarce)
+    crowded.save_pretrained(tmp_path / "shop")
+    assert Recommender.from_pretrained(tmp_path / "shop").model.config.new_item_rate == 1000
+    with pytest.raises(ValueError, match="new_item_rate is -1, expected a number of at least 0"):
+        fresh.set_new_item_rate(-1)
+    with pytest.raises(ValueError, match="no next-item model"):
+        Recommender(None, fresh.ids, fresh.items, fresh.searcher).set_new_item_rate(1)
+
+
 def test_sales_lift_what_sells_and_last_through_other_changes(living, tmp_path):
     fresh, _ = living.recommender.add_items(new(100, 2))
     sold = {1000: 40, 0: 5, 7: 3}  # 7 is no item

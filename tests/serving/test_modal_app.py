@@ -325,7 +325,7 @@ def test_batch_on_modal_gives_the_file_of_the_command(cloud, in_room, room, shop
     histories.write_text("".join([*lines, "strange 999999\n"]))
     cloud.run["answer"] = in_a_container
     there, here = tmp_path / "there.csv", tmp_path / "here.csv"
-    assert modal_app.predict_file(histories, there, 4, False) == (60, 1)
+    assert modal_app.predict_file(histories, there, 4, False) == (60, 1, 0)
     predict(Recommender.from_pretrained(in_room), "", histories, here, 4)
     assert there.read_bytes() == here.read_bytes()
     assert Path(f"{there}.rejected").read_bytes() == Path(f"{here}.rejected").read_bytes()

@@ -220,7 +220,8 @@ def test_batch_predictions_leave_out_removed_items(folder, tmp_path):
     (tmp_path / "in.txt").write_text("ann 10 0\nbob 0\n")
     outcome = batch.predict_folder(folder, tmp_path / "in.txt", tmp_path / "out.jsonl", {}, k=3)
     ann, bob = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert outcome == (2, 0) and ann["item_ids"] == bob["item_ids"]
+    assert outcome == (2, 0, 1) and str(outcome).endswith("1 items of histories left out as removed")
+    assert ann["item_ids"] == bob["item_ids"]
 
 
 # --- refit and status ---
@@ -284,7 +285,9 @@ def test_the_command_changes_a_folder(folder, tmp_path, capsys):
         (["remove", "6", "10"], "remove 2 items"),
         (["status"], "version 4 of "),
         (["sales", str(tmp_path / "sales.csv")], "follow the sales of 2 items; 1 ids are not in the catalogue"),
-        (["rollback", "--to", "1"], "version 6: roll back to version 1"),
+        (["room", "2"], "give new items the rate 2"),
+        (["status"], "without training signal: 1 (3.3%), together 6.5% of the probability\nscores follow the sales"),
+        (["rollback", "--to", "1"], "version 7: roll back to version 1"),
         (["refit", "--drop-models"], "of 30 items have another ID"),
     ):
         assert main([*shop, *words]) == 0

@@ -195,14 +195,36 @@ def follow_sales(
             recent[row], n_known = sold, n_known + 1
     if len(item_ids) and not n_known:
         raise ValueError(f"none of the {len(item_ids)} items with sales is in the catalogue")
-    vectors, n_items = vectors_of(recommender), len(recommender.ids)
-    parts = _Parts(recommender.ids, recommender.items, vectors, np.ones(n_items, dtype=bool))
     unknown = len(item_ids) - n_known
     change = f"follow the sales of {_items(n_known)}" if n_known else "forget sales"
     report = Report(change, n_known, unknown=unknown)
-    fresh = _rebuilt(recommender, parts, recommender.item_ids.removed, report)
+    fresh = _copied(recommender, report)
     assert fresh.model is not None
     fresh.model.set_trend(recent if n_known else None, smoothing)
+    return fresh, report
+
+
+def set_new_item_rate(recommender: "Recommender", rate: float) -> "tuple[Recommender, Report]":
+    """Let new items together have more or less of the next-item model's probability.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    rate : float
+        See `TimelineConfig.new_item_rate`; 0: what their scores say.
+
+    Raises
+    ------
+    ValueError
+        Without a next-item model, and for a rate that is no number of at least 0.
+    """
+    if recommender.model is None:
+        raise ValueError("this recommender has no next-item model, and only that one ranks new items against others")
+    config = replace(recommender.model.config, new_item_rate=rate)
+    report = Report(f"give new items the rate {rate:g}", len(recommender.ids) - config.n_items)
+    fresh = _copied(recommender, report)
+    assert fresh.model is not None
+    fresh.model.config = config
     return fresh, report
 
 
@@ -273,6 +295,13 @@ def _rebuilt(recommender: "Recommender", parts: _Parts, removed: frozenset[str],
     elif was.parent is not None:  # a second change before it is saved
         fresh.version = was._replace(change=f"{was.change}; {report.change}", written=now())
     return fresh
+
+
+def _copied(recommender: "Recommender", report: Report) -> "Recommender":
+    """The same catalogue in other objects, of which a setting may be changed."""
+    everything = np.ones(len(recommender.ids), dtype=bool)
+    parts = _Parts(recommender.ids, recommender.items, vectors_of(recommender), everything)
+    return _rebuilt(recommender, parts, recommender.item_ids.removed, report)
 
 
 def now() -> str:

@@ -48,6 +48,8 @@ class Status(NamedTuple):
     full_prefixes: int  # whose last codes are all in use
     items_under_full: int
     untrained: int | None  # items without an item embedding in the next-item model; None without one
+    room: float  # their share of the item head's probability; 0: what their scores say
+    follows_sales: bool  # see `Recommender.follow_sales`
     advice: list[str]  # what is due, with its reason; empty if nothing is
 
     def __str__(self) -> str:
@@ -55,7 +57,9 @@ class Status(NamedTuple):
         lines += [f"version {now.number} of {now.written or 'an earlier library'}: {now.change}"]
         lines += [f"items: {self.n_items:,}; removed: {self.n_removed:,}"]
         if self.untrained is not None:
-            lines += [f"without training signal: {self.untrained:,} ({self.untrained / self.n_items:.1%})"]
+            room = f"together {self.room:.1%} of the probability" if self.room else "ranked by their scores"
+            lines += [f"without training signal: {self.untrained:,} ({self.untrained / self.n_items:.1%}), {room}"]
+            lines += ["scores follow the sales that were given last"] if self.follows_sales else []
         if self.n_new is None:
             lines += ["codebooks and encoder were not saved: items cannot be added"]
         elif self.distortion is not None:
@@ -240,7 +244,12 @@ def status(where: str | Path) -> Status:
             distortion = _distortion(tokenizer.quantizer, codes[:n_fitted], vectors[:n_fitted])
         if vectors is not None and n_new:
             new_distortion = _distortion(tokenizer.quantizer, codes[n_fitted:], vectors[n_fitted:])
-    untrained = None if found.model is None else len(codes) - found.model.config.n_items
+    untrained, room, follows = None, 0.0, False
+    if found.model is not None:
+        n_known, rate = found.model.config.n_items, found.model.config.new_item_rate
+        untrained = len(codes) - n_known
+        room = rate * untrained / (rate * untrained + n_known)
+        follows = bool(found.model.trend.any())
     advice = []
     if distortion and new_distortion and n_new and n_new >= ENOUGH and new_distortion > DRIFTED * distortion:
         ratio = new_distortion / distortion
@@ -262,6 +271,8 @@ def status(where: str | Path) -> Status:
         int(full.sum()),
         under,
         untrained,
+        room,
+        follows,
         advice,
     )
 

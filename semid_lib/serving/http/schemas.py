@@ -130,6 +130,7 @@ class Answer(BaseModel):
     any_word_found: bool | None = Field(
         None, description="whether any item has a word of the query; a search answers in any case. Null for a history"
     )
+    skipped: int = Field(0, description="items of the history that were left out: removed from the catalogue")
 
 
 class Items(BaseModel):

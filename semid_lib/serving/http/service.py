@@ -124,7 +124,8 @@ class Service:
         new_items = None if wish is None else (wish.at_least, wish.at_most)
         rules = self._allowed(request)
         [found] = await self._ask("recommend", request.k, request.exclude_seen, [history], rules, new_items)
-        return {"items": await self._read(self._hits, found, lambda row: {"why": self.index.why(row, history)})}
+        hits = await self._read(self._hits, found, lambda row: {"why": self.index.why(row, history)})
+        return {"items": hits, "skipped": len(request.item_ids) - len(history)}
 
     async def search(self, request: schemas.SearchQuestion) -> dict:
         """The items that a query asks for, each with the words that it shares with the query."""
