@@ -77,7 +77,7 @@ def test_a_rate_gives_new_items_room_and_is_saved(living, tmp_path):
     def best_is_new(recommender):
         return recommender.rank([np.array([0])], 1, weights=(0.0, 1.0), exact=True).items[0, 0] >= 30
 
-    crowded, report = fresh.set_new_item_rate(1000)
+    crowded, report = fresh.set_new_item_rate(np.float64(1000))
     scarce, _ = crowded.set_new_item_rate(1e-6)
     assert str(report) == "give new items the rate 1000" and fresh.model.config.new_item_rate == 0
     assert best_is_new(crowded) and not best_is_new(scarce)

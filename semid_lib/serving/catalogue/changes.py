@@ -220,6 +220,7 @@ def set_new_item_rate(recommender: "Recommender", rate: float) -> "tuple[Recomme
     """
     if recommender.model is None:
         raise ValueError("this recommender has no next-item model, and only that one ranks new items against others")
+    rate = rate.item() if isinstance(rate, np.generic) else rate
     config = replace(recommender.model.config, new_item_rate=rate)
     report = Report(f"give new items the rate {rate:g}", len(recommender.ids) - config.n_items)
     fresh = _copied(recommender, report)
