@@ -229,7 +229,7 @@ def test_files_are_the_same(cluster, monkeypatch, tmp_path, shop, recommender_to
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     for name, run in (("alone.csv", here), ("shared.csv", cluster.map)):
         outcome = predict.predict(recommender_to_serve, "", tmp_path / "in.jsonl", tmp_path / name, run=run)
-        assert outcome == (60, 3)
+        assert outcome == (60, 3, 0)
     for ending in ("", ".rejected"):
         alone, shared = ((tmp_path / f"{name}.csv{ending}").read_bytes() for name in ("alone", "shared"))
         assert alone == shared and alone
