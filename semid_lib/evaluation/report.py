@@ -25,6 +25,7 @@ from typing import Any
 from semid_lib.data.folder import open_store
 from semid_lib.evaluation.rows import LATER_DAY, NAMES, cell, markdown, metric_name, number, shown
 from semid_lib.workbench import remote, store
+from semid_lib.workbench.atomic import fresh_file
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _RESULTS = _REPOSITORY / "book" / "results"
@@ -384,7 +385,8 @@ def publish(data: str, scale: str) -> None:
         return published_rows(*run) if (_RESULTS / f"{'-'.join(run)}.json").is_file() else None
 
     written = {page: render(page.read_text(encoding="utf-8"), rows_of) for page in _PAGES}
-    store.write_json(_RESULTS / f"{name}-{scale}.json", rows)
+    with fresh_file(_RESULTS / f"{name}-{scale}.json") as file:  # a row a line, so that a diff can be read
+        file.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
     for page, text in written.items():
         if text != page.read_text(encoding="utf-8"):
             page.write_text(text, encoding="utf-8")

@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     skipped: int = 0  # items of the histories that were left out, because they were removed from the catalogue
 
     def __str__(self) -> str:
-        removed = f", {self.skipped} items of histories left out as removed" if self.skipped else ""
+        removed = f", items of histories left out as removed: {self.skipped}" if self.skipped else ""
         return f"{self.answered} records answered, {self.rejected} rejected{removed}"
 
 

@@ -220,7 +220,7 @@ def test_batch_predictions_leave_out_removed_items(folder, tmp_path):
     (tmp_path / "in.txt").write_text("ann 10 0\nbob 0\n")
     outcome = batch.predict_folder(folder, tmp_path / "in.txt", tmp_path / "out.jsonl", {}, k=3)
     ann, bob = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert outcome == (2, 0, 1) and str(outcome).endswith("1 items of histories left out as removed")
+    assert outcome == (2, 0, 1) and str(outcome).endswith("items of histories left out as removed: 1")
     assert ann["item_ids"] == bob["item_ids"]
 
 
